@@ -1,0 +1,224 @@
+"""COCO-Stuff and LVIS JSON to typed records; segmentations stay raw bytes until they are rasterized."""
+
+import json
+import mmap
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from cocolvis.errors import DataError
+
+MAX_PIXELS = 2**27
+"""Images with more pixels than this are refused: a data fault, or an attack on memory."""
+
+
+class Fault(NamedTuple):
+    """Something that was skipped, or that is missing: it stands in the report of a build."""
+
+    kind: str
+    source: str
+    image_id: int | None
+    annotation_id: int | None
+    reason: str
+
+
+class Segment(NamedTuple):
+    """One annotation of an image: its category and its segmentation, still as JSON bytes."""
+
+    annotation_id: int
+    category_id: int
+    segmentation: bytes
+
+
+class ImageRecord(msgspec.Struct, gc=False, frozen=True):
+    """An entry of the ``images`` list; only what a build needs."""
+
+    id: int
+    height: int
+    width: int
+    coco_url: str | None = None
+    file_name: str | None = None
+    neg_category_ids: tuple[int, ...] = ()
+    not_exhaustive_category_ids: tuple[int, ...] = ()
+
+    def location(self) -> tuple[str | None, str]:
+        """(folder or None, file name) of the picture: the last two parts of coco_url, else file_name.
+
+        A DataError when neither is there, or when the name would leave the image folder.
+        """
+        parts = (self.coco_url or self.file_name or "").split("/")
+        folder = parts[-2] if self.coco_url and len(parts) > 1 else "/".join(parts[:-1])
+        name = parts[-1]
+        if not name:
+            raise DataError("the record has neither coco_url nor file_name")
+        if {name, *folder.split("/")} & {".", ".."} or folder.startswith("/") or re.search(r"[\x00-\x1f\\:]", folder + name):
+            raise DataError(f"file name {self.coco_url or self.file_name!r} leaves the image folder")
+        return folder or None, name
+
+
+class _Annotation(msgspec.Struct, gc=False):
+    id: int
+    image_id: int
+    category_id: int
+    segmentation: msgspec.Raw
+
+
+class _Category(msgspec.Struct, gc=False):
+    id: int
+    name: str
+
+
+class _File(msgspec.Struct, gc=False):
+    images: list[ImageRecord]
+    annotations: list[_Annotation]
+    categories: list[_Category] = []
+
+
+class AnnotationFile:
+    """One annotation JSON: its images by id, the segments of each, and what had to be skipped.
+
+    ``categories`` maps id to name; it is empty when the file lists none. ``faults`` holds malformed and duplicate records and
+    annotations of images that the file does not list.
+    """
+
+    def __init__(self, path: Path, source: str):
+        self.path = path
+        self.source = source
+        self.faults: list[Fault] = []
+        content = self._read()
+        self.categories = {c.id: c.name for c in content.categories}
+        self.images: dict[int, ImageRecord] = {}
+        for image in content.images:
+            self._add_image(image)
+        self._index(content.annotations)
+
+    def segments(self, image_id: int) -> list[Segment]:
+        """The annotations of an image in file order; empty when there are none."""
+        first, last = np.searchsorted(self._image_ids, [image_id, image_id + 1])
+        rows = [self._annotations[i] for i in self._order[first:last]]
+        return [Segment(row.id, row.category_id, bytes(row.segmentation)) for row in rows]
+
+    def _read(self) -> _File:
+        try:
+            with self.path.open("rb") as file:
+                content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # lives on in the raw segmentations
+            try:
+                return msgspec.json.decode(content, type=_File)
+            except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError):
+                return self._read_tolerantly(str(content, "utf-8", "replace"))
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read: {error.strerror or error}") from None
+        except ValueError as error:
+            raise DataError(f"{self.path}: cannot be read as JSON: {error}") from None
+
+    def _read_tolerantly(self, text: str) -> _File:
+        """Record by record, so that a NaN literal or a wrong type costs only the record that holds it."""
+        found: dict[str, list] = {"images": [], "annotations": [], "categories": []}
+        seen = set()
+        for key, record in _records(text):
+            seen.add(key)
+            if key in found and record is not None:
+                try:
+                    found[key].append(_typed(key, record))
+                except (msgspec.ValidationError, TypeError, ValueError, KeyError, OverflowError) as error:
+                    self._malformed(key, record, str(error))
+        for key in ("images", "annotations"):
+            if key not in seen:
+                raise DataError(f"{self.path}: has no list {key!r}; expected an annotation file of COCO-Stuff or LVIS")
+        return _File(**found)
+
+    def _malformed(self, key: str, record: Any, reason: str) -> None:
+        if key == "categories":
+            raise DataError(f"{self.path}: malformed category {str(record)[:80]}: {reason}")
+        ids = {k: v for k, v in record.items() if isinstance(v, int)} if isinstance(record, dict) else {}
+        image, annotation = (ids.get("id"), None) if key == "images" else (ids.get("image_id"), ids.get("id"))
+        self._fault(f"malformed {key[:-1]}", image, annotation, reason)
+
+    def _fault(self, kind: str, image_id: int | None, annotation_id: int | None, reason: str) -> None:
+        self.faults.append(Fault(kind, self.source, image_id, annotation_id, reason))
+
+    def _add_image(self, image: ImageRecord) -> None:
+        if image.id in self.images:
+            self._fault("duplicate image", image.id, None, "the id occurs before; the first record counts")
+        elif not 0 <= image.id < 2**62:
+            self._fault("malformed image", image.id, None, f"image id {image.id} is not in 0..2**62")
+        elif image.height < 1 or image.width < 1 or image.height * image.width > MAX_PIXELS:
+            reason = f"size {image.height} x {image.width} is not in 1..{MAX_PIXELS} pixels"
+            self._fault("malformed image", image.id, None, reason)
+        else:
+            self.images[image.id] = image
+
+    def _index(self, annotations: list[_Annotation]) -> None:
+        kept, ids = [], set()
+        for row in annotations:
+            if row.image_id not in self.images:
+                self._fault("unlisted image", row.image_id, row.id, "the file lists no usable image with this id")
+            elif row.id in ids:
+                self._fault("duplicate annotation", row.image_id, row.id, "the id occurs before; the first record counts")
+            else:
+                ids.add(row.id)
+                kept.append(row)
+        image_ids = np.array([row.image_id for row in kept], dtype=np.int64)
+        self._annotations = kept
+        self._order = np.argsort(image_ids, kind="stable")
+        self._image_ids = image_ids[self._order]
+
+
+def _typed(key: str, record: Any) -> msgspec.Struct:
+    if key == "images":
+        return msgspec.convert(record, ImageRecord)
+    if key == "categories":
+        return msgspec.convert(record, _Category)
+    raw = msgspec.Raw(json.dumps(record["segmentation"]).encode())
+    ids = {name: msgspec.convert(record[name], int) for name in ("id", "image_id", "category_id")}
+    return _Annotation(**ids, segmentation=raw)
+
+
+def _records(text: str) -> Iterator[tuple[str, Any]]:
+    """(key, element) for each element of each top-level list of a JSON object; (key, None) once for every key.
+
+    Takes what Python's json takes (NaN, Infinity). A ValueError where the text is no JSON object, or breaks off.
+    """
+    decode, skip = json.JSONDecoder().raw_decode, re.compile(r"[\s]*").match
+
+    def token(at: int) -> tuple[str, int]:
+        at = skip(text, at).end()
+        return text[at : at + 1], at
+
+    def element(at: int) -> tuple[Any, int]:
+        try:
+            return decode(text, token(at)[1])
+        except RecursionError:
+            raise ValueError(f"nested too deeply at character {at}") from None
+
+    mark, at = token(0)
+    if mark != "{":
+        raise ValueError("expected one JSON object")
+    mark, after = token(at + 1)
+    at = at if mark != "}" else after
+    while mark != "}":
+        key, at = element(at + 1)
+        mark, at = token(at)
+        if mark != ":" or not isinstance(key, str):
+            raise ValueError(f"expected a key and ':' at character {at}")
+        yield key, None
+        mark, start = token(at + 1)
+        if mark != "[":
+            _, at = element(start)
+        else:
+            mark, at = token(start + 1)
+            at = at if mark == "]" else start
+            while mark != "]":
+                value, at = element(at + 1)
+                yield key, value
+                mark, at = token(at)
+                if mark not in (",", "]") or not mark:
+                    raise ValueError(f"the list {key!r} breaks off at character {at}")
+            at += 1
+        mark, at = token(at)
+        if mark not in (",", "}") or not mark:
+            raise ValueError(f"the object breaks off at character {at}")

@@ -1,0 +1,155 @@
+"""A built data set: its index dataset.json, and its splits as sequences of samples."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cocolvis.errors import DataError
+from cocolvis.files import read_json
+from cocolvis.shards import Sample, ShardReader
+from cocolvis.vocabulary import Vocabulary
+
+FORMAT = "cocolvis"
+VERSION = 1
+INDEX = "dataset.json"
+
+_OPEN_SHARDS = 256
+"""Shards that a split keeps open: enough to shuffle COCO+LVIS without reopening, and a bound on memory and handles."""
+
+
+class Dataset:
+    """The folder that ``cocolvis build`` writes.
+
+    ``index`` is dataset.json as parsed, ``vocabulary`` its classes, ``image_root`` where the pictures of a data set that
+    stores only their paths lie.
+    """
+
+    def __init__(self, folder: Path, index: Mapping[str, Any], image_root: Path | None = None):
+        self.folder = folder
+        self.index = index
+        self.vocabulary = Vocabulary.from_json(index["vocabulary"])
+        recorded = index["options"].get("image_root")
+        self.image_root = image_root or (Path(recorded) if recorded else None)
+
+    @classmethod
+    def open(cls, folder: str | Path, image_root: str | Path | None = None) -> "Dataset":
+        """Read the index; a DataError when there is none, or it has another format."""
+        folder = Path(folder)
+        if not (folder / INDEX).exists():
+            unfinished = " yet: complete it with `cocolvis build ... --resume`" if (folder / "shards").exists() else ""
+            raise DataError(f"{folder}: holds no {INDEX}{unfinished}; expected a folder that `cocolvis build` wrote")
+        index = read_json(folder / INDEX)
+        found = (index.get("format"), index.get("version")) if isinstance(index, dict) else None
+        if found != (FORMAT, VERSION):
+            raise DataError(f"{folder / INDEX}: format and version are {found}, expected {(FORMAT, VERSION)}")
+        missing = {"vocabulary", "splits", "shards", "options", "report"} - index.keys()
+        if missing:
+            raise DataError(f"{folder / INDEX}: lacks {sorted(missing)[0]!r}")
+        return cls(folder, index, Path(image_root) if image_root else None)
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Split name -> number of images."""
+        return {name: split["images"] for name, split in self.index["splits"].items()}
+
+    def split(self, name: str) -> "Split":
+        """The samples of a split; a DataError that lists the splits when there is none of this name."""
+        if name not in self.splits:
+            raise DataError(f"{self.folder}: has no split {name!r}; it has {', '.join(self.splits) or 'none'}")
+        return Split(self, name)
+
+    def shard_paths(self, split: str) -> list[Path]:
+        """The shards of a split in order."""
+        return [self.folder / shard["file"] for shard in self.index["shards"] if shard["split"] == split]
+
+    def find(self, image_id: int) -> Sample:
+        """The sample with this image id, in whichever split; a DataError when there is none."""
+        for name in self.splits:
+            split = self.split(name)
+            rows = np.flatnonzero(split.image_ids() == image_id)
+            if rows.size:
+                return split[int(rows[0])]
+        raise DataError(f"{self.folder}: holds no image {image_id}; `cocolvis export` or h5py list the ids")
+
+
+class Split:
+    """The samples of one split, in the order in which they were built; pickles and forks safely.
+
+    ``split[i]`` opens shards as needed and keeps the last few open.
+    """
+
+    def __init__(self, dataset: Dataset, name: str):
+        self.name = name
+        self.image_root = dataset.image_root
+        self._digest = dataset.vocabulary.digest
+        self._paths = dataset.shard_paths(name)
+        counts = [s["images"] for s in dataset.index["shards"] if s["split"] == name]
+        self._starts = np.cumsum([0, *counts])
+        self._open: OrderedDict[int, ShardReader] = OrderedDict()
+        self._pid = os.getpid()
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> Sample:
+        """Sample ``index``, 0 <= index < len."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        sample = self._shard(number).sample(index - int(self._starts[number]))
+        if not sample.content and self.image_root is not None:
+            return self._with_file(sample)
+        return sample
+
+    def image_ids(self) -> np.ndarray:
+        """(N,) int64 image ids in order."""
+        return self._gather(ShardReader.image_ids, np.zeros(0, np.int64))
+
+    def sizes(self) -> np.ndarray:
+        """(N, 2) uint32 heights and widths in order."""
+        return self._gather(ShardReader.sizes, np.zeros((0, 2), np.uint32))
+
+    def present(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(rows int64, classes uint16, pixels uint32), one entry for each class in each image; no mask is decoded."""
+        rows, classes, pixels = [np.zeros(0, np.int64)], [np.zeros(0, np.uint16)], [np.zeros(0, np.uint32)]
+        for number, start in enumerate(self._starts[:-1]):
+            offsets, shard_classes, shard_pixels = self._shard(number).present()
+            rows.append(start + np.repeat(np.arange(len(offsets) - 1), np.diff(offsets.astype(np.int64))))
+            classes.append(shard_classes)
+            pixels.append(shard_pixels)
+        return np.concatenate(rows), np.concatenate(classes), np.concatenate(pixels)
+
+    def _gather(self, column, empty: np.ndarray) -> np.ndarray:
+        return np.concatenate([empty, *(column(self._shard(number)) for number in range(len(self._paths)))])
+
+    def _with_file(self, sample: Sample) -> Sample:
+        path = self.image_root / sample.path
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}; say where the images lie with --image-root") from None
+        fields = {name: getattr(sample, name) for name in Sample.__dataclass_fields__}
+        return Sample(**fields | {"content": content})
+
+    def _shard(self, number: int) -> ShardReader:
+        if self._pid != os.getpid():  # HDF5 handles must not cross a fork
+            self._open, self._pid = OrderedDict(), os.getpid()
+        if number not in self._open:
+            reader = ShardReader(self._paths[number])
+            if reader.attributes.get("vocabulary") != self._digest:
+                raise DataError(f"{reader.path}: was built with another vocabulary than dataset.json names")
+            expected = int(self._starts[number + 1] - self._starts[number])
+            if len(reader) != expected:
+                raise DataError(f"{reader.path}: holds {len(reader)} images, dataset.json says {expected}")
+            self._open[number] = reader
+            if len(self._open) > _OPEN_SHARDS:
+                self._open.popitem(last=False)[1].close()
+        self._open.move_to_end(number)
+        return self._open[number]
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_open": OrderedDict()}

@@ -1,0 +1,36 @@
+"""Regions of things and stuff to one mask of class ids: what lies over what. Pure."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from cocolvis.rasterize import Spans
+from cocolvis.vocabulary import UNLABELLED
+
+OVERLAPS = ("first", "small-on-top")
+"""Which of two overlapping regions of one source wins: the first in the file (as published), or the smaller one."""
+
+
+class Region(NamedTuple):
+    """The pixels of one annotation and the class that they get."""
+
+    class_id: int
+    spans: Spans
+
+
+def merge(stuff: Sequence[Region], things: Sequence[Region], height: int, width: int, *, overlap: str = "first") -> np.ndarray:
+    """The (H, W) uint16 mask of an image, 0 = unlabelled: things over stuff, and within each source as ``overlap`` says.
+
+    Both sequences are in file order. Under "first" the earlier region wins; under "small-on-top" the one with fewer pixels
+    does, ties going to the earlier. A region of class 0 (stuff "other") hides what lies under it as any other does.
+    """
+    mask = np.full(height * width, UNLABELLED, dtype=np.uint16)
+    for regions in (stuff, things):
+        order = list(regions)
+        if overlap == "small-on-top":
+            order.sort(key=lambda region: region.spans.area)
+        for region in reversed(order):
+            for start, stop in zip(region.spans.starts.tolist(), region.spans.stops.tolist(), strict=True):
+                mask[start:stop] = region.class_id
+    return np.ascontiguousarray(mask.reshape(width, height).T)

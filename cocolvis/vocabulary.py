@@ -1,0 +1,164 @@
+"""The classes of a data set: names, kinds, frequency groups, and which annotation category becomes which class."""
+
+import csv
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from importlib.resources import files
+
+from cocolvis.errors import DataError
+
+UNLABELLED = 0
+"""The class id on disk of a pixel that nothing covers."""
+
+GROUPS = ("rare", "common", "frequent", "stuff")
+"""Frequency groups: LVIS's three by number of training images (1-10, 11-100, more), and stuff that LVIS does not have."""
+
+STUFF_OTHER = 183
+"""The COCO-Stuff category "other": pixels of things, which carry no stuff class."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassInfo:
+    """One class of a vocabulary.
+
+    ``sources`` maps the name of an annotation source ("lvis", "stuff") to the category id there; ``images`` is the number
+    of LVIS v1 training images, where LVIS knows the class.
+    """
+
+    id: int
+    name: str
+    kind: str
+    group: str
+    synset: str | None
+    sources: Mapping[str, int]
+    images: int | None = None
+
+    def to_json(self) -> dict:
+        """The class as ``cocolvis vocab --json`` and dataset.json print it."""
+        return {
+            "class": self.id,
+            "name": self.name,
+            "kind": self.kind,
+            "group": self.group,
+            "synset": self.synset,
+            "sources": dict(self.sources),
+            "images": self.images,
+        }
+
+
+class Vocabulary:
+    """Classes 1..C in order, with the categories of each annotation source that they stand for.
+
+    ``ignored`` maps a source to category ids that are known but carry no class; their pixels are unlabelled.
+    """
+
+    def __init__(self, classes: Iterable[ClassInfo], ignored: Mapping[str, Mapping[int, str]] | None = None):
+        self.classes = tuple(classes)
+        self.ignored = {source: dict(names) for source, names in (ignored or {}).items()}
+        if [c.id for c in self.classes] != list(range(1, len(self.classes) + 1)):
+            raise DataError("vocabulary: class ids must be 1, 2, ... without gaps")
+        if len({c.name for c in self.classes}) != len(self.classes):
+            raise DataError("vocabulary: class names must be unique")
+
+    def __len__(self) -> int:
+        """The number of classes C, "unlabelled" not counted."""
+        return len(self.classes)
+
+    def __iter__(self) -> Iterator[ClassInfo]:
+        return iter(self.classes)
+
+    def __getitem__(self, class_id: int) -> ClassInfo:
+        """The class with this id, 1..C."""
+        if not 1 <= class_id <= len(self.classes):
+            raise DataError(f"class {class_id} is not in the vocabulary: ids are 1..{len(self.classes)}")
+        return self.classes[class_id - 1]
+
+    def name(self, class_id: int) -> str:
+        """The class's name; "unlabelled" for 0."""
+        return "unlabelled" if class_id == UNLABELLED else self[class_id].name
+
+    def categories(self, source: str) -> dict[int, str]:
+        """Category id -> name of everything that ``source`` may hold, ignored categories included."""
+        known = {c.sources[source]: c.name for c in self.classes if source in c.sources}
+        return known | self.ignored.get(source, {})
+
+    def lookup(self, source: str) -> dict[int, int]:
+        """Category id of ``source`` -> class id; ignored categories map to 0."""
+        table = {c.sources[source]: c.id for c in self.classes if source in c.sources}
+        return table | dict.fromkeys(self.ignored.get(source, {}), UNLABELLED)
+
+    def search(self, text: str) -> list[ClassInfo]:
+        """Classes whose name or synset contains ``text``, upper and lower case alike."""
+        needle = text.casefold()
+        return [c for c in self.classes if needle in c.name.casefold() or needle in (c.synset or "").casefold()]
+
+    def id_of(self, name: str) -> int:
+        """The class id of an exact name; a DataError with the nearest names otherwise."""
+        for c in self.classes:
+            if c.name == name:
+                return c.id
+        near = difflib.get_close_matches(name, [c.name for c in self.classes])
+        raise DataError(f"no class is named {name!r}" + (f"; did you mean {', '.join(near)}?" if near else ""))
+
+    def check_categories(self, source: str, categories: Mapping[int, str], where: str) -> None:
+        """Raise a DataError when the ``categories`` of an annotation file differ from this vocabulary's."""
+        expected = self.categories(source)
+        for category, name in categories.items():
+            if expected.get(category) != name:
+                raise DataError(
+                    f"{where}: category {category} is {name!r}, the vocabulary has {expected.get(category)!r};"
+                    f" expected the {len(expected)} categories of {source} that `cocolvis vocab` lists"
+                )
+        missing = sorted(expected.keys() - categories.keys())
+        if missing:
+            raise DataError(
+                f"{where}: lists {len(categories)} categories, expected {len(expected)};"
+                f" the first that is missing is {missing[0]} {expected[missing[0]]!r}"
+            )
+
+    def to_json(self) -> dict:
+        """Everything that :meth:`from_json` needs, with the digest."""
+        ignored = {source: {str(i): n for i, n in names.items()} for source, names in self.ignored.items()}
+        return {"digest": self.digest, "classes": [c.to_json() for c in self.classes], "ignored": ignored}
+
+    @classmethod
+    def from_json(cls, data: Mapping) -> "Vocabulary":
+        """The vocabulary that :meth:`to_json` wrote; a DataError when it is malformed or its digest does not fit."""
+        try:
+            classes = [ClassInfo(id=c["class"], **{k: v for k, v in c.items() if k != "class"}) for c in data["classes"]]
+            ignored = {source: {int(i): n for i, n in names.items()} for source, names in data["ignored"].items()}
+            vocabulary = cls(classes, ignored)
+            digest = data["digest"]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"malformed vocabulary: {error!r}") from None
+        if vocabulary.digest != digest:
+            raise DataError(f"vocabulary digest is {vocabulary.digest}, but {digest} was recorded: the classes were edited")
+        return vocabulary
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over what gives labels their meaning: ids, names and source categories."""
+        meaning = [[c.id, c.name, c.kind, c.group, c.synset, sorted(c.sources.items())] for c in self.classes]
+        ignored = [[source, sorted(names.items())] for source, names in sorted(self.ignored.items())]
+        return hashlib.sha256(json.dumps([meaning, ignored]).encode()).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def coco_lvis() -> Vocabulary:
+    """The 1284 classes of COCO+LVIS, from the reviewed table vocabulary.csv.
+
+    LVIS v1 categories keep their ids 1..1203; the 81 of the 91 COCO stuff categories that LVIS does not name are 1204..1284
+    in ascending order of stuff id; the 10 that both name are the LVIS class.
+    """
+    text = files("cocolvis").joinpath("vocabulary.csv").read_text(encoding="utf-8")
+    classes = []
+    for row in csv.DictReader(text.splitlines()):
+        sources = {s: int(row[f"{s}_id"]) for s in ("lvis", "stuff") if row[f"{s}_id"]}
+        images = int(row["lvis_images"]) if row["lvis_images"] else None
+        synset = row["synset"] or None
+        classes.append(ClassInfo(int(row["class"]), row["name"], row["kind"], row["group"], synset, sources, images))
+    return Vocabulary(classes, {"stuff": {STUFF_OTHER: "other"}})

@@ -1,0 +1,1 @@
+"""Embedding-based scalable segmentation: more than a thousand classes on a single GPU."""
