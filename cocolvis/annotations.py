@@ -11,9 +11,7 @@ import msgspec
 import numpy as np
 
 from cocolvis.errors import DataError
-
-MAX_PIXELS = 2**27
-"""Images with more pixels than this are refused: a data fault, or an attack on memory."""
+from cocolvis.runlength import MAX_PIXELS
 
 
 class Fault(NamedTuple):
@@ -121,7 +119,7 @@ class AnnotationFile:
         seen = set()
         for key, record in _records(text):
             seen.add(key)
-            if key in found and record is not None:
+            if key in found and record is not _KEY:
                 try:
                     found[key].append(_typed(key, record))
                 except (msgspec.ValidationError, TypeError, ValueError, KeyError, OverflowError) as error:
@@ -178,8 +176,11 @@ def _typed(key: str, record: Any) -> msgspec.Struct:
     return _Annotation(**ids, segmentation=raw)
 
 
+_KEY = object()
+
+
 def _records(text: str) -> Iterator[tuple[str, Any]]:
-    """(key, element) for each element of each top-level list of a JSON object; (key, None) once for every key.
+    """(key, element) for each element of each top-level list of a JSON object; (key, _KEY) once for every key.
 
     Takes what Python's json takes (NaN, Infinity). A ValueError where the text is no JSON object, or breaks off.
     """
@@ -205,7 +206,7 @@ def _records(text: str) -> Iterator[tuple[str, Any]]:
         mark, at = token(at)
         if mark != ":" or not isinstance(key, str):
             raise ValueError(f"expected a key and ':' at character {at}")
-        yield key, None
+        yield key, _KEY
         mark, start = token(at + 1)
         if mark != "[":
             _, at = element(start)

@@ -4,11 +4,11 @@ import os
 import shutil
 import signal
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
 from multiprocessing import get_context
@@ -165,14 +165,15 @@ def _run_here(plan: Plan, state: _State, finished: set[str], workers: int, progr
 
 def _run_in_pool(plan: Plan, state: _State, finished: set[str], workers: int, progress: Callable[[int], None]):
     context = get_context("spawn")
-    ticks = context.Value("q", 0)
+    ticks, stop = context.Value("q", 0), context.Event()
     tasks = plan.tasks(finished)
     waiting: dict[Future, str] = {}
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(ticks, os.getpid()))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(ticks, stop, os.getpid()))
     try:
         while True:
             for task in islice(tasks, max(0, _AHEAD * workers - len(waiting))):
-                waiting[pool.submit(_work, task, state.shard(task.name))] = task.name
+                with _interrupts_held():
+                    waiting[pool.submit(_work, task, state.shard(task.name))] = task.name
             if not waiting:
                 return
             for future in wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED).done:
@@ -180,22 +181,34 @@ def _run_in_pool(plan: Plan, state: _State, finished: set[str], workers: int, pr
             progress(ticks.value)
     except BrokenProcessPool:
         raise DataError("a worker process died (out of memory?); finished shards are kept: go on with --resume") from None
+    except BaseException:
+        stop.set()
+        raise
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Processes that are started meanwhile never see Ctrl-C; here it waits until the end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _ticks = None
 
 
-def _start_worker(ticks, parent: int) -> None:
-    """Count images for the parent, leave Ctrl-C to it, and end when it is gone."""
+def _start_worker(ticks, stop, parent: int) -> None:
+    """Count images for the parent, and end at once when it says so or is gone."""
     global _ticks
     _ticks = ticks
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        while not stop.wait(timeout=1) and os.getppid() == parent:
+            pass
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

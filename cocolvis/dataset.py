@@ -97,13 +97,16 @@ class Split:
 
     def __getitem__(self, index: int) -> Sample:
         """Sample ``index``, 0 <= index < len."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        sample = self._shard(number).sample(index - int(self._starts[number]))
+        shard, row = self._place(index)
+        sample = shard.sample(row)
         if not sample.content and self.image_root is not None:
             return self._with_file(sample)
         return sample
+
+    def mask(self, index: int) -> np.ndarray:
+        """(H, W) uint16 mask of sample ``index``; the picture is left alone."""
+        shard, row = self._place(index)
+        return shard.mask(row)
 
     def image_ids(self) -> np.ndarray:
         """(N,) int64 image ids in order."""
@@ -134,6 +137,12 @@ class Split:
             raise DataError(f"{path}: cannot be read: {error.strerror}; say where the images lie with --image-root") from None
         fields = {name: getattr(sample, name) for name in Sample.__dataclass_fields__}
         return Sample(**fields | {"content": content})
+
+    def _place(self, index: int) -> tuple[ShardReader, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._shard(number), index - int(self._starts[number])
 
     def _shard(self, number: int) -> ShardReader:
         if self._pid != os.getpid():  # HDF5 handles must not cross a fork

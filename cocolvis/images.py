@@ -1,9 +1,12 @@
 """Encoded pictures (JPEG, PNG): their size without decoding, and their pixels as three RGB channels."""
 
 import struct
+from pathlib import Path
 
 import cv2
 import numpy as np
+
+from cocolvis.files import write_aside
 
 _START_OF_FRAME = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
 _START_OF_SCAN = 0xDA
@@ -54,3 +57,10 @@ def decode_rgb(content: bytes | np.ndarray) -> np.ndarray:
     if pixels is None:
         raise ValueError("the picture cannot be decoded")
     return pixels
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """Write (H, W) uint16 class ids or (H, W, 3) uint8 RGB as a PNG, whole or not at all; a DataError where that fails."""
+    encoded = cv2.imencode(".png", pixels if pixels.ndim == 2 else pixels[..., ::-1])[1]
+    with write_aside(path) as aside:
+        aside.write_bytes(encoded)

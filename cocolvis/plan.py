@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cocolvis import compat
-from cocolvis.annotations import Fault, ImageRecord, Segment
+from cocolvis.annotations import AnnotationFile, Fault, ImageRecord, Segment
 from cocolvis.errors import DataError
 from cocolvis.merge import OVERLAPS
 from cocolvis.sources import SPLITS, Sources
@@ -88,17 +88,26 @@ class Plan:
             things = sources.things(split)
             plan.faults += things.faults
             plan.images[split] = []
-            for image in list(things.images.values())[: options.limit]:
-                try:
-                    folder, name = sources.locate(image, split)
-                except DataError as error:
-                    plan.faults.append(Fault("malformed image", "lvis", image.id, None, str(error)))
-                    continue
+            for image, folder, name in plan._located(things, split):
                 stuff_files[folder] = sources.stuff(folder)
                 if plan._belongs(image, folder, bool(things.segments(image.id))):
                     plan.images[split].append((image, folder, name))
         plan.faults += [fault for file in stuff_files.values() for fault in file.faults]
         return plan
+
+    def _located(self, things: AnnotationFile, split: str) -> Iterator[tuple[ImageRecord, str, str]]:
+        """(image, folder, file name) of the split's first images whose place can be told, as many as ``limit`` allows."""
+        found = 0
+        for image in things.images.values():
+            if found == self.options.limit:
+                return
+            try:
+                place = self.sources.locate(image, split)
+            except DataError as error:
+                self.faults.append(Fault("malformed image", "lvis", image.id, None, str(error)))
+                continue
+            found += 1
+            yield image, *place
 
     def _belongs(self, image: ImageRecord, folder: str, has_things: bool) -> bool:
         """Note an image without stuff; leave it out where the published generator wrote no mask."""

@@ -2,6 +2,9 @@
 
 import numpy as np
 
+MAX_PIXELS = 2**27
+"""Masks with more pixels than this are refused: a fault of the data, or an attack on memory."""
+
 
 def encode(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """An (H, W) uint16 mask to (classes (R,) uint16, lengths (R,) uint32), row-major, neighbouring runs of different class."""
@@ -12,10 +15,12 @@ def encode(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def decode(classes: np.ndarray, lengths: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The (H, W) uint16 mask of runs; a ValueError when they do not fill it exactly."""
+    """The (H, W) uint16 mask of runs; a ValueError when they do not fill it exactly, or it is over MAX_PIXELS."""
     total = int(lengths.sum(dtype=np.uint64))
     if total != height * width:
         raise ValueError(f"runs cover {total} pixels, expected {height} x {width} = {height * width}")
+    if total > MAX_PIXELS:
+        raise ValueError(f"{height} x {width} pixels are more than {MAX_PIXELS}")
     return np.repeat(classes.astype(np.uint16, copy=False), lengths).reshape(height, width)
 
 

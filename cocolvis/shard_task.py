@@ -10,7 +10,7 @@ from cocolvis.annotations import Fault, Segment
 from cocolvis.images import image_size
 from cocolvis.merge import Region, merge
 from cocolvis.plan import BuildOptions, ImageTask, ShardTask
-from cocolvis.rasterize import BadSegmentation, rasterize
+from cocolvis.rasterize import BadSegmentation, Spans, rasterize
 from cocolvis.shards import Sample, ShardWriter
 from cocolvis.vocabulary import coco_lvis
 
@@ -36,15 +36,14 @@ def build_sample(image: ImageTask, options: BuildOptions, image_root: Path | Non
     content = b"" if image_root is None else _picture(image, image_root, faults)
     if content is None:
         return None
-    vocabulary = coco_lvis()
+    things, lookup = coco_lvis().lookup("lvis"), coco_lvis().lookup("stuff")
+    painted_things = _painted(image.things, things, "lvis", image, faults)
+    painted_stuff = _painted(image.stuff, lookup, "stuff", image, faults)
     if options.compat == "essnet":
-        lookup = compat.essnet_lookup(eight_bits=len(image.stuff) == 1)
-    else:
-        lookup = vocabulary.lookup("stuff")
-    things = vocabulary.lookup("lvis")
+        lookup = compat.essnet_lookup(eight_bits=len(painted_stuff) == 1)
     mask = merge(
-        _regions(image.stuff, lookup, "stuff", image, faults),
-        _regions(image.things, things, "lvis", image, faults),
+        [Region(lookup[category], spans) for category, spans in painted_stuff],
+        [Region(things[category], spans) for category, spans in painted_things],
         image.height,
         image.width,
         overlap=options.overlap,
@@ -77,23 +76,22 @@ def _picture(image: ImageTask, image_root: Path, faults: list[Fault]) -> bytes |
     return content
 
 
-def _regions(
-    segments: list[Segment], lookup: dict[int, int], source: str, image: ImageTask, faults: list[Fault]
-) -> list[Region]:
-    regions = []
+def _painted(
+    segments: list[Segment], known: dict[int, int], source: str, image: ImageTask, faults: list[Fault]
+) -> list[tuple[int, Spans]]:
+    """(category id, pixels) of each segment in order; those of an unknown category, or malformed, become faults."""
+    painted = []
     for segment in segments:
-        try:
-            if segment.category_id not in lookup:
-                known = f"{min(lookup)}..{max(lookup)}"
-                kind, reason = "unknown category", f"category {segment.category_id} is not among {source}'s {known}"
-            else:
-                spans = rasterize(segment.segmentation, image.height, image.width)
-                regions.append(Region(lookup[segment.category_id], spans))
+        if segment.category_id not in known:
+            kind, reason = "unknown category", f"{segment.category_id} is not among {source}'s {min(known)}..{max(known)}"
+        else:
+            try:
+                painted.append((segment.category_id, rasterize(segment.segmentation, image.height, image.width)))
                 continue
-        except BadSegmentation as error:
-            kind, reason = "malformed annotation", f"the segmentation {error}"
+            except BadSegmentation as error:
+                kind, reason = "malformed annotation", f"the segmentation {error}"
         faults.append(Fault(kind, source, image.image_id, segment.annotation_id, reason))
-    return regions
+    return painted
 
 
 def _class_ids(categories: tuple[int, ...], lookup: dict[int, int]) -> np.ndarray:

@@ -33,6 +33,10 @@ _CHUNK = 4096
 """Runs in a compressed chunk of the masks: the fastest to read of those that benchmarks/layout.py measures."""
 
 
+_EXPANSION = 1100
+"""Deflate never shrinks by more than 1032; who declares more has no such values."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """One image of a data set.
@@ -135,18 +139,18 @@ class ShardReader:
         if found != (FORMAT, VERSION):
             raise ValueError(f"format and version are {found}, expected {(FORMAT, VERSION)}")
         self.attributes = {k: v for k, v in self._file.attrs.items() if isinstance(v, str)}
-        images = self._file["id"].shape[0]
+        images = _stored(self._file, "id").shape[0]
         for name, (dtype, shape) in _FIXED.items():
-            data = self._file[name]
+            data = _stored(self._file, name)
             if data.shape != (images, *shape) or data.dtype != dtype:
                 raise ValueError(f"/{name} is {data.dtype} {data.shape}, expected {dtype} {(images, *shape)}")
         for group, columns in _RAGGED.items():
-            offsets = self._file[group]["offsets"]
+            offsets = _stored(self._file, f"{group}/offsets")
             if offsets.shape != (images + 1,) or offsets.dtype != "uint64":
                 raise ValueError(f"/{group}/offsets is {offsets.dtype} {offsets.shape}, expected uint64 {(images + 1,)}")
             values = offsets[()]
             for column, dtype in columns.items():
-                data = self._file[group][column]
+                data = _stored(self._file, f"{group}/{column}")
                 if data.shape != (values[-1],) or data.dtype != dtype:
                     raise ValueError(f"/{group}/{column} is {data.dtype} {data.shape}, expected {dtype} {(int(values[-1]),)}")
             if values[0] != 0 or np.any(values[1:] < values[:-1]):
@@ -168,18 +172,21 @@ class ShardReader:
         group = self._file["present"]
         return self._offsets["present"], group["class"][()], group["pixels"][()]
 
+    def mask(self, row: int) -> np.ndarray:
+        """(H, W) uint16 mask of image number ``row``; a DataError when its runs do not fill the image."""
+        height, width = (int(side) for side in self._file["size"][row])
+        try:
+            return runlength.decode(self._slice("mask", "class", row), self._slice("mask", "length", row), height, width)
+        except (ValueError, OSError) as error:
+            image_id = int(self._file["id"][row])
+            raise DataError(f"{self.path}: mask of image {image_id}: {str(error).splitlines()[0]}") from None
+
     def sample(self, row: int) -> Sample:
         """Image number ``row`` of the shard, mask decoded; a DataError when its runs do not fill the image."""
-        height, width = (int(side) for side in self._file["size"][row])
-        image_id = int(self._file["id"][row])
-        try:
-            mask = runlength.decode(self._slice("mask", "class", row), self._slice("mask", "length", row), height, width)
-        except (ValueError, OSError) as error:
-            raise DataError(f"{self.path}: mask of image {image_id}: {str(error).splitlines()[0]}") from None
         return Sample(
-            image_id=image_id,
+            image_id=int(self._file["id"][row]),
             path=self._slice("path", "bytes", row).tobytes().decode("utf-8", "replace"),
-            mask=mask,
+            mask=self.mask(row),
             content=self._slice("image", "bytes", row).tobytes(),
             neg=self._slice("neg", "class", row),
             not_exhaustive=self._slice("not_exhaustive", "class", row),
@@ -192,3 +199,15 @@ class ShardReader:
     def close(self) -> None:
         """Release the file."""
         self._file.close()
+
+
+def _stored(file: h5py.File, name: str) -> h5py.Dataset:
+    """A data set of the file; a ValueError when its values lie elsewhere, or it declares far more than it stores."""
+    group, _, _ = name.rpartition("/")
+    links = [file.get(part, getlink=True) for part in (group, name) if part]
+    data = file[name] if all(isinstance(link, h5py.HardLink) for link in links) else None
+    if data is None or data.is_virtual or data.external:
+        raise ValueError(f"/{name} points at another file or place")
+    if data.nbytes > _EXPANSION * data.id.get_storage_size():
+        raise ValueError(f"/{name} declares {data.nbytes} bytes and stores {data.id.get_storage_size()}")
+    return data

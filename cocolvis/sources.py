@@ -39,7 +39,7 @@ class Sources:
         return self._stuff[folder]
 
     def locate(self, image: ImageRecord, split: str) -> tuple[str, str]:
-        """(folder, file name) of an LVIS image: as its record says, else the folder whose stuff list holds it, else the split's."""
+        """(folder, file name) of an LVIS image: as its record says, else where the stuff list has it, else the split's."""
         folder, name = image.location()
         if folder is None:
             own = f"{split}2017"

@@ -1,0 +1,90 @@
+"""What the commands of ``cocolvis`` print about a data set."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.options import print_json, print_table
+
+if TYPE_CHECKING:  # these modules are slow to import; a command that prints has them already
+    from cocolvis.dataset import Dataset
+    from cocolvis.diff import Difference
+    from cocolvis.vocabulary import Vocabulary
+
+LISTED = 3
+"""Faults of a kind that are listed on the screen; dataset.json holds all."""
+
+RANKED = 10
+"""Classes, images or pairs at either end of a ranking that are printed; --json holds all."""
+
+_QUANTILES = {"images a class": "image_quantiles", "pixels a class": "pixel_quantiles", "classes an image": "classes_an_image"}
+
+
+def print_summary(dataset: "Dataset", as_json: bool) -> None:
+    """Splits, options and faults of a data set, as ``build`` and ``info`` print them."""
+    index = dataset.index
+    size = {split: sum(s["bytes"] for s in index["shards"] if s["split"] == split) for split in dataset.splits}
+    report = index["report"]
+    if as_json:
+        splits = {split: counts | {"bytes": size[split]} for split, counts in index["splits"].items()}
+        described = {"folder": str(dataset.folder), "classes": len(dataset.vocabulary), "splits": splits}
+        print_json(described | {"options": index["options"], "inputs": index["inputs"], "report": report})
+        return
+    rows = [(split, n["images"], n["shards"], size[split] / 2**20) for split, n in index["splits"].items()]
+    print_table(("split", "images", "shards", "MiB"), rows)
+    shown = ("limit", "images", "overlap", "compat")
+    options = ", ".join(f"{name} {index['options'][name]}" for name in shown if index["options"].get(name) is not None)
+    click.echo(f"\n{len(dataset.vocabulary)} classes; {options}")
+    for kind, count in report["counts"].items():
+        click.echo(f"\n{kind}: {count}")
+        faults = [fault for fault in report["faults"] if fault["kind"] == kind]
+        for fault in faults[:LISTED]:
+            annotation = "" if fault["annotation_id"] is None else f", annotation {fault['annotation_id']}"
+            click.echo(f"  image {fault['image_id']}{annotation} ({fault['source']}): {fault['reason']}")
+        if count > LISTED:
+            click.echo(f"  ... and {count - LISTED} more, listed in {dataset.folder / 'dataset.json'}")
+
+
+def print_split(name: str, split: dict, classes: int) -> None:
+    """The statistics of one split, as ``stats`` prints them; ``classes`` is the size of the vocabulary."""
+    labelled = split["labelled"] / max(1, split["pixels"])
+    present = f"{split['classes_present']:,} of {classes:,} classes"
+    click.echo(f"{name}: {split['images']:,} images, {present}, {labelled:.1%} of the pixels labelled\n")
+    total = max(1, split["labelled"])
+    rows = [(group, *list(n.values())[:3], f"{n['pixels'] / total:8.2%}") for group, n in split["groups"].items()]
+    print_table(("group", "classes", "present", "class x image", "pixels"), rows)
+    click.echo()
+    rows = [(label, *(round(value) for value in split[key].values())) for label, key in _QUANTILES.items() if split[key]]
+    if rows:
+        print_table(("quantile", *split["classes_an_image"]), rows)
+    listed = split["classes"]
+    for title, part in (("commonest", listed[:RANKED]), ("rarest", listed[RANKED:][-RANKED:])):
+        if part:
+            click.echo()
+            rows = [(row["name"], str(row["class"]), row["group"], row["images"], row["pixels"]) for row in part]
+            print_table((title, "class", "group", "images", "pixels"), rows)
+    click.echo()
+
+
+def print_difference(found: "Difference", names_a: "Vocabulary", names_b: "Vocabulary", as_json: bool) -> None:
+    """What ``diff`` found."""
+    pairs = [
+        {"a": p.a, "a_name": names_a.name(p.a), "b": p.b, "b_name": names_b.name(p.b), "pixels": p.pixels} for p in found.pairs
+    ]
+    if as_json:
+        images = {"common": found.common, "differing": len(found.differing), "resized": len(found.resized)}
+        only = {"only_a": [list(i) for i in found.only_a], "only_b": [list(i) for i in found.only_b]}
+        pixels = {"compared": found.pixels, "differing": found.differing_pixels}
+        print_json({"images": images | only, "pixels": pixels, "classes": found.classes, "pairs": pairs})
+        return
+    click.echo(f"{len(found.differing)} of {found.common} common images differ, {len(found.resized)} have another size;")
+    share = found.differing_pixels / max(1, found.pixels)
+    click.echo(f"{found.differing_pixels:,} of {found.pixels:,} pixels ({share:.2%}), {len(found.classes)} classes")
+    for label, images in (("only in the first", found.only_a), ("only in the second", found.only_b)):
+        if images:
+            first = ", ".join(f"{split} {image_id}" for split, image_id in images[:RANKED])
+            click.echo(f"{label}: {len(images)} images: {first}{', ...' if len(images) > RANKED else ''}")
+    if pairs:
+        click.echo()
+        rows = [(f"{p['a']} {p['a_name']}", f"{p['b']} {p['b_name']}", p["pixels"]) for p in pairs[:RANKED]]
+        print_table(("first", "second", "pixels"), rows)

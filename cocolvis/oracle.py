@@ -1,0 +1,223 @@
+"""The independent check: every mask derived again through lvis.LVIS and pycocotools.coco.COCO, compared pixel for pixel.
+
+It shares nothing with the code that builds masks but the vocabulary, and reads what was built through :class:`Dataset`.
+"""
+
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lvis import LVIS
+from pycocotools.coco import COCO
+
+from cocolvis.dataset import Dataset
+from cocolvis.errors import DataError
+from cocolvis.files import sha256
+from cocolvis.vocabulary import coco_lvis
+
+_SKIPPED_ANNOTATION = {"malformed annotation", "duplicate annotation", "unlisted image", "unknown category"}
+_SKIPPED_IMAGE = {"malformed image", "duplicate image"}
+_SKIPPED_PICTURE = {"missing image", "unreadable image", "wrong image size"}
+
+_PUBLISHED_ORDER = (165, 98, 93, 168, 92, 141, 153, 109, 137, 108)
+"""The shared stuff ids, in the order in which the published generator moves them."""
+
+_PUBLISHED_LACKS = 429995
+
+
+@dataclass(slots=True)
+class OracleResult:
+    """What the comparison found.
+
+    ``images`` were compared; ``differing`` holds (split, image id, differing pixels); ``missing`` and ``unexpected`` hold
+    (split, image id) of images that the data set lacks, or has too many; ``skipped`` counts the annotations that were left
+    out because the build reported them.
+    """
+
+    images: int = 0
+    differing: list[tuple[str, int, int]] = field(default_factory=list)
+    missing: list[tuple[str, int]] = field(default_factory=list)
+    unexpected: list[tuple[str, int]] = field(default_factory=list)
+    skipped: int = 0
+
+    def faults(self) -> list[str]:
+        """One line for each fault; empty when everything is equal."""
+        lines = [f"{split}: image {i} is missing: the annotations have it, the report does not" for split, i in self.missing]
+        lines += [f"{split}: image {i} should not be there" for split, i in self.unexpected]
+        return lines + [f"{split}: image {i} differs in {pixels} pixels" for split, i, pixels in self.differing]
+
+
+def check(
+    dataset: Dataset, coco: Path, lvis: Path, progress: Callable[[int, int], None] = lambda done, total: None
+) -> OracleResult:
+    """Derive each mask of a COCO+LVIS data set again from the folders it was built from, and compare.
+
+    A DataError when the data set has another vocabulary, or was built from other annotation files.
+    """
+    if dataset.vocabulary.digest != coco_lvis().digest:
+        raise DataError(f"{dataset.folder}: has another vocabulary than COCO+LVIS, which is all that --oracle can derive")
+    oracle = _Oracle(dataset, coco, lvis)
+    result = OracleResult()
+    total = sum(dataset.splits.values())
+    for name in dataset.splits:
+        expected = oracle.images(name)
+        split = dataset.split(name)
+        built = split.image_ids().tolist()
+        counts = Counter(built)
+        result.missing += [(name, i) for i in expected if i not in counts]
+        result.unexpected += [(name, i) for i, count in counts.items() if i not in expected or count > 1]
+        for row, image_id in enumerate(built):
+            if image_id in expected:
+                pixels = _differing(split.mask(row), oracle.mask(name, expected[image_id]))
+                result.differing += [(name, image_id, pixels)] if pixels else []
+            result.images += 1
+            progress(result.images, total)
+    result.skipped = oracle.skipped
+    return result
+
+
+def _differing(built: np.ndarray, derived: np.ndarray) -> int:
+    """Pixels that differ; all of them where the sizes do."""
+    return int((built != derived).sum()) if built.shape == derived.shape else max(built.size, derived.size)
+
+
+class _Oracle:
+    """Which images each split must hold, and the mask of each, by the options that the data set records."""
+
+    def __init__(self, dataset: Dataset, coco: Path, lvis: Path):
+        self._coco_folder, self._lvis_folder = coco, lvis
+        self._inputs = dataset.index["inputs"]
+        self._options = dataset.index["options"]
+        faults = dataset.index["report"]["faults"]
+        self._annotations = _reported(faults, _SKIPPED_ANNOTATION)
+        self._images = _reported(faults, _SKIPPED_IMAGE)
+        self._pictures = {fault["image_id"] for fault in faults if fault["kind"] in _SKIPPED_PICTURE}
+        self._classes = {source: coco_lvis().lookup(source) for source in ("lvis", "stuff")}
+        self._lvis: dict[str, LVIS] = {}
+        self._coco: dict[str, COCO] = {}
+        self.skipped = 0
+
+    def images(self, split: str) -> dict[int, dict]:
+        """Image id -> LVIS record of each image that the split must hold."""
+        self._lvis = {split: self._load_lvis(split)}  # one split at a time: the files are large
+        found = list(self._lvis[split].imgs.values())[: self._options["limit"]]
+        return {image["id"]: image for image in found if self._belongs(split, image)}
+
+    def mask(self, split: str, image: dict) -> np.ndarray:
+        """The (H, W) uint16 mask of one image."""
+        lvis, coco = self._lvis[split], self._stuff(split, image)
+        size = image["height"], image["width"]
+        stuff = [(a["category_id"], coco.annToMask(a) > 0) for a in coco.imgToAnns.get(image["id"], ())]
+        things = [(self._classes["lvis"][a["category_id"]], lvis.ann_to_mask(a) > 0) for a in self._things(split, image)]
+        if self._options["compat"]:
+            mask = self._published(_layers(stuff, size)[0], eight_bits=len(stuff) == 1)
+        else:
+            classes = [(self._classes["stuff"][category], where) for category, where in stuff]
+            mask = _layers(self._ordered(classes), size)[0]
+        classes, covered = _layers(self._ordered(things), size)
+        return np.where(covered, classes, mask).astype(np.uint16)
+
+    def _belongs(self, split: str, image: dict) -> bool:
+        if image["id"] in self._pictures:
+            return False
+        if not self._options["compat"]:
+            return True
+        coco = self._stuff(split, image)
+        annotated = coco.imgToAnns.get(image["id"]) or self._things(split, image)
+        return image["id"] != _PUBLISHED_LACKS and image["id"] in coco.imgs and bool(annotated)
+
+    def _ordered(self, regions: Sequence[tuple[int, np.ndarray]]) -> Sequence[tuple[int, np.ndarray]]:
+        """The regions, topmost first."""
+        if self._options["overlap"] == "small-on-top":
+            return sorted(regions, key=lambda region: np.count_nonzero(region[1]))
+        return regions
+
+    def _published(self, stuff: np.ndarray, *, eight_bits: bool) -> np.ndarray:
+        """Stuff ids to class ids as the published generator moves them: one id after another, in place."""
+        mask = stuff.astype(np.uint8 if eight_bits else np.int64)
+        rest = [category for category in range(92, 183) if category not in _PUBLISHED_ORDER]
+        for category in (*_PUBLISHED_ORDER, *rest):
+            mask[mask == category] = np.array(self._classes["stuff"][category]).astype(mask.dtype)
+        mask[mask == 183] = 0
+        mask[mask == 255] = 0
+        return mask
+
+    def _things(self, split: str, image: dict) -> list[dict]:
+        return self._lvis[split].img_ann_map.get(image["id"], [])
+
+    def _stuff(self, split: str, image: dict) -> COCO:
+        """The stuff file of an image: of the folder that its record names, else the one that lists it, else the split's."""
+        folder = image["coco_url"].split("/")[-2:-1] if image.get("coco_url") else image["file_name"].split("/")[:-1]
+        if folder:
+            return self._load_coco("/".join(folder))
+        folders = sorted(("train2017", "val2017"), key=lambda name: name != f"{split}2017")
+        present = [f for f in folders if f"stuff_{f}.json" in self._inputs]
+        listing = [f for f in present if image["id"] in self._load_coco(f).imgs]
+        return self._load_coco((listing or folders)[0])
+
+    def _load_coco(self, folder: str) -> COCO:
+        if folder not in self._coco:
+            coco = COCO()
+            coco.dataset = self._read(self._coco_folder / "annotations" / f"stuff_{folder}.json", "stuff")
+            with redirect_stdout(io.StringIO()):
+                coco.createIndex()
+            self._coco[folder] = coco
+        return self._coco[folder]
+
+    def _load_lvis(self, split: str) -> LVIS:
+        class Filtered(LVIS):
+            _load_json = staticmethod(lambda path: self._read(path, "lvis"))
+
+        return Filtered(self._lvis_folder / f"lvis_v1_{split}.json")
+
+    def _read(self, path: Path, source: str) -> dict:
+        """The parsed file without the records that the build reported."""
+        if self._inputs.get(path.name) not in (None, sha256(path)):
+            raise DataError(f"{path}: is not the file that the data set was built from; check --coco and --lvis")
+        try:
+            content = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise DataError(f"{path}: is not JSON: {error}") from None
+        before = len(content["annotations"])
+        annotations = list(_without(content["annotations"], self._annotations[source], ("image_id", "id")))
+        self.skipped += before - len(annotations)
+        images = list(_without(content["images"], self._images[source], ("id", None)))
+        return content | {"annotations": annotations, "images": images, "categories": content.get("categories", [])}
+
+
+def _reported(faults: list[dict], kinds: set[str]) -> dict[str, Counter]:
+    """Source -> how often each (image id, annotation id) was reported."""
+    counts: dict[str, Counter] = {"lvis": Counter(), "stuff": Counter()}
+    for fault in faults:
+        if fault["kind"] in kinds:
+            counts[fault["source"]][fault["image_id"], fault["annotation_id"]] += 1
+    return counts
+
+
+def _without(records: list[Any], reported: Counter, keys: tuple[str, str | None]) -> Iterator[dict]:
+    """The records in order but the reported ones; of several with one key, the last go."""
+    left = Counter(reported)
+    kept = []
+    for record in reversed(records):
+        ids = record if isinstance(record, dict) else {}
+        key = tuple(ids.get(name) if isinstance(ids.get(name), int) else None for name in keys)
+        if left[key]:
+            left[key] -= 1
+        else:
+            kept.append(record)
+    return reversed(kept)
+
+
+def _layers(regions: Sequence[tuple[int, np.ndarray]], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """((H, W) int64 ids, (H, W) bool covered) of regions, topmost first; 0 where there is none."""
+    ids, covered = np.zeros(size, np.int64), np.zeros(size, bool)
+    for number, where in regions:
+        ids[where & ~covered] = number
+        covered |= where
+    return ids, covered

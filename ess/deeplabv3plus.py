@@ -1,0 +1,62 @@
+"""The decoder of DeepLabV3+ in its published form: atrous spatial pyramid pooling, a skip from stride 4, a 3x3 convolution."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cocolvis.errors import DataError
+
+RATES = {16: (6, 12, 18), 8: (12, 24, 36)}
+"""Output stride of the encoder -> dilation of the three 3x3 branches, the same in pixels of the image."""
+
+
+class DeepLabV3PlusDecoder(nn.Module):
+    """Features at stride 4 and at the output stride -> (B, channels, H/4, W/4)."""
+
+    def __init__(self, low_channels: int, high_channels: int, channels: int, output_stride: int = 16):
+        super().__init__()
+        self.skip = _conv(low_channels, 48, 1)
+        self.aspp = ASPP(high_channels, RATES[output_stride])
+        self.head = nn.Sequential(_conv(48 + 256, 256, 3), nn.Conv2d(256, channels, 1))
+
+    def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
+        low, high = features
+        return self.head(torch.cat([self.skip(low), _resize(self.aspp(high), low)], dim=1))
+
+
+class ASPP(nn.Module):
+    """Five views of the same features, 256 channels each, joined to 256: 1x1, three dilated 3x3, and the whole image."""
+
+    def __init__(self, in_channels: int, rates: tuple[int, ...]):
+        super().__init__()
+        self.branches = nn.ModuleList([_conv(in_channels, 256, 1), *(_conv(in_channels, 256, 3, rate) for rate in rates)])
+        self.pooling = _conv(in_channels, 256, 1)
+        self.project = nn.Sequential(_conv(256 * (len(rates) + 2), 256, 1), nn.Dropout(0.1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training and len(x) == 1 and isinstance(self.pooling[1], nn.BatchNorm2d):
+            raise DataError("BatchNorm cannot train on batch size 1 behind image pooling: use a larger batch or norm 'group'")
+        pooled = _resize(self.pooling(F.adaptive_avg_pool2d(x, 1)), x)
+        return self.project(torch.cat([*(branch(x) for branch in self.branches), pooled], dim=1))
+
+
+def to_group_norm(module: nn.Module) -> None:
+    """Replace every BatchNorm2d below ``module`` by GroupNorm of 32 groups, or as many as divide the channels evenly."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, nn.GroupNorm(math.gcd(32, child.num_features), child.num_features))
+        else:
+            to_group_norm(child)
+
+
+def _conv(in_channels: int, channels: int, size: int, rate: int = 1) -> nn.Sequential:
+    """A convolution that keeps the resolution, BatchNorm and ReLU."""
+    conv = nn.Conv2d(in_channels, channels, size, padding=rate * (size // 2), dilation=rate, bias=False)
+    nn.init.kaiming_normal_(conv.weight)
+    return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU())
+
+
+def _resize(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)

@@ -1,0 +1,34 @@
+"""Which device works, and what to say when its memory runs out."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from cocolvis.errors import DataError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name such as "cuda:1"; "auto" is the first GPU, or the CPU. A DataError where it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"device {name!r} cannot be used ({reason}); choose --device auto, cpu or cuda") from None
+    return device
+
+
+@contextmanager
+def explain_out_of_memory(advice: str) -> Iterator[None]:
+    """Turn a failed allocation on any device into a DataError that ends with ``advice``."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError):
+        raise DataError(f"out of memory; {advice}") from None
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error) and "out of memory" not in str(error):
+            raise
+        raise DataError(f"out of memory; {advice}") from None

@@ -1,0 +1,196 @@
+"""The losses: cross entropy of pixel embeddings against class embeddings, over all classes or the nearest; pure functions."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ess.neighbours import DISTANCES, nearest
+
+NEGATIVES = ("nearest", "random", "published")
+"""Which classes a pixel is told from: the k nearest others, k random others, or the k nearest with the published collision."""
+
+REDUCTIONS = ("mean", "sum", "none")
+"""What comes back: the mean over the pixels that count, their sum, or (B, H, W) with 0 where ignored."""
+
+_ELEMENTS = 1 << 22  # numbers in the largest intermediate tensor of one chunk of pixels
+
+
+def exact_cross_entropy(
+    embeddings: torch.Tensor,
+    labels: torch.Tensor,
+    classes: torch.Tensor,
+    *,
+    temperature: float = 20.0,
+    distance: str = "euclidean",
+    ignore_index: int = -1,
+    reduction: str = "mean",
+) -> torch.Tensor:
+    """Cross entropy over all classes, logit of class c at pixel p: -T * ||o_p - e_c||.
+
+    ``embeddings`` (B, D, H, W) floating, ``labels`` (B, H, W) integer, 0..C-1 or ``ignore_index``, ``classes`` (C, D)
+    floating with C >= 2; both embeddings are taken as given. ``distance``: "euclidean" as the paper has it, "squared" for
+    -T * ||o_p - e_c||^2, "cosine" for T * <o_p, e_c>. Without a counted pixel the loss is 0 and so are its gradients.
+    """
+    pixels, targets, counted = _pixels(embeddings, labels, classes, distance, ignore_index, reduction)
+
+    def loss(o: torch.Tensor, t: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+        z = _logits(o, e, temperature, distance)
+        return _cross_entropy(z.gather(1, t), z.scatter(1, t, -torch.inf))
+
+    return _reduce(_chunked(loss, pixels, targets, classes, len(classes)), counted, labels, reduction)
+
+
+def knn_cross_entropy(
+    embeddings: torch.Tensor,
+    labels: torch.Tensor,
+    classes: torch.Tensor,
+    *,
+    k: int = 7,
+    temperature: float = 20.0,
+    distance: str = "euclidean",
+    ignore_index: int = -1,
+    negatives: str = "nearest",
+    search: str = "auto",
+    reduction: str = "mean",
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Cross entropy over S_p = {t} + k negatives, instead of over all classes: otherwise as :func:`exact_cross_entropy`.
+
+    ``negatives``: "nearest" takes the k classes nearest to o_p other than the target t (all C - 1 where k is larger),
+    "random" k distinct others drawn with ``generator``, "published" the k nearest with a target among them replaced by the
+    class before it (0 by 0). ``search`` is the backend of :func:`ess.neighbours.nearest`; no gradient goes through it.
+    """
+    pixels, targets, counted = _pixels(embeddings, labels, classes, distance, ignore_index, reduction)
+    if k < 1:
+        raise ValueError(f"k is {k}: expected 1 or more negatives")
+    if negatives == "nearest":
+        others = _nearest_others(pixels, targets, classes, k, distance, search)
+    elif negatives == "random":
+        others = _random_others(targets, len(classes), k, generator)
+    elif negatives == "published":
+        others = nearest(pixels, classes, min(k, len(classes)), distance=distance, backend=search)
+        others = (others - (others == targets).long()).clamp_min(0)
+    else:
+        raise ValueError(f"negatives is {negatives!r}: expected one of {', '.join(NEGATIVES)}")
+
+    def loss(o: torch.Tensor, candidates: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+        z = _logits(o, F.embedding(candidates, e), temperature, distance)
+        return _cross_entropy(z[:, :1], z[:, 1:])
+
+    candidates = torch.cat([targets, others], dim=1)
+    width = candidates.shape[1] * classes.shape[1]
+    return _reduce(_chunked(loss, pixels, candidates, classes, width), counted, labels, reduction)
+
+
+def margin_penalty(classes: torch.Tensor, *, margin: float = 0.2) -> torch.Tensor:
+    """Mean over the classes of max(0, m - min_{j != c} ||e_c - e_j||): class embeddings keep apart. ``classes`` is (C, D)."""
+    _check_classes(classes)
+    with torch.no_grad():
+        distances = torch.cdist(classes, classes, compute_mode="donot_use_mm_for_euclid_dist")
+        closest = distances.fill_diagonal_(torch.inf).argmin(dim=1)
+    gaps = torch.linalg.vector_norm(classes - F.embedding(closest, classes), dim=1)
+    return F.relu(margin - gaps).mean()
+
+
+def dense_cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, *, ignore_index: int = -1, reduction: str = "mean"
+) -> torch.Tensor:
+    """The baseline's cross entropy: ``logits`` (B, C, H, W), everything else as in :func:`exact_cross_entropy`."""
+    labels = _check_labels(logits, labels, logits.shape[1], ignore_index, reduction)
+    losses = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none" if reduction == "none" else "sum")
+    return losses / (labels != ignore_index).sum().clamp_min(1) if reduction == "mean" else losses
+
+
+def _logits(o: torch.Tensor, e: torch.Tensor, temperature: float, distance: str) -> torch.Tensor:
+    """Logits of the pixels o (P, D) for classes e: all alike (C, D) to (P, C), or each its own (P, K, D) to (P, K).
+
+    Differences are taken before they are squared: ||o||^2 - 2 <o, e> + ||e||^2 loses the small distances that matter most.
+    """
+    if distance == "cosine":
+        return temperature * (o @ e.T if e.ndim == 2 else (e @ o[:, :, None]).squeeze(2))
+    if e.ndim == 2:
+        d = torch.cdist(o, e, compute_mode="donot_use_mm_for_euclid_dist")
+    else:
+        d = torch.linalg.vector_norm(o[:, None] - e, dim=2)
+    return -temperature * (d.square() if distance == "squared" else d)
+
+
+def _cross_entropy(target: torch.Tensor, negatives: torch.Tensor) -> torch.Tensor:
+    """-log(exp z_t / (exp z_t + sum exp z_n)), (P, 1) and (P, K) to (P,), with its full precision however small it is."""
+    return -F.logsigmoid(target.squeeze(1) - negatives.logsumexp(dim=1))
+
+
+def _chunked(loss: Callable, pixels: torch.Tensor, ids: torch.Tensor, classes: torch.Tensor, width: int) -> torch.Tensor:
+    """``loss(pixels, ids, classes)`` (P,), as many pixels at a time as keep (pixels, width) small, forward and backward."""
+    rows = max(1, _ELEMENTS // width)
+    dtype = torch.promote_types(torch.promote_types(pixels.dtype, classes.dtype), torch.float32)
+    classes = classes.to(dtype)
+
+    def part(o: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(o.device.type, enabled=False):
+            return loss(o.to(dtype), i, classes)
+
+    chunks = zip(pixels.split(rows), ids.split(rows), strict=True)
+    return torch.cat([checkpoint(part, o, i, use_reentrant=False, preserve_rng_state=False) for o, i in chunks])
+
+
+def _pixels(embeddings, labels, classes, distance, ignore_index, reduction) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The pixels that count: embeddings (P, D), targets (P, 1) int64 and positions (P,) among all B*H*W."""
+    _check_classes(classes)
+    if distance not in DISTANCES:
+        raise ValueError(f"distance is {distance!r}: expected one of {', '.join(DISTANCES)}")
+    labels = _check_labels(embeddings, labels, len(classes), ignore_index, reduction).flatten()
+    if embeddings.shape[1] != classes.shape[1]:
+        raise ValueError(f"embeddings have {embeddings.shape[1]} channels, but classes {tuple(classes.shape)}: expected (C, D)")
+    counted = (labels != ignore_index).nonzero().squeeze(1)
+    pixels = embeddings.permute(0, 2, 3, 1).reshape(-1, embeddings.shape[1])
+    return pixels.index_select(0, counted), labels[counted, None], counted
+
+
+def _check_classes(classes: torch.Tensor) -> None:
+    if classes.ndim != 2 or len(classes) < 2:
+        raise ValueError(f"classes have the shape {tuple(classes.shape)}: expected (C, D) with at least 2 classes")
+
+
+def _check_labels(maps: torch.Tensor, labels: torch.Tensor, classes: int, ignore_index: int, reduction: str) -> torch.Tensor:
+    """The labels as int64; a ValueError where they are no labels of ``maps`` (B, channels, H, W) in 0..classes-1."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction is {reduction!r}: expected one of {', '.join(REDUCTIONS)}")
+    if maps.ndim != 4 or labels.shape != (maps.shape[0], *maps.shape[2:]):
+        raise ValueError(
+            f"labels {tuple(labels.shape)} do not fit the map {tuple(maps.shape)}: expected (B, H, W) and (B, D, H, W)"
+        )
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"labels are {labels.dtype}: expected an integer type")
+    labels = labels.long()
+    wrong = labels[(labels != ignore_index) & ((labels < 0) | (labels >= classes))]
+    if len(wrong):
+        raise ValueError(f"labels hold {wrong[0].item()}: expected 0..{classes - 1}, or {ignore_index} where ignored")
+    return labels
+
+
+def _reduce(losses: torch.Tensor, counted: torch.Tensor, labels: torch.Tensor, reduction: str) -> torch.Tensor:
+    """The losses (P,) of the pixels at ``counted`` as the caller wants them."""
+    if reduction == "none":
+        return losses.new_zeros(labels.numel()).index_copy(0, counted, losses).view(labels.shape)
+    return losses.sum() / max(1, len(losses)) if reduction == "mean" else losses.sum()
+
+
+def _nearest_others(pixels, targets, classes, k: int, distance: str, search: str) -> torch.Tensor:
+    """(P, k) ids of the nearest classes other than the target: of k + 1 found, the last stands in for the target."""
+    k = min(k, len(classes) - 1)
+    found = nearest(pixels, classes, k + 1, distance=distance, backend=search)
+    return torch.where(found == targets, found[:, -1:], found)[:, :k]
+
+
+def _random_others(targets: torch.Tensor, classes: int, k: int, generator: torch.Generator | None) -> torch.Tensor:
+    """(P, k) distinct ids other than the target, every set equally likely: Floyd's sampling from the C - 1 others."""
+    k = min(k, classes - 1)
+    drawn = targets.new_empty((len(targets), 0))
+    for last in range(classes - 1 - k, classes - 1):
+        new = torch.randint(last + 1, targets.shape, generator=generator, device=targets.device)
+        new = torch.where((drawn == new).any(dim=1, keepdim=True), last, new)
+        drawn = torch.cat([drawn, new], dim=1)
+    return drawn + (drawn >= targets).long()

@@ -1,0 +1,85 @@
+"""How good predictions are: a confusion matrix over classes, and the figures that follow from it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from cocolvis.vocabulary import GROUPS
+
+
+class Confusion:
+    """Counts of (true class, predicted class) over pixels, with 0..C-1 for classes and ``ignore_index`` in the truth for none.
+
+    ``matrix`` is (C, C) int64, truth by rows; ``images`` is how many images were counted. Parts that were counted apart are
+    put together by ``+=``.
+    """
+
+    def __init__(self, classes: int, ignore_index: int = -1):
+        self.classes = classes
+        self.ignore_index = ignore_index
+        self.matrix = torch.zeros((classes, classes), dtype=torch.int64)
+        self.images = 0
+
+    def update(self, truth, prediction) -> None:
+        """Count one image: two label arrays or tensors of the same shape and any integer type."""
+        truth, prediction = torch.as_tensor(truth), torch.as_tensor(prediction)
+        if truth.shape != prediction.shape:
+            raise ValueError(f"prediction {tuple(prediction.shape)} and truth {tuple(truth.shape)} differ in shape")
+        truth = truth.to(prediction.device, torch.int64)
+        counted = truth != self.ignore_index
+        truth, prediction = truth[counted], prediction.long()[counted]
+        for name, labels in (("truth", truth), ("prediction", prediction)):
+            wrong = labels[(labels < 0) | (labels >= self.classes)]
+            if len(wrong):
+                raise ValueError(f"{name} holds {wrong[0].item()}: expected 0..{self.classes - 1}")
+        counts = torch.bincount(truth * self.classes + prediction, minlength=self.classes**2)
+        self.matrix += counts.view(self.classes, self.classes).cpu()
+        self.images += 1
+
+    def __iadd__(self, other: "Confusion") -> "Confusion":
+        if (other.classes, other.ignore_index) != (self.classes, self.ignore_index):
+            raise ValueError(f"cannot add counts over {other.classes} classes to counts over {self.classes}")
+        self.matrix += other.matrix
+        self.images += other.images
+        return self
+
+    def iou(self, published: bool = False) -> np.ndarray:
+        """Intersection over union of each class: (C,) float64, NaN where the class is absent from the truth.
+
+        ``published`` keeps a class that is absent from the truth, with 0, when it was predicted, as the published code does.
+        """
+        truth, predicted, right = self._totals()
+        present = truth + predicted > 0 if published else truth > 0
+        return np.divide(right, truth + predicted - right, out=np.full(self.classes, np.nan), where=present)
+
+    def summary(self, groups: Sequence[str] | None = None, *, published: bool = False) -> dict:
+        """Everything in one dictionary that JSON can hold, fractions 0..1, None where there is nothing to average.
+
+        ``groups`` names the frequency group of each of the C classes; ``published`` is as in :meth:`iou`.
+        """
+        if groups is not None and len(groups) != self.classes:
+            raise ValueError(f"groups are given for {len(groups)} classes: expected {self.classes}")
+        truth, _, right = self._totals()
+        iou = self.iou(published)
+        present = truth > 0
+        members = np.array(groups if groups is not None else [""] * self.classes)
+        return {
+            "miou": _mean(iou),
+            "pixel_accuracy": float(right.sum() / truth.sum()) if present.any() else None,
+            "mean_accuracy": _mean(right[present] / truth[present]),
+            "fw_iou": float((truth[present] * iou[present]).sum() / truth.sum()) if present.any() else None,
+            "groups": {name: _mean(iou[members == name]) for name in dict.fromkeys((*GROUPS, *(groups or ())))},
+            "images": self.images,
+        }
+
+    def _totals(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pixels of each class in the truth, in the prediction and in both: (C,) int64 each."""
+        matrix = self.matrix.numpy()
+        return matrix.sum(axis=1), matrix.sum(axis=0), matrix.diagonal()
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """The mean of what is not NaN; None where that is nothing."""
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else None

@@ -1,0 +1,65 @@
+"""What several tests share: a tree to draw in, the generated sample, and real data where there is some."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from trees import Tree
+
+from cocolvis.build import build
+from cocolvis.dataset import Dataset
+from cocolvis.plan import BuildOptions
+from cocolvis.sample import write_sample
+from cocolvis.sources import Sources
+from cocolvis.vocabulary import coco_lvis
+
+
+def pytest_configure(config):
+    config.addinivalue_line("filterwarnings", "ignore:__array__ implementation:DeprecationWarning:pycocotools")
+
+
+class Built(NamedTuple):
+    """The folders of a COCO + LVIS tree and a data set that was built from it; tests must not change them."""
+
+    coco: Path
+    lvis: Path
+    data: Path
+
+    def rebuild(self, out: Path, **settings) -> Dataset:
+        """Build the same tree again, elsewhere or otherwise; takes what ``build`` and ``BuildOptions`` take."""
+        how = {name: settings.pop(name) for name in ("workers", "resume", "progress") if name in settings}
+        build(Sources(self.coco, self.lvis, coco_lvis()), out, BuildOptions(**settings), **how)
+        return Dataset.open(out)
+
+
+@pytest.fixture
+def tree(tmp_path) -> Tree:
+    return Tree(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory) -> Built:
+    """A generated tree of 40 images, built in shards of 15."""
+    root = tmp_path_factory.mktemp("sample")
+    write_sample(root, images=40, classes=60, size=64, seed=3)
+    built = Built(root / "coco", root / "lvis", root / "data")
+    built.rebuild(built.data, shard_size=15)
+    return built
+
+
+@pytest.fixture(scope="session")
+def real(tmp_path_factory) -> Built:
+    """Real images and annotations from the folder COCOLVIS_REAL_DATA (coco/ and lvis/), built."""
+    folder = os.environ.get("COCOLVIS_REAL_DATA")
+    if not folder:
+        pytest.skip("no real data: set COCOLVIS_REAL_DATA to a folder with coco/ and lvis/")
+    built = Built(Path(folder) / "coco", Path(folder) / "lvis", tmp_path_factory.mktemp("real") / "data")
+    built.rebuild(built.data)
+    return built
+
+
+@pytest.fixture(scope="session")
+def sample_dataset(sample) -> Path:
+    """The folder of the data set that was built from the generated sample."""
+    return sample.data

@@ -1,0 +1,100 @@
+"""Training batches: reproducible, independent of the loader's processes, complete."""
+
+import multiprocessing
+
+import numpy as np
+import pytest
+import torch
+
+from cocolvis.dataset import Dataset
+from cocolvis.errors import DataError
+from ess.config import Config
+from ess.data import StepBatches, to_class_ids, to_labels, training_batches, training_split
+
+
+def config(**settings):
+    return Config(**{"batch_size": 4, "crop": 48, "workers": 0, "seed": 5} | settings)
+
+
+def batches(dataset, steps=3, start=0, **settings):
+    chosen = config(**settings)
+    return list(training_batches(training_split(dataset, chosen), chosen, steps, start))
+
+
+@pytest.fixture(scope="module")
+def dataset(sample_dataset):
+    return Dataset.open(sample_dataset)
+
+
+def test_labels_and_class_ids_are_inverse():
+    mask = np.array([[0, 1, 1284]], np.uint16)
+    assert to_labels(mask).tolist() == [[-1, 0, 1283]]
+    assert to_labels(mask).dtype == np.int16
+    assert np.array_equal(to_class_ids(to_labels(mask)), mask)
+
+
+def test_an_epoch_sees_every_image_once_and_drops_the_rest():
+    order = list(StepBatches(images=11, batch_size=3, steps=6, seed=0))
+    first, second = ([index for batch in part for index, _ in batch] for part in (order[:3], order[3:]))
+    assert len(set(first)) == len(first) == 9
+    assert len(set(second)) == 9
+    assert first != second
+    draws = [draw for batch in order for _, draw in batch]
+    assert draws == list(range(18))
+
+
+def test_a_later_start_continues_the_same_sequence():
+    whole = list(StepBatches(11, 3, 8, seed=4))
+    assert list(StepBatches(11, 3, 8, seed=4, start=5)) == whole[5:]
+    assert list(StepBatches(11, 3, 8, seed=5)) != whole
+
+
+def test_batches_have_the_promised_form(dataset):
+    images, labels, ids = batches(dataset, steps=1)[0]
+    assert (images.shape, images.dtype) == ((4, 3, 48, 48), torch.uint8)
+    assert (labels.shape, labels.dtype) == ((4, 48, 48), torch.int16)
+    assert labels.min() >= -1 and labels.max() < len(dataset.vocabulary)
+    assert set(ids.tolist()) <= set(dataset.split("train").image_ids().tolist())
+
+
+@pytest.mark.parametrize("method", [m for m in ("fork", "spawn") if m in multiprocessing.get_all_start_methods()])
+def test_processes_and_their_start_method_change_nothing(dataset, method):
+    alone = batches(dataset)
+    together = batches(dataset, workers=2, start_method=method)
+    for one, other in zip(alone, together, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_resumed_loader_repeats_the_same_augmentations(dataset):
+    whole = batches(dataset, steps=4)
+    rest = batches(dataset, steps=4, start=2)
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(whole[2:], rest, strict=True))
+
+
+def test_a_batch_larger_than_the_split_is_refused(dataset):
+    count = dataset.splits["train"]
+    with pytest.raises(DataError, match=f"has {count} images, a batch takes 5000; choose --batch-size {count} or less"):
+        training_split(dataset, config(batch_size=5000))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_picture_is_one_line_from_any_process(dataset, monkeypatch, workers):
+    def broken(content):
+        raise ValueError("the picture cannot be decoded")
+
+    monkeypatch.setattr("cocolvis.shards.decode_rgb", broken)
+    with pytest.raises(DataError, match=r"^image \d+ \(\w+2017/\d+\.jpg\): the picture cannot be decoded$"):
+        batches(dataset, workers=workers, start_method="fork" if workers else None)
+
+
+def die(*arguments, **settings):
+    import os
+    import signal
+
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_loader_process_names_what_to_change(dataset, monkeypatch):
+    monkeypatch.setattr("ess.data.random_crop", die)
+    with pytest.raises(DataError, match=r"a loader process died .* try --workers 0 or a smaller --batch-size or --crop"):
+        batches(dataset, workers=1, start_method="fork")

@@ -1,0 +1,84 @@
+"""The search by torch against faiss and against sorting everything."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ess.neighbours import BACKENDS, DISTANCES, nearest
+
+
+def points(queries=500, classes=300, dim=12, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return (F.normalize(torch.randn(n, dim, generator=g), dim=1) for n in (queries, classes))
+
+
+def by_sorting(queries, classes, k, distance):
+    q, c = queries.double(), classes.double()
+    scores = -q @ c.T if distance == "cosine" else (q[:, None] - c).norm(dim=2)
+    return scores.sort(dim=1, stable=True).indices[:, :k]
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize(
+    ("classes", "dim", "k"), [(2, 2, 1), (2, 2, 2), (37, 3, 5), (1284, 12, 1), (1284, 12, 8), (300, 64, 300)]
+)
+def test_backends_agree_with_sorting(classes, dim, k, distance):
+    queries, e = points(211, classes, dim)
+    e = 2 * e if distance == "cosine" else e
+    expected = by_sorting(queries, e, k, distance)
+    for backend in BACKENDS:
+        ids = nearest(queries, e, k, distance=distance, backend=backend)
+        assert ids.dtype == torch.int64 and ids.shape == (211, k)
+        assert (ids == expected).float().mean() > 0.999, backend  # float32 may swap what is all but equally near
+        taken = torch.gather(torch.cdist(queries, e), 1, ids)
+        torch.testing.assert_close(taken, torch.gather(torch.cdist(queries, e), 1, expected), atol=1e-3, rtol=0)
+
+
+def test_lengths_count_for_cosine_and_for_euclidean():
+    queries = torch.tensor([[1.0, 0.0]])
+    classes = torch.tensor([[1.0, 0.0], [9.0, 9.0]])
+    for backend in BACKENDS:
+        assert nearest(queries, classes, 1, backend=backend).item() == 0
+        assert nearest(queries, classes, 1, distance="cosine", backend=backend).item() == 1
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_torch_takes_the_lower_id_among_equals(k, distance):
+    queries, e = points(50, 8, 4)
+    e = torch.cat([e, e, e])
+    ids = nearest(queries, e, k, distance=distance, backend="torch")
+    assert (ids == by_sorting(queries, e, k, distance)).all()
+    orthogonal = torch.cat([-torch.eye(4)[1:], torch.eye(4)[1:]])  # inner products of 0 and -0
+    assert nearest(torch.eye(4)[:1], orthogonal, k, distance=distance, backend="torch").tolist() == [[*range(k)]]
+
+
+def test_chunks(monkeypatch):
+    queries, e = points()
+    whole = nearest(queries, e, 5, backend="torch")
+    monkeypatch.setattr("ess.neighbours._PAIRS", 1000)
+    assert (nearest(queries, e, 5, backend="torch") == whole).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_may_come_in(backend):
+    queries, e = points()
+    expected = nearest(queries, e, 3, backend=backend)
+    assert (nearest(queries.double().requires_grad_(), e.T.contiguous().T, 3, backend=backend) == expected).all()
+    assert nearest(queries[:0], e, 3, backend=backend).shape == (0, 3)
+    queries[7] = torch.nan
+    ids = nearest(queries, e, 3, backend=backend)
+    assert ((ids >= 0) & (ids < len(e))).all()
+    assert (ids[8:] == expected[8:]).all()
+
+
+def test_refusals():
+    queries, e = points()
+    with pytest.raises(ValueError, match=r"k is 301: expected 1\.\.300"):
+        nearest(queries, e, 301)
+    with pytest.raises(ValueError, match=r"expected \(P, D\) and \(C, D\)"):
+        nearest(queries, e[:, :3], 1)
+    with pytest.raises(ValueError, match="distance is 'l1'"):
+        nearest(queries, e, 1, distance="l1")
+    with pytest.raises(ValueError, match="backend is 'annoy'"):
+        nearest(queries, e, 1, backend="annoy")

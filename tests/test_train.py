@@ -1,0 +1,217 @@
+"""Training: what a run leaves, exact resume, the schedules, refusals; then evaluation and prediction from the run."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cocolvis.dataset import Dataset
+from cocolvis.errors import DataError
+from ess import train as training
+from ess.checkpoint import Run
+from ess.config import Config, load, preset_names
+from ess.evaluate import evaluate
+from ess.metrics import Confusion
+from ess.models import model_from_config
+from ess.predict import Predictor
+from ess.train import make_optimizer, set_learning_rates, train
+
+SMALL = {
+    "encoder": "mobilenetv2_100",
+    "weights": "none",
+    "crop": 48,
+    "batch_size": 3,
+    "workers": 0,
+    "steps": 4,
+    "save_every": 2,
+}
+
+
+def config(**settings) -> Config:
+    return Config(**{**SMALL, "epochs": None} | settings)
+
+
+@pytest.fixture(scope="module")
+def dataset(sample_dataset):
+    return Dataset.open(sample_dataset)
+
+
+@pytest.fixture(scope="module")
+def run(dataset, tmp_path_factory) -> Run:
+    """Four undisturbed steps."""
+    return train(dataset, tmp_path_factory.mktemp("runs") / "run", config())
+
+
+def weights(run: Run, step: int) -> dict[str, torch.Tensor]:
+    return load_file(run.folder / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_holds_settings_vocabulary_and_checkpoints(run, dataset):
+    content = json.loads((run.folder / "run.json").read_text())
+    assert content["settings"]["batch_size"] == 3
+    assert content["vocabulary"]["digest"] == dataset.vocabulary.digest
+    assert [path.name for path in run.checkpoints()] == ["step-00000002", "step-00000004"]
+    state = json.loads((run.checkpoints()[-1] / "state.json").read_text())
+    assert state == {"step": 4, "vocabulary": dataset.vocabulary.digest, "scores": None}
+    assert list((run.folder / "tensorboard").glob("events.*"))
+
+
+def test_training_moves_every_parameter_group(run):
+    before, after = weights(run, 2), weights(run, 4)
+    for prefix in ("encoder.", "decoder.", "class_embeddings"):
+        assert any(not torch.equal(before[n], after[n]) for n in before if n.startswith(prefix)), prefix
+
+
+def test_resuming_is_bit_identical(run, dataset, tmp_path):
+    first = train(dataset, tmp_path / "half", config(save_every=2))
+    for left in first.checkpoints()[1:]:
+        for file in left.iterdir():
+            file.unlink()
+        left.rmdir()
+    resumed = train(dataset, tmp_path / "half", config(save_every=2), resume=True)
+    assert same(weights(resumed, 4), weights(run, 4))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_saves_the_step_and_can_be_resumed(run, dataset, tmp_path, monkeypatch, number):
+    original = training.loss_of
+    calls = []
+
+    def interrupt(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), number)
+        return original(*arguments)
+
+    monkeypatch.setattr(training, "loss_of", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(dataset, tmp_path / "run", config())
+    assert Run.open(tmp_path / "run").checkpoints()[-1].name == "step-00000003"
+    monkeypatch.setattr(training, "loss_of", original)
+    assert same(weights(train(dataset, tmp_path / "run", config(), resume=True), 4), weights(run, 4))
+
+
+def test_resuming_an_absent_run_begins_it_and_a_finished_one_ends_at_once(run, dataset, tmp_path):
+    begun = train(dataset, tmp_path / "new", config(), resume=True)
+    assert same(weights(begun, 4), weights(run, 4))
+    stamp = begun.checkpoints()[-1].stat().st_mtime_ns
+    train(dataset, tmp_path / "new", config(), resume=True)
+    assert begun.checkpoints()[-1].stat().st_mtime_ns == stamp
+
+
+def test_resume_refuses_another_model(run, dataset):
+    with pytest.raises(DataError, match="was begun with dim 12, not 6"):
+        train(dataset, run.folder, config(dim=6), resume=True)
+
+
+def test_a_second_run_in_the_same_folder_is_refused(run, dataset):
+    with pytest.raises(DataError, match="already holds a run; continue it with --resume"):
+        train(dataset, run.folder, config())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss": "exact"},
+        {"loss": "dense"},
+        {"negatives": "random"},
+        {"negatives": "published", "normalize": "quarter"},
+        {"distance": "cosine", "margin": 0.0, "norm": "group"},
+    ],
+)
+def test_every_kind_of_loss_trains(dataset, tmp_path, settings):
+    run = train(dataset, tmp_path / "run", config(steps=2, **settings))
+    assert all(torch.isfinite(value).all() for value in weights(run, 2).values())
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_lr_and_images(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "loss_of", lambda model, *rest: model.class_embeddings.sum() * torch.nan)
+    with pytest.raises(DataError, match=r"loss is nan at step 1, lr 0.01, images \[\d+, \d+, \d+\]"):
+        train(dataset, tmp_path / "run", config())
+
+
+def test_out_of_memory_names_batch_and_crop(dataset, tmp_path, monkeypatch):
+    def exhausted(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training, "loss_of", exhausted)
+    with pytest.raises(DataError, match="out of memory; try a --batch-size below 3 or a --crop below 48"):
+        train(dataset, tmp_path / "run", config())
+
+
+def test_the_three_groups_follow_their_polynomials():
+    settings = config(lr=0.1, encoder_lr=0.1, power=0.9, embedding_power=0.95, min_lr=1e-6)
+    model = model_from_config(settings, 20, weights=None)
+    optimizer = make_optimizer(model, settings)
+    assert [group["momentum"] for group in optimizer.param_groups] == [0.9, 0.9, 0.95]
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+    set_learning_rates(optimizer, settings, 30, 120)
+    expected = [0.01 * 0.75**0.9, 0.1 * 0.75**0.9, 0.1 * 0.75**0.95]
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(expected)
+    set_learning_rates(optimizer, settings, 120, 120)
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-6] * 3
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_trains_two_steps(dataset, tmp_path, name):
+    flags = {"weights": "none", "steps": 2, "batch_size": 2, "crop": 64, "workers": 0, "eval_every": None}
+    trained = train(dataset, tmp_path / "run", load(name, None, flags))
+    scores = evaluate(Predictor.from_run(trained.folder, "cpu"), dataset, limit=1)
+    assert scores["images"] == 1
+
+
+def test_scores_are_those_of_a_plain_count(run, dataset):
+    predictor = Predictor.from_run(run.folder, "cpu")
+    scores = evaluate(predictor, dataset, limit=3)
+    right = total = 0
+    confusion = Confusion(1284)
+    for index in range(3):
+        sample = dataset.split("val")[index]
+        predicted = predictor(sample.image())
+        assert predicted.shape == sample.mask.shape and predicted.dtype == np.uint16 and predicted.min() >= 1
+        right += int((predicted == sample.mask)[sample.mask > 0].sum())
+        total += int((sample.mask > 0).sum())
+        confusion.update(sample.mask.astype(int) - 1, predicted.astype(int) - 1)
+    assert scores["pixel_accuracy"] == pytest.approx(right / total)
+    assert scores["miou"] == pytest.approx(confusion.summary()["miou"])
+    assert set(scores) == {"miou", "pixel_accuracy", "mean_accuracy", "fw_iou", "groups", "images"}
+    assert set(scores["groups"]) == {"rare", "common", "frequent", "stuff"}
+
+
+def test_evaluation_during_training_stands_in_the_checkpoint(dataset, tmp_path):
+    run = train(dataset, tmp_path / "run", config(steps=1, eval_every=1, eval_limit=2))
+    scores = json.loads((run.checkpoints()[-1] / "state.json").read_text())["scores"]
+    assert scores["images"] == 2
+
+
+def test_another_vocabulary_is_refused(run, dataset, monkeypatch):
+    predictor = Predictor.from_run(run.folder, "cpu")
+    other = dataclasses.replace(dataset.vocabulary[1284], name="timber")
+    monkeypatch.setattr(predictor, "vocabulary", type(dataset.vocabulary)([*dataset.vocabulary.classes[:-1], other]))
+    with pytest.raises(DataError, match="another vocabulary"):
+        evaluate(predictor, dataset)
+
+
+def test_a_torn_checkpoint_is_one_line(run, dataset, tmp_path):
+    torn = train(dataset, tmp_path / "run", config(steps=1))
+    file = torn.checkpoints()[-1] / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(DataError, match=r"model\.safetensors: cannot be read"):
+        Predictor.from_run(torn.folder, "cpu")
+
+
+def test_predictor_takes_any_size_and_refuses_what_is_no_image(run):
+    predictor = Predictor.from_run(run.folder, "cpu")
+    rng = np.random.default_rng(0)
+    assert predictor(rng.integers(0, 256, (43, 64, 3), dtype=np.uint8)).shape == (43, 64)
+    with pytest.raises(ValueError, match="expected uint8"):
+        predictor(np.zeros((4, 4), np.uint8))
