@@ -19,6 +19,7 @@ _HELP = {
     "weights": "Encoder weights: imagenet, none, or a safetensors file.",
     "output_stride": "Output stride of the encoder.",
     "norm": "Normalisation in ASPP and decoder.",
+    "encoder_bn_momentum": "BatchNorm momentum of the encoder; 0.1 when it is trained from scratch.",
     "dim": "d, the length of an embedding.",
     "normalize": "Where embeddings become unit vectors; quarter as published.",
     "loss": "The paper's k-NN loss, the exact softmax, or the O(C) baseline.",

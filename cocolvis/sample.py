@@ -1,7 +1,6 @@
 """A generated COCO + LVIS tree: procedural pictures with exact annotations, in the dialects of the real sets."""
 
 import json
-import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,27 +12,12 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from cocolvis.errors import DataError
+from cocolvis.sample_pictures import GOLDEN, Picture, looks_of, paint
 from cocolvis.vocabulary import STUFF_OTHER, ClassInfo, coco_lvis
 
-GOLDEN = 0.6180339887
-TEXTURES = ("stripes", "dots", "solid", "checks", "rings", "waves", "gradient", "grid")
-SHAPES = ("polygon", "star", "ellipse", "cross", "blob", "pair", "heart")
 ODDITIES = {"train": ("", "no stuff", "gray", "unlisted", "no things", "no stuff"), "val": ("", "no stuff")}
 MAX_IMAGE_ID = 581_929
 PARTIAL = ".cocolvis-sample.partial"
-
-
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """How a class looks: RGB colours (3,) float32 in 0..255, a texture with its period in pixels, and an outline."""
-
-    base: np.ndarray
-    second: np.ndarray
-    texture: str
-    period: float
-    angle: float
-    shape: str
-    corners: int
 
 
 @dataclass(slots=True)
@@ -101,21 +85,21 @@ def _write_tree(
     root: Path, images: int, classes: int, size: int, seed: int, progress: Callable[[int, int], None] | None
 ) -> None:
     used = _used_classes(classes)
-    looks = _looks(used, size)
+    looks = looks_of(used, size)
     for folder in ("coco/train2017", "coco/val2017", "coco/annotations", "lvis"):
         (root / folder).mkdir(parents=True)
     stuff = {folder: {"images": [], "annotations": []} for folder in ("train2017", "val2017")}
     lvis = {split: {"images": [], "annotations": []} for split in ("train", "val")}
     for done, scene in enumerate(_plan(used, images, seed), 1):
         rng = np.random.default_rng([seed, scene.index])
-        picture, things, regions = _paint(scene, looks, size, rng)
-        _write_jpeg(root / "coco" / scene.folder / f"{scene.image_id:012d}.jpg", picture, gray=scene.role == "gray")
-        record = _image_record(scene, *picture.shape[:2])
+        picture = paint(scene.things, scene.stuff, looks, size, rng)
+        _write_jpeg(root / "coco" / scene.folder / f"{scene.image_id:012d}.jpg", picture.pixels, gray=scene.role == "gray")
+        record = _image_record(scene, *picture.pixels.shape[:2])
         if scene.role != "unlisted":
             stuff[scene.folder]["images"].append({"file_name": f"{scene.image_id:012d}.jpg", **record})
-        stuff[scene.folder]["annotations"] += regions
+        stuff[scene.folder]["annotations"] += _stuff_annotations(scene, picture)
         lvis[scene.split]["images"].append(record | _federated(scene, used, rng))
-        lvis[scene.split]["annotations"] += things
+        lvis[scene.split]["annotations"] += _thing_annotations(scene, picture)
         if progress is not None:
             progress(done, images)
     for folder, content in stuff.items():
@@ -133,40 +117,6 @@ def _used_classes(count: int) -> list[ClassInfo]:
         streams.append([members[k] for k in np.argsort(np.arange(len(members)) * GOLDEN % 1, kind="stable")])
     turns = [c for turn in zip_longest(*streams) for c in turn if c is not None]
     return ([c for c in vocabulary if c.kind == "both"] + turns)[:count]
-
-
-def _palette(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Colours, each chosen farthest in Lab from those before: RGB in 0..255 and Lab, (count, 3) float32 both."""
-    levels = np.linspace(0, 1, 24, dtype=np.float32)
-    rgb = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
-    lab = cv2.cvtColor(rgb[None], cv2.COLOR_RGB2LAB)[0]
-    usable = (lab[:, 0] > 24) & (lab[:, 0] < 92) & (np.hypot(lab[:, 1], lab[:, 2]) > 14)
-    rgb, lab = rgb[usable], lab[usable]
-    chosen = [0]
-    distance = np.full(len(lab), np.inf)
-    while len(chosen) < count:
-        distance = np.minimum(distance, ((lab - lab[chosen[-1]]) ** 2).sum(axis=1))
-        chosen.append(int(distance.argmax()))
-    return rgb[chosen] * 255, lab[chosen]
-
-
-def _looks(used: Sequence[ClassInfo], size: int) -> dict[int, _Look]:
-    """Class id -> look; the second colour is one of the palette's, at a middle to great distance from the base colour."""
-    rgb, lab = _palette(len(used))
-    looks = {}
-    for k, c in enumerate(used):
-        by_distance = np.argsort(((lab - lab[k]) ** 2).sum(axis=1), kind="stable")
-        second = by_distance[int(len(used) * (0.35 + 0.6 * (k * GOLDEN % 1)))]
-        looks[c.id] = _Look(
-            base=rgb[k],
-            second=0.35 * rgb[k] + 0.65 * rgb[second],
-            texture=TEXTURES[(k + k // 8) % len(TEXTURES)],
-            period=size * (0.07 + 0.06 * (k * GOLDEN * 3 % 1)),
-            angle=math.pi * (k * GOLDEN * 5 % 1),
-            shape=SHAPES[k // 4 % len(SHAPES)],
-            corners=3 + k % 5,
-        )
-    return looks
 
 
 def _plan(used: Sequence[ClassInfo], images: int, seed: int) -> list[_Scene]:
@@ -212,152 +162,19 @@ def _deal(
     return [[hand[k] for k in rng.permutation(len(hand))] for hand in hands]
 
 
-def _paint(
-    scene: _Scene, looks: dict[int, _Look], size: int, rng: np.random.Generator
-) -> tuple[np.ndarray, list[dict], list[dict]]:
-    """The picture (H, W, 3) uint8 RGB, its LVIS annotations (front-most first) and its stuff annotations."""
-    height, width = (_side(size, rng) for _ in range(2))
-    placed, covered = _place(scene.things, looks, (height, width), size, rng)
-    regions = _regions(len(scene.stuff), height, width, rng)
-    y, x = np.mgrid[:height, :width].astype(np.float32)
-    drift = _smooth(rng, height, width) * np.float32(0.03 * size)
-    canvas = (128 + 10 * _smooth(rng, height, width))[..., None].repeat(3, axis=2)
-    for k, c in enumerate(scene.stuff):
-        where, (dx, dy) = regions == k, rng.uniform(0, size, 2).astype(np.float32)
-        canvas[where] = _texture(looks[c.id], x + drift + dx, y + drift + dy, strength=0.6)[where]
-    canvas *= (1 + 0.06 * _smooth(rng, height, width))[..., None]
-    for c, mask, _, (cx, cy), turn in reversed(placed):
-        _draw(canvas, mask, _texture(looks[c.id], x - cx, y - cy, turn), size)
-    canvas = canvas * rng.uniform(0.94, 1.06) + rng.normal(0, 2.5, canvas.shape)
-
-    things = [
-        _annotation(scene, c.sources["lvis"], m, [o.ravel().tolist() for o in outlines]) for c, m, outlines, _, _ in placed
+def _thing_annotations(scene: _Scene, picture: Picture) -> list[dict]:
+    return [
+        _annotation(scene, o.class_info.sources["lvis"], o.mask, [outline.ravel().tolist() for outline in o.outlines])
+        for o in picture.objects
     ]
-    visible = [(c.sources["stuff"], (regions == k) & ~covered) for k, c in enumerate(scene.stuff)]
-    visible += [(STUFF_OTHER, covered)] if scene.stuff else []
-    stuff = [_annotation(scene, i, mask) | {"iscrowd": 0} for i, mask in sorted(visible, key=lambda v: v[0]) if mask.any()]
-    return canvas.clip(0, 255).round().astype(np.uint8), things, stuff
 
 
-def _side(size: int, rng: np.random.Generator) -> int:
-    """A width or height within 25 % of ``size`` that no decoder's stride of 16 divides."""
-    side = int(rng.integers(int(np.ceil(0.75 * size)), int(1.25 * size) + 1))
-    return side if side % 16 else side + (1 if side < size else -1)
-
-
-def _smooth(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A smooth random field (height, width) float32 of about unit deviation."""
-    return cv2.resize(rng.normal(size=(5, 5)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
-
-
-def _regions(count: int, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """Split the picture into ``count`` regions with organic borders: (height, width) int, the best balanced of some tries."""
-    if count == 0:
-        return np.full((height, width), -1)
-    y, x = np.mgrid[:height, :width].astype(np.float32) / np.float32([[[height]], [[width]]])
-    best, best_share = None, -1.0
-    for _ in range(4):
-        centres = rng.uniform(0.1, 0.9, (count, 2)).tolist()
-        fields = [0.25 * _smooth(rng, height, width) - 2 * np.hypot(x - cx, y - cy) for cx, cy in centres]
-        regions = np.argmax(fields, axis=0)
-        share = np.bincount(regions.ravel(), minlength=count).min() / regions.size
-        if share > best_share:
-            best, best_share = regions, share
-    return best
-
-
-def _place(
-    classes: Sequence[ClassInfo], looks: dict[int, _Look], shape: tuple[int, int], size: int, rng: np.random.Generator
-) -> tuple[list[tuple], np.ndarray]:
-    """Place one object of each class, front-most first, each more than half visible where there is room for that.
-
-    Returns (class, mask (H, W) bool, polygons, centre, turn in radians) for each, and the (H, W) bool union of the masks.
-    """
-    height, width = shape
-    covered = np.zeros(shape, bool)
-    placed = []
-    for c in classes:
-        best, best_seen = None, -1.0
-        for _ in range(12):
-            radius, turn = size * rng.uniform(0.12, 0.21), float(rng.uniform(-0.3, 0.3))
-            centre = rng.uniform((0.6 * radius, 0.6 * radius), (width - 0.6 * radius, height - 0.6 * radius))
-            outlines = [_posed(o, radius, turn, centre, width, height) for o in _outlines(looks[c.id])]
-            mask = _rasterised(outlines, height, width)
-            seen = (mask & ~covered).sum() / max(mask.sum(), 1)
-            if seen > best_seen:
-                best, best_seen = (c, mask, outlines, centre, turn), seen
-            if seen > 0.6:
-                break
-        placed.append(best)
-        covered |= best[1]
-    return placed, covered
-
-
-def _outlines(look: _Look) -> list[np.ndarray]:
-    """The closed outlines of a class, (P, 2) each, within the unit circle."""
-    n = look.corners
-    t = np.linspace(0, 2 * np.pi, 48, endpoint=False)
-    circle = np.stack([np.cos(t), np.sin(t)], axis=1)
-    if look.shape in ("polygon", "star"):
-        count = n if look.shape == "polygon" else 2 * n + 2
-        t = 2 * np.pi * np.arange(count) / count - np.pi / 2
-        radius = np.where(np.arange(count) % 2, 0.5 if look.shape == "star" else 1, 1)
-        return [np.stack([radius * np.cos(t), radius * np.sin(t)], axis=1)]
-    if look.shape == "ellipse":
-        return [circle * (1, 0.45 + 0.07 * n)]
-    if look.shape == "cross":
-        a = 0.2 + 0.05 * n
-        corner = np.array([(0.9, a), (a, a), (a, 0.9)])
-        return [np.concatenate([_turned(corner, k * np.pi / 2) for k in range(4)])]
-    if look.shape == "blob":
-        return [circle * (0.78 + 0.22 * np.cos(n * t))[:, None]]
-    if look.shape == "pair":
-        return [circle * 0.5 + (0.5, 0.2), circle * 0.42 - (0.5, 0.2)]
-    return [np.stack([np.sin(t) ** 3, -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)) / 16], axis=1)]
-
-
-def _turned(points: np.ndarray, angle: float) -> np.ndarray:
-    cos, sin = np.cos(angle), np.sin(angle)
-    return points @ np.array([[cos, sin], [-sin, cos]])
-
-
-def _posed(outline: np.ndarray, radius: float, turn: float, centre: np.ndarray, width: int, height: int) -> np.ndarray:
-    """The outline in pixels (x, y), rounded as COCO's polygons are and cut off at the picture's border."""
-    return (_turned(outline, turn) * radius + centre).clip(0, (width, height)).round(2)
-
-
-def _rasterised(outlines: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
-    """The pixels (H, W) bool of the union of polygons, by pycocotools' own rule."""
-    rles = coco_mask.frPyObjects([o.ravel().tolist() for o in outlines], height, width)
-    return coco_mask.decode(coco_mask.merge(rles)).astype(bool)
-
-
-def _texture(look: _Look, x: np.ndarray, y: np.ndarray, turn: float = 0, strength: float = 1) -> np.ndarray:
-    """The class's colours (H, W, 3) float32 at pixel offsets ``x``, ``y`` (H, W) from the texture's origin."""
-    cos, sin = math.cos(look.angle + turn), math.sin(look.angle + turn)
-    u, v = (cos * x + sin * y) / look.period, (cos * y - sin * x) / look.period
-    part_u, part_v = u % 1, v % 1
-    share = {
-        "solid": lambda: np.zeros_like(u),
-        "stripes": lambda: part_u < 0.35,
-        "dots": lambda: np.hypot(part_u - 0.5, part_v - 0.5) < 0.32,
-        "checks": lambda: (part_u < 0.5) ^ (part_v < 0.5),
-        "rings": lambda: np.hypot(u, v) % 1 < 0.4,
-        "waves": lambda: (u + 0.25 * np.sin(2 * np.pi * v / 1.5)) % 1 < 0.4,
-        "gradient": lambda: 0.4 - 0.4 * np.cos(2 * np.pi * u / 3),
-        "grid": lambda: np.minimum(part_u, part_v) < 0.2,
-    }[look.texture]()
-    share = strength * np.asarray(share, np.float32)[..., None]
-    return look.base * (1 - share) + look.second * share
-
-
-def _draw(canvas: np.ndarray, mask: np.ndarray, colours: np.ndarray, size: int) -> None:
-    """Draw an object on ``canvas`` in place: a soft shadow below it, and its colours, brighter towards its middle."""
-    shadow = cv2.GaussianBlur(np.roll(mask, 1 + size // 48, axis=(0, 1)).astype(np.float32), (0, 0), size / 48)
-    canvas *= 1 - 0.25 * shadow[..., None]
-    depth = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 3)
-    shade = 0.82 + 0.24 * np.sqrt(depth / max(depth.max(), 1))
-    canvas[mask] = (colours * shade[..., None])[mask]
+def _stuff_annotations(scene: _Scene, picture: Picture) -> list[dict]:
+    """One for each stuff class that can be seen, in ascending order; "other" stands for the things, as in COCO-Stuff."""
+    visible = [(c.sources["stuff"], region) for c, region in zip(scene.stuff, picture.regions, strict=True)]
+    visible += [(STUFF_OTHER, picture.covered)] if scene.stuff else []
+    visible.sort(key=lambda v: v[0])
+    return [_annotation(scene, category, mask) | {"iscrowd": 0} for category, mask in visible if mask.any()]
 
 
 def _annotation(scene: _Scene, category: int, mask: np.ndarray, polygons: list[list[float]] | None = None) -> dict:

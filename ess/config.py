@@ -10,6 +10,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from cocolvis.errors import DataError
 
+_POSITIVE = "dim k batch_size crop log_every save_every steps epochs eval_every eval_limit"
+_NOT_NEGATIVE = "encoder_bn_momentum margin lr encoder_lr min_lr momentum embedding_momentum weight_decay workers"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
@@ -17,7 +20,7 @@ class Config:
 
     Model: ``arch`` and ``encoder`` are a pair of ``ess models``; ``weights`` is "imagenet", "none" or a file; ``dim`` is d, the
     length of an embedding; ``normalize`` is where embeddings become unit vectors: "full" resolution, the head's "quarter"
-    resolution (as published), or "none".
+    resolution (as published), or "none". ``encoder_bn_momentum`` is right for pretrained encoders; from scratch take 0.1.
 
     Loss: "knn" (the paper's, over ``k`` negatives of kind ``negatives``), "exact" (softmax over all classes) or "dense" (the
     baseline with one output channel a class). ``temperature`` is T, ``margin`` the regulariser's m, 0 = off.
@@ -33,6 +36,7 @@ class Config:
     weights: str = "imagenet"
     output_stride: Literal[8, 16] = 16
     norm: Literal["batch", "group"] = "batch"
+    encoder_bn_momentum: float = 0.01
     dim: int = 12
     normalize: Literal["full", "quarter", "none"] = "full"
 
@@ -74,12 +78,9 @@ class Config:
             _check(name, getattr(self, name), kind)
         if (self.steps is None) == (self.epochs is None):
             raise DataError(f"steps is {self.steps} and epochs is {self.epochs}; expected exactly one of them")
-        for name in ("dim", "k", "batch_size", "crop", "log_every", "save_every"):
-            _at_least(name, getattr(self, name), 1)
-        for name in ("steps", "epochs", "eval_every", "eval_limit"):
-            _at_least(name, getattr(self, name), 1)
-        for name in ("margin", "lr", "encoder_lr", "min_lr", "momentum", "embedding_momentum", "weight_decay", "workers"):
-            _at_least(name, getattr(self, name), 0)
+        for names, least in ((_POSITIVE, 1), (_NOT_NEGATIVE, 0)):
+            for name in names.split():
+                _at_least(name, getattr(self, name), least)
         if self.temperature <= 0 or not 0 < self.scale_min <= self.scale_max or not 0 <= self.flip <= 1:
             raise DataError(
                 f"temperature {self.temperature}, scale {self.scale_min}..{self.scale_max}, flip {self.flip}:"

@@ -12,6 +12,7 @@ from cocolvis.errors import DataError
 from ess.config import Config
 from ess.deeplabv3plus import RATES, DeepLabV3PlusDecoder, to_group_norm
 from ess.neighbours import DISTANCES, nearest
+from ess.weights import encoder_weights
 
 HEADS = ("embedding", "dense")
 NORMS = ("batch", "group")
@@ -40,7 +41,8 @@ ENCODERS = {
 }
 """Architecture -> the timm encoders that it works with; all of these expect ImageNet's mean and standard deviation.
 
-"deeplabv3plus" is :mod:`ess.deeplabv3plus`, the others are the decoders of segmentation-models-pytorch.
+"deeplabv3plus" is :mod:`ess.deeplabv3plus`, which also takes any other timm encoder with features at stride 4 and at the output
+stride; the others are the decoders of segmentation-models-pytorch.
 """
 
 _ENCODER_OPTIONS = {name: {"strict_img_size": False} for name in _PYRAMIDS if name.startswith("swin")}
@@ -127,9 +129,10 @@ def build_model(
     norm: str = "batch",
     normalize: str | None = "full",
     distance: str = "euclidean",
+    encoder_bn_momentum: float = 0.01,
     weights: str | Path | None = None,
 ) -> SegmentationModel:
-    """A model of one of :func:`pairs`, its encoder's BatchNorm at momentum 0.01 as published.
+    """A model of one of :func:`pairs`, its encoder's BatchNorm at momentum 0.01 unless told otherwise, as published.
 
     ``head`` "dense" gives C logits instead of ``dim`` channels; ``output_stride`` 8 or 16 is for "deeplabv3plus" alone;
     ``norm`` "group" puts GroupNorm for BatchNorm in the decoder. ``weights`` of the encoder: None, "imagenet", or a file.
@@ -140,7 +143,7 @@ def build_model(
     _check("normalize", normalize, NORMALIZE)
     _check("output_stride", output_stride, tuple(RATES))
     _check("distance", distance, DISTANCES)
-    state = None if weights is None else _encoder_weights(encoder, weights)
+    state = None if weights is None else encoder_weights(encoder, weights)
     options = {"pretrained_cfg_overlay": {"state_dict": state}} if state else {}
     options |= _ENCODER_OPTIONS.get(encoder, {})
     channels = dim if head == "embedding" else classes
@@ -150,7 +153,7 @@ def build_model(
         to_group_norm(decoder)
     for module in encoder_module.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.momentum = 0.01
+            module.momentum = encoder_bn_momentum
     dim = dim if head == "embedding" else None
     sizes = {"multiple": multiple, "smallest": _SMALLEST.get(arch, 1)}
     return SegmentationModel(encoder_module, decoder, classes, dim, normalize=normalize, distance=distance, **sizes)
@@ -168,6 +171,7 @@ def model_from_config(config: Config, classes: int, *, weights: str | Path | Non
         norm=config.norm,
         normalize=None if config.normalize == "none" else config.normalize,
         distance=config.distance,
+        encoder_bn_momentum=config.encoder_bn_momentum,
         weights=weights,
     )
 
@@ -181,10 +185,17 @@ def _deeplabv3plus(arch: str, encoder: str, channels: int, output_stride: int, p
     """(encoder, decoder, multiple) of our own DeepLabV3+ on the encoder's first features at stride 4 and its last."""
     import timm
 
-    with torch.device("meta"):
-        strides = timm.create_model(encoder, features_only=True).feature_info.reduction()
-    taken = {"features_only": True, "out_indices": (strides.index(4), len(strides) - 1), "output_stride": output_stride}
-    features = timm.create_model(encoder, pretrained=pretrained, **taken, **options)
+    try:
+        with torch.device("meta"):
+            strides = timm.create_model(encoder, features_only=True).feature_info.reduction()
+        taken = {"features_only": True, "out_indices": (strides.index(4), len(strides) - 1), "output_stride": output_stride}
+        features = timm.create_model(encoder, pretrained=pretrained, **taken, **options)
+    except Exception as error:  # each family of timm says in its own way what it cannot do
+        works = ", ".join(ENCODERS[arch])
+        raise DataError(
+            f"{arch} does not work with {encoder!r}: it has no features at strides 4 and {output_stride}"
+            f" ({str(error).splitlines()[0] if str(error) else type(error).__name__}); with {arch} work {works}"
+        ) from None
     return features, DeepLabV3PlusDecoder(*features.feature_info.channels(), channels, output_stride), output_stride
 
 
@@ -223,10 +234,12 @@ def _check(what: str, value, known: Sequence) -> None:
 
 
 def _check_pair(arch: str, encoder: str) -> None:
-    """A DataError that says what works, unless this pair does."""
+    """A DataError that says what works, unless this pair does, or is our decoder on another encoder of timm: that is tried."""
+    import timm
+
     if arch not in ENCODERS:
         raise DataError(f"no architecture is named {arch!r}{_meant(arch, ENCODERS)}: expected one of {', '.join(ENCODERS)}")
-    if encoder not in ENCODERS[arch]:
+    if encoder not in ENCODERS[arch] and not (arch == "deeplabv3plus" and timm.is_model(encoder)):
         known = dict.fromkeys(name for names in ENCODERS.values() for name in names)
         wrong = f"{arch} does not work with {encoder!r}" if encoder in known else f"no encoder is named {encoder!r}"
         works = ", ".join(ENCODERS[arch])
@@ -236,67 +249,3 @@ def _check_pair(arch: str, encoder: str) -> None:
 def _meant(name: str, known: Sequence) -> str:
     near = difflib.get_close_matches(name, known)
     return f"; did you mean {', '.join(near)}?" if near else ""
-
-
-def _encoder_weights(encoder: str, weights: str | Path) -> dict[str, torch.Tensor]:
-    """The state dict of a whole timm model, read from the hub or a file, never by unpickling."""
-    if weights == "imagenet":
-        return _read_weights(_hub_file(encoder))
-    state = _read_weights(Path(weights))
-    _check_weights(Path(weights), state, encoder)
-    return state
-
-
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    import safetensors.torch
-
-    if not path.is_file():
-        raise DataError(f"{path}: no such weights file; expected 'imagenet', or a .safetensors or torch file of a timm encoder")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state)
-        return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-    except Exception as error:
-        reason = str(error).split("\n")[0][:200]
-        raise DataError(f"{path}: cannot be read as weights ({reason}); expected a .safetensors or plain torch file") from None
-
-
-def _check_weights(path: Path, state: dict[str, torch.Tensor], encoder: str) -> None:
-    """A DataError when the file's names or shapes are not those of the timm model; the classifier does not count."""
-    import timm
-
-    with torch.device("meta"):
-        model = timm.create_model(encoder)
-    classifier = model.pretrained_cfg["classifier"]
-    ours = {name: tuple(t.shape) for name, t in model.state_dict().items() if not name.startswith(f"{classifier}.")}
-    theirs = {name: tuple(t.shape) for name, t in state.items() if not name.startswith(f"{classifier}.")}
-    for what, names in (
-        ("lacks", ours.keys() - theirs.keys()),
-        ("has unknown", theirs.keys() - ours.keys()),
-        ("has other shapes of", {name for name in ours if name in theirs and ours[name] != theirs[name]}),
-    ):
-        if names:
-            shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
-            raise DataError(f"{path}: {what} {len(names)} of the tensors of timm's {encoder}: {shown}")
-
-
-def _hub_file(encoder: str) -> Path:
-    """The pretrained weights in the local hub cache, downloaded when they are not there but the hub can be reached."""
-    import huggingface_hub as hub
-    import timm
-
-    repo, file = timm.get_pretrained_cfg(encoder).hf_hub_id, "model.safetensors"
-    cached = hub.try_to_load_from_cache(repo, file)
-    if isinstance(cached, str):
-        return Path(cached)
-    try:
-        hub.get_hf_file_metadata(hub.hf_hub_url(repo, file), timeout=3)  # answers at once where a download would retry long
-        return Path(hub.hf_hub_download(repo, file))
-    except Exception as error:
-        cache = hub.constants.HF_HUB_CACHE
-        raise DataError(
-            f"ImageNet weights {repo}/{file} are neither in {cache} nor to be had from the hub ({type(error).__name__});"
-            " use --weights none, or --weights FILE with a .safetensors file of timm's weights"
-        ) from None

@@ -165,6 +165,12 @@ def test_model_from_config():
     assert dense.class_embeddings is None and dense.normalize == "full"
 
 
+def test_our_decoder_takes_encoders_of_timm_that_no_table_lists():
+    assert "resnet26" not in ENCODERS["deeplabv3plus"]
+    model = build_model(encoder="resnet26", classes=5, dim=3).eval()
+    assert model(torch.zeros(1, 3, 33, 47)).shape == (1, 3, 33, 47)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -174,6 +180,10 @@ def test_model_from_config():
             "no encoder is named 'resnet5'; did you mean resnet50.* with deeplabv3plus work mobilenetv2_100",
         ),
         ({"encoder": "deit_tiny_patch16_224"}, "deeplabv3plus does not work with 'deit_tiny_patch16_224'"),
+        (
+            {"encoder": "vgg11"},
+            "deeplabv3plus does not work with 'vgg11': it has no features at strides 4 and 16 .* work mobilenetv2",
+        ),
         ({"arch": "dpt"}, "dpt does not work with 'resnet50': with dpt work deit_tiny"),
         ({"head": "linear"}, "head is 'linear': expected 'embedding' or 'dense'"),
         ({"norm": "layer"}, "norm is 'layer': expected 'batch' or 'group'"),

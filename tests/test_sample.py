@@ -13,7 +13,7 @@ from lvis import LVIS
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from cocolvis import sample
+from cocolvis import sample, sample_pictures
 from cocolvis.errors import DataError
 from cocolvis.sample import write_sample
 from cocolvis.vocabulary import GROUPS, STUFF_OTHER, coco_lvis
@@ -194,7 +194,7 @@ def test_shared_classes_are_both_thing_and_stuff(tree):
 
 def test_objects_overlap_and_the_first_is_on_top(tree):
     """Where two things overlap, the picture shows the first's colours, so that they explain it better than the second's."""
-    looks = sample._looks(sample._used_classes(120), 96)
+    looks = sample_pictures.looks_of(sample._used_classes(120), 96)
     right = wrong = 0
     for image in tree.images():
         picture = cv2.imread(str(tree.path(image)))[..., ::-1].astype(float)
@@ -210,7 +210,7 @@ def test_objects_overlap_and_the_first_is_on_top(tree):
 
 def test_pictures_show_what_the_masks_say(tree):
     """The look that explains the pixels of a region best is nearly always that of its class, out of all 120."""
-    looks = sample._looks(sample._used_classes(120), 96)
+    looks = sample_pictures.looks_of(sample._used_classes(120), 96)
     right = total = 0
     for image in tree.images()[::9]:
         picture = cv2.imread(str(tree.path(image)))[..., ::-1].astype(float)
@@ -238,7 +238,7 @@ def test_used_classes(count):
     assert len({c.id for c in used}) == len(used) == count
     assert {c.group for c in used} == set(GROUPS)
     assert sum(c.kind == "both" for c in used) == 10
-    looks = sample._looks(used, 96).values()
+    looks = sample_pictures.looks_of(used, 96).values()
     assert len({(*look.base.tolist(), *look.second.tolist()) for look in looks}) == count
 
 

@@ -1,0 +1,232 @@
+"""The pictures of the generated sample: how a class looks, and scenes of objects over organic regions, with exact masks."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from cocolvis.vocabulary import ClassInfo
+
+GOLDEN = 0.6180339887
+TEXTURES = ("stripes", "dots", "solid", "checks", "rings", "waves", "gradient", "grid")
+SHAPES = ("polygon", "star", "ellipse", "cross", "blob", "pair", "heart")
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How a class looks: RGB colours (3,) float32 in 0..255, a texture with its period in pixels, and an outline."""
+
+    base: np.ndarray
+    second: np.ndarray
+    texture: str
+    period: float
+    angle: float
+    shape: str
+    corners: int
+
+
+class Placed(NamedTuple):
+    """An object in a picture: its class, (H, W) bool mask, polygons of (P, 2) x, y, centre, and turn in radians."""
+
+    class_info: ClassInfo
+    mask: np.ndarray
+    outlines: list[np.ndarray]
+    centre: np.ndarray
+    turn: float
+
+
+class Picture(NamedTuple):
+    """What was painted, and where.
+
+    ``pixels`` (H, W, 3) uint8 RGB; ``objects`` front-most first; ``regions`` the visible part of each stuff class, ``covered``
+    what the objects cover, (H, W) bool each.
+    """
+
+    pixels: np.ndarray
+    objects: list[Placed]
+    regions: list[np.ndarray]
+    covered: np.ndarray
+
+
+def _palette(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Colours, each chosen farthest in Lab from those before: RGB in 0..255 and Lab, (count, 3) float32 both."""
+    levels = np.linspace(0, 1, 24, dtype=np.float32)
+    rgb = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
+    lab = cv2.cvtColor(rgb[None], cv2.COLOR_RGB2LAB)[0]
+    usable = (lab[:, 0] > 24) & (lab[:, 0] < 92) & (np.hypot(lab[:, 1], lab[:, 2]) > 14)
+    rgb, lab = rgb[usable], lab[usable]
+    chosen = [0]
+    distance = np.full(len(lab), np.inf)
+    while len(chosen) < count:
+        distance = np.minimum(distance, ((lab - lab[chosen[-1]]) ** 2).sum(axis=1))
+        chosen.append(int(distance.argmax()))
+    return rgb[chosen] * 255, lab[chosen]
+
+
+def looks_of(used: Sequence[ClassInfo], size: int) -> dict[int, Look]:
+    """Class id -> look, for pictures of ``size`` pixels.
+
+    The second colour is one of the palette's, at a middle to great distance from the base colour.
+    """
+    rgb, lab = _palette(len(used))
+    looks = {}
+    for k, c in enumerate(used):
+        by_distance = np.argsort(((lab - lab[k]) ** 2).sum(axis=1), kind="stable")
+        second = by_distance[int(len(used) * (0.35 + 0.6 * (k * GOLDEN % 1)))]
+        looks[c.id] = Look(
+            base=rgb[k],
+            second=0.35 * rgb[k] + 0.65 * rgb[second],
+            texture=TEXTURES[(k + k // 8) % len(TEXTURES)],
+            period=size * (0.07 + 0.06 * (k * GOLDEN * 3 % 1)),
+            angle=math.pi * (k * GOLDEN * 5 % 1),
+            shape=SHAPES[k // 4 % len(SHAPES)],
+            corners=3 + k % 5,
+        )
+    return looks
+
+
+def paint(
+    things: Sequence[ClassInfo], stuff: Sequence[ClassInfo], looks: dict[int, Look], size: int, rng: np.random.Generator
+) -> Picture:
+    """A picture of ``things``, front-most first, over regions of ``stuff``; its sides lie within 25 % of ``size`` pixels."""
+    height, width = (_side(size, rng) for _ in range(2))
+    objects, covered = _place(things, looks, (height, width), size, rng)
+    regions = _regions(len(stuff), height, width, rng)
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    drift = _smooth(rng, height, width) * np.float32(0.03 * size)
+    canvas = (128 + 10 * _smooth(rng, height, width))[..., None].repeat(3, axis=2)
+    for k, c in enumerate(stuff):
+        where, (dx, dy) = regions == k, rng.uniform(0, size, 2).astype(np.float32)
+        canvas[where] = _texture(looks[c.id], x + drift + dx, y + drift + dy, strength=0.6)[where]
+    canvas *= (1 + 0.06 * _smooth(rng, height, width))[..., None]
+    for o in reversed(objects):
+        _draw(canvas, o.mask, _texture(looks[o.class_info.id], x - o.centre[0], y - o.centre[1], o.turn), size)
+    canvas = canvas * rng.uniform(0.94, 1.06) + rng.normal(0, 2.5, canvas.shape)
+    return Picture(
+        canvas.clip(0, 255).round().astype(np.uint8), objects, [(regions == k) & ~covered for k in range(len(stuff))], covered
+    )
+
+
+def _side(size: int, rng: np.random.Generator) -> int:
+    """A width or height within 25 % of ``size`` that no decoder's stride of 16 divides."""
+    side = int(rng.integers(int(np.ceil(0.75 * size)), int(1.25 * size) + 1))
+    return side if side % 16 else side + (1 if side < size else -1)
+
+
+def _smooth(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """A smooth random field (height, width) float32 of about unit deviation."""
+    return cv2.resize(rng.normal(size=(5, 5)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def _regions(count: int, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """Split the picture into ``count`` regions with organic borders: (height, width) int, the best balanced of some tries."""
+    if count == 0:
+        return np.full((height, width), -1)
+    y, x = np.mgrid[:height, :width].astype(np.float32) / np.float32([[[height]], [[width]]])
+    best, best_share = None, -1.0
+    for _ in range(4):
+        centres = rng.uniform(0.1, 0.9, (count, 2)).tolist()
+        fields = [0.25 * _smooth(rng, height, width) - 2 * np.hypot(x - cx, y - cy) for cx, cy in centres]
+        regions = np.argmax(fields, axis=0)
+        share = np.bincount(regions.ravel(), minlength=count).min() / regions.size
+        if share > best_share:
+            best, best_share = regions, share
+    return best
+
+
+def _place(
+    classes: Sequence[ClassInfo], looks: dict[int, Look], shape: tuple[int, int], size: int, rng: np.random.Generator
+) -> tuple[list[Placed], np.ndarray]:
+    """Place one object of each class, front-most first, each more than half visible where there is room for that.
+
+    Returns them with the (H, W) bool union of their masks.
+    """
+    height, width = shape
+    covered = np.zeros(shape, bool)
+    placed = []
+    for c in classes:
+        best, best_seen = None, -1.0
+        for _ in range(12):
+            radius, turn = size * rng.uniform(0.12, 0.21), float(rng.uniform(-0.3, 0.3))
+            centre = rng.uniform((0.6 * radius, 0.6 * radius), (width - 0.6 * radius, height - 0.6 * radius))
+            outlines = [_posed(o, radius, turn, centre, width, height) for o in _outlines(looks[c.id])]
+            mask = _rasterised(outlines, height, width)
+            seen = (mask & ~covered).sum() / max(mask.sum(), 1)
+            if seen > best_seen:
+                best, best_seen = Placed(c, mask, outlines, centre, turn), seen
+            if seen > 0.6:
+                break
+        placed.append(best)
+        covered |= best.mask
+    return placed, covered
+
+
+def _outlines(look: Look) -> list[np.ndarray]:
+    """The closed outlines of a class, (P, 2) each, within the unit circle."""
+    n = look.corners
+    t = np.linspace(0, 2 * np.pi, 48, endpoint=False)
+    circle = np.stack([np.cos(t), np.sin(t)], axis=1)
+    if look.shape in ("polygon", "star"):
+        count = n if look.shape == "polygon" else 2 * n + 2
+        t = 2 * np.pi * np.arange(count) / count - np.pi / 2
+        radius = np.where(np.arange(count) % 2, 0.5 if look.shape == "star" else 1, 1)
+        return [np.stack([radius * np.cos(t), radius * np.sin(t)], axis=1)]
+    if look.shape == "ellipse":
+        return [circle * (1, 0.45 + 0.07 * n)]
+    if look.shape == "cross":
+        a = 0.2 + 0.05 * n
+        corner = np.array([(0.9, a), (a, a), (a, 0.9)])
+        return [np.concatenate([_turned(corner, k * np.pi / 2) for k in range(4)])]
+    if look.shape == "blob":
+        return [circle * (0.78 + 0.22 * np.cos(n * t))[:, None]]
+    if look.shape == "pair":
+        return [circle * 0.5 + (0.5, 0.2), circle * 0.42 - (0.5, 0.2)]
+    return [np.stack([np.sin(t) ** 3, -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)) / 16], axis=1)]
+
+
+def _turned(points: np.ndarray, angle: float) -> np.ndarray:
+    cos, sin = np.cos(angle), np.sin(angle)
+    return points @ np.array([[cos, sin], [-sin, cos]])
+
+
+def _posed(outline: np.ndarray, radius: float, turn: float, centre: np.ndarray, width: int, height: int) -> np.ndarray:
+    """The outline in pixels (x, y), rounded as COCO's polygons are and cut off at the picture's border."""
+    return (_turned(outline, turn) * radius + centre).clip(0, (width, height)).round(2)
+
+
+def _rasterised(outlines: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
+    """The pixels (H, W) bool of the union of polygons, by pycocotools' own rule."""
+    rles = coco_mask.frPyObjects([o.ravel().tolist() for o in outlines], height, width)
+    return coco_mask.decode(coco_mask.merge(rles)).astype(bool)
+
+
+def _texture(look: Look, x: np.ndarray, y: np.ndarray, turn: float = 0, strength: float = 1) -> np.ndarray:
+    """The class's colours (H, W, 3) float32 at pixel offsets ``x``, ``y`` (H, W) from the texture's origin."""
+    cos, sin = math.cos(look.angle + turn), math.sin(look.angle + turn)
+    u, v = (cos * x + sin * y) / look.period, (cos * y - sin * x) / look.period
+    part_u, part_v = u % 1, v % 1
+    share = {
+        "solid": lambda: np.zeros_like(u),
+        "stripes": lambda: part_u < 0.35,
+        "dots": lambda: np.hypot(part_u - 0.5, part_v - 0.5) < 0.32,
+        "checks": lambda: (part_u < 0.5) ^ (part_v < 0.5),
+        "rings": lambda: np.hypot(u, v) % 1 < 0.4,
+        "waves": lambda: (u + 0.25 * np.sin(2 * np.pi * v / 1.5)) % 1 < 0.4,
+        "gradient": lambda: 0.4 - 0.4 * np.cos(2 * np.pi * u / 3),
+        "grid": lambda: np.minimum(part_u, part_v) < 0.2,
+    }[look.texture]()
+    share = strength * np.asarray(share, np.float32)[..., None]
+    return look.base * (1 - share) + look.second * share
+
+
+def _draw(canvas: np.ndarray, mask: np.ndarray, colours: np.ndarray, size: int) -> None:
+    """Draw an object on ``canvas`` in place: a soft shadow below it, and its colours, brighter towards its middle."""
+    shadow = cv2.GaussianBlur(np.roll(mask, 1 + size // 48, axis=(0, 1)).astype(np.float32), (0, 0), size / 48)
+    canvas *= 1 - 0.25 * shadow[..., None]
+    depth = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 3)
+    shade = 0.82 + 0.24 * np.sqrt(depth / max(depth.max(), 1))
+    canvas[mask] = (colours * shade[..., None])[mask]
