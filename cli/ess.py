@@ -10,7 +10,6 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import click
 
 from cli.options import Group, json_option, path_argument, path_option, print_json, print_table, progress
-from cocolvis.errors import DataError
 from ess.config import Config, load, preset_names
 
 _HELP = {
@@ -96,7 +95,7 @@ def main() -> None:
 @path_option("--out", required=True, help="Folder of the run.")
 @click.option("--preset", type=click.Choice(preset_names()), help="Shipped settings to start from; see `ess preset`.")
 @path_option("--config", "config_file", help="TOML file of settings, stronger than the preset.")
-@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out; flags change the settings of the run.")
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out; other flags need not be repeated.")
 @_image_root
 @_setting_options
 def train(data, out, preset, config_file, resume, image_root, **flags) -> None:
@@ -109,12 +108,8 @@ def train(data, out, preset, config_file, resume, image_root, **flags) -> None:
       ess train ~/cocolvis --out run --preset coco-lvis --batch-size 8
     """
     given = {name: value for name, value in flags.items() if value is not None}
-    if resume and (out / "run.json").exists():
-        if preset or config_file:
-            raise DataError(f"--resume takes the settings of {out / 'run.json'}; leave out --preset and --config")
-        config = _resumed(out, given)
-    else:
-        config = load(preset, config_file, given)
+    begun = resume and (out / "run.json").exists()
+    config = _resumed(out, given) if begun and not (preset or config_file) else load(preset, config_file, given)
     from cocolvis.dataset import Dataset
     from ess.train import train as run
 

@@ -30,14 +30,12 @@ class Run:
         self.config = config
         self.vocabulary = vocabulary
 
-    @classmethod
-    def create(cls, folder: Path, config: Config, vocabulary: Vocabulary) -> "Run":
-        """Begin a run; a DataError when the folder holds one already."""
-        if (folder / "run.json").exists():
-            raise DataError(f"{folder}: already holds a run; continue it with --resume, or choose another --out")
-        run = cls(folder, config, vocabulary)
-        run._write()
-        return run
+    def begin(self, model: torch.nn.Module, training: Mapping[str, torch.Tensor]) -> None:
+        """Save the untrained model as step 0, then run.json: a run that exists can always be resumed, without any download."""
+        for left in self.checkpoints():
+            shutil.rmtree(left)
+        self.save(0, model, training, None)
+        self._write()
 
     @classmethod
     def open(cls, folder: str | Path) -> "Run":

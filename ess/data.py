@@ -97,6 +97,7 @@ def training_batches(split: Split, config: Config, steps: int, start: int = 0) -
         multiprocessing_context=config.start_method if config.workers else None,
         worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # else it draws from the random numbers of the model
     )
     try:
         yield from loader

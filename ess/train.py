@@ -39,14 +39,17 @@ def train(dataset: Dataset, folder: Path, config: Config, *, resume: bool = Fals
     split = training_split(dataset, config)
     steps = config.steps or config.epochs * (len(split) // config.batch_size)
     torch.manual_seed(config.seed)
-    resuming = resume and (folder / "run.json").exists()
-    weights = None if resuming or config.weights == "none" else config.weights
+    exists = (folder / "run.json").exists()
+    if exists and not resume:
+        raise DataError(f"{folder}: already holds a run; continue it with --resume, or choose another --out")
+    weights = None if exists or config.weights == "none" else config.weights
     model = model_from_config(config, len(dataset.vocabulary), weights=weights).to(device).train()
     optimizer = make_optimizer(model, config)
-    if resuming:
+    if exists:
         run, start = resume_run(folder, dataset, config, model, optimizer)
     else:
-        run, start = Run.create(folder, config, dataset.vocabulary), 0
+        run, start = Run(folder, config, dataset.vocabulary), 0
+        run.begin(model, training_state(model, optimizer))
 
     scores = None
     seen, since = 0, time.monotonic()
@@ -158,8 +161,6 @@ def resume_run(
     if run.vocabulary.digest != dataset.vocabulary.digest:
         raise DataError(f"{folder}: was trained with another vocabulary than that of {dataset.folder}")
     run.update(config)
-    if not run.checkpoints():
-        return run, 0
     step = run.load_model(model)["step"]
     state = run.load_training()
     for name, parameter in model.named_parameters():

@@ -39,8 +39,10 @@ def test_resume_goes_on_with_the_settings_of_the_run(run, sample_dataset):
     assert "at step 2" in result.stderr and "step 3/3" in result.stderr
     settings = json.loads((run / "run.json").read_text())["settings"]
     assert (settings["steps"], settings["crop"]) == (3, 48)
-    message = ess("train", sample_dataset, "--out", run, "--resume", "--preset", "demo", code=1).stderr
-    assert "leave out --preset" in message
+    result = ess("train", sample_dataset, "--out", run, *SMALL, "--preset", "coco-lvis", "--steps", 4, "--resume")
+    assert "resumed" in result.stderr and "step 4/4" in result.stderr
+    message = ess("train", sample_dataset, "--out", run, "--preset", "coco-lvis", "--resume", code=1).stderr
+    assert "was begun with encoder 'mobilenetv2_100', not 'resnet50'" in message
 
 
 def test_eval_prints_a_table_and_json(run, sample_dataset):

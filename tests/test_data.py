@@ -1,6 +1,7 @@
 """Training batches: reproducible, independent of the loader's processes, complete."""
 
 import multiprocessing
+import pickle
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from cocolvis.dataset import Dataset
 from cocolvis.errors import DataError
 from ess.config import Config
-from ess.data import StepBatches, to_class_ids, to_labels, training_batches, training_split
+from ess.data import StepBatches, TrainingImages, to_class_ids, to_labels, training_batches, training_split
 
 
 def config(**settings):
@@ -69,6 +70,17 @@ def test_a_resumed_loader_repeats_the_same_augmentations(dataset):
     whole = batches(dataset, steps=4)
     rest = batches(dataset, steps=4, start=2)
     assert all(torch.equal(a[0], b[0]) for a, b in zip(whole[2:], rest, strict=True))
+
+
+def test_what_a_process_holds_does_not_grow_with_the_data_set(dataset, monkeypatch):
+    monkeypatch.setattr("cocolvis.dataset._OPEN_SHARDS", 1)
+    split = dataset.split("train")
+    assert len(dataset.shard_paths("train")) > 1
+    fresh = len(pickle.dumps(TrainingImages(split, config())))
+    for index in range(len(split)):
+        split[index]
+        assert len(split._open) == 1
+    assert len(pickle.dumps(TrainingImages(split, config()))) == fresh < 3000
 
 
 def test_a_batch_larger_than_the_split_is_refused(dataset):

@@ -65,6 +65,21 @@ def test_a_run_holds_settings_vocabulary_and_checkpoints(run, dataset):
     assert list((run.folder / "tensorboard").glob("events.*"))
 
 
+def test_a_run_that_was_killed_before_its_first_steps_keeps_its_first_weights(dataset, tmp_path, monkeypatch):
+    def killed(*arguments):
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(training, "loss_of", killed)
+        train(dataset, tmp_path / "run", config(seed=1))
+    first = weights(Run.open(tmp_path / "run"), 0)
+    loaded = []
+    monkeypatch.setattr(training, "loss_of", lambda model, *rest: loaded.append(model.state_dict()) or killed())
+    with pytest.raises(RuntimeError):
+        train(dataset, tmp_path / "run", config(seed=2), resume=True)
+    assert same(first, loaded[0])
+
+
 def test_training_moves_every_parameter_group(run):
     before, after = weights(run, 2), weights(run, 4)
     for prefix in ("encoder.", "decoder.", "class_embeddings"):
@@ -167,6 +182,12 @@ def test_every_preset_trains_two_steps(dataset, tmp_path, name):
     trained = train(dataset, tmp_path / "run", load(name, None, flags))
     scores = evaluate(Predictor.from_run(trained.folder, "cpu"), dataset, limit=1)
     assert scores["images"] == 1
+
+
+def test_the_papers_preset_trains_on_real_images(real, tmp_path):
+    flags = {"weights": "none", "steps": 2, "batch_size": 2, "crop": 64, "workers": 0}
+    trained = train(Dataset.open(real.data), tmp_path / "run", load("coco-lvis", None, flags))
+    assert all(torch.isfinite(value).all() for value in weights(trained, 2).values())
 
 
 def test_scores_are_those_of_a_plain_count(run, dataset):
