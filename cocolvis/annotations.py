@@ -3,7 +3,7 @@
 import json
 import mmap
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -177,6 +177,10 @@ def _typed(key: str, record: Any) -> msgspec.Struct:
 
 
 _KEY = object()
+"""Yielded by :func:`_records` for a key itself."""
+
+_SPACE = re.compile(r"\s*")
+_decode = json.JSONDecoder().raw_decode
 
 
 def _records(text: str) -> Iterator[tuple[str, Any]]:
@@ -184,42 +188,49 @@ def _records(text: str) -> Iterator[tuple[str, Any]]:
 
     Takes what Python's json takes (NaN, Infinity). A ValueError where the text is no JSON object, or breaks off.
     """
-    decode, skip = json.JSONDecoder().raw_decode, re.compile(r"[\s]*").match
-
-    def token(at: int) -> tuple[str, int]:
-        at = skip(text, at).end()
-        return text[at : at + 1], at
-
-    def element(at: int) -> tuple[Any, int]:
-        try:
-            return decode(text, token(at)[1])
-        except RecursionError:
-            raise ValueError(f"nested too deeply at character {at}") from None
-
-    mark, at = token(0)
+    mark, at = _token(text, 0)
     if mark != "{":
         raise ValueError("expected one JSON object")
-    mark, after = token(at + 1)
-    at = at if mark != "}" else after
+    if _token(text, at + 1)[0] == "}":
+        return
     while mark != "}":
-        key, at = element(at + 1)
-        mark, at = token(at)
+        key, at = _value(text, at + 1)
+        mark, at = _token(text, at)
         if mark != ":" or not isinstance(key, str):
             raise ValueError(f"expected a key and ':' at character {at}")
         yield key, _KEY
-        mark, start = token(at + 1)
-        if mark != "[":
-            _, at = element(start)
+        mark, start = _token(text, at + 1)
+        if mark == "[":
+            at = yield from _elements(text, key, start)
         else:
-            mark, at = token(start + 1)
-            at = at if mark == "]" else start
-            while mark != "]":
-                value, at = element(at + 1)
-                yield key, value
-                mark, at = token(at)
-                if mark not in (",", "]") or not mark:
-                    raise ValueError(f"the list {key!r} breaks off at character {at}")
-            at += 1
-        mark, at = token(at)
+            _, at = _value(text, start)
+        mark, at = _token(text, at)
         if mark not in (",", "}") or not mark:
             raise ValueError(f"the object breaks off at character {at}")
+
+
+def _elements(text: str, key: str, at: int) -> Generator[tuple[str, Any], None, int]:
+    """(key, element) for each element of the list that opens at ``at``; returns the place behind it."""
+    mark, end = _token(text, at + 1)
+    while mark != "]":
+        element, at = _value(text, at + 1)
+        yield key, element
+        mark, at = _token(text, at)
+        end = at
+        if mark not in (",", "]") or not mark:
+            raise ValueError(f"the list {key!r} breaks off at character {at}")
+    return end + 1
+
+
+def _token(text: str, at: int) -> tuple[str, int]:
+    """The next character that is no space, "" at the end, and its place."""
+    at = _SPACE.match(text, at).end()
+    return text[at : at + 1], at
+
+
+def _value(text: str, at: int) -> tuple[Any, int]:
+    """The JSON value at ``at``, and the place behind it."""
+    try:
+        return _decode(text, _token(text, at)[1])
+    except RecursionError:
+        raise ValueError(f"nested too deeply at character {at}") from None

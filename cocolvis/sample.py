@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import cycle, islice
 from pathlib import Path
 
 import cv2
@@ -16,6 +16,7 @@ from cocolvis.sample_pictures import GOLDEN, Picture, looks_of, paint
 from cocolvis.vocabulary import STUFF_OTHER, ClassInfo, coco_lvis
 
 ODDITIES = {"train": ("", "no stuff", "gray", "unlisted", "no things", "no stuff"), "val": ("", "no stuff")}
+TURNS = ("stuff", "frequent", "common", "stuff", "frequent", "rare")
 MAX_IMAGE_ID = 581_929
 PARTIAL = ".cocolvis-sample.partial"
 
@@ -109,14 +110,20 @@ def _write_tree(
 
 
 def _used_classes(count: int) -> list[ClassInfo]:
-    """The 10 shared classes, then stuff, frequent, common and rare ones in turn, spread over the ids of each group."""
+    """The 10 shared classes, then stuff, frequent, common and rare ones by turns, spread over the ids of each group.
+
+    Two of three are stuff or frequent, so that most classes of a small sample can be learnt; the others make its tail.
+    """
     vocabulary = coco_lvis()
-    streams = []
-    for group in ("stuff", "frequent", "common", "rare"):
+    streams = {}
+    for group in set(TURNS):
         members = [c for c in vocabulary if c.group == group and c.kind != "both"]
-        streams.append([members[k] for k in np.argsort(np.arange(len(members)) * GOLDEN % 1, kind="stable")])
-    turns = [c for turn in zip_longest(*streams) for c in turn if c is not None]
-    return ([c for c in vocabulary if c.kind == "both"] + turns)[:count]
+        streams[group] = iter([members[k] for k in np.argsort(np.arange(len(members)) * GOLDEN % 1, kind="stable")])
+    used = [c for c in vocabulary if c.kind == "both"]
+    turns = cycle(TURNS)
+    while len(used) < count:
+        used += islice(streams[next(turns)], 1)
+    return used
 
 
 def _plan(used: Sequence[ClassInfo], images: int, seed: int) -> list[_Scene]:
