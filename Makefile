@@ -10,7 +10,7 @@ JOBS ?= 2
 
 demo: $(VENV)/.ready
 	rm -rf $(DEMO)
-	$(BIN)/cocolvis sample --out $(DEMO)/sample --images 480 --classes 120
+	$(BIN)/cocolvis sample --out $(DEMO)/sample --images 480 --classes 106
 	$(BIN)/cocolvis build --coco $(DEMO)/sample/coco --lvis $(DEMO)/sample/lvis --out $(DEMO)/data
 	$(BIN)/cocolvis verify $(DEMO)/data --oracle --coco $(DEMO)/sample/coco --lvis $(DEMO)/sample/lvis
 	$(BIN)/cocolvis stats $(DEMO)/data --plot $(DEMO)/stats.png

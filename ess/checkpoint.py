@@ -78,7 +78,8 @@ class Run:
             aside.mkdir(parents=True)
             _save_tensors(aside / "model.safetensors", model.state_dict())
             _save_tensors(aside / "training.safetensors", training)
-            write_json(aside / "state.json", {"step": step, "vocabulary": self.vocabulary.digest, "scores": scores})
+            state = {"step": step, "vocabulary": self.vocabulary.digest, "scores": scores, "settings": self.config.to_json()}
+            write_json(aside / "state.json", state)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(aside, folder)
             sync_folder(folder.parent)

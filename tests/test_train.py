@@ -61,7 +61,8 @@ def test_a_run_holds_settings_vocabulary_and_checkpoints(run, dataset):
     assert content["vocabulary"]["digest"] == dataset.vocabulary.digest
     assert [path.name for path in run.checkpoints()] == ["step-00000002", "step-00000004"]
     state = json.loads((run.checkpoints()[-1] / "state.json").read_text())
-    assert state == {"step": 4, "vocabulary": dataset.vocabulary.digest, "scores": None}
+    settings = content["settings"]
+    assert state == {"step": 4, "vocabulary": dataset.vocabulary.digest, "scores": None, "settings": settings}
     assert list((run.folder / "tensorboard").glob("events.*"))
 
 
