@@ -181,6 +181,13 @@ def pairs() -> list[tuple[str, str]]:
     return [(arch, encoder) for arch, encoders in ENCODERS.items() for encoder in encoders]
 
 
+def encoders_of(arch: str) -> tuple[str, ...]:
+    """The timm encoders that an architecture is listed with; a DataError that names all when it is unknown."""
+    if arch not in ENCODERS:
+        raise DataError(f"no architecture is named {arch!r}{_meant(arch, ENCODERS)}: expected one of {', '.join(ENCODERS)}")
+    return ENCODERS[arch]
+
+
 def _deeplabv3plus(arch: str, encoder: str, channels: int, output_stride: int, pretrained: bool, options: dict) -> tuple:
     """(encoder, decoder, multiple) of our own DeepLabV3+ on the encoder's first features at stride 4 and its last."""
     import timm
@@ -237,13 +244,11 @@ def _check_pair(arch: str, encoder: str) -> None:
     """A DataError that says what works, unless this pair does, or is our decoder on another encoder of timm: that is tried."""
     import timm
 
-    if arch not in ENCODERS:
-        raise DataError(f"no architecture is named {arch!r}{_meant(arch, ENCODERS)}: expected one of {', '.join(ENCODERS)}")
-    if encoder not in ENCODERS[arch] and not (arch == "deeplabv3plus" and timm.is_model(encoder)):
+    listed = encoders_of(arch)
+    if encoder not in listed and not (arch == "deeplabv3plus" and timm.is_model(encoder)):
         known = dict.fromkeys(name for names in ENCODERS.values() for name in names)
         wrong = f"{arch} does not work with {encoder!r}" if encoder in known else f"no encoder is named {encoder!r}"
-        works = ", ".join(ENCODERS[arch])
-        raise DataError(f"{wrong}{_meant(encoder, ENCODERS[arch])}: with {arch} work {works}")
+        raise DataError(f"{wrong}{_meant(encoder, listed)}: with {arch} work {', '.join(listed)}")
 
 
 def _meant(name: str, known: Sequence) -> str:
