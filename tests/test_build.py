@@ -98,7 +98,7 @@ def test_ctrl_c_keeps_finished_work_and_says_how_to_go_on(sample, tmp_path, work
     out = tmp_path / "data"
     command = [sys.executable, "-m", "cli.cocolvis", "build", "--coco", sample.coco, "--lvis", sample.lvis, "--out", out]
     process = subprocess.Popen([*command, "--shard-size", "1", "--workers", str(workers)], stderr=subprocess.PIPE, text=True)
-    while not list((out / ".build").glob("train-*.json")):
+    while process.poll() is None and not list((out / ".build").glob("train-*.json")):
         time.sleep(0.002)
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 130

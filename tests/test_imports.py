@@ -4,7 +4,6 @@ import ast
 import pkgutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -32,9 +31,7 @@ def test_cocolvis_imports_neither_torch_nor_ess_nor_cli():
 
 @pytest.mark.parametrize("command", ["cocolvis", "ess"])
 def test_help_starts_without_heavy_imports(command):
-    start = time.perf_counter()
     loaded = modules_after(f"from cli.{command} import main\ntry: main(['--help'])\nexcept SystemExit: pass")
-    assert time.perf_counter() - start < 5
     assert "click" in loaded and not loaded & set(HEAVY)
 
 

@@ -1,6 +1,5 @@
 """Every pair through one harness; sizes, normalisation, groups, refusals, and weights without a network."""
 
-import time
 from dataclasses import replace
 
 import huggingface_hub
@@ -213,11 +212,9 @@ def unreachable(monkeypatch):
 
 
 @pytest.mark.parametrize(("arch", "encoder"), [("deeplabv3plus", SMALL), ("dpt", "deit_tiny_patch16_224")])
-def test_imagenet_weights_out_of_reach_are_told_at_once(arch, encoder, unreachable):
-    since = time.monotonic()
+def test_imagenet_weights_out_of_reach_are_told_without_a_download(arch, encoder, unreachable):
     with pytest.raises(DataError) as refusal:
         build_model(arch, encoder, weights="imagenet")
-    assert time.monotonic() - since < 3
     for part in (f"timm/{encoder}", str(huggingface_hub.constants.HF_HUB_CACHE), "--weights none", "--weights FILE"):
         assert part in str(refusal.value)
     assert "\n" not in str(refusal.value)
