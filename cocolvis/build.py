@@ -114,7 +114,7 @@ def _described(options: BuildOptions, sources: Sources) -> dict:
 
 def _finished_index(out: Path, description: dict) -> dict:
     index = dataset.Dataset.open(out).index
-    shutil.rmtree(out / ".build", ignore_errors=True)
+    shutil.rmtree(_State(out).folder, ignore_errors=True)
     if {"options": index["options"], "inputs": index["inputs"], "vocabulary": index["vocabulary"]["digest"]} != description:
         raise DataError(f"{out}: is a finished data set of other inputs or options; replace it with --overwrite")
     return index

@@ -1,6 +1,5 @@
 """One HDF5 shard: images as they came, masks as run lengths, and what samplers and statistics need without decoding."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 
 from cocolvis import runlength
 from cocolvis.errors import DataError
-from cocolvis.files import write_aside
+from cocolvis.files import sha256, write_aside
 from cocolvis.images import decode_rgb
 
 FORMAT = "cocolvis-shard"
@@ -106,9 +105,7 @@ class ShardWriter:
                     file.create_dataset(name, data=np.array(self._fixed[name], dtype).reshape(-1, *shape))
                 for group, columns in self._ragged.items():
                     self._write_group(file.create_group(group), columns, _RAGGED[group])
-            with aside.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return {"images": len(self._fixed["id"]), "bytes": aside.stat().st_size, "sha256": digest}
+            return {"images": len(self._fixed["id"]), "bytes": aside.stat().st_size, "sha256": sha256(aside)}
 
     @staticmethod
     def _write_group(group: h5py.Group, columns: Mapping[str, list], dtypes: Mapping[str, str]) -> None:

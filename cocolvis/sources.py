@@ -1,6 +1,5 @@
 """Where COCO and LVIS downloads keep their files, and which image of LVIS has which stuff annotations."""
 
-from functools import cached_property
 from pathlib import Path
 
 from cocolvis.annotations import AnnotationFile, ImageRecord, Segment
@@ -34,7 +33,7 @@ class Sources:
     def stuff(self, folder: str) -> AnnotationFile:
         """The stuff annotations of the images in ``folder`` (train2017, val2017)."""
         if folder not in self._stuff:
-            path = _existing([self.coco / "annotations" / f"stuff_{folder}.json"], f"stuff annotations of {folder}", "--coco")
+            path = _existing([self._stuff_path(folder)], f"stuff annotations of {folder}", "--coco")
             self._stuff[folder] = self._read(path, "stuff")
         return self._stuff[folder]
 
@@ -44,7 +43,7 @@ class Sources:
         if folder is None:
             own = f"{split}2017"
             others = [f"{other}2017" for other in SPLITS if other != split]
-            listed = (f for f in [own, *others] if self._has_stuff(f) and image.id in self.stuff(f).images)
+            listed = (f for f in [own, *others] if self._stuff_path(f).is_file() and image.id in self.stuff(f).images)
             folder = next(listed, own)
         return folder, name
 
@@ -54,16 +53,12 @@ class Sources:
 
     def digests(self) -> dict[str, str]:
         """File name -> SHA-256 of every annotation file that can be found; a data set is built from these."""
-        paths = [self.coco / "annotations" / f"stuff_{s}2017.json" for s in SPLITS]
+        paths = [self._stuff_path(f"{s}2017") for s in SPLITS]
         paths += [self.lvis / f"lvis_v1_{s}.json" for s in SPLITS]
         return {path.name: sha256(path) for path in paths if path.is_file()}
 
-    @cached_property
-    def _folders(self) -> set[str]:
-        return {f"{s}2017" for s in SPLITS if (self.coco / "annotations" / f"stuff_{s}2017.json").is_file()}
-
-    def _has_stuff(self, folder: str) -> bool:
-        return folder in self._folders
+    def _stuff_path(self, folder: str) -> Path:
+        return self.coco / "annotations" / f"stuff_{folder}.json"
 
     def _read(self, path: Path, source: str) -> AnnotationFile:
         annotations = AnnotationFile(path, source)

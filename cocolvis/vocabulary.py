@@ -58,6 +58,7 @@ class Vocabulary:
 
     def __init__(self, classes: Iterable[ClassInfo], ignored: Mapping[str, Mapping[int, str]] | None = None):
         self.classes = tuple(classes)
+        self._lookups: dict[str, dict[int, int]] = {}
         self.ignored = {source: dict(names) for source, names in (ignored or {}).items()}
         if [c.id for c in self.classes] != list(range(1, len(self.classes) + 1)):
             raise DataError("vocabulary: class ids must be 1, 2, ... without gaps")
@@ -87,9 +88,11 @@ class Vocabulary:
         return known | self.ignored.get(source, {})
 
     def lookup(self, source: str) -> dict[int, int]:
-        """Category id of ``source`` -> class id; ignored categories map to 0."""
-        table = {c.sources[source]: c.id for c in self.classes if source in c.sources}
-        return table | dict.fromkeys(self.ignored.get(source, {}), UNLABELLED)
+        """Category id of ``source`` -> class id; ignored categories map to 0. The same table every time: do not change it."""
+        if source not in self._lookups:
+            table = {c.sources[source]: c.id for c in self.classes if source in c.sources}
+            self._lookups[source] = table | dict.fromkeys(self.ignored.get(source, {}), UNLABELLED)
+        return self._lookups[source]
 
     def search(self, text: str) -> list[ClassInfo]:
         """Classes whose name or synset contains ``text``, upper and lower case alike."""
