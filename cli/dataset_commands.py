@@ -1,0 +1,176 @@
+"""The commands of ``cocolvis`` that look at a built data set."""
+
+import click
+
+from cli.listings import print_difference, print_split, print_summary
+from cli.options import json_option, path_argument, path_option, print_json, print_table, progress
+
+_folder = path_argument("dir")
+
+
+@click.command()
+@_folder
+@json_option
+def info(dir, as_json) -> None:
+    """Say what a data set holds and what its build reported.
+
+    \b
+    Example:
+      cocolvis info ~/cocolvis
+    """
+    from cocolvis.dataset import Dataset
+
+    print_summary(Dataset.open(dir), as_json)
+
+
+@click.command()
+@click.option("--search", metavar="TEXT", help="Only classes whose name or synset contains TEXT.")
+@json_option
+def vocab(search, as_json) -> None:
+    """List the 1284 classes: name, kind, frequency group, synset and source categories.
+
+    \b
+    Example:
+      cocolvis vocab --search cabinet
+    """
+    from cocolvis.vocabulary import coco_lvis
+
+    vocabulary = coco_lvis()
+    classes = list(vocabulary) if search is None else vocabulary.search(search)
+    if as_json:
+        print_json({"classes": [c.to_json() for c in classes]})
+        return
+    sources = (" ".join(f"{source}:{category}" for source, category in c.sources.items()) for c in classes)
+    rows = [(str(c.id), c.name, c.kind, c.group, c.synset, s) for c, s in zip(classes, sources, strict=True)]
+    print_table(("class", "name", "kind", "group", "synset", "sources"), rows)
+
+
+@click.command()
+@_folder
+@json_option
+@path_option("--plot", help="Also draw the histograms to this file (.png, .pdf, .svg).")
+def stats(dir, as_json, plot) -> None:
+    """Show the long tail: images and pixels of each class, quantiles, groups, the commonest and the rarest.
+
+    \b
+    Example:
+      cocolvis stats ~/cocolvis --plot tail.png
+    """
+    from cocolvis import stats as module
+    from cocolvis.dataset import Dataset
+
+    dataset = Dataset.open(dir)
+    found = module.statistics(dataset)
+    if as_json:
+        print_json(found)
+    else:
+        for name, split in found["splits"].items():
+            print_split(name, split, len(dataset.vocabulary))
+    if plot is not None:
+        module.plot(found, plot)
+        click.echo(f"plot: {plot}", err=True)
+
+
+@click.command()
+@_folder
+@click.option("--oracle", is_flag=True, help="Also derive every mask again with lvis and pycocotools, and compare.")
+@path_option("--coco", help="With --oracle: the COCO folder of the build.")
+@path_option("--lvis", help="With --oracle: the LVIS folder of the build.")
+@json_option
+def verify(dir, oracle, coco, lvis, as_json) -> None:
+    """Check every shard against its SHA-256, and with --oracle every mask; exit 1 on any fault.
+
+    \b
+    Example:
+      cocolvis verify ~/cocolvis --oracle --coco ~/coco --lvis ~/lvis
+    """
+    from cocolvis.dataset import Dataset
+    from cocolvis.verify import verify as check_shards
+
+    if len({oracle, coco is not None, lvis is not None}) > 1:
+        raise click.UsageError("--oracle, --coco and --lvis go together")
+    dataset = Dataset.open(dir)
+    with progress("verify", "shards") as show:
+        faults = check_shards(dataset, show)
+    checked = {"shards": len(dataset.index["shards"])}
+    if oracle and not faults:
+        from cocolvis.oracle import check as check_masks
+
+        with progress("oracle") as show:
+            result = check_masks(dataset, coco, lvis, show)
+        faults += result.faults()
+        checked |= {"masks": result.images, "skipped_annotations": result.skipped}
+    if as_json:
+        print_json(checked | {"faults": faults})
+    else:
+        for fault in faults:
+            click.echo(fault)
+        counts = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in checked.items())
+        click.echo(f"{counts}: {f'{len(faults)} faults' if faults else 'all as recorded'}")
+    click.get_current_context().exit(1 if faults else 0)
+
+
+@click.command()
+@path_argument("dir_a")
+@path_argument("dir_b")
+@json_option
+def diff(dir_a, dir_b, as_json) -> None:
+    """Compare two data sets: images, pixels and classes that differ, and which class became which.
+
+    \b
+    Example:
+      cocolvis diff ~/cocolvis ~/cocolvis-essnet
+    """
+    from cocolvis.dataset import Dataset
+    from cocolvis.diff import diff as compare
+
+    a, b = Dataset.open(dir_a), Dataset.open(dir_b)
+    with progress("diff") as show:
+        found = compare(a, b, show)
+    print_difference(found, a.vocabulary, b.vocabulary, as_json)
+
+
+@click.command()
+@_folder
+@click.option("--format", "form", type=click.Choice(["png"]), default="png", show_default=True, help="16-bit grayscale PNG.")
+@path_option("--out", required=True, help="Folder to write to: OUT/{split}/{image id, 12 digits}.png.")
+def export(dir, form, out) -> None:
+    """Write the masks as plain files; a pixel's value is its class, 0 = unlabelled.
+
+    \b
+    Example:
+      cocolvis export ~/cocolvis --format png --out ~/masks
+    """
+    from cocolvis.dataset import Dataset
+    from cocolvis.export import export_png
+
+    with progress("export") as show:
+        count = export_png(Dataset.open(dir), out, show)
+    click.echo(f"{count} masks in {out}")
+
+
+@click.command()
+@_folder
+@click.argument("image_ids", metavar="IMAGE_ID...", type=int, nargs=-1, required=True)
+@path_option("--out", required=True, help="Folder to write the pictures to.")
+def show(dir, image_ids, out) -> None:
+    """Draw image, mask, and an overlay with the names of the largest classes: one PNG an image.
+
+    \b
+    Example:
+      cocolvis show ~/cocolvis 139 285 --out pictures
+    """
+    from cocolvis.dataset import Dataset
+    from cocolvis.images import write_png
+    from cocolvis.render import side_by_side
+
+    dataset = Dataset.open(dir)
+    for image_id in image_ids:
+        sample = dataset.find(image_id)
+        picture = side_by_side(sample.image(), sample.mask, dataset.vocabulary)
+        path = out / f"{image_id:012d}.png"
+        write_png(path, picture)
+        click.echo(path)
+
+
+COMMANDS = (info, vocab, stats, verify, diff, export, show)
