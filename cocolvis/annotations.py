@@ -1,15 +1,15 @@
 """COCO-Stuff and LVIS JSON to typed records; segmentations stay raw bytes until they are rasterized."""
 
 import json
-import mmap
 import re
 from collections.abc import Generator, Iterator
-from pathlib import Path
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
+from cocolvis.archives import Buffer
 from cocolvis.errors import DataError
 from cocolvis.runlength import MAX_PIXELS
 
@@ -79,39 +79,44 @@ class _File(msgspec.Struct, gc=False):
 class AnnotationFile:
     """One annotation JSON: its images by id, the segments of each, and what had to be skipped.
 
+    ``content`` is its bytes, which live on in the segments; ``name`` is what messages call it; a DataError when it is none.
     ``categories`` maps id to name; it is empty when the file lists none. ``faults`` holds malformed and duplicate records and
     annotations of images that the file does not list.
     """
 
-    def __init__(self, path: Path, source: str):
-        self.path = path
+    def __init__(self, content: Buffer, name: str, source: str):
+        self.name = name
         self.source = source
         self.faults: list[Fault] = []
-        content = self._read()
-        self.categories = {c.id: c.name for c in content.categories}
+        parsed = self._parse(content)
+        self.categories = {c.id: c.name for c in parsed.categories}
         self.images: dict[int, ImageRecord] = {}
-        for image in content.images:
+        for image in parsed.images:
             self._add_image(image)
-        self._index(content.annotations)
+        self._index(parsed.annotations)
+
+    def count(self, image_id: int) -> int:
+        """The number of annotations of an image."""
+        first, last = self._rows(image_id)
+        return last - first
 
     def segments(self, image_id: int) -> list[Segment]:
         """The annotations of an image in file order; empty when there are none."""
-        first, last = np.searchsorted(self._image_ids, [image_id, image_id + 1])
-        rows = [self._annotations[i] for i in self._order[first:last]]
-        return [Segment(row.id, row.category_id, bytes(row.segmentation)) for row in rows]
+        first, last = self._rows(image_id)
+        return [Segment(row.id, row.category_id, bytes(row.segmentation)) for row in self._annotations[first:last]]
 
-    def _read(self) -> _File:
+    def _rows(self, image_id: int) -> tuple[int, int]:
+        return int(self._image_ids.searchsorted(image_id)), int(self._image_ids.searchsorted(image_id, "right"))
+
+    def _parse(self, content: Buffer) -> _File:
         try:
-            with self.path.open("rb") as file:
-                content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # lives on in the raw segmentations
-            try:
-                return msgspec.json.decode(content, type=_File)
-            except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError):
-                return self._read_tolerantly(str(content, "utf-8", "replace"))
-        except OSError as error:
-            raise DataError(f"{self.path}: cannot be read: {error.strerror or error}") from None
+            return msgspec.json.decode(content, type=_File)
+        except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError):
+            pass
+        try:
+            return self._read_tolerantly(str(content, "utf-8", "replace"))
         except ValueError as error:
-            raise DataError(f"{self.path}: cannot be read as JSON: {error}") from None
+            raise DataError(f"{self.name}: cannot be read as JSON: {error}") from None
 
     def _read_tolerantly(self, text: str) -> _File:
         """Record by record, so that a NaN literal or a wrong type costs only the record that holds it."""
@@ -126,12 +131,12 @@ class AnnotationFile:
                     self._malformed(key, record, str(error))
         for key in ("images", "annotations"):
             if key not in seen:
-                raise DataError(f"{self.path}: has no list {key!r}; expected an annotation file of COCO-Stuff or LVIS")
+                raise DataError(f"{self.name}: has no list {key!r}; expected an annotation file of COCO-Stuff or LVIS")
         return _File(**found)
 
     def _malformed(self, key: str, record: Any, reason: str) -> None:
         if key == "categories":
-            raise DataError(f"{self.path}: malformed category {str(record)[:80]}: {reason}")
+            raise DataError(f"{self.name}: malformed category {str(record)[:80]}: {reason}")
         ids = {k: v for k, v in record.items() if isinstance(v, int)} if isinstance(record, dict) else {}
         image, annotation = (ids.get("id"), None) if key == "images" else (ids.get("image_id"), ids.get("id"))
         self._fault(f"malformed {key[:-1]}", image, annotation, reason)
@@ -151,6 +156,23 @@ class AnnotationFile:
             self.images[image.id] = image
 
     def _index(self, annotations: list[_Annotation]) -> None:
+        """Group the annotations by image, in file order within an image."""
+        try:
+            image_ids = _column(annotations, "image_id")
+            sound = _distinct(_column(annotations, "id")) and np.isin(image_ids, np.array(list(self.images), np.int64)).all()
+        except OverflowError:
+            sound = False
+        if not sound:
+            annotations = self._usable(annotations)
+            image_ids = _column(annotations, "image_id")
+        if np.any(image_ids[1:] < image_ids[:-1]):
+            order = image_ids.argsort(kind="stable")
+            annotations, image_ids = [annotations[i] for i in order.tolist()], image_ids[order]
+        self._annotations = annotations
+        self._image_ids = image_ids
+
+    def _usable(self, annotations: list[_Annotation]) -> list[_Annotation]:
+        """Those of listed images, the first of each id; the others become faults."""
         kept, ids = [], set()
         for row in annotations:
             if row.image_id not in self.images:
@@ -160,10 +182,17 @@ class AnnotationFile:
             else:
                 ids.add(row.id)
                 kept.append(row)
-        image_ids = np.array([row.image_id for row in kept], dtype=np.int64)
-        self._annotations = kept
-        self._order = np.argsort(image_ids, kind="stable")
-        self._image_ids = image_ids[self._order]
+        return kept
+
+
+def _column(annotations: list[_Annotation], name: str) -> np.ndarray:
+    """(n,) int64; an OverflowError when a value does not fit."""
+    return np.fromiter(map(attrgetter(name), annotations), np.int64, len(annotations))
+
+
+def _distinct(values: np.ndarray) -> bool:
+    ordered = np.sort(values)
+    return not np.any(ordered[1:] == ordered[:-1])
 
 
 def _typed(key: str, record: Any) -> msgspec.Struct:

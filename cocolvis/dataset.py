@@ -14,7 +14,7 @@ from cocolvis.shards import Sample, ShardReader
 from cocolvis.vocabulary import Vocabulary
 
 FORMAT = "cocolvis"
-VERSION = 1
+VERSION = 2
 INDEX = "dataset.json"
 
 _OPEN_SHARDS = 256

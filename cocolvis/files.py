@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ def write_aside(path: Path) -> Iterator[Path]:
 
     A DataError where the file system refuses (full disk, unwritable folder).
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
@@ -26,7 +27,8 @@ def write_aside(path: Path) -> Iterator[Path]:
         os.replace(aside, path)
         sync_folder(path.parent)
     except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
+        reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]  # HDF5 writes paragraphs
+        raise DataError(f"{path}: cannot be written: {reason}") from error
     finally:
         with suppress(OSError):
             aside.unlink()

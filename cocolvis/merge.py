@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
+from cocolvis import kernels
 from cocolvis.rasterize import Spans
 from cocolvis.vocabulary import UNLABELLED
 
@@ -25,12 +27,12 @@ def merge(stuff: Sequence[Region], things: Sequence[Region], height: int, width:
     Both sequences are in file order. Under "first" the earlier region wins; under "small-on-top" the one with fewer pixels
     does, ties going to the earlier. A region of class 0 (stuff "other") hides what lies under it as any other does.
     """
-    mask = np.full(height * width, UNLABELLED, dtype=np.uint16)
+    columns = np.full((width, height), UNLABELLED, dtype=np.uint16)
+    flat = columns.reshape(-1)
     for regions in (stuff, things):
         order = list(regions)
         if overlap == "small-on-top":
             order.sort(key=lambda region: region.spans.area)
         for region in reversed(order):
-            for start, stop in zip(region.spans.starts.tolist(), region.spans.stops.tolist(), strict=True):
-                mask[start:stop] = region.class_id
-    return np.ascontiguousarray(mask.reshape(width, height).T)
+            kernels.paint(flat, *region.spans, region.class_id)
+    return cv2.transpose(columns)

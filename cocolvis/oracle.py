@@ -3,22 +3,23 @@
 It shares nothing with the code that builds masks but the vocabulary, and reads what was built through :class:`Dataset`.
 """
 
+import hashlib
 import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lvis import LVIS
 from pycocotools.coco import COCO
 
+from cocolvis.archives import Place
 from cocolvis.dataset import Dataset
 from cocolvis.errors import DataError
-from cocolvis.files import sha256
+from cocolvis.locations import Roots, lvis_place, stuff_place
 from cocolvis.vocabulary import coco_lvis
 
 _SKIPPED_ANNOTATION = {"malformed annotation", "duplicate annotation", "unlisted image", "unknown category"}
@@ -54,7 +55,7 @@ class OracleResult:
 
 
 def check(
-    dataset: Dataset, coco: Path, lvis: Path, progress: Callable[[int, int], None] = lambda done, total: None
+    dataset: Dataset, coco: Roots, lvis: Roots, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> OracleResult:
     """Derive each mask of a COCO+LVIS data set again from the folders it was built from, and compare.
 
@@ -90,8 +91,8 @@ def _differing(built: np.ndarray, derived: np.ndarray) -> int:
 class _Oracle:
     """Which images each split must hold, and the mask of each, by the options that the data set records."""
 
-    def __init__(self, dataset: Dataset, coco: Path, lvis: Path):
-        self._coco_folder, self._lvis_folder = coco, lvis
+    def __init__(self, dataset: Dataset, coco: Roots, lvis: Roots):
+        self._coco_roots, self._lvis_roots = coco, lvis
         self._inputs = dataset.index["inputs"]
         self._options = dataset.index["options"]
         faults = dataset.index["report"]["faults"]
@@ -164,7 +165,7 @@ class _Oracle:
     def _load_coco(self, folder: str) -> COCO:
         if folder not in self._coco:
             coco = COCO()
-            coco.dataset = self._read(self._coco_folder / "annotations" / f"stuff_{folder}.json", "stuff")
+            coco.dataset = self._read(stuff_place(self._coco_roots, folder), f"stuff_{folder}.json", "stuff")
             with redirect_stdout(io.StringIO()):
                 coco.createIndex()
             self._coco[folder] = coco
@@ -172,18 +173,19 @@ class _Oracle:
 
     def _load_lvis(self, split: str) -> LVIS:
         class Filtered(LVIS):
-            _load_json = staticmethod(lambda path: self._read(path, "lvis"))
+            _load_json = staticmethod(lambda name: self._read(lvis_place(self._lvis_roots, split), name, "lvis"))
 
-        return Filtered(self._lvis_folder / f"lvis_v1_{split}.json")
+        return Filtered(f"lvis_v1_{split}.json")
 
-    def _read(self, path: Path, source: str) -> dict:
+    def _read(self, place: Place, name: str, source: str) -> dict:
         """The parsed file without the records that the build reported."""
-        if self._inputs.get(path.name) not in (None, sha256(path)):
-            raise DataError(f"{path}: is not the file that the data set was built from; check --coco and --lvis")
+        text = bytes(place.map())
+        if self._inputs.get(name) not in (None, hashlib.sha256(text).hexdigest()):
+            raise DataError(f"{place}: is not the file that the data set was built from; check --coco and --lvis")
         try:
-            content = json.loads(path.read_bytes())
+            content = json.loads(text)
         except ValueError as error:
-            raise DataError(f"{path}: is not JSON: {error}") from None
+            raise DataError(f"{place}: is not JSON: {error}") from None
         before = len(content["annotations"])
         annotations = list(_without(content["annotations"], self._annotations[source], ("image_id", "id")))
         self.skipped += before - len(annotations)

@@ -1,15 +1,23 @@
 """What a build will do: its options, and the shard tasks, each complete in itself, that make the data set."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cocolvis import compat
 from cocolvis.annotations import AnnotationFile, Fault, ImageRecord, Segment
+from cocolvis.archives import Place
 from cocolvis.errors import DataError
+from cocolvis.locations import SPLITS
 from cocolvis.merge import OVERLAPS
-from cocolvis.sources import SPLITS, Sources
+from cocolvis.sources import Sources
 from cocolvis.vocabulary import coco_lvis
+
+_SAMPLED = 1000
+"""Images of a split that are looked at to estimate the disk that the rest will take."""
+
+_ROW_BYTES, _ANNOTATION_BYTES, _MARGIN = 400, 2, 1.05
+"""A shard's bytes an image, and bytes of annotation for one byte of coded mask: both on the safe side of what is measured."""
 
 IMAGES = ("embed", "path", "none")
 """What a shard keeps of a picture: its bytes, only its path, or only its path while no picture is looked at."""
@@ -46,12 +54,16 @@ class BuildOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageTask:
-    """One image with all its annotations, in file order, segmentations unparsed."""
+    """One image with all its annotations, in file order, segmentations unparsed.
+
+    ``path`` is what the shard records; ``picture`` where the bytes lie, None when no picture is looked at.
+    """
 
     image_id: int
     height: int
     width: int
     path: str
+    picture: Place | None
     stuff: list[Segment]
     things: list[Segment]
     neg: tuple[int, ...]
@@ -66,7 +78,6 @@ class ShardTask:
     split: str
     images: list[ImageTask]
     options: BuildOptions
-    image_root: Path | None
     vocabulary: str
 
 
@@ -90,7 +101,7 @@ class Plan:
             plan.images[split] = []
             for image, folder, name in plan._located(things, split):
                 stuff_files[folder] = sources.stuff(folder)
-                if plan._belongs(image, folder, bool(things.segments(image.id))):
+                if plan._belongs(image, folder, things.count(image.id) > 0):
                     plan.images[split].append((image, folder, name))
         plan.faults += [fault for file in stuff_files.values() for fault in file.faults]
         return plan
@@ -112,9 +123,9 @@ class Plan:
     def _belongs(self, image: ImageRecord, folder: str, has_things: bool) -> bool:
         """Note an image without stuff; leave it out where the published generator wrote no mask."""
         stuff = self.sources.stuff(folder)
-        listed, has_stuff = image.id in stuff.images, bool(stuff.segments(image.id))
+        listed, has_stuff = image.id in stuff.images, stuff.count(image.id) > 0
         if not has_stuff:
-            reason = "has no stuff annotation" if listed else f"is not in the image list of {stuff.path.name}"
+            reason = "has no stuff annotation" if listed else f"is not in the image list of {stuff.name}"
             self.faults.append(Fault("no stuff", "stuff", image.id, None, reason))
         if self.options.compat:
             return image.id != compat.MISSING_IMAGE and listed and (has_stuff or has_things)
@@ -129,28 +140,60 @@ class Plan:
             for number in range(-(-len(images) // size))
         }
 
-    def tasks(self, finished: set[str]) -> Iterator[ShardTask]:
-        """The tasks of all shards but the finished ones, made as they are asked for."""
+    def image_root(self) -> Path | None:
+        """The folder that the recorded paths start from, for a data set that refers to its pictures; a DataError for a zip."""
+        if self.options.images != "path":
+            return None
+        roots = {self.sources.pictures(folder).root for images in self.images.values() for _, folder, _ in images}
+        if len(roots) > 1:
+            raise DataError(f"the pictures lie in {' and '.join(map(str, sorted(roots)))}; --images path needs one folder")
+        return next(iter(roots), None)
+
+    def tasks(self, names: Collection[str]) -> Iterator[ShardTask]:
+        """The tasks of the named shards in order, made as they are asked for."""
         digest = coco_lvis().digest
-        root = None if self.options.images == "none" else self.sources.coco
         for split, images in self.images.items():
             things = self.sources.things(split)
             for number, start in enumerate(range(0, len(images), self.options.shard_size)):
                 name = f"{split}-{number:05d}"
-                if name in finished:
-                    continue
-                chosen = images[start : start + self.options.shard_size]
-                tasks = [self._image_task(things, *entry) for entry in chosen]
-                yield ShardTask(name=name, split=split, images=tasks, options=self.options, image_root=root, vocabulary=digest)
+                if name in names:
+                    chosen = images[start : start + self.options.shard_size]
+                    tasks = [self._image_task(things, *entry) for entry in chosen]
+                    yield ShardTask(name=name, split=split, images=tasks, options=self.options, vocabulary=digest)
 
-    def _image_task(self, things, image: ImageRecord, folder: str, name: str) -> ImageTask:
+    def _image_task(self, things: AnnotationFile, image: ImageRecord, folder: str, name: str) -> ImageTask:
         return ImageTask(
             image_id=image.id,
             height=image.height,
             width=image.width,
             path=f"{folder}/{name}",
-            stuff=self.sources.stuff(folder).segments(image.id),
+            picture=self._picture(folder, name),
+            stuff=self.sources.segments(folder, image.id),
             things=things.segments(image.id),
             neg=image.neg_category_ids,
             not_exhaustive=image.not_exhaustive_category_ids,
         )
+
+    def _picture(self, folder: str, name: str) -> Place | None:
+        return None if self.options.images == "none" else self.sources.pictures(folder).find(name)
+
+    def bytes_needed(self, names: Collection[str]) -> int:
+        """About how many bytes the named shards will take on disk: measured pictures, and masks by their annotations."""
+        total = 0
+        for split, images in self.images.items():
+            rows = [
+                row
+                for number, start in enumerate(range(0, len(images), self.options.shard_size))
+                if f"{split}-{number:05d}" in names
+                for row in images[start : start + self.options.shard_size]
+            ]
+            looked_at = rows[:: max(1, len(rows) // _SAMPLED)]
+            if looked_at:
+                total += len(rows) * sum(self._row_bytes(split, *row) for row in looked_at) // len(looked_at)
+        return int(total * _MARGIN)
+
+    def _row_bytes(self, split: str, image: ImageRecord, folder: str, name: str) -> int:
+        segments = self.sources.things(split).segments(image.id) + self.sources.segments(folder, image.id)
+        masks = _ROW_BYTES + sum(len(segment.segmentation) for segment in segments) // _ANNOTATION_BYTES
+        picture = self._picture(folder, name) if self.options.images == "embed" else None
+        return masks + (picture.length() if picture else 0)

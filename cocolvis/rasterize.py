@@ -1,16 +1,18 @@
-"""A segmentation (polygons or run lengths) to the pixels it covers; refuses what would make pycocotools crash or lie."""
+"""A segmentation (polygons or run lengths) to the pixels it covers; says in words why one cannot be painted."""
 
+from itertools import chain
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
-from pycocotools import mask as coco_mask
+
+from cocolvis import kernels
 
 MAX_OUTLINE = 2**24
-"""Longest polygon outline in pixels: pycocotools allocates in proportion to it."""
+"""Longest polygon outline in pixels: memory and time grow with it."""
 
 
-class _RunLengths(msgspec.Struct):
+class _RunLengths(msgspec.Struct, gc=False):
     counts: str | list[int]
     size: tuple[int, int]
 
@@ -20,9 +22,9 @@ class BadSegmentation(ValueError):
 
 
 class Spans(NamedTuple):
-    """The pixels of one region: intervals [starts[i], stops[i]) of the column-major pixel numbers x * H + y, ascending.
+    """The pixels of one region: intervals [starts[i], stops[i]) of the column-major pixel numbers x * H + y.
 
-    Both are (n,) int64.
+    Both are (n,) int64, ascending; the intervals are disjoint.
     """
 
     starts: np.ndarray
@@ -31,7 +33,10 @@ class Spans(NamedTuple):
     @property
     def area(self) -> int:
         """The number of pixels."""
-        return int((self.stops - self.starts).sum())
+        return int(self.stops.sum(dtype=np.int64) - self.starts.sum(dtype=np.int64))
+
+
+_decode = msgspec.json.Decoder(list[list[float]] | _RunLengths).decode
 
 
 def rasterize(segmentation: bytes, height: int, width: int) -> Spans:
@@ -41,72 +46,49 @@ def rasterize(segmentation: bytes, height: int, width: int) -> Spans:
     with run lengths, compressed (text) or not (list). Raises :class:`BadSegmentation` for anything else.
     """
     try:
-        parsed = msgspec.json.decode(segmentation, type=list[list[float]] | _RunLengths)
+        parsed = _decode(segmentation)
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
         raise BadSegmentation(f"is neither polygons nor run lengths: {error}") from None
     if isinstance(parsed, list):
-        return _spans(_polygon_runs(parsed, height, width))
+        return _from_polygons(parsed, height, width)
     if parsed.size != (height, width):
         raise BadSegmentation(f"has run lengths for {parsed.size[0]} x {parsed.size[1]}, the image is {height} x {width}")
-    runs = _decompress(parsed.counts) if isinstance(parsed.counts, str) else _integers(parsed.counts)
-    if runs.size == 0 or runs.min() < 0 or runs.max() > height * width or runs.sum() != height * width:
-        raise BadSegmentation(f"has run lengths that do not fill the image's {height * width} pixels")
-    return _spans(runs)
+    return _from_runs(parsed.counts, height * width)
 
 
-def _polygon_runs(polygons: list[list[float]], height: int, width: int) -> np.ndarray:
+def _from_polygons(polygons: list[list[float]], height: int, width: int) -> Spans:
     if not polygons:
         raise BadSegmentation("has no polygon")
-    outline = 0.0
+    bounds = [0]
     for polygon in polygons:
         if len(polygon) < 6 or len(polygon) % 2:
             raise BadSegmentation(f"has a polygon of {len(polygon)} numbers; expected x, y pairs, 3 points or more")
-        points = np.array(polygon).reshape(-1, 2)
-        side = np.array([width, height])
-        if not np.all((points >= -side) & (points <= 2 * side)):  # false for NaN too
-            raise BadSegmentation(f"has a coordinate that is no number, or over one image side outside {height} x {width}")
-        outline += np.abs(np.diff(points, axis=0, append=points[:1])).max(axis=1).sum()
-    if outline > MAX_OUTLINE:
-        raise BadSegmentation(f"has an outline of {outline:.0f} pixels; at most {MAX_OUTLINE} are accepted")
-    parts = coco_mask.frPyObjects(polygons, height, width)
-    return _decompress(coco_mask.merge(parts)["counts"].decode("ascii"))
+        bounds.append(bounds[-1] + len(polygon) // 2)
+    points = np.array(polygons[0] if len(polygons) == 1 else list(chain.from_iterable(polygons))).reshape(-1, 2)
+    ends = np.array(bounds)
+    length = kernels.outline_length(points, ends, height, width)
+    if length < 0:
+        raise BadSegmentation(f"has a coordinate that is no number, or over one image side outside {height} x {width}")
+    if length > MAX_OUTLINE:
+        raise BadSegmentation(f"has an outline of {length:.0f} pixels; at most {MAX_OUTLINE} are accepted")
+    return Spans(*kernels.polygon_spans(points, ends, height, width))
 
 
-def _integers(counts: list[int]) -> np.ndarray:
-    try:
-        return np.array(counts, dtype=np.int64)
-    except OverflowError:
-        raise BadSegmentation("has a run length beyond 64 bits") from None
-
-
-def _decompress(counts: str) -> np.ndarray:
-    """COCO's compressed counts to run lengths.
-
-    A character holds 5 bits, low bits first, and 32 when more follow; from the fourth on, a number is the difference to the run
-    two places before.
-    """
-    try:
-        symbols = np.frombuffer(counts.encode("ascii"), dtype=np.uint8).astype(np.int64) - 48
-    except UnicodeEncodeError:
-        raise BadSegmentation("has counts with characters outside ASCII") from None
-    if symbols.size == 0 or symbols.min() < 0 or symbols.max() > 63 or symbols[-1] & 32:
+def _from_runs(counts: str | list[int], pixels: int) -> Spans:
+    if isinstance(counts, str):
+        try:
+            finding, *spans = kernels.compressed_spans(counts.encode("ascii"), pixels)
+        except UnicodeEncodeError:
+            raise BadSegmentation("has counts with characters outside ASCII") from None
+    else:
+        try:
+            finding, *spans = kernels.run_spans(np.array(counts, dtype=np.int64), pixels)
+        except OverflowError:
+            raise BadSegmentation("has a run length beyond 64 bits") from None
+    if finding == kernels.CORRUPT:
         raise BadSegmentation("has corrupt compressed counts")
-    last = np.flatnonzero(~symbols & 32)
-    first = np.concatenate(([0], last[:-1] + 1))
-    length = last - first + 1
-    if length.max() > 8:
+    if finding == kernels.TOO_LONG:
         raise BadSegmentation("has compressed counts beyond 40 bits")
-    place = np.arange(symbols.size) - np.repeat(first, length)
-    values = np.add.reduceat((symbols & 31) << (5 * place), first)
-    values -= np.where(symbols[last] & 16, 1 << (5 * length), 0)
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
-    return values
-
-
-def _spans(runs: np.ndarray) -> Spans:
-    """Runs alternate between outside and inside, starting outside."""
-    ends = np.cumsum(runs)
-    starts, stops = ends[0:-1:2], ends[1::2]
-    inside = stops > starts
-    return Spans(starts[inside], stops[inside])
+    if finding == kernels.UNFILLED:
+        raise BadSegmentation(f"has run lengths that do not fill the image's {pixels} pixels")
+    return Spans(*spans)

@@ -8,10 +8,12 @@ MAX_PIXELS = 2**27
 
 def encode(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """An (H, W) uint16 mask to (classes (R,) uint16, lengths (R,) uint32), row-major, neighbouring runs of different class."""
-    flat = np.ascontiguousarray(mask).ravel()
-    starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1)) if flat.size else np.zeros(0, np.int64)
-    lengths = np.diff(starts, append=flat.size)
-    return flat[starts].astype(np.uint16), lengths.astype(np.uint32)
+    from cocolvis import kernels  # numba is slow to import, and who only reads never encodes
+
+    flat = np.ascontiguousarray(mask).reshape(-1)
+    if not flat.size:
+        return np.zeros(0, np.uint16), np.zeros(0, np.uint32)
+    return kernels.run_lengths(flat, flat[: flat.size // 4 * 4].view(np.uint64))
 
 
 def decode(classes: np.ndarray, lengths: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -26,7 +28,6 @@ def decode(classes: np.ndarray, lengths: np.ndarray, height: int, width: int) ->
 
 def pixel_counts(classes: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(classes present but 0, ascending (n,) uint16; their pixels (n,) uint32)."""
-    pixels = np.bincount(classes, weights=lengths, minlength=1).astype(np.uint32)
-    pixels[0] = 0
-    present = np.flatnonzero(pixels)
-    return present.astype(np.uint16), pixels[present]
+    from cocolvis import kernels
+
+    return kernels.pixels_of(classes, lengths)

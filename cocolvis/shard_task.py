@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cocolvis import compat
+from cocolvis import compat, runlength
 from cocolvis.annotations import Fault, Segment
 from cocolvis.images import image_size
 from cocolvis.merge import Region, merge
@@ -15,7 +15,7 @@ from cocolvis.shards import Sample, ShardWriter
 from cocolvis.vocabulary import coco_lvis
 
 
-def run_shard(task: ShardTask, shard: Path, tick: Callable[[], None]) -> dict:
+def run_shard(task: ShardTask, shard: Path, tick: Callable[[], None] = lambda: None) -> dict:
     """Write the shard and return what the index needs: {"images", "bytes", "sha256", "faults"}.
 
     ``tick`` is called after each image. Faults of single records are collected; a file that cannot be written raises.
@@ -24,16 +24,16 @@ def run_shard(task: ShardTask, shard: Path, tick: Callable[[], None]) -> dict:
     attributes = {"split": task.split, "images": task.options.images, "vocabulary": task.vocabulary}
     writer = ShardWriter(shard, attributes)
     for image in task.images:
-        sample = build_sample(image, task.options, task.image_root, faults)
+        sample = build_sample(image, task.options, faults)
         if sample is not None:
             writer.add(sample)
         tick()
     return writer.finish() | {"faults": faults}
 
 
-def build_sample(image: ImageTask, options: BuildOptions, image_root: Path | None, faults: list[Fault]) -> Sample | None:
+def build_sample(image: ImageTask, options: BuildOptions, faults: list[Fault]) -> Sample | None:
     """One image's sample, or None where its picture is missing or does not fit; whatever is skipped is added to ``faults``."""
-    content = b"" if image_root is None else _picture(image, image_root, faults)
+    content = b"" if image.picture is None else _picture(image, faults)
     if content is None:
         return None
     things, lookup = coco_lvis().lookup("lvis"), coco_lvis().lookup("stuff")
@@ -58,14 +58,21 @@ def build_sample(image: ImageTask, options: BuildOptions, image_root: Path | Non
     )
 
 
-def _picture(image: ImageTask, image_root: Path, faults: list[Fault]) -> bytes | None:
+def warm_up() -> None:
+    """Compile the kernels, or load them from their cache, before processes start that would each do it."""
+    for segmentation in (b"[[0,0,2,0,2,2],[0,0,1,1,0,2]]", b'{"size":[2,2],"counts":"04"}', b'{"size":[2,2],"counts":[0,4]}'):
+        mask = merge([Region(1, rasterize(segmentation, 2, 2))], [], 2, 2)
+    runlength.pixel_counts(*runlength.encode(mask))
+
+
+def _picture(image: ImageTask, faults: list[Fault]) -> bytes | None:
     def fault(kind: str, reason: str) -> None:
         faults.append(Fault(kind, "image", image.image_id, None, f"{image.path}: {reason}"))
 
     try:
-        content = (image_root / image.path).read_bytes()
+        content = image.picture.read()
         size = image_size(content)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return fault("missing image", "does not exist")
     except OSError as error:
         return fault("unreadable image", f"cannot be read: {error.strerror}")

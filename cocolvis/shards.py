@@ -2,21 +2,24 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
-from cocolvis import runlength
+from cocolvis import digest, runlength
 from cocolvis.errors import DataError
 from cocolvis.files import sha256, write_aside
 from cocolvis.images import decode_rgb
 
 FORMAT = "cocolvis-shard"
-VERSION = 1
+VERSION = 2
 
-_FIXED = {"id": ("int64", ()), "size": ("uint32", (2,))}
-"""One row an image."""
+_FIXED = {"id": ("int64", ()), "size": ("uint32", (2,)), "digest": ("uint8", (digest.LENGTH,))}
+"""One row an image. ``digest`` is the image's leaf in the Merkle tree over a data set: all other columns, in this order."""
 
 _RAGGED = {
     "path": {"bytes": "uint8"},
@@ -27,6 +30,8 @@ _RAGGED = {
     "not_exhaustive": {"class": "uint16"},
 }
 """Any number of values an image, packed one image after another; offsets[i]:offsets[i + 1] are image i's."""
+
+_SMALL = (("path", "bytes"), ("neg", "class"), ("not_exhaustive", "class"))
 
 _CHUNK = 4096
 """Runs in a compressed chunk of the masks: the fastest to read of those that benchmarks/layout.py measures."""
@@ -69,25 +74,34 @@ class ShardWriter:
     def __init__(self, path: Path, attributes: Mapping[str, str]):
         self._path = path
         self._attributes = dict(attributes)
-        self._fixed: dict[str, list] = {name: [] for name in _FIXED}
-        self._ragged: dict[str, dict[str, list]] = {group: {c: [] for c in columns} for group, columns in _RAGGED.items()}
+        self._fixed = {name: bytearray() for name in _FIXED}
+        self._ragged = {group: {column: bytearray() for column in columns} for group, columns in _RAGGED.items()}
+        self._offsets = {group: [0] for group in _RAGGED}
+        self._images = 0
 
     def add(self, sample: Sample) -> None:
         """Append one image; order is kept."""
         classes, lengths = runlength.encode(sample.mask)
         present, pixels = runlength.pixel_counts(classes, lengths)
-        self._fixed["id"].append(sample.image_id)
-        self._fixed["size"].append(sample.mask.shape)
-        for group, values in {
-            "path": {"bytes": np.frombuffer(sample.path.encode(), np.uint8)},
-            "image": {"bytes": np.frombuffer(sample.content, np.uint8)},
-            "mask": {"class": classes, "length": lengths},
-            "present": {"class": present, "pixels": pixels},
-            "neg": {"class": sample.neg},
-            "not_exhaustive": {"class": sample.not_exhaustive},
-        }.items():
-            for column, value in values.items():
-                self._ragged[group][column].append(value)
+        fixed = {"id": [sample.image_id], "size": sample.mask.shape}
+        ragged = {
+            "path": (sample.path.encode(),),
+            "image": (sample.content,),
+            "mask": (classes, lengths),
+            "present": (present, pixels),
+            "neg": (sample.neg,),
+            "not_exhaustive": (sample.not_exhaustive,),
+        }
+        row = {name: _little_endian(value, _FIXED[name][0]) for name, value in fixed.items()}
+        parts = {group: list(map(_little_endian, ragged[group], _RAGGED[group].values())) for group in _RAGGED}
+        row["digest"] = digest.leaf([*row.values(), *chain.from_iterable(parts.values())])
+        for name, values in row.items():
+            self._fixed[name] += values
+        for group, columns in parts.items():
+            self._offsets[group].append(self._offsets[group][-1] + len(ragged[group][0]))
+            for column, values in zip(self._ragged[group].values(), columns, strict=True):
+                column += values
+        self._images += 1
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -97,25 +111,33 @@ class ShardWriter:
             self.finish()
 
     def finish(self) -> dict:
-        """Write the shard aside, sync and rename it; {"images", "bytes", "sha256"} of the file."""
+        """Write the shard aside, sync and rename it; {"images", "bytes", "sha256"} of it. A DataError where that fails."""
         with write_aside(self._path) as aside:
             with h5py.File(aside, "w", libver="v110") as file:
                 file.attrs.update({"format": FORMAT, "version": VERSION} | self._attributes)
                 for name, (dtype, shape) in _FIXED.items():
-                    file.create_dataset(name, data=np.array(self._fixed[name], dtype).reshape(-1, *shape))
-                for group, columns in self._ragged.items():
-                    self._write_group(file.create_group(group), columns, _RAGGED[group])
-            return {"images": len(self._fixed["id"]), "bytes": aside.stat().st_size, "sha256": sha256(aside)}
+                    file.create_dataset(name, data=_values(self._fixed[name], dtype).reshape(self._images, *shape))
+                for name, columns in self._ragged.items():
+                    group = file.create_group(name)
+                    group.create_dataset("offsets", data=np.array(self._offsets[name], np.uint64))
+                    for column, content in columns.items():
+                        values = _values(content, _RAGGED[name][column])
+                        group.create_dataset(column, data=values, **(_compression(values) if name == "mask" else {}))
+            return {"images": self._images, "bytes": aside.stat().st_size, "sha256": sha256(aside)}
 
-    @staticmethod
-    def _write_group(group: h5py.Group, columns: Mapping[str, list], dtypes: Mapping[str, str]) -> None:
-        lengths = [len(values) for values in next(iter(columns.values()))]
-        group.create_dataset("offsets", data=np.cumsum([0, *lengths], dtype=np.uint64))
-        for column, values in columns.items():
-            packed = np.concatenate([np.zeros(0, dtypes[column]), *values], dtype=dtypes[column])
-            compress = group.name == "/mask" and packed.size
-            options = {"chunks": (min(_CHUNK, packed.size),), "compression": "gzip", "compression_opts": 1, "shuffle": True}
-            group.create_dataset(column, data=packed, **(options if compress else {}))
+
+def _little_endian(values: Any, dtype: str) -> bytes:
+    return values if isinstance(values, bytes) else np.asarray(values, np.dtype(dtype).newbyteorder("<")).tobytes()
+
+
+def _values(content: bytearray, dtype: str) -> np.ndarray:
+    return np.frombuffer(content, np.dtype(dtype).newbyteorder("<"))
+
+
+def _compression(values: np.ndarray) -> dict[str, Any]:
+    if not values.size:
+        return {}
+    return {"chunks": (min(_CHUNK, values.size),), "compression": "gzip", "compression_opts": 1, "shuffle": True}
 
 
 class ShardReader:
@@ -158,11 +180,21 @@ class ShardReader:
 
     def image_ids(self) -> np.ndarray:
         """(N,) int64."""
-        return self._file["id"][()]
+        return self._small["id"]
 
     def sizes(self) -> np.ndarray:
         """(N, 2) uint32 of height, width."""
-        return self._file["size"][()]
+        return self._small["size"]
+
+    def digests(self) -> np.ndarray:
+        """(N, 32) uint8: the recorded digest of each image."""
+        return self._file["digest"][()]
+
+    def digest(self, row: int) -> bytes:
+        """The digest of image number ``row``, from what the shard holds of it."""
+        fixed = [_little_endian(self._file[name][row], dtype) for name, (dtype, _) in _FIXED.items() if name != "digest"]
+        columns = ((group, column) for group, columns in _RAGGED.items() for column in columns)
+        return digest.leaf([*fixed, *(_little_endian(self._slice(*at, row), _RAGGED[at[0]][at[1]]) for at in columns)])
 
     def present(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(offsets (N + 1,) uint64, classes uint16, pixels uint32): the classes of each image but 0, and their pixels."""
@@ -171,17 +203,17 @@ class ShardReader:
 
     def mask(self, row: int) -> np.ndarray:
         """(H, W) uint16 mask of image number ``row``; a DataError when its runs do not fill the image."""
-        height, width = (int(side) for side in self._file["size"][row])
+        height, width = self._small["size"][row].tolist()
         try:
             return runlength.decode(self._slice("mask", "class", row), self._slice("mask", "length", row), height, width)
         except (ValueError, OSError) as error:
-            image_id = int(self._file["id"][row])
+            image_id = int(self._small["id"][row])
             raise DataError(f"{self.path}: mask of image {image_id}: {str(error).splitlines()[0]}") from None
 
     def sample(self, row: int) -> Sample:
         """Image number ``row`` of the shard, mask decoded; a DataError when its runs do not fill the image."""
         return Sample(
-            image_id=int(self._file["id"][row]),
+            image_id=int(self._small["id"][row]),
             path=self._slice("path", "bytes", row).tobytes().decode("utf-8", "replace"),
             mask=self.mask(row),
             content=self._slice("image", "bytes", row).tobytes(),
@@ -189,9 +221,16 @@ class ShardReader:
             not_exhaustive=self._slice("not_exhaustive", "class", row),
         )
 
+    @cached_property
+    def _small(self) -> dict[str, np.ndarray]:
+        """The columns that are read whole, once: they are small, and HDF5 takes longer to find a row than to read them all."""
+        small = {name: self._file[name][()] for name in ("id", "size")}
+        return small | {f"{group}/{column}": self._file[group][column][()] for group, column in _SMALL}
+
     def _slice(self, group: str, column: str, row: int) -> np.ndarray:
         offsets = self._offsets[group]
-        return self._file[group][column][int(offsets[row]) : int(offsets[row + 1])]
+        values = self._small.get(f"{group}/{column}")
+        return (self._file[group][column] if values is None else values)[int(offsets[row]) : int(offsets[row + 1])]
 
     def close(self) -> None:
         """Release the file."""

@@ -1,49 +1,61 @@
-"""Where COCO and LVIS downloads keep their files, and which image of LVIS has which stuff annotations."""
+"""The COCO and LVIS annotations of a build, and which image of LVIS has which stuff and which picture."""
 
-from pathlib import Path
+import hashlib
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import PurePosixPath
 
+from cocolvis import locations
 from cocolvis.annotations import AnnotationFile, ImageRecord, Segment
+from cocolvis.archives import Place
 from cocolvis.errors import DataError
-from cocolvis.files import sha256
+from cocolvis.locations import FOLDERS, Pictures, Roots
 from cocolvis.vocabulary import Vocabulary
-
-SPLITS = ("train", "val")
 
 
 class Sources:
-    """A COCO folder (images, stuff annotations) and an LVIS folder, read lazily and once.
+    """COCO (images, stuff annotations) and LVIS, read lazily and once.
 
-    A category list that differs from ``vocabulary`` raises a DataError as soon as its file is read.
+    ``coco`` and ``lvis`` are a folder each, or several folders and zip files. A category list that differs from ``vocabulary``
+    raises a DataError as soon as its file is read.
     """
 
-    def __init__(self, coco: Path, lvis: Path, vocabulary: Vocabulary):
-        self.coco = coco
-        self.lvis = lvis
+    def __init__(self, coco: Roots, lvis: Roots, vocabulary: Vocabulary):
+        self._coco = coco
+        self._lvis = lvis
         self._vocabulary = vocabulary
+        self._things: dict[str, AnnotationFile] = {}
         self._stuff: dict[str, AnnotationFile] = {}
-
-    def lvis_path(self, split: str) -> Path:
-        """``lvis_v1_{split}.json``; a DataError that lists what was looked for."""
-        return _existing([self.lvis / f"lvis_v1_{split}.json"], f"LVIS annotations of split {split}", "--lvis or --split")
+        self._pictures: dict[str, Pictures] = {}
+        self._digests: dict[str, Future[str]] = {}
+        self._hashing = ThreadPoolExecutor(1, "sha256")
 
     def things(self, split: str) -> AnnotationFile:
         """The LVIS annotations of a split; its images are the images of the data set's split."""
-        return self._read(self.lvis_path(split), "lvis")
+        if split not in self._things:
+            self._things[split] = self._read(locations.lvis_place(self._lvis, split), "lvis")
+        return self._things[split]
 
     def stuff(self, folder: str) -> AnnotationFile:
         """The stuff annotations of the images in ``folder`` (train2017, val2017)."""
         if folder not in self._stuff:
-            path = _existing([self._stuff_path(folder)], f"stuff annotations of {folder}", "--coco")
-            self._stuff[folder] = self._read(path, "stuff")
+            self._stuff[folder] = self._read(locations.stuff_place(self._coco, folder), "stuff")
         return self._stuff[folder]
+
+    def pictures(self, folder: str) -> Pictures:
+        """Where the pictures of ``folder`` lie; a DataError that lists what was looked for."""
+        if folder not in self._pictures:
+            self._pictures[folder] = locations.pictures(self._coco, folder)
+        return self._pictures[folder]
 
     def locate(self, image: ImageRecord, split: str) -> tuple[str, str]:
         """(folder, file name) of an LVIS image: as its record says, else where the stuff list has it, else the split's."""
         folder, name = image.location()
+        if folder is not None and folder not in FOLDERS and not locations.has_stuff(self._coco, folder):
+            raise DataError(f"its folder is {folder!r}, which has no stuff annotations; expected {' or '.join(FOLDERS)}")
         if folder is None:
             own = f"{split}2017"
-            others = [f"{other}2017" for other in SPLITS if other != split]
-            listed = (f for f in [own, *others] if self._stuff_path(f).is_file() and image.id in self.stuff(f).images)
+            folders = sorted(FOLDERS, key=lambda f: f != own)
+            listed = (f for f in folders if locations.has_stuff(self._coco, f) and image.id in self.stuff(f).images)
             folder = next(listed, own)
         return folder, name
 
@@ -52,24 +64,14 @@ class Sources:
         return self.stuff(folder).segments(image_id)
 
     def digests(self) -> dict[str, str]:
-        """File name -> SHA-256 of every annotation file that can be found; a data set is built from these."""
-        paths = [self._stuff_path(f"{s}2017") for s in SPLITS]
-        paths += [self.lvis / f"lvis_v1_{s}.json" for s in SPLITS]
-        return {path.name: sha256(path) for path in paths if path.is_file()}
+        """File name -> SHA-256 of the JSON of each annotation file that was read; a data set is built from these."""
+        return {name: digest.result() for name, digest in sorted(self._digests.items())}
 
-    def _stuff_path(self, folder: str) -> Path:
-        return self.coco / "annotations" / f"stuff_{folder}.json"
-
-    def _read(self, path: Path, source: str) -> AnnotationFile:
-        annotations = AnnotationFile(path, source)
+    def _read(self, place: Place, source: str) -> AnnotationFile:
+        content = place.map()
+        name = PurePosixPath(place.member or place.path).name
+        self._digests[name] = self._hashing.submit(lambda: hashlib.sha256(content).hexdigest())
+        annotations = AnnotationFile(content, str(place), source)
         if annotations.categories:
-            self._vocabulary.check_categories(source, annotations.categories, str(path))
+            self._vocabulary.check_categories(source, annotations.categories, str(place))
         return annotations
-
-
-def _existing(candidates: list[Path], what: str, option: str) -> Path:
-    for path in candidates:
-        if path.is_file():
-            return path
-    looked = ", ".join(str(path) for path in candidates)
-    raise DataError(f"no {what}: looked for {looked}; check {option}")

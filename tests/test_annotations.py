@@ -5,6 +5,7 @@ import json
 import pytest
 
 from cocolvis.annotations import AnnotationFile, ImageRecord
+from cocolvis.archives import Place
 from cocolvis.errors import DataError
 
 IMAGE = {"id": 7, "height": 4, "width": 5, "coco_url": "http://x/val2017/a.jpg"}
@@ -14,7 +15,8 @@ ANNOTATION = {"id": 1, "image_id": 7, "category_id": 3, "segmentation": [[0, 0, 
 def load(tmp_path, text):
     path = tmp_path / "file.json"
     path.write_text(text if isinstance(text, str) else json.dumps(text))
-    return AnnotationFile(path, "lvis")
+    place = Place(str(path))
+    return AnnotationFile(place.map(), str(place), "lvis")
 
 
 def faults(file):
@@ -100,7 +102,7 @@ def test_missing_lists_and_files_are_errors(tmp_path):
     with pytest.raises(DataError, match="has no list 'annotations'"):
         load(tmp_path, {"images": []})
     with pytest.raises(DataError, match="cannot be read: No such file"):
-        AnnotationFile(tmp_path / "absent.json", "lvis")
+        Place(str(tmp_path / "absent.json")).map()
     deep = '{"images": ' + "[" * 100_000 + "]" * 100_000 + ', "annotations": []}'
     with pytest.raises(DataError, match="nested too deeply"):
         load(tmp_path, deep)

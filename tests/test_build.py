@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from trees import five_images
 
-from cocolvis import build as module
+from cocolvis import executors
 from cocolvis.build import build
 from cocolvis.dataset import Dataset
 from cocolvis.errors import DataError
@@ -101,8 +101,9 @@ def test_ctrl_c_keeps_finished_work_and_says_how_to_go_on(sample, tmp_path, work
     while process.poll() is None and not list((out / ".build").glob("train-*.json")):
         time.sleep(0.002)
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
-    assert process.stderr.read().splitlines()[-1] == "interrupted; finished work is kept; go on with --resume"
+    said = process.communicate(timeout=20)[1]
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1] == "interrupted; finished work is kept; go on with --resume"
 
 
 def test_a_damaged_shard_is_built_again_on_resume(sample, tmp_path):
@@ -153,7 +154,7 @@ def test_a_full_disk_or_unwritable_folder_is_told_in_one_line(tree, tmp_path, mo
 
 def test_a_dead_worker_is_told_in_one_line(tree, tmp_path, monkeypatch):
     five_images(tree).write()
-    monkeypatch.setattr(module, "_work", die)
+    monkeypatch.setattr(executors, "_work", die)
     with pytest.raises(DataError, match=r"a worker process died .* go on with --resume"):
         build(tree.sources(), tmp_path / "data", BuildOptions(), workers=2)
 

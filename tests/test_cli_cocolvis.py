@@ -171,7 +171,7 @@ def test_images_none_needs_no_pictures_and_small_on_top_is_recorded(tree):
     ("arguments", "code", "message"),
     [
         (("info", "absent"), 1, "Error: absent: holds no dataset.json; expected a folder that `cocolvis build` wrote"),
-        (("build", "--coco", "x", "--lvis", "y", "--out", "z"), 1, "Error: no LVIS annotations of split train: looked for y"),
+        (("build", "--coco", "x", "--lvis", "y", "--out", "z"), 1, "Error: no LVIS annotations of split train: looked for /"),
         (("sample", "--out", "z", "--classes", "1"), 1, "Error: "),
         (("build",), 2, "Missing option"),
         (("build", "--coco", "x", "--lvis", "y", "--out", "z", "--images", "all"), 2, "'all' is not one of"),

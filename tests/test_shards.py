@@ -80,7 +80,7 @@ def replaced(data, path, values):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: f.attrs.__setitem__("version", 2), "format and version are"),
+        (lambda f: f.attrs.__setitem__("version", 1), "format and version are"),
         (lambda f: f.__delitem__("mask/class"), "no readable shard"),
         (lambda f: replaced(f, "id", np.zeros(3, np.int32)), r"/id is int32 \(3,\), expected int64"),
         (lambda f: replaced(f, "size", np.zeros((2, 2), np.uint32)), r"/size is .*expected uint32 \(3, 2\)"),

@@ -72,7 +72,11 @@ def many_images(data, images):
         "pixels": rng.integers(1, 10**5, counts.sum(), np.uint32),
     }
     with h5py.File(data.shard_paths("train")[0], "r+") as file:
-        for name, values in (("id", np.arange(images)), ("size", np.full((images, 2), 500, np.uint32))):
+        for name, values in (
+            ("id", np.arange(images)),
+            ("size", np.full((images, 2), 500, np.uint32)),
+            ("digest", np.zeros((images, 32), np.uint8)),
+        ):
             del file[name]
             file[name] = values
         for group in ("path", "image", "mask", "neg", "not_exhaustive", "present"):

@@ -1,0 +1,113 @@
+"""Files as they lie on disk or inside a zip that nobody unpacked: found once, read from any process."""
+
+import mmap
+import os
+import struct
+import zipfile
+import zlib
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from cocolvis.errors import DataError
+
+Buffer = bytes | bytearray | mmap.mmap
+
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+"""Signature, and the lengths of name and extra field: what stands between a member's header and its bytes."""
+
+_BLOCK = 2**24
+
+MAX_PICTURE = 2**28
+"""Bytes of the largest picture that is read from a zip; more is an attack on memory."""
+
+
+class Place(NamedTuple):
+    """A file: ``path`` itself, or the member of the zip ``path`` whose header begins at ``offset``.
+
+    Holds all that reading takes, so that a worker needs no table of contents; pickles small.
+    """
+
+    path: str
+    member: str | None = None
+    offset: int = 0
+    packed: int = 0
+    size: int = 0
+    deflated: bool = False
+    crc: int = 0
+
+    def __str__(self) -> str:
+        return self.path if self.member is None else f"{self.path}: {self.member}"
+
+    def read(self) -> bytes:
+        """The bytes of a small file; an OSError or ValueError that says why not."""
+        if self.member is None:
+            with open(self.path, "rb") as file:
+                return file.read()
+        if self.size > MAX_PICTURE:
+            raise ValueError(f"the zip declares {self.size} bytes for it; at most {MAX_PICTURE} are read")
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            header = file.read(_LOCAL_HEADER.size)
+            if len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):
+                raise ValueError(f"{self.path} is damaged or was changed: no member begins at byte {self.offset}")
+            _, name, extra = _LOCAL_HEADER.unpack(header)
+            file.seek(name + extra, 1)
+            content = file.read(self.packed)
+        if self.deflated:
+            content = _inflated(content, self.size)
+        if len(content) != self.size or zlib.crc32(content) != self.crc:
+            raise ValueError(f"its bytes in {self.path} do not have the recorded size and CRC-32")
+        return content
+
+    def length(self) -> int:
+        """The size of the file, 0 when it is not there."""
+        try:
+            return self.size if self.member is not None else os.stat(self.path).st_size
+        except OSError:
+            return 0
+
+    def map(self) -> Buffer:
+        """The bytes of a large file: a memory map where it lies unpacked. A DataError that names it where that fails."""
+        try:
+            if self.member is None:
+                with open(self.path, "rb") as file:
+                    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return self._unpacked()
+        except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise DataError(f"{self}: cannot be read: {reason}") from None
+
+    def _unpacked(self) -> bytearray:
+        content = bytearray(self.size)
+        with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as member, memoryview(content) as view:
+            at = 0
+            while read := member.readinto(view[at : at + _BLOCK]):
+                at += read
+        if at != self.size:
+            raise ValueError(f"holds {at} bytes, the zip declares {self.size}")
+        return content
+
+
+def _inflated(packed: bytes, size: int) -> bytes:
+    """At most ``size`` + 1 bytes of a raw deflate stream, whatever it would grow to."""
+    try:
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, size + 1)
+    except zlib.error as error:
+        raise ValueError(f"its compressed bytes are damaged: {error}") from None
+
+
+@lru_cache(maxsize=8)
+def members(archive: Path) -> dict[str, Place]:
+    """Member name -> place, of the files in a zip that can be read; a DataError when it is no zip."""
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            return {
+                m.filename: Place(
+                    str(archive), m.filename, m.header_offset, m.compress_size, m.file_size, m.compress_type != 0, m.CRC
+                )
+                for m in opened.infolist()
+                if not m.is_dir() and m.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) and not m.flag_bits & 1
+            }
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{archive}: cannot be read as a zip: {error}; download it again") from None

@@ -1,0 +1,120 @@
+"""The folder of a build on its way: what is being built, which shards are whole, and in the end the index."""
+
+import shutil
+from collections import Counter
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import h5py
+
+from cocolvis import dataset, digest
+from cocolvis.annotations import Fault
+from cocolvis.errors import DataError
+from cocolvis.files import read_json, sha256, write_json
+from cocolvis.plan import Plan
+from cocolvis.shards import ShardReader
+from cocolvis.vocabulary import coco_lvis
+
+
+class BuildState:
+    """The folder ``.build`` of an unfinished build: what is being built (plan.json), and a report for each finished shard.
+
+    ``plan`` holds the description of the build, the shards with their images, and the faults known before any mask was painted.
+    """
+
+    def __init__(self, out: Path):
+        self.out = out
+        self.folder = out / ".build"
+        self.shards = out / "shards"
+        self._recorded = self.folder / "plan.json"
+
+    @property
+    def plan(self) -> dict:
+        """{"description", "shards", "faults"} as recorded; a DataError when nothing was begun."""
+        return read_json(self._recorded)
+
+    def begin(self, plan: Plan, description: dict, *, overwrite: bool) -> None:
+        """Make the folders; drop what is to be overwritten; refuse to mix two builds in one folder."""
+        if overwrite:
+            (self.out / dataset.INDEX).unlink(missing_ok=True)
+            for folder in (self.folder, self.shards):
+                shutil.rmtree(folder, ignore_errors=True)
+        elif self._recorded.exists():
+            if self.plan["description"] != description:
+                advice = "resume with the same, or replace it with --overwrite"
+                raise DataError(f"{self.out}: was begun with other inputs or options; {advice}")
+            return
+        elif self.shards.exists() and any(self.shards.glob("*.h5")):
+            raise DataError(
+                f"{self.out}: holds shards of an unknown build; choose another folder, or replace it with --overwrite"
+            )
+        try:
+            self.shards.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{self.shards}: cannot be made: {error.strerror}") from None
+        write_json(self._recorded, {"description": description, "shards": plan.shard_counts(), "faults": plan.faults})
+
+    def shard(self, name: str) -> Path:
+        """Where a shard lies."""
+        return self.shards / f"{name}.h5"
+
+    def finished(self, names: Collection[str]) -> dict[str, dict]:
+        """Shard name -> report, for the shards that are whole; a shard without a report, or of another size, is built again."""
+        reports = {}
+        for name in names:
+            shard, report = self.shard(name), self.folder / f"{name}.json"
+            if shard.exists() and report.exists():
+                found = read_json(report)
+                if found["bytes"] == shard.stat().st_size and found["sha256"] == sha256(shard):
+                    reports[name] = found
+        return reports
+
+    def finish(self, name: str, report: dict) -> None:
+        """Note that a shard is whole."""
+        write_json(self.folder / f"{name}.json", report)
+
+    def sweep(self) -> None:
+        """Remove what killed processes left half-written; nobody else may be at work."""
+        for left in self.out.glob("**/.*.tmp"):
+            left.unlink(missing_ok=True)
+
+    def complete(self, reports: Mapping[str, dict]) -> dict:
+        """Write the index of a build whose shards are all there, and forget the state; the index."""
+        index = self._index(reports)
+        write_json(self.out / dataset.INDEX, index)
+        shutil.rmtree(self.folder)
+        return index
+
+    def _index(self, reports: Mapping[str, dict]) -> dict:
+        """The content of dataset.json."""
+        plan = self.plan
+        description = plan["description"]
+        entries = [
+            {"file": f"shards/{name}.h5", "split": name.rsplit("-", 1)[0]}
+            | {k: v for k, v in reports[name].items() if k != "faults"}
+            for name in plan["shards"]
+        ]
+        splits, leaves = {}, {}
+        for split in description["options"]["splits"]:
+            own = [entry for entry in entries if entry["split"] == split]
+            splits[split] = {"images": sum(entry["images"] for entry in own), "shards": len(own)}
+            leaves[split] = [row.tobytes() for entry in own for row in ShardReader(self.out / entry["file"]).digests()]
+        faults = [
+            Fault(*fault)
+            for fault in (*plan["faults"], *(fault for name in plan["shards"] for fault in reports[name]["faults"]))
+        ]
+        return {
+            "format": dataset.FORMAT,
+            "version": dataset.VERSION,
+            "digest": digest.of_dataset(leaves, description["vocabulary"]),
+            "splits": splits,
+            "shards": entries,
+            "options": description["options"],
+            "inputs": description["inputs"],
+            "hdf5": h5py.version.hdf5_version,
+            "report": {
+                "counts": dict(sorted(Counter(f.kind for f in faults).items())),
+                "faults": [f._asdict() for f in faults],
+            },
+            "vocabulary": coco_lvis().to_json(),
+        }
