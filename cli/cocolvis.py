@@ -1,10 +1,21 @@
 """The command ``cocolvis``: build COCO+LVIS masks, and look at what was built."""
 
+import re
+import sys
+from contextlib import redirect_stdout
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
 
 from cli import dataset_commands
 from cli.listings import print_summary
-from cli.options import Group, cores, json_option, path_option, progress
+from cli.options import Group, cores, json_option, path_argument, path_option, print_json, print_table, progress, source_options
+from cocolvis.errors import DataError
+
+if TYPE_CHECKING:
+    from cocolvis.download import Job
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -13,13 +24,20 @@ def main() -> None:
     """Merge COCO-Stuff and LVIS annotations into the 1284-class COCO+LVIS masks, and look at them."""
 
 
-_coco = path_option("--coco", required=True, help="COCO folder: train2017/, val2017/, annotations/stuff_{train,val}2017.json.")
-_lvis = path_option("--lvis", required=True, help="LVIS folder: lvis_v1_{train,val}.json.")
+class _Part(click.ParamType):
+    name = "I/N"
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, tuple):
+            return value
+        found = re.fullmatch(r"(\d+)/(\d+)", value)
+        if not found or not 1 <= int(found[1]) <= int(found[2]):
+            self.fail(f"{value!r} is no part I/N with 1 <= I <= N", param, ctx)
+        return int(found[1]), int(found[2])
 
 
 @main.command()
-@_coco
-@_lvis
+@source_options()
 @path_option("--out", required=True, help="Folder to write the data set to.")
 @click.option(
     "--split",
@@ -31,6 +49,8 @@ _lvis = path_option("--lvis", required=True, help="LVIS folder: lvis_v1_{train,v
 )
 @click.option("--limit", type=click.IntRange(min=0), help="Only the first N images of each split.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; 1 stays in this one. Default: the cores, at most 8.")
+@click.option("--scheduler", metavar="ADDRESS", help="Let the dask.distributed cluster at tcp://HOST:PORT do the work.")
+@click.option("--shard", "part", type=_Part(), help="Build part I of N only; `cocolvis join` completes the data set.")
 @click.option("--shard-size", type=click.IntRange(min=1), default=500, show_default=True, help="Images a shard.")
 @click.option(
     "--images",
@@ -51,7 +71,7 @@ _lvis = path_option("--lvis", required=True, help="LVIS folder: lvis_v1_{train,v
 @click.option("--resume", is_flag=True, help="Complete an interrupted build; finished shards are kept.")
 @click.option("--strict", is_flag=True, help="Stop at the first fault of the input instead of reporting it.")
 @json_option
-def build(coco, lvis, out, splits, limit, workers, overwrite, resume, strict, as_json, **settings) -> None:
+def build(coco, lvis, out, splits, limit, workers, scheduler, part, overwrite, resume, strict, as_json, **settings) -> None:
     """Build the masks of both splits into HDF5 shards.
 
     Faults of single records are counted, listed and stored in dataset.json; they do not end the build.
@@ -66,13 +86,39 @@ def build(coco, lvis, out, splits, limit, workers, overwrite, resume, strict, as
     from cocolvis.sources import Sources
     from cocolvis.vocabulary import coco_lvis
 
+    if scheduler and workers:
+        raise click.UsageError("--workers and --scheduler exclude each other: the cluster has its own workers")
+    if part and (overwrite or scheduler):
+        raise click.UsageError("--shard goes neither with --overwrite nor with --scheduler")
     options = BuildOptions(splits=tuple(dict.fromkeys(splits)), limit=limit, **settings)
-    how = {"workers": workers or min(cores(), 8), "resume": resume, "overwrite": overwrite, "strict": strict}
+    how = {"workers": workers or min(cores(), 8), "scheduler": scheduler, "part": part}
+    how |= {"resume": resume, "overwrite": overwrite, "strict": strict, "announce": partial(click.echo, err=True)}
     with progress("build") as show:
-        run(Sources(coco, lvis, coco_lvis()), out, options, progress=show, **how)
+        index = run(Sources(coco, lvis, coco_lvis()), out, options, progress=show, **how)
+    if index is None:
+        number, parts = part
+        click.echo(f"part {number} of {parts} is built; when all are, complete the data set with `cocolvis join {out}`")
+        return
     print_summary(Dataset.open(out), as_json)
     if not as_json:
         click.echo(f"\nThe data set lies in {out}; look at it with `cocolvis stats {out}` and `cocolvis show {out} IMAGE_ID`.")
+
+
+@main.command()
+@path_argument("dir")
+@json_option
+def join(dir, as_json) -> None:
+    """Complete a data set whose shards were built in parts with `build --shard I/N`.
+
+    \b
+    Example:
+      cocolvis join ~/cocolvis
+    """
+    from cocolvis.build import join as complete
+    from cocolvis.dataset import Dataset
+
+    complete(dir)
+    print_summary(Dataset.open(dir), as_json)
 
 
 @main.command()
@@ -93,6 +139,66 @@ def sample(out, **settings) -> None:
     with progress("sample") as show:
         write_sample(out, progress=show, **settings)
     click.echo(f"Build it with `cocolvis build --coco {out}/coco --lvis {out}/lvis --out DIR`.")
+
+
+@main.command()
+@path_option("--out", required=True, help="Folder to write coco/ and lvis/ to.")
+@click.option(
+    "--only",
+    "names",
+    multiple=True,
+    type=click.Choice(["train2017", "val2017", "stuff", "lvis-train", "lvis-val"]),
+    help="Fetch only this file; may be given several times. Default: all five.",
+)
+@click.option("--mirror", metavar="URL", help="Fetch URL/train2017.zip and so on instead of the official addresses.")
+@click.option("--yes", is_flag=True, help="Fetch without asking.")
+@json_option
+def download(out, names, mirror, yes, as_json) -> None:
+    """Fetch the official COCO, COCO-Stuff and LVIS archives, 21 GB in all.
+
+    Says first what is there and what is left to fetch. Started again, it goes on where it was interrupted.
+
+    \b
+    Example:
+      cocolvis download --out ~/data && cocolvis build --coco ~/data/coco --lvis ~/data/lvis --out ~/cocolvis
+    """
+    from msgspec.structs import asdict
+
+    from cocolvis import download as fetcher
+
+    jobs = fetcher.plan(out, names, mirror)
+    _print_plan(out, jobs, fetcher.free_bytes(out))
+    fetcher.check_disk(out, jobs)
+    if any(job.left for job in jobs) and not yes:
+        if not sys.stdin.isatty():
+            raise DataError("nothing was fetched: stdin is no terminal to ask on; to fetch without being asked add --yes")
+        click.confirm("Fetch what is left?", abort=True, err=True)
+    try:
+        with progress("download", "MB") as show:
+            records = fetcher.download(
+                out,
+                names,
+                mirror,
+                progress=lambda done, total: show(done // 10**6, total // 10**6),
+                note=lambda line: click.echo(line, err=True),
+            )
+    except KeyboardInterrupt:
+        click.echo("interrupted; what came is kept; the same command goes on there", err=True)
+        raise click.exceptions.Exit(130) from None
+    if as_json:
+        return print_json({"out": str(out), "files": [asdict(record) for record in records]})
+    print_table(("file", "bytes", "SHA-256"), [(record.file, record.bytes, record.sha256) for record in records])
+    click.echo(f"\nThe list is kept in {out / fetcher.RECORD}.")
+    click.echo(f"Build with `cocolvis build --coco {out / 'coco'} --lvis {out / 'lvis'} --out DIR`.")
+
+
+def _print_plan(out: Path, jobs: "list[Job]", free: int) -> None:
+    """What a download will cost, on stderr: stdout is for what came."""
+    rows = [(job.remote.file, *(round(size / 1e6) for size in (job.size, job.have, job.left)), job.state) for job in jobs]
+    total = ("total", *(sum(row[column] for row in rows) for column in (1, 2, 3)), "")
+    with redirect_stdout(sys.stderr):
+        print_table(("file", "MB", "there", "left", ""), [*rows, total])
+    click.echo(f"\n{out}: {total[3]:,} MB are left to fetch; the disk has {free / 1e6:,.0f} MB free", err=True)
 
 
 for command in dataset_commands.COMMANDS:

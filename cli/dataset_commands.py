@@ -3,7 +3,7 @@
 import click
 
 from cli.listings import print_difference, print_split, print_summary
-from cli.options import json_option, path_argument, path_option, print_json, print_table, progress
+from cli.options import json_option, path_argument, path_option, print_json, print_table, progress, source_options
 
 _folder = path_argument("dir")
 
@@ -74,11 +74,10 @@ def stats(dir, as_json, plot) -> None:
 @click.command()
 @_folder
 @click.option("--oracle", is_flag=True, help="Also derive every mask again with lvis and pycocotools, and compare.")
-@path_option("--coco", help="With --oracle: the COCO folder of the build.")
-@path_option("--lvis", help="With --oracle: the LVIS folder of the build.")
+@source_options(required=False)
 @json_option
 def verify(dir, oracle, coco, lvis, as_json) -> None:
-    """Check every shard against its SHA-256, and with --oracle every mask; exit 1 on any fault.
+    """Check every shard and every image against its digest, and with --oracle every mask; exit 1 on any fault.
 
     \b
     Example:
@@ -87,7 +86,7 @@ def verify(dir, oracle, coco, lvis, as_json) -> None:
     from cocolvis.dataset import Dataset
     from cocolvis.verify import verify as check_shards
 
-    if len({oracle, coco is not None, lvis is not None}) > 1:
+    if len({oracle, bool(coco), bool(lvis)}) > 1:
         raise click.UsageError("--oracle, --coco and --lvis go together")
     dataset = Dataset.open(dir)
     with progress("verify", "shards") as show:

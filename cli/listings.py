@@ -27,7 +27,12 @@ def print_summary(dataset: "Dataset", as_json: bool) -> None:
     report = index["report"]
     if as_json:
         splits = {split: counts | {"bytes": size[split]} for split, counts in index["splits"].items()}
-        described = {"folder": str(dataset.folder), "classes": len(dataset.vocabulary), "splits": splits}
+        described = {
+            "folder": str(dataset.folder),
+            "digest": index["digest"],
+            "classes": len(dataset.vocabulary),
+            "splits": splits,
+        }
         print_json(described | {"options": index["options"], "inputs": index["inputs"], "report": report})
         return
     rows = [(split, n["images"], n["shards"], size[split] / 2**20) for split, n in index["splits"].items()]
@@ -35,6 +40,7 @@ def print_summary(dataset: "Dataset", as_json: bool) -> None:
     shown = ("limit", "images", "overlap", "compat")
     options = ", ".join(f"{name} {index['options'][name]}" for name in shown if index["options"].get(name) is not None)
     click.echo(f"\n{len(dataset.vocabulary)} classes; {options}")
+    click.echo(f"digest of all contents: {index['digest']}")
     for kind, count in report["counts"].items():
         click.echo(f"\n{kind}: {count}")
         faults = [fault for fault in report["faults"] if fault["kind"] == kind]

@@ -55,6 +55,18 @@ def path_option(*names: str, **settings: Any) -> Callable:
     return click.option(*names, type=click.Path(path_type=Path), **settings)
 
 
+def source_options(required: bool = True) -> Callable:
+    """--coco and --lvis; commands see a tuple of paths each."""
+    given = {"required": required, "multiple": True}
+    coco = "COCO folder, or its zip files: train2017, val2017, annotations/stuff_{train,val}2017.json. May be repeated."
+    lvis = "LVIS folder, or its zip files: lvis_v1_{train,val}.json. May be repeated."
+
+    def decorate(command: Callable) -> Callable:
+        return path_option("--coco", help=coco, **given)(path_option("--lvis", help=lvis, **given)(command))
+
+    return decorate
+
+
 def cores() -> int:
     """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -129,7 +129,7 @@ def _refuse(faults: list[Fault]) -> None:
 
 def _check_disk(plan: Plan, out: Path, names: Collection[str], announce: Callable[[str], None]) -> None:
     needed, free = plan.bytes_needed(names), shutil.disk_usage(out).free
-    sizes = f"about {needed / 1e9:.2f} GB in {out}, where {free / 1e9:.2f} GB are free"
+    sizes = f"about {needed / 1e6:,.0f} MB in {out}, where {free / 1e6:,.0f} MB are free"
     if needed > free:
         raise DataError(f"the build needs {sizes}; make room, choose another --out, or store less (--images path)")
     announce(f"needs {sizes}")
@@ -146,7 +146,8 @@ def _run(
     progress(0)
     if not names:
         return
-    warm_up()
+    with executors.interrupts_deferred():
+        warm_up()
     tasks = plan.tasks(names)
     if runner is None:
         yield from _run_here(tasks, state, progress)
@@ -172,7 +173,10 @@ def _run_here(tasks, state: BuildState, progress: Callable[[int], None]) -> Iter
     def tick() -> None:
         nonlocal images
         images += 1
+        check()
         progress(images)
 
     for task in tasks:
-        yield task.name, run_shard(task, state.shard(task.name), tick)
+        with executors.interrupts_deferred() as check:
+            report = run_shard(task, state.shard(task.name), tick)
+        yield task.name, report

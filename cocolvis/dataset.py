@@ -46,7 +46,7 @@ class Dataset:
         found = (index.get("format"), index.get("version")) if isinstance(index, dict) else None
         if found != (FORMAT, VERSION):
             raise DataError(f"{folder / INDEX}: format and version are {found}, expected {(FORMAT, VERSION)}")
-        missing = {"vocabulary", "splits", "shards", "options", "report"} - index.keys()
+        missing = {"vocabulary", "splits", "shards", "options", "report", "digest"} - index.keys()
         if missing:
             raise DataError(f"{folder / INDEX}: lacks {sorted(missing)[0]!r}")
         return cls(folder, index, Path(image_root) if image_root else None)

@@ -57,6 +57,26 @@ def processes(count: int) -> Iterator[Workers]:
 
 
 @contextmanager
+def interrupts_deferred() -> Iterator[Callable[[], None]]:
+    """Ctrl-C waits for the next call of the function that this yields: in the midst of compiled code it would get lost."""
+    came = threading.Event()
+
+    def check() -> None:
+        if came.is_set():
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield check
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: came.set())
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
+    check()
+
+
+@contextmanager
 def _interrupts_held() -> Iterator[None]:
     """Processes that are started meanwhile never see Ctrl-C; here it waits until the end."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
