@@ -22,7 +22,8 @@ def polygon(rng: np.random.Generator) -> list[float]:
     """A closed blob [x0, y0, x1, y1, ...] with two decimals; half of them cover less than about 1200 pixels, as in LVIS."""
     vertices = int(rng.integers(*VERTICES, endpoint=True))
     angles = np.sort(rng.uniform(0, 2 * np.pi, vertices))
-    radius = np.exp(rng.normal(np.log(20), 1.0)) * rng.uniform(0.7, 1.3, vertices)
+    waves = np.sin(np.outer(angles, [2, 3, 5]) + rng.uniform(0, 6, 3)) @ [0.25, 0.15, 0.06]
+    radius = np.exp(rng.normal(np.log(20), 1.0)) * (1 + waves)
     x = np.clip(rng.uniform(0, WIDTH) + radius * np.cos(angles), 0, WIDTH)
     y = np.clip(rng.uniform(0, HEIGHT) + radius * np.sin(angles), 0, HEIGHT)
     return np.stack([x, y], axis=1).ravel().round(2).tolist()
@@ -50,7 +51,7 @@ def picture(rng: np.random.Generator) -> bytes:
     """A JPEG of about 160 KB."""
     colours = [_noise(rng, 8) + 0.5 * _noise(rng, 80) + 0.45 * _noise(rng, 400) for _ in range(3)]
     pixels = np.clip(128 + 45 * np.stack(colours, axis=2), 0, 255).astype(np.uint8)
-    return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
+    return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
 
 
 def image_records(count: int) -> list[dict]:

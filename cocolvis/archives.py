@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import stat
 import struct
 import zipfile
 import zlib
@@ -19,7 +20,7 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _BLOCK = 2**24
 
 MAX_PICTURE = 2**28
-"""Bytes of the largest picture that is read from a zip; more is an attack on memory."""
+"""Bytes of the largest picture that is read; more is an attack on memory."""
 
 
 class Place(NamedTuple):
@@ -42,9 +43,8 @@ class Place(NamedTuple):
     def read(self) -> bytes:
         """The bytes of a small file; an OSError or ValueError that says why not."""
         if self.member is None:
-            with open(self.path, "rb") as file:
-                return file.read()
-        if self.size > MAX_PICTURE:
+            return self._whole()
+        if max(self.size, self.packed) > MAX_PICTURE:
             raise ValueError(f"the zip declares {self.size} bytes for it; at most {MAX_PICTURE} are read")
         with open(self.path, "rb") as file:
             file.seek(self.offset)
@@ -59,6 +59,15 @@ class Place(NamedTuple):
         if len(content) != self.size or zlib.crc32(content) != self.crc:
             raise ValueError(f"its bytes in {self.path} do not have the recorded size and CRC-32")
         return content
+
+    def _whole(self) -> bytes:
+        found = os.stat(self.path)
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("it is no file")  # opening a named pipe would wait for ever
+        if found.st_size > MAX_PICTURE:
+            raise ValueError(f"it has {found.st_size} bytes; at most {MAX_PICTURE} are read")
+        with open(self.path, "rb") as file:
+            return file.read()
 
     def length(self) -> int:
         """The size of the file, 0 when it is not there."""

@@ -1,0 +1,277 @@
+"""How fast the builder is, against plain merging, plain JSON and plain decoding; every figure a ratio within one run.
+
+    python benchmarks/build.py [--images 2000] [--rounds 3] [--only merging --only reading ...] [--json]
+
+The input is generated with the statistics of COCO-Stuff and LVIS (coco_like.py). "Plain merging" is what the published
+generator does: pycocotools makes a mask of each annotation, and NumPy combines whole images.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+import coco_like
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from cocolvis.build import build
+from cocolvis.dataset import Dataset
+from cocolvis.images import decode_rgb
+from cocolvis.merge import Region, merge
+from cocolvis.plan import BuildOptions, ImageTask, Plan
+from cocolvis.rasterize import rasterize
+from cocolvis.shard_task import warm_up
+from cocolvis.sources import Sources
+from cocolvis.vocabulary import coco_lvis
+
+FEW = 20
+"""Images of the tree whose build is all start-up: what is subtracted."""
+
+REAL_IMAGES, REAL_JSON = 119_979, 1.7e9
+"""The COCO+LVIS data set: images of both splits, bytes of annotations."""
+
+
+class Bench:
+    """The generated input, and the settings of a run."""
+
+    def __init__(self, folder: Path, images: int, rounds: int):
+        self.folder, self.images, self.rounds = folder, images, rounds
+
+    @cache  # noqa: B019 (one instance a run)
+    def tree(self, images: int) -> Path:
+        """A COCO + LVIS tree with so many images."""
+        root = self.folder / f"tree-{images}"
+        coco_like.write_tree(root, images)
+        return root
+
+    def sources(self, images: int) -> Sources:
+        root = self.tree(images)
+        return Sources(root / "coco", root / "lvis", coco_lvis())
+
+    @cache  # noqa: B019
+    def tasks(self, count: int) -> list[ImageTask]:
+        """Image tasks as a worker gets them."""
+        plan = Plan.make(self.sources(self.images), BuildOptions(splits=("train",), images="none", limit=count))
+        return [image for task in plan.tasks(plan.shard_counts()) for image in task.images]
+
+    def build(self, count: int, **settings: Any) -> tuple[float, Path]:
+        """Build a tree; seconds, and the data set."""
+        how = {name: settings.pop(name) for name in ("workers", "progress") if name in settings}
+        out = self.folder / "data"
+        shutil.rmtree(out, ignore_errors=True)
+        start = time.perf_counter()
+        build(self.sources(count), out, BuildOptions(splits=("train",), **settings), **how)
+        return time.perf_counter() - start, out
+
+
+def merged(task: ImageTask) -> np.ndarray:
+    """A mask as the builder makes it: from segmentation bytes to (H, W) uint16."""
+    layers = (
+        [Region(s.category_id, rasterize(s.segmentation, task.height, task.width)) for s in source]
+        for source in (task.stuff, task.things)
+    )
+    return merge(*layers, task.height, task.width)
+
+
+def plainly_merged(task: ImageTask) -> np.ndarray:
+    """The same mask by a pycocotools mask of each annotation and arithmetic on whole images."""
+    mask = np.zeros((task.height, task.width), np.int64)
+    for source in (task.stuff, task.things):
+        layer = np.zeros_like(mask)
+        for segment in source:
+            coded = json.loads(segment.segmentation)
+            if isinstance(coded, list):
+                coded = coco_mask.merge(coco_mask.frPyObjects(coded, task.height, task.width))
+            layer = np.where((layer == 0) & (coco_mask.decode(coded) > 0), segment.category_id, layer)
+        mask = np.where(layer > 0, layer, mask)
+    return mask.astype(np.uint16)
+
+
+def seconds_each(function: Callable[[Any], Any], items: Sequence[Any]) -> float:
+    """Seconds an item."""
+    start = time.perf_counter()
+    for item in items:
+        function(item)
+    return (time.perf_counter() - start) / len(items)
+
+
+def merging(bench: Bench) -> dict[str, float]:
+    """Merging on one core, and the whole build, in units of plain merging."""
+    warm_up()
+    tasks = bench.tasks(min(400, bench.images))
+    differing = sum(not np.array_equal(merged(task), plainly_merged(task)) for task in tasks)
+    if differing:
+        raise RuntimeError(f"{differing} of {len(tasks)} masks differ from plain merging")
+    rows = []
+    for _ in range(bench.rounds):
+        plain = seconds_each(plainly_merged, tasks[:100])
+        ours = seconds_each(merged, tasks)
+        whole = (bench.build(bench.images, images="none")[0] - bench.build(FEW, images="none")[0]) / (bench.images - FEW)
+        plain = (plain + seconds_each(plainly_merged, tasks[:100])) / 2
+        rows.append((plain, ours, whole))
+    plain, ours, whole = (median(column) for column in zip(*rows, strict=True))
+    return {
+        "masks_compared": len(tasks),
+        "plain_ms": plain * 1e3,
+        "merge_ms": ours * 1e3,
+        "merge_times_as_fast": median(p / m for p, m, _ in rows),
+        "build_ms": whole * 1e3,
+        "build_times_as_fast_as_plain_merging": median(p / b for p, _, b in rows),
+    }
+
+
+def workers(bench: Bench) -> dict[str, float]:
+    """Images a second of one and two processes, pictures embedded, once the work is under way."""
+    rows = []
+    for _ in range(bench.rounds):
+        alone, _ = _rate(bench, 1)
+        together, feeding = _rate(bench, 2)
+        rows.append((alone, together, feeding))
+    alone, together, feeding = (median(column) for column in zip(*rows, strict=True))
+    return {
+        "one_images_per_s": alone,
+        "two_images_per_s": together,
+        "two_times_as_fast_as_one": median(b / a for a, b, _ in rows),
+        "feeding_ms": feeding * 1e3,
+    }
+
+
+def _rate(bench: Bench, count: int) -> tuple[float, float]:
+    """(images a second from the first tenth on, seconds of this process an image) with so many workers."""
+    seen: list[tuple[int, float, float]] = []
+
+    def progress(done: int, total: int) -> None:
+        seen.append((done, time.perf_counter(), time.process_time()))
+
+    bench.build(bench.images, images="embed", workers=count, shard_size=50, progress=progress)
+    first = next(entry for entry in seen if entry[0] >= bench.images // 10)
+    last = next(entry for entry in seen if entry[0] >= bench.images)
+    images = last[0] - first[0]
+    return images / (last[1] - first[1]), (last[2] - first[2]) / images
+
+
+def memory(bench: Bench) -> dict[str, float]:
+    """The largest resident size of a worker, for a data set and one a quarter as large."""
+    found = {}
+    for images in (bench.images // 4, bench.images):
+        root = bench.tree(images)
+        found[images] = _child(
+            "from cocolvis.build import build; from cocolvis.plan import BuildOptions; from cocolvis.sources import Sources;"
+            "from cocolvis.vocabulary import coco_lvis; from pathlib import Path; import sys, resource, json;"
+            "build(Sources(Path(sys.argv[1]), Path(sys.argv[2]), coco_lvis()), Path(sys.argv[3]),"
+            "BuildOptions(splits=('train',), shard_size=50), workers=2, overwrite=True);"
+            "print(json.dumps(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024))",
+            *(str(path) for path in (root / "coco", root / "lvis", bench.folder / "data")),
+        )
+    small, large = found.values()
+    return {"quarter_worker_mib": small, "whole_worker_mib": large, "growth": large / small}
+
+
+def loading(bench: Bench) -> dict[str, float]:
+    """Loading and indexing a 1 GB LVIS file, beside json.load; a process each."""
+    path = bench.folder / "lvis_v1_train.json"
+    images = coco_like.write_lvis(path, 1, least_bytes=10**9)
+    report = "print(json.dumps([time.perf_counter() - t, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2]))"
+    head = "import json, resource, sys, time;"
+    ours = (
+        head + "from cocolvis.annotations import AnnotationFile; from cocolvis.archives import Place; t = time.perf_counter();"
+    )
+    ours += "f = AnnotationFile(Place(sys.argv[1]).map(), 'lvis', 'lvis');" + report
+    plain = head + "t = time.perf_counter(); f = json.load(open(sys.argv[1]));" + report
+    rows = [(*_child(ours, str(path)), *_child(plain, str(path))) for _ in range(bench.rounds)]
+    seconds, size, plain_seconds, plain_size = (median(column) for column in zip(*rows, strict=True))
+    found = {"gb": path.stat().st_size / 1e9, "images": images, "seconds": seconds, "gib": size}
+    path.unlink()
+    return found | {
+        "json_seconds": plain_seconds,
+        "json_gib": plain_size,
+        "times_as_fast": median(p / s for s, _, p, _ in rows),
+    }
+
+
+def _child(code: str, *arguments: str) -> Any:
+    """What a Python process of its own prints, as JSON."""
+    found = subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True)
+    return json.loads(found.stdout)
+
+
+def reading(bench: Bench) -> dict[str, float]:
+    """Random samples, picture and mask decoded, in units of decoding the JPEGs alone and of a folder of JPEG + 16-bit PNG."""
+    _, out = bench.build(bench.images, images="embed")
+    split = Dataset.open(out).split("train")
+    order = np.random.default_rng(0).permutation(len(split))[:1000].tolist()
+    pictures = {i: split[i].content for i in order}
+    masks = bench.folder / "masks"
+    masks.mkdir()
+    jpegs = {i: bench.tree(bench.images) / "coco" / split[i].path for i in order}
+    for i in order:
+        cv2.imwrite(str(masks / f"{i}.png"), split[i].mask)
+
+    def from_shards(i: int) -> None:
+        sample = split[i]
+        sample.image()
+
+    def from_files(i: int) -> None:
+        cv2.imread(str(jpegs[i]), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        cv2.imread(str(masks / f"{i}.png"), cv2.IMREAD_UNCHANGED)
+
+    rows = []
+    for start in range(0, len(order), 100):
+        part = order[start : start + 100]
+        rows.append([seconds_each(read, part) for read in (lambda i: decode_rgb(pictures[i]), from_shards, from_files)])
+    decode, shards, files = (median(column) for column in zip(*rows, strict=True))
+    return {
+        "decode_ms": decode * 1e3,
+        "shards_ms": shards * 1e3,
+        "files_ms": files * 1e3,
+        "share_of_decoding_speed": median(d / s for d, s, _ in rows),
+        "times_as_fast_as_files": median(f / s for _, s, f in rows),
+    }
+
+
+def projection(found: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Minutes of the whole real build on 2, 8 and 32 cores: reading the annotations, then work or feeding, the longer."""
+    if not {"workers", "loading"} <= found.keys():
+        return {}
+    start = REAL_JSON / 1e9 * found["loading"]["seconds"] / found["loading"]["gb"]
+    work = 2 * REAL_IMAGES / found["workers"]["two_images_per_s"]
+    feeding = REAL_IMAGES * found["workers"]["feeding_ms"] / 1e3
+    return {f"{cores}_cores_minutes": (start + max(work / cores, feeding)) / 60 for cores in (2, 8, 32)}
+
+
+PARTS = {part.__name__: part for part in (merging, workers, memory, loading, reading)}
+
+
+@click.command()
+@click.option("--images", default=2000, show_default=True, help="Images of the generated tree.")
+@click.option("--rounds", default=3, show_default=True, help="Each figure is the median of so many rounds.")
+@click.option("--only", multiple=True, type=click.Choice(list(PARTS)), help="Measure only this; may be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def main(images, rounds, only, as_json) -> None:
+    """Measure merging, the build, its workers and their memory, loading, reading."""
+    cv2.setNumThreads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), images, rounds)
+        found = {name: part(bench) for name, part in PARTS.items() if not only or name in only}
+    found["projection"] = projection(found)
+    if as_json:
+        click.echo(json.dumps({"cores": os.cpu_count(), "images": images, "rounds": rounds, **found}, indent=1))
+        return
+    for name, values in found.items():
+        for what, value in values.items():
+            click.echo(f"{name:<12}{what.replace('_', ' '):<42}{value:>12,.2f}")
+
+
+if __name__ == "__main__":
+    main()
