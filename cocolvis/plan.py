@@ -4,6 +4,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from cocolvis import compat
 from cocolvis.annotations import AnnotationFile, Fault, ImageRecord, Segment
 from cocolvis.archives import Place
@@ -79,6 +81,14 @@ class ShardTask:
     images: list[ImageTask]
     options: BuildOptions
     vocabulary: str
+
+    def __reduce__(self):
+        """Pickle as MessagePack: a third of the time, which the planning process has only once for all workers."""
+        return _task_from_bytes, (msgspec.msgpack.encode(self),)
+
+
+def _task_from_bytes(content: bytes) -> ShardTask:
+    return msgspec.msgpack.decode(content, type=ShardTask)
 
 
 @dataclass(slots=True)

@@ -1,8 +1,8 @@
 """One HDF5 shard: images as they came, masks as run lengths, and what samplers and statistics need without decoding."""
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from cocolvis import digest, runlength
+from cocolvis import checks, digest, runlength
 from cocolvis.errors import DataError
 from cocolvis.files import sha256, write_aside
 from cocolvis.images import decode_rgb
@@ -31,14 +31,19 @@ _RAGGED = {
 }
 """Any number of values an image, packed one image after another; offsets[i]:offsets[i + 1] are image i's."""
 
-_SMALL = (("path", "bytes"), ("neg", "class"), ("not_exhaustive", "class"))
+_SMALL = ("size", "path/bytes", "neg/class", "not_exhaustive/class")
+"""The columns that are read whole when a shard is opened, as /id is: HDF5 takes longer to find a row than to read them all."""
 
 _CHUNK = 4096
 """Runs in a compressed chunk of the masks: the fastest to read of those that benchmarks/layout.py measures."""
 
+_KEPT = 2**20
+"""Bytes of inflated chunks of one column that an open shard keeps."""
 
-_EXPANSION = 1100
-"""Deflate never shrinks by more than 1032; who declares more has no such values."""
+MAX_CLASS = 2**16 - 1
+"""The largest class that a mask can hold."""
+
+_ADVICE = "`cocolvis verify` checks the whole data set"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,39 +146,41 @@ def _compression(values: np.ndarray) -> dict[str, Any]:
 
 
 class ShardReader:
-    """Random access to one shard. Reads only what is asked for: masks and pictures are not touched before :meth:`sample`."""
+    """Random access to one shard, whoever made it: opening checks all that reading relies on.
 
-    def __init__(self, path: Path):
+    Masks and pictures are not touched before they are asked for. ``classes`` is the largest class that a mask may hold.
+    """
+
+    def __init__(self, path: Path, classes: int = MAX_CLASS):
         self.path = path
+        self._classes = classes
+        self._file = None
         try:
+            checks.regular_file(path)
             self._file = h5py.File(path, "r", locking=False)
-            self._check()
-        except (OSError, KeyError, ValueError, RuntimeError, AttributeError) as error:
-            reason = "does not exist" if not path.exists() else f"is no readable shard: {str(error).splitlines()[0]}"
-            raise DataError(f"{path}: {reason}; `cocolvis verify` checks the whole data set") from None
-        self._offsets = {group: self._file[group]["offsets"][()] for group in _RAGGED}
+            self._open(self._file)
+        except DataError as error:
+            raise DataError(f"{error}; {_ADVICE}") from None
+        except checks.REFUSED as error:
+            self.close()
+            raise DataError(f"{path}: is no readable shard: {checks.line(error)}; {_ADVICE}") from None
 
-    def _check(self) -> None:
-        found = self._file.attrs.get("format"), self._file.attrs.get("version")
-        if found != (FORMAT, VERSION):
-            raise ValueError(f"format and version are {found}, expected {(FORMAT, VERSION)}")
-        self.attributes = {k: v for k, v in self._file.attrs.items() if isinstance(v, str)}
-        images = _stored(self._file, "id").shape[0]
+    def _open(self, file: h5py.File) -> None:
+        self.attributes = checks.attributes(file, {"format": FORMAT, "version": VERSION}, ("split", "images", "vocabulary"))
+        self._small = {"id": checks.whole(checks.stored(file, "id", "int64", (None,)))}
+        images = len(self._small["id"])
+        self._columns: dict[str, h5py.Dataset | _Packed] = {}
         for name, (dtype, shape) in _FIXED.items():
-            data = _stored(self._file, name)
-            if data.shape != (images, *shape) or data.dtype != dtype:
-                raise ValueError(f"/{name} is {data.dtype} {data.shape}, expected {dtype} {(images, *shape)}")
+            self._columns[name] = checks.stored(file, name, dtype, (images, *shape))
+        self._offsets = {group: checks.offsets(file, group, images) for group in _RAGGED}
         for group, columns in _RAGGED.items():
-            offsets = _stored(self._file, f"{group}/offsets")
-            if offsets.shape != (images + 1,) or offsets.dtype != "uint64":
-                raise ValueError(f"/{group}/offsets is {offsets.dtype} {offsets.shape}, expected uint64 {(images + 1,)}")
-            values = offsets[()]
             for column, dtype in columns.items():
-                data = _stored(self._file, f"{group}/{column}")
-                if data.shape != (values[-1],) or data.dtype != dtype:
-                    raise ValueError(f"/{group}/{column} is {data.dtype} {data.shape}, expected {dtype} {(int(values[-1]),)}")
-            if values[0] != 0 or np.any(values[1:] < values[:-1]):
-                raise ValueError(f"/{group}/offsets does not ascend from 0")
+                shape = (int(self._offsets[group][-1]),)
+                data = checks.stored(file, f"{group}/{column}", dtype, shape, packed=group == "mask")
+                self._columns[f"{group}/{column}"] = data if data.chunks is None else _Packed(data)
+        self._small |= {name: checks.whole(self._columns[name]) for name in _SMALL}
+        runs, pictures = (np.diff(self._offsets[group]) for group in ("mask", "image"))
+        checks.images(self._small["id"], self._small["size"], runs, pictures)
 
     def __len__(self) -> int:
         return len(self._offsets["mask"]) - 1
@@ -188,62 +195,120 @@ class ShardReader:
 
     def digests(self) -> np.ndarray:
         """(N, 32) uint8: the recorded digest of each image."""
-        return self._file["digest"][()]
+        return self._whole("digest")
 
     def digest(self, row: int) -> bytes:
-        """The digest of image number ``row``, from what the shard holds of it."""
-        fixed = [_little_endian(self._file[name][row], dtype) for name, (dtype, _) in _FIXED.items() if name != "digest"]
-        columns = ((group, column) for group, columns in _RAGGED.items() for column in columns)
-        return digest.leaf([*fixed, *(_little_endian(self._slice(*at, row), _RAGGED[at[0]][at[1]]) for at in columns)])
+        """The digest of image number ``row``, from what the shard holds of it; a DataError when that cannot be read."""
+        fixed = [_little_endian(self._small[name][row], _FIXED[name][0]) for name in ("id", "size")]
+        columns = ((group, column, dtype) for group, columns in _RAGGED.items() for column, dtype in columns.items())
+        try:
+            return digest.leaf([*fixed, *(_little_endian(self._slice(*at, row), dtype) for *at, dtype in columns)])
+        except (ValueError, OSError) as error:
+            raise self._fault(row, error) from None
 
     def present(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(offsets (N + 1,) uint64, classes uint16, pixels uint32): the classes of each image but 0, and their pixels."""
-        group = self._file["present"]
-        return self._offsets["present"], group["class"][()], group["pixels"][()]
+        return self._offsets["present"], self._whole("present/class"), self._whole("present/pixels")
+
+    def absent(self) -> np.ndarray:
+        """(n,) uint16: all classes that occur in /neg and /not_exhaustive."""
+        return np.concatenate([self._small["neg/class"], self._small["not_exhaustive/class"]])
+
+    def runs(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """(classes (R,) uint16, lengths (R,) uint32) of the mask of image number ``row``, unchecked."""
+        return self._slice("mask", "class", row), self._slice("mask", "length", row)
 
     def mask(self, row: int) -> np.ndarray:
-        """(H, W) uint16 mask of image number ``row``; a DataError when its runs do not fill the image."""
+        """(H, W) uint16 mask of image number ``row``; a DataError when its runs do not fill the image, or hold other classes."""
         height, width = self._small["size"][row].tolist()
         try:
-            return runlength.decode(self._slice("mask", "class", row), self._slice("mask", "length", row), height, width)
+            classes, lengths = self.runs(row)
+            mask = runlength.decode(classes, lengths, height, width)
+            if classes.max() > self._classes:
+                raise ValueError(f"holds class {classes.max()}, the vocabulary has 1..{self._classes}")
         except (ValueError, OSError) as error:
-            image_id = int(self._small["id"][row])
-            raise DataError(f"{self.path}: mask of image {image_id}: {str(error).splitlines()[0]}") from None
+            raise self._fault(row, error) from None
+        return mask
 
     def sample(self, row: int) -> Sample:
-        """Image number ``row`` of the shard, mask decoded; a DataError when its runs do not fill the image."""
+        """Image number ``row`` of the shard, mask decoded; a DataError as for :meth:`mask`, or where the disk fails."""
+        mask = self.mask(row)
+        try:
+            content = self._slice("image", "bytes", row).tobytes()
+        except (ValueError, OSError) as error:
+            raise self._fault(row, error) from None
         return Sample(
             image_id=int(self._small["id"][row]),
             path=self._slice("path", "bytes", row).tobytes().decode("utf-8", "replace"),
-            mask=self.mask(row),
-            content=self._slice("image", "bytes", row).tobytes(),
+            mask=mask,
+            content=content,
             neg=self._slice("neg", "class", row),
             not_exhaustive=self._slice("not_exhaustive", "class", row),
         )
 
-    @cached_property
-    def _small(self) -> dict[str, np.ndarray]:
-        """The columns that are read whole, once: they are small, and HDF5 takes longer to find a row than to read them all."""
-        small = {name: self._file[name][()] for name in ("id", "size")}
-        return small | {f"{group}/{column}": self._file[group][column][()] for group, column in _SMALL}
+    def _whole(self, name: str) -> np.ndarray:
+        try:
+            return checks.whole(self._columns[name])
+        except (ValueError, OSError) as error:
+            raise DataError(f"{self.path}: {checks.line(error)}") from None
 
     def _slice(self, group: str, column: str, row: int) -> np.ndarray:
         offsets = self._offsets[group]
-        values = self._small.get(f"{group}/{column}")
-        return (self._file[group][column] if values is None else values)[int(offsets[row]) : int(offsets[row + 1])]
+        name = f"{group}/{column}"
+        values = self._small.get(name)
+        return (self._columns[name] if values is None else values)[int(offsets[row]) : int(offsets[row + 1])]
+
+    def _fault(self, row: int, error: Exception) -> DataError:
+        return DataError(f"{self.path}: mask of image {int(self._small['id'][row])}: {checks.line(error)}")
 
     def close(self) -> None:
         """Release the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
-def _stored(file: h5py.File, name: str) -> h5py.Dataset:
-    """A data set of the file; a ValueError when its values lie elsewhere, or it declares far more than it stores."""
-    group, _, _ = name.rpartition("/")
-    links = [file.get(part, getlink=True) for part in (group, name) if part]
-    data = file[name] if all(isinstance(link, h5py.HardLink) for link in links) else None
-    if data is None or data.is_virtual or data.external:
-        raise ValueError(f"/{name} points at another file or place")
-    if data.nbytes > _EXPANSION * data.id.get_storage_size():
-        raise ValueError(f"/{name} declares {data.nbytes} bytes and stores {data.id.get_storage_size()}")
-    return data
+class _Packed:
+    """A compressed column of the masks. Its chunks are inflated here: HDF5 reads past the end of one that holds too little."""
+
+    def __init__(self, data: h5py.Dataset):
+        self._filters = checks.filters(data)
+        self._read = data.id.read_direct_chunk
+        self._chunk, self._dtype = data.chunks[0], data.dtype
+        self._kept: dict[int, np.ndarray] = {}
+        self._most = max(1, _KEPT // (self._chunk * self._dtype.itemsize))
+
+    def __getitem__(self, place: slice) -> np.ndarray:
+        first, last = place.start, place.stop
+        number, start = divmod(first, self._chunk)
+        if first < last <= (number + 1) * self._chunk:
+            return self._values(number)[start : last - first + start]
+        values = np.empty(last - first, self._dtype)
+        for number in range(first // self._chunk, -(-last // self._chunk)):
+            at = number * self._chunk
+            low, high = max(first, at), min(last, at + self._chunk)
+            values[low - first : high - first] = self._values(number)[low - at : high - at]
+        return values
+
+    def _values(self, number: int) -> np.ndarray:
+        values = self._kept.get(number)
+        if values is None:
+            values = self._inflated(*self._read((number * self._chunk,)))
+            if len(self._kept) >= self._most:
+                self._kept.pop(next(iter(self._kept)), None)
+            self._kept[number] = values
+        return values
+
+    def _inflated(self, skipped: int, content: bytes) -> np.ndarray:
+        """One chunk of values; bit i of ``skipped`` says that filter i was not applied."""
+        size = self._chunk * self._dtype.itemsize
+        applied = [name for i, name in enumerate(self._filters) if not skipped >> i & 1]
+        if h5py.h5z.FILTER_DEFLATE in applied:
+            try:
+                content = zlib.decompressobj().decompress(content, size + 1)
+            except zlib.error as error:
+                raise ValueError(f"a chunk cannot be inflated: {error}") from None
+        if len(content) != size:
+            raise ValueError(f"a chunk holds {'more' if len(content) > size else len(content)} than {size} bytes")
+        if h5py.h5z.FILTER_SHUFFLE in applied:
+            content = np.frombuffer(content, np.uint8).reshape(self._dtype.itemsize, self._chunk).T.tobytes()
+        return np.frombuffer(content, self._dtype)
