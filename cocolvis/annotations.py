@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Generator, Iterator
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from cocolvis.archives import Buffer
 from cocolvis.errors import DataError
+from cocolvis.lenient import KEY, records
 from cocolvis.runlength import MAX_PIXELS
 
 
@@ -53,9 +53,13 @@ class ImageRecord(msgspec.Struct, gc=False, frozen=True):
         name = parts[-1]
         if not name:
             raise DataError("the record has neither coco_url nor file_name")
-        if {name, *folder.split("/")} & {".", ".."} or folder.startswith("/") or re.search(r"[\x00-\x1f\\:]", folder + name):
+        if {name, *folder.split("/")} & {".", ".."} or folder.startswith("/") or _UNFIT.search(folder + name):
             raise DataError(f"file name {self.coco_url or self.file_name!r} leaves the image folder")
         return folder or None, name
+
+
+_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\\:]")
+"""What no file name may hold: control characters, line ends, what UTF-8 cannot write, separators of other systems."""
 
 
 class _Annotation(msgspec.Struct, gc=False):
@@ -122,9 +126,9 @@ class AnnotationFile:
         """Record by record, so that a NaN literal or a wrong type costs only the record that holds it."""
         found: dict[str, list] = {"images": [], "annotations": [], "categories": []}
         seen = set()
-        for key, record in _records(text):
+        for key, record in records(text):
             seen.add(key)
-            if key in found and record is not _KEY:
+            if key in found and record is not KEY:
                 try:
                     found[key].append(_typed(key, record))
                 except (msgspec.ValidationError, TypeError, ValueError, KeyError, OverflowError) as error:
@@ -137,7 +141,7 @@ class AnnotationFile:
     def _malformed(self, key: str, record: Any, reason: str) -> None:
         if key == "categories":
             raise DataError(f"{self.name}: malformed category {str(record)[:80]}: {reason}")
-        ids = {k: v for k, v in record.items() if isinstance(v, int)} if isinstance(record, dict) else {}
+        ids = {k: v for k, v in record.items() if type(v) is int} if isinstance(record, dict) else {}
         image, annotation = (ids.get("id"), None) if key == "images" else (ids.get("image_id"), ids.get("id"))
         self._fault(f"malformed {key[:-1]}", image, annotation, reason)
 
@@ -203,63 +207,3 @@ def _typed(key: str, record: Any) -> msgspec.Struct:
     raw = msgspec.Raw(json.dumps(record["segmentation"]).encode())
     ids = {name: msgspec.convert(record[name], int) for name in ("id", "image_id", "category_id")}
     return _Annotation(**ids, segmentation=raw)
-
-
-_KEY = object()
-"""Yielded by :func:`_records` for a key itself."""
-
-_SPACE = re.compile(r"\s*")
-_decode = json.JSONDecoder().raw_decode
-
-
-def _records(text: str) -> Iterator[tuple[str, Any]]:
-    """(key, element) for each element of each top-level list of a JSON object; (key, _KEY) once for every key.
-
-    Takes what Python's json takes (NaN, Infinity). A ValueError where the text is no JSON object, or breaks off.
-    """
-    mark, at = _token(text, 0)
-    if mark != "{":
-        raise ValueError("expected one JSON object")
-    if _token(text, at + 1)[0] == "}":
-        return
-    while mark != "}":
-        key, at = _value(text, at + 1)
-        mark, at = _token(text, at)
-        if mark != ":" or not isinstance(key, str):
-            raise ValueError(f"expected a key and ':' at character {at}")
-        yield key, _KEY
-        mark, start = _token(text, at + 1)
-        if mark == "[":
-            at = yield from _elements(text, key, start)
-        else:
-            _, at = _value(text, start)
-        mark, at = _token(text, at)
-        if mark not in (",", "}") or not mark:
-            raise ValueError(f"the object breaks off at character {at}")
-
-
-def _elements(text: str, key: str, at: int) -> Generator[tuple[str, Any], None, int]:
-    """(key, element) for each element of the list that opens at ``at``; returns the place behind it."""
-    mark, end = _token(text, at + 1)
-    while mark != "]":
-        element, at = _value(text, at + 1)
-        yield key, element
-        mark, at = _token(text, at)
-        end = at
-        if mark not in (",", "]") or not mark:
-            raise ValueError(f"the list {key!r} breaks off at character {at}")
-    return end + 1
-
-
-def _token(text: str, at: int) -> tuple[str, int]:
-    """The next character that is no space, "" at the end, and its place."""
-    at = _SPACE.match(text, at).end()
-    return text[at : at + 1], at
-
-
-def _value(text: str, at: int) -> tuple[Any, int]:
-    """The JSON value at ``at``, and the place behind it."""
-    try:
-        return _decode(text, _token(text, at)[1])
-    except RecursionError:
-        raise ValueError(f"nested too deeply at character {at}") from None
