@@ -2,8 +2,9 @@
 
 import click
 
-from cli.listings import print_difference, print_split, print_summary
+from cli.listings import print_difference, print_explanation, print_split, print_summary
 from cli.options import json_option, path_argument, path_option, print_json, print_table, progress, source_options
+from cocolvis.errors import DataError
 
 _folder = path_argument("dir")
 
@@ -172,4 +173,31 @@ def show(dir, image_ids, out) -> None:
         click.echo(path)
 
 
-COMMANDS = (info, vocab, stats, verify, diff, export, show)
+@click.command()
+@_folder
+@click.argument("image_id", type=int)
+@click.argument("x", type=int)
+@click.argument("y", type=int)
+@source_options()
+@json_option
+def why(dir, image_id, x, y, coco, lvis, as_json) -> None:
+    """Say which annotation gave a pixel its class, and which it hides; exit 1 where the mask says otherwise.
+
+    X is the pixel's column and Y its row, counted from 0 at the top left.
+
+    \b
+    Example:
+      cocolvis why ~/cocolvis 139 320 240 --coco ~/coco --lvis ~/lvis
+    """
+    from cocolvis.dataset import Dataset
+    from cocolvis.sources import Sources
+    from cocolvis.vocabulary import coco_lvis
+    from cocolvis.why import why as explain
+
+    found = explain(Dataset.open(dir), Sources(coco, lvis, coco_lvis()), image_id, x, y)
+    print_explanation(found, as_json)
+    if found.fault:
+        raise DataError(found.fault)
+
+
+COMMANDS = (info, vocab, stats, verify, diff, export, show, why)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:  # these modules are slow to import; a command that prints has
     from cocolvis.dataset import Dataset
     from cocolvis.diff import Difference
     from cocolvis.vocabulary import Vocabulary
+    from cocolvis.why import Explanation
 
 LISTED = 3
 """Faults of a kind that are listed on the screen; dataset.json holds all."""
@@ -94,3 +95,30 @@ def print_difference(found: "Difference", names_a: "Vocabulary", names_b: "Vocab
         click.echo()
         rows = [(f"{p['a']} {p['a_name']}", f"{p['b']} {p['b_name']}", p["pixels"]) for p in pairs[:RANKED]]
         print_table(("first", "second", "pixels"), rows)
+
+
+def print_explanation(found: "Explanation", as_json: bool) -> None:
+    """What ``why`` found: the annotations that cover a pixel, and what was left out of its image."""
+    if as_json:
+        print_json(found.to_json())
+        return
+    click.echo(f"{found.split} image {found.image_id}: {found.path}, {found.width} x {found.height} pixels")
+    name = f"{found.stored} {found.stored_name}" if found.stored else "unlabelled"
+    click.echo(f"x {found.x}, y {found.y}: {name}{'' if found.layers else ': no annotation covers it'}")
+    if found.layers:
+        click.echo()
+        rows = [
+            (
+                "shows" if layer.shows else "hidden",
+                layer.source,
+                str(layer.annotation_id),
+                f"{layer.category_id} {layer.category}",
+                f"{layer.class_id} {layer.class_name}",
+                layer.area,
+            )
+            for layer in found.layers
+        ]
+        print_table(("", "source", "annotation", "category", "class", "pixels"), rows)
+    for fault in found.left_out:
+        annotation = "a record" if fault.annotation_id is None else f"annotation {fault.annotation_id}"
+        click.echo(f"\nleft out: {annotation} ({fault.source}), {fault.kind}: {fault.reason}")

@@ -22,6 +22,12 @@ _BLOCK = 2**24
 MAX_PICTURE = 2**28
 """Bytes of the largest picture that is read; more is an attack on memory."""
 
+_EXPANSION = 1100
+"""Deflate never shrinks by more than 1032; who declares more has no such bytes."""
+
+_BROKEN = (OSError, ValueError, EOFError, MemoryError, OverflowError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What reading a damaged zip raises."""
+
 
 class Place(NamedTuple):
     """A file: ``path`` itself, or the member of the zip ``path`` whose header begins at ``offset``.
@@ -47,7 +53,7 @@ class Place(NamedTuple):
         if max(self.size, self.packed) > MAX_PICTURE:
             raise ValueError(f"the zip declares {self.size} bytes for it; at most {MAX_PICTURE} are read")
         with open(self.path, "rb") as file:
-            file.seek(self.offset)
+            file.seek(min(self.offset, os.fstat(file.fileno()).st_size))
             header = file.read(_LOCAL_HEADER.size)
             if len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):
                 raise ValueError(f"{self.path} is damaged or was changed: no member begins at byte {self.offset}")
@@ -70,11 +76,12 @@ class Place(NamedTuple):
             return file.read()
 
     def length(self) -> int:
-        """The size of the file, 0 when it is not there."""
+        """The bytes that :meth:`read` will bring; 0 where it will refuse."""
         try:
-            return self.size if self.member is not None else os.stat(self.path).st_size
+            size = self.size if self.member is not None else os.stat(self.path).st_size
         except OSError:
             return 0
+        return size if size <= MAX_PICTURE else 0
 
     def map(self) -> Buffer:
         """The bytes of a large file: a memory map where it lies unpacked. A DataError that names it where that fails."""
@@ -83,11 +90,13 @@ class Place(NamedTuple):
                 with open(self.path, "rb") as file:
                     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             return self._unpacked()
-        except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        except _BROKEN as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise DataError(f"{self}: cannot be read: {reason}") from None
 
     def _unpacked(self) -> bytearray:
+        if self.packed > os.stat(self.path).st_size or self.size > _EXPANSION * self.packed:
+            raise ValueError(f"the zip declares {self.size} bytes, packed into {self.packed}; download it again")
         content = bytearray(self.size)
         with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as member, memoryview(content) as view:
             at = 0
@@ -118,5 +127,5 @@ def members(archive: Path) -> dict[str, Place]:
                 for m in opened.infolist()
                 if not m.is_dir() and m.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) and not m.flag_bits & 1
             }
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except _BROKEN as error:
         raise DataError(f"{archive}: cannot be read as a zip: {error}; download it again") from None

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 from cocolvis import dataset, executors
 from cocolvis.annotations import Fault
 from cocolvis.errors import DataError
+from cocolvis.files import Unwritable
 from cocolvis.plan import BuildOptions, Plan
 from cocolvis.shard_task import run_shard, warm_up
 from cocolvis.sources import Sources
@@ -57,22 +58,26 @@ def build(
     state = BuildState(out)
     if strict:
         _refuse(plan.faults)
-    state.begin(plan, description, overwrite=overwrite)
-    if part is None:
-        state.sweep()
+    if not overwrite:
+        state.check(description)
     counts = plan.shard_counts()
     names = list(counts)[part[0] - 1 :: part[1]] if part else list(counts)
-    reports = state.finished(names)
+    reports = {} if overwrite else state.finished(names)
     left = [name for name in names if name not in reports]
-    _check_disk(plan, out, left, announce)
+    _check_disk(plan, out, left, state.replaced() if overwrite else 0, announce)
     done, total = sum(counts[name] for name in reports), sum(counts[name] for name in names)
     runner = executors.cluster(scheduler) if scheduler else executors.processes(workers) if workers > 1 else None
-    for name, report in _run(plan, state, left, runner, lambda images: progress(done + images, total)):
-        state.finish(name, report)
-        reports[name] = report
-        if strict:
-            _refuse([Fault(*fault) for fault in report["faults"]])
-    return None if part else state.complete(reports)
+    try:
+        state.begin(plan, description, overwrite=overwrite)
+        with nullcontext() if part else state.swept():
+            for name, report in _run(plan, state, left, runner, lambda images: progress(done + images, total)):
+                state.finish(name, report)
+                reports[name] = report
+                if strict:
+                    _refuse([Fault(*fault) for fault in report["faults"]])
+        return None if part else state.complete(reports)
+    except Unwritable as error:
+        raise DataError(f"{error}; {executors.KEPT}") from None
 
 
 def join(out: Path) -> dict:
@@ -90,13 +95,16 @@ def join(out: Path) -> dict:
         first = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         reason = f"{len(missing)} of {len(names)} shards are missing or damaged: {first}"
         raise DataError(f"{out}: {reason}; run the parts again that hold them, with `cocolvis build ... --shard I/N`")
-    state.sweep()
-    return state.complete(reports)
+    with state.swept():
+        return state.complete(reports)
 
 
 def _check_target(out: Path, resume: bool, overwrite: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise DataError(f"{out}: is a file; expected a folder to write the data set to")
+    try:
+        if out.exists() and not out.is_dir():
+            raise DataError(f"{out}: is a file; expected a folder to write the data set to")
+    except OSError as error:
+        raise DataError(f"{out}: cannot be a folder: {error.strerror}") from None
     if resume or overwrite or not out.exists():
         return
     if (out / dataset.INDEX).exists():
@@ -127,10 +135,13 @@ def _refuse(faults: list[Fault]) -> None:
         raise DataError(f"--strict: {len(faults)} faults, the first: {first.kind}: {where}: {first.reason}")
 
 
-def _check_disk(plan: Plan, out: Path, names: Collection[str], announce: Callable[[str], None]) -> None:
-    needed, free = plan.bytes_needed(names), shutil.disk_usage(out).free
+def _check_disk(plan: Plan, out: Path, names: Collection[str], freed: int, announce: Callable[[str], None]) -> None:
+    """Refuse before anything is written, or removed, where the disk cannot hold what is to come."""
+    there = next(path for path in (out, *out.parents) if path.exists())
+    usage, needed = shutil.disk_usage(there), plan.bytes_needed(names)
+    free = usage.free + freed
     sizes = f"about {needed / 1e6:,.0f} MB in {out}, where {free / 1e6:,.0f} MB are free"
-    if needed > free:
+    if usage.total and needed > free:  # some network file systems say 0
         raise DataError(f"the build needs {sizes}; make room, choose another --out, or store less (--images path)")
     announce(f"needs {sizes}")
 
@@ -160,7 +171,10 @@ def _run(
                 waiting[workers.submit(task, state.shard(task.name))] = task.name
             if not waiting:
                 return
-            for future in wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED).done:
+            finished = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED).done
+            if not finished:
+                workers.check()
+            for future in finished:
                 report = future.result()
                 done += report["images"]
                 yield waiting.pop(future), report

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from cocolvis import checks
 from cocolvis.errors import DataError
-from cocolvis.files import read_json
 from cocolvis.shards import Sample, ShardReader
 from cocolvis.vocabulary import Vocabulary
 
@@ -37,19 +37,16 @@ class Dataset:
 
     @classmethod
     def open(cls, folder: str | Path, image_root: str | Path | None = None) -> "Dataset":
-        """Read the index; a DataError when there is none, or it has another format."""
+        """Read the index; a DataError when there is none, it has another format, or anything in it is not as it must be."""
         folder = Path(folder)
-        if not (folder / INDEX).exists():
-            unfinished = " yet: complete it with `cocolvis build ... --resume`" if (folder / "shards").exists() else ""
+        if checks.absent(folder / INDEX):
+            unfinished = "" if checks.absent(folder / "shards") else " yet: complete it with `cocolvis build ... --resume`"
             raise DataError(f"{folder}: holds no {INDEX}{unfinished}; expected a folder that `cocolvis build` wrote")
-        index = read_json(folder / INDEX)
-        found = (index.get("format"), index.get("version")) if isinstance(index, dict) else None
-        if found != (FORMAT, VERSION):
-            raise DataError(f"{folder / INDEX}: format and version are {found}, expected {(FORMAT, VERSION)}")
-        missing = {"vocabulary", "splits", "shards", "options", "report", "digest"} - index.keys()
-        if missing:
-            raise DataError(f"{folder / INDEX}: lacks {sorted(missing)[0]!r}")
-        return cls(folder, index, Path(image_root) if image_root else None)
+        index = checks.read_index(folder / INDEX, (FORMAT, VERSION))
+        try:
+            return cls(folder, index, Path(image_root) if image_root else None)
+        except DataError as error:
+            raise DataError(f"{folder / INDEX}: {checks.line(error)}") from None
 
     @property
     def splits(self) -> dict[str, int]:
@@ -68,11 +65,16 @@ class Dataset:
 
     def find(self, image_id: int) -> Sample:
         """The sample with this image id, in whichever split; a DataError when there is none."""
+        split, row = self.locate(image_id)
+        return split[row]
+
+    def locate(self, image_id: int) -> tuple["Split", int]:
+        """The split that holds an image, and its place there; a DataError when there is none."""
         for name in self.splits:
             split = self.split(name)
             rows = np.flatnonzero(split.image_ids() == image_id)
             if rows.size:
-                return split[int(rows[0])]
+                return split, int(rows[0])
         raise DataError(f"{self.folder}: holds no image {image_id}; `cocolvis export` or h5py list the ids")
 
 
@@ -85,7 +87,7 @@ class Split:
     def __init__(self, dataset: Dataset, name: str):
         self.name = name
         self.image_root = dataset.image_root
-        self._digest = dataset.vocabulary.digest
+        self._digest, self._classes = dataset.vocabulary.digest, len(dataset.vocabulary)
         self._paths = dataset.shard_paths(name)
         counts = [s["images"] for s in dataset.index["shards"] if s["split"] == name]
         self._starts = np.cumsum([0, *counts])
@@ -130,11 +132,10 @@ class Split:
         return np.concatenate([empty, *(column(self._shard(number)) for number in range(len(self._paths)))])
 
     def _with_file(self, sample: Sample) -> Sample:
-        path = self.image_root / sample.path
         try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}; say where the images lie with --image-root") from None
+            content = checks.picture(self.image_root, sample.path)
+        except DataError as error:
+            raise DataError(f"{error}; say where the images lie with --image-root") from None
         fields = {name: getattr(sample, name) for name in Sample.__dataclass_fields__}
         return Sample(**fields | {"content": content})
 
@@ -148,9 +149,11 @@ class Split:
         if self._pid != os.getpid():  # HDF5 handles must not cross a fork
             self._open, self._pid = OrderedDict(), os.getpid()
         if number not in self._open:
-            reader = ShardReader(self._paths[number])
+            reader = ShardReader(self._paths[number], self._classes)
             if reader.attributes.get("vocabulary") != self._digest:
                 raise DataError(f"{reader.path}: was built with another vocabulary than dataset.json names")
+            if reader.attributes.get("split") != self.name:
+                raise DataError(f"{reader.path}: belongs to another split than {self.name}, which dataset.json names")
             expected = int(self._starts[number + 1] - self._starts[number])
             if len(reader) != expected:
                 raise DataError(f"{reader.path}: holds {len(reader)} images, dataset.json says {expected}")

@@ -12,11 +12,15 @@ from typing import Any
 from cocolvis.errors import DataError
 
 
+class Unwritable(DataError):
+    """The file system refused: a full disk, a folder that cannot be written."""
+
+
 @contextmanager
 def write_aside(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on a clean exit it is synced and takes the name, otherwise it is removed.
 
-    A DataError where the file system refuses (full disk, unwritable folder).
+    An Unwritable, which is a DataError, where the file system refuses.
     """
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
@@ -28,10 +32,17 @@ def write_aside(path: Path) -> Iterator[Path]:
         sync_folder(path.parent)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]  # HDF5 writes paragraphs
-        raise DataError(f"{path}: cannot be written: {reason}") from error
+        raise Unwritable(f"{path}: cannot be written: {reason}") from error
     finally:
         with suppress(OSError):
             aside.unlink()
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half-written in a folder; nobody else may be at work."""
+    for left in folder.glob(f".*.{'[0-9a-f]' * 12}.tmp"):
+        with suppress(OSError):
+            left.unlink()
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Where the COCO and LVIS downloads keep their files: the official layout and its usual variants, unpacked or not."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -66,7 +67,7 @@ def pictures(roots: Roots, folder: str) -> Pictures:
     looked = [path for name in names for path in _below(roots, name)]
     place = next((path for path in looked if (path.is_file() if path.suffix == ".zip" else path.is_dir())), None)
     if place is None:
-        where = ", ".join(str(path) for path in looked)
+        where = ", ".join(str(path) for path in looked) or f"{folder}.zip among the given zip files"
         raise DataError(f"no pictures of {folder}: looked for {where}; check --coco, or take --images none")
     return Pictures(folder, place)
 
@@ -82,9 +83,11 @@ def _below(roots: Roots, name: str) -> Iterator[Path]:
 
 def _annotation_places(roots: Roots, name: str, zips: Sequence[str]) -> Iterator[tuple[Place | None, str]]:
     """(the place or None, what was looked for) for each place where an annotation file may lie."""
+    if not any(list(_below(roots, path)) for path in (name, *zips)):
+        yield None, f"{' or '.join(zips)} among the given zip files"
     for folder in ("annotations/", ""):
         for path in _below(roots, folder + name):
-            yield (Place(str(path)) if path.is_file() else None), str(path)
+            yield (Place(str(path)) if os.path.isfile(path) else None), str(path)
     for folder in ("", "annotations/"):
         for archive in zips:
             for path in _below(roots, folder + archive):

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from cocolvis import kernels
+from cocolvis.annotations import Segment
 from cocolvis.rasterize import Spans
 from cocolvis.vocabulary import UNLABELLED
 
@@ -15,10 +16,11 @@ OVERLAPS = ("first", "small-on-top")
 
 
 class Region(NamedTuple):
-    """The pixels of one annotation and the class that they get."""
+    """The pixels of one annotation, and the class that they get."""
 
     class_id: int
     spans: Spans
+    segment: Segment | None = None
 
 
 def merge(stuff: Sequence[Region], things: Sequence[Region], height: int, width: int, *, overlap: str = "first") -> np.ndarray:
@@ -29,10 +31,13 @@ def merge(stuff: Sequence[Region], things: Sequence[Region], height: int, width:
     """
     columns = np.full((width, height), UNLABELLED, dtype=np.uint16)
     flat = columns.reshape(-1)
-    for regions in (stuff, things):
-        order = list(regions)
-        if overlap == "small-on-top":
-            order.sort(key=lambda region: region.spans.area)
-        for region in reversed(order):
-            kernels.paint(flat, *region.spans, region.class_id)
+    for region in reversed(stacked(stuff, things, overlap)):
+        kernels.paint(flat, *region.spans, region.class_id)
     return cv2.transpose(columns)
+
+
+def stacked(stuff: Sequence[Region], things: Sequence[Region], overlap: str) -> list[Region]:
+    """All regions from top to bottom, as :func:`merge` lays them."""
+    if overlap == "small-on-top":
+        stuff, things = (sorted(regions, key=lambda region: region.spans.area) for regions in (stuff, things))
+    return [*things, *stuff]

@@ -36,18 +36,8 @@ def build_sample(image: ImageTask, options: BuildOptions, faults: list[Fault]) -
     content = b"" if image.picture is None else _picture(image, faults)
     if content is None:
         return None
-    things, lookup = coco_lvis().lookup("lvis"), coco_lvis().lookup("stuff")
-    painted_things = _painted(image.things, things, "lvis", image, faults)
-    painted_stuff = _painted(image.stuff, lookup, "stuff", image, faults)
-    if options.compat == "essnet":
-        lookup = compat.essnet_lookup(eight_bits=len(painted_stuff) == 1)
-    mask = merge(
-        [Region(lookup[category], spans) for category, spans in painted_stuff],
-        [Region(things[category], spans) for category, spans in painted_things],
-        image.height,
-        image.width,
-        overlap=options.overlap,
-    )
+    mask = merge(*regions(image, options, faults), image.height, image.width, overlap=options.overlap)
+    things = coco_lvis().lookup("lvis")
     return Sample(
         image_id=image.image_id,
         path=image.path,
@@ -55,6 +45,19 @@ def build_sample(image: ImageTask, options: BuildOptions, faults: list[Fault]) -
         content=content if options.images == "embed" else b"",
         neg=_class_ids(image.neg, things),
         not_exhaustive=_class_ids(image.not_exhaustive, things),
+    )
+
+
+def regions(image: ImageTask, options: BuildOptions, faults: list[Fault]) -> tuple[list[Region], list[Region]]:
+    """The regions of stuff and of things, each with its annotation, in file order; what is left out is added to ``faults``."""
+    things, lookup = coco_lvis().lookup("lvis"), coco_lvis().lookup("stuff")
+    painted_things = _painted(image.things, things, "lvis", image, faults)
+    painted_stuff = _painted(image.stuff, lookup, "stuff", image, faults)
+    if options.compat == "essnet":
+        lookup = compat.essnet_lookup(eight_bits=len(painted_stuff) == 1)
+    return (
+        [Region(lookup[segment.category_id], spans, segment) for segment, spans in painted_stuff],
+        [Region(things[segment.category_id], spans, segment) for segment, spans in painted_things],
     )
 
 
@@ -85,15 +88,15 @@ def _picture(image: ImageTask, faults: list[Fault]) -> bytes | None:
 
 def _painted(
     segments: list[Segment], known: dict[int, int], source: str, image: ImageTask, faults: list[Fault]
-) -> list[tuple[int, Spans]]:
-    """(category id, pixels) of each segment in order; those of an unknown category, or malformed, become faults."""
+) -> list[tuple[Segment, Spans]]:
+    """Each segment with its pixels in order; those of an unknown category, or malformed, become faults."""
     painted = []
     for segment in segments:
         if segment.category_id not in known:
             kind, reason = "unknown category", f"{segment.category_id} is not among {source}'s {min(known)}..{max(known)}"
         else:
             try:
-                painted.append((segment.category_id, rasterize(segment.segmentation, image.height, image.width)))
+                painted.append((segment, rasterize(segment.segmentation, image.height, image.width)))
                 continue
             except BadSegmentation as error:
                 kind, reason = "malformed annotation", f"the segmentation {error}"

@@ -1,6 +1,5 @@
 """One HDF5 shard: images as they came, masks as run lengths, and what samplers and statistics need without decoding."""
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -14,6 +13,7 @@ from cocolvis import checks, digest, runlength
 from cocolvis.errors import DataError
 from cocolvis.files import sha256, write_aside
 from cocolvis.images import decode_rgb
+from cocolvis.packed import Packed
 
 FORMAT = "cocolvis-shard"
 VERSION = 2
@@ -36,9 +36,6 @@ _SMALL = ("size", "path/bytes", "neg/class", "not_exhaustive/class")
 
 _CHUNK = 4096
 """Runs in a compressed chunk of the masks: the fastest to read of those that benchmarks/layout.py measures."""
-
-_KEPT = 2**20
-"""Bytes of inflated chunks of one column that an open shard keeps."""
 
 MAX_CLASS = 2**16 - 1
 """The largest class that a mask can hold."""
@@ -119,7 +116,8 @@ class ShardWriter:
         """Write the shard aside, sync and rename it; {"images", "bytes", "sha256"} of it. A DataError where that fails."""
         with write_aside(self._path) as aside:
             with h5py.File(aside, "w", libver="v110") as file:
-                file.attrs.update({"format": FORMAT, "version": VERSION} | self._attributes)
+                texts = {"format": FORMAT} | self._attributes
+                file.attrs.update({"version": VERSION} | {name: np.bytes_(text.encode()) for name, text in texts.items()})
                 for name, (dtype, shape) in _FIXED.items():
                     file.create_dataset(name, data=_values(self._fixed[name], dtype).reshape(self._images, *shape))
                 for name, columns in self._ragged.items():
@@ -156,7 +154,7 @@ class ShardReader:
         self._classes = classes
         self._file = None
         try:
-            checks.regular_file(path)
+            checks.hdf5(path)
             self._file = h5py.File(path, "r", locking=False)
             self._open(self._file)
         except DataError as error:
@@ -169,7 +167,7 @@ class ShardReader:
         self.attributes = checks.attributes(file, {"format": FORMAT, "version": VERSION}, ("split", "images", "vocabulary"))
         self._small = {"id": checks.whole(checks.stored(file, "id", "int64", (None,)))}
         images = len(self._small["id"])
-        self._columns: dict[str, h5py.Dataset | _Packed] = {}
+        self._columns: dict[str, h5py.Dataset | Packed] = {}
         for name, (dtype, shape) in _FIXED.items():
             self._columns[name] = checks.stored(file, name, dtype, (images, *shape))
         self._offsets = {group: checks.offsets(file, group, images) for group in _RAGGED}
@@ -177,7 +175,7 @@ class ShardReader:
             for column, dtype in columns.items():
                 shape = (int(self._offsets[group][-1]),)
                 data = checks.stored(file, f"{group}/{column}", dtype, shape, packed=group == "mask")
-                self._columns[f"{group}/{column}"] = data if data.chunks is None else _Packed(data)
+                self._columns[f"{group}/{column}"] = data if data.chunks is None else Packed(data)
         self._small |= {name: checks.whole(self._columns[name]) for name in _SMALL}
         runs, pictures = (np.diff(self._offsets[group]) for group in ("mask", "image"))
         checks.images(self._small["id"], self._small["size"], runs, pictures)
@@ -204,11 +202,15 @@ class ShardReader:
         try:
             return digest.leaf([*fixed, *(_little_endian(self._slice(*at, row), dtype) for *at, dtype in columns)])
         except (ValueError, OSError) as error:
-            raise self._fault(row, error) from None
+            raise self._fault("image", row, error) from None
 
     def present(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(offsets (N + 1,) uint64, classes uint16, pixels uint32): the classes of each image but 0, and their pixels."""
-        return self._offsets["present"], self._whole("present/class"), self._whole("present/pixels")
+        classes = self._whole("present/class")
+        if classes.size and not 1 <= classes.min() <= classes.max() <= self._classes:
+            found = f"{classes.min()}..{classes.max()}"
+            raise DataError(f"{self.path}: holds classes {found}, the vocabulary has 1..{self._classes}")
+        return self._offsets["present"], classes, self._whole("present/pixels")
 
     def absent(self) -> np.ndarray:
         """(n,) uint16: all classes that occur in /neg and /not_exhaustive."""
@@ -219,7 +221,7 @@ class ShardReader:
         return self._slice("mask", "class", row), self._slice("mask", "length", row)
 
     def mask(self, row: int) -> np.ndarray:
-        """(H, W) uint16 mask of image number ``row``; a DataError when its runs do not fill the image, or hold other classes."""
+        """(H, W) uint16 mask of image number ``row``; a DataError when its runs do not fill it, or hold other classes."""
         height, width = self._small["size"][row].tolist()
         try:
             classes, lengths = self.runs(row)
@@ -227,7 +229,7 @@ class ShardReader:
             if classes.max() > self._classes:
                 raise ValueError(f"holds class {classes.max()}, the vocabulary has 1..{self._classes}")
         except (ValueError, OSError) as error:
-            raise self._fault(row, error) from None
+            raise self._fault("mask of image", row, error) from None
         return mask
 
     def sample(self, row: int) -> Sample:
@@ -236,7 +238,7 @@ class ShardReader:
         try:
             content = self._slice("image", "bytes", row).tobytes()
         except (ValueError, OSError) as error:
-            raise self._fault(row, error) from None
+            raise self._fault("picture of image", row, error) from None
         return Sample(
             image_id=int(self._small["id"][row]),
             path=self._slice("path", "bytes", row).tobytes().decode("utf-8", "replace"),
@@ -258,57 +260,10 @@ class ShardReader:
         values = self._small.get(name)
         return (self._columns[name] if values is None else values)[int(offsets[row]) : int(offsets[row + 1])]
 
-    def _fault(self, row: int, error: Exception) -> DataError:
-        return DataError(f"{self.path}: mask of image {int(self._small['id'][row])}: {checks.line(error)}")
+    def _fault(self, what: str, row: int, error: Exception) -> DataError:
+        return DataError(f"{self.path}: {what} {int(self._small['id'][row])}: {checks.line(error)}")
 
     def close(self) -> None:
         """Release the file."""
         if self._file is not None:
             self._file.close()
-
-
-class _Packed:
-    """A compressed column of the masks. Its chunks are inflated here: HDF5 reads past the end of one that holds too little."""
-
-    def __init__(self, data: h5py.Dataset):
-        self._filters = checks.filters(data)
-        self._read = data.id.read_direct_chunk
-        self._chunk, self._dtype = data.chunks[0], data.dtype
-        self._kept: dict[int, np.ndarray] = {}
-        self._most = max(1, _KEPT // (self._chunk * self._dtype.itemsize))
-
-    def __getitem__(self, place: slice) -> np.ndarray:
-        first, last = place.start, place.stop
-        number, start = divmod(first, self._chunk)
-        if first < last <= (number + 1) * self._chunk:
-            return self._values(number)[start : last - first + start]
-        values = np.empty(last - first, self._dtype)
-        for number in range(first // self._chunk, -(-last // self._chunk)):
-            at = number * self._chunk
-            low, high = max(first, at), min(last, at + self._chunk)
-            values[low - first : high - first] = self._values(number)[low - at : high - at]
-        return values
-
-    def _values(self, number: int) -> np.ndarray:
-        values = self._kept.get(number)
-        if values is None:
-            values = self._inflated(*self._read((number * self._chunk,)))
-            if len(self._kept) >= self._most:
-                self._kept.pop(next(iter(self._kept)), None)
-            self._kept[number] = values
-        return values
-
-    def _inflated(self, skipped: int, content: bytes) -> np.ndarray:
-        """One chunk of values; bit i of ``skipped`` says that filter i was not applied."""
-        size = self._chunk * self._dtype.itemsize
-        applied = [name for i, name in enumerate(self._filters) if not skipped >> i & 1]
-        if h5py.h5z.FILTER_DEFLATE in applied:
-            try:
-                content = zlib.decompressobj().decompress(content, size + 1)
-            except zlib.error as error:
-                raise ValueError(f"a chunk cannot be inflated: {error}") from None
-        if len(content) != size:
-            raise ValueError(f"a chunk holds {'more' if len(content) > size else len(content)} than {size} bytes")
-        if h5py.h5z.FILTER_SHUFFLE in applied:
-            content = np.frombuffer(content, np.uint8).reshape(self._dtype.itemsize, self._chunk).T.tobytes()
-        return np.frombuffer(content, self._dtype)

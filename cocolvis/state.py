@@ -2,7 +2,8 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -10,7 +11,7 @@ import h5py
 from cocolvis import dataset, digest
 from cocolvis.annotations import Fault
 from cocolvis.errors import DataError
-from cocolvis.files import read_json, sha256, write_json
+from cocolvis.files import read_json, sha256, sweep, write_json
 from cocolvis.plan import Plan
 from cocolvis.shards import ShardReader
 from cocolvis.vocabulary import coco_lvis
@@ -33,26 +34,35 @@ class BuildState:
         """{"description", "shards", "faults"} as recorded; a DataError when nothing was begun."""
         return read_json(self._recorded)
 
-    def begin(self, plan: Plan, description: dict, *, overwrite: bool) -> None:
-        """Make the folders; drop what is to be overwritten; refuse to mix two builds in one folder."""
-        if overwrite:
-            (self.out / dataset.INDEX).unlink(missing_ok=True)
-            for folder in (self.folder, self.shards):
-                shutil.rmtree(folder, ignore_errors=True)
-        elif self._recorded.exists():
+    def check(self, description: dict) -> None:
+        """A DataError where going on would mix two builds in one folder."""
+        if self._recorded.exists():
             if self.plan["description"] != description:
                 advice = "resume with the same, or replace it with --overwrite"
                 raise DataError(f"{self.out}: was begun with other inputs or options; {advice}")
-            return
         elif self.shards.exists() and any(self.shards.glob("*.h5")):
             raise DataError(
                 f"{self.out}: holds shards of an unknown build; choose another folder, or replace it with --overwrite"
             )
+
+    def begin(self, plan: Plan, description: dict, *, overwrite: bool) -> None:
+        """Drop what is to be overwritten, make the folders, and note what is being built, unless that was done before."""
+        if not overwrite and self._recorded.exists():
+            return
         try:
+            if overwrite:
+                (self.out / dataset.INDEX).unlink(missing_ok=True)
+                for folder in (self.folder, self.shards):
+                    shutil.rmtree(folder, ignore_errors=True)
             self.shards.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DataError(f"{self.shards}: cannot be made: {error.strerror}") from None
+            raise DataError(f"{self.out}: cannot be written: {error.strerror}") from None
         write_json(self._recorded, {"description": description, "shards": plan.shard_counts(), "faults": plan.faults})
+
+    def replaced(self) -> int:
+        """The bytes of what ``begin`` drops."""
+        files = (file for folder in (self.folder, self.shards) for file in folder.glob("*"))
+        return sum(file.lstat().st_size for file in files)
 
     def shard(self, name: str) -> Path:
         """Where a shard lies."""
@@ -73,10 +83,18 @@ class BuildState:
         """Note that a shard is whole."""
         write_json(self.folder / f"{name}.json", report)
 
-    def sweep(self) -> None:
-        """Remove what killed processes left half-written; nobody else may be at work."""
-        for left in self.out.glob("**/.*.tmp"):
-            left.unlink(missing_ok=True)
+    @contextmanager
+    def swept(self) -> Iterator[None]:
+        """Remove before and after what killed processes left half-written; nobody else may be at work."""
+        try:
+            self._sweep()
+            yield
+        finally:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        for folder in (self.out, self.shards, self.folder):
+            sweep(folder)
 
     def complete(self, reports: Mapping[str, dict]) -> dict:
         """Write the index of a build whose shards are all there, and forget the state; the index."""

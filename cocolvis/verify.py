@@ -1,5 +1,6 @@
 """The integrity of a data set: every shard against its recorded size and SHA-256, and what it holds against the index."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cocolvis import digest
+from cocolvis import checks, digest
 from cocolvis.dataset import Dataset
 from cocolvis.errors import DataError
 from cocolvis.files import sha256
@@ -25,28 +26,32 @@ def verify(dataset: Dataset, progress: Callable[[int, int], None] = lambda done,
     shards = dataset.index["shards"]
     for number, entry in enumerate(shards, 1):
         path = dataset.folder / entry["file"]
-        faults += [f"{path}: {fault}" for fault in _file_faults(path, entry)]
+        faults += _file_faults(path, entry)
         try:
-            reader = ShardReader(path)
+            reader = ShardReader(path, len(dataset.vocabulary))
         except DataError as error:
-            faults += [str(error)] if path.exists() else []
+            faults += [str(error)] if os.path.isfile(path) else []
         else:
             faults += [f"{path}: {fault}" for fault in _content_faults(reader, entry, dataset)]
             ids.setdefault(entry["split"], []).append(reader.image_ids())
-            found = leaves.setdefault(entry["split"], [])
-            faults += [f"{path}: {fault}" for fault in _digest_faults(reader, found)]
+            faults += _image_faults(reader, leaves.setdefault(entry["split"], []))
             reader.close()
         progress(number, len(shards))
     return faults + list(_index_faults(dataset, ids, leaves))
 
 
 def _file_faults(path: Path, entry: dict[str, Any]) -> Iterator[str]:
-    if not path.is_file():
-        yield "does not exist; build the data set again with --overwrite"
-    elif path.stat().st_size != entry["bytes"]:
-        yield f"has {path.stat().st_size} bytes, dataset.json says {entry['bytes']}"
-    elif (found := sha256(path)) != entry["sha256"]:
-        yield f"has SHA-256 {found}, dataset.json says {entry['sha256']}"
+    if checks.absent(path):
+        yield f"{path}: does not exist; build the data set again with --overwrite"
+        return
+    try:
+        size = checks.regular_file(path).st_size
+        if size != entry["bytes"]:
+            yield f"{path}: has {size} bytes, dataset.json says {entry['bytes']}"
+        elif (found := sha256(path)) != entry["sha256"]:
+            yield f"{path}: has SHA-256 {found}, dataset.json says {entry['sha256']}"
+    except DataError as error:
+        yield str(error)
 
 
 def _content_faults(reader: ShardReader, entry: dict[str, Any], dataset: Dataset) -> Iterator[str]:
@@ -54,22 +59,36 @@ def _content_faults(reader: ShardReader, entry: dict[str, Any], dataset: Dataset
         yield f"holds {len(reader)} images, dataset.json says {entry['images']}"
     for name, expected in (("split", entry["split"]), ("vocabulary", dataset.vocabulary.digest)):
         if reader.attributes.get(name) != expected:
-            yield f"its {name} is {reader.attributes.get(name)!r}, dataset.json says {expected!r}"
-    _, classes, _ = reader.present()
-    if classes.size and not 1 <= classes.min() <= classes.max() <= len(dataset.vocabulary):
-        yield f"holds classes {classes.min()}..{classes.max()}, the vocabulary has 1..{len(dataset.vocabulary)}"
+            yield f"its {name} is {checks.line(repr(reader.attributes.get(name)))}, dataset.json says {expected!r}"
+    absent = reader.absent()
+    if absent.size and not 1 <= absent.min() <= absent.max() <= len(dataset.vocabulary):
+        yield f"excludes classes {absent.min()}..{absent.max()}, the vocabulary has 1..{len(dataset.vocabulary)}"
 
 
-def _digest_faults(reader: ShardReader, leaves: list[bytes]) -> Iterator[str]:
-    """Compare the digest of each image with the recorded one, and add it to ``leaves``."""
+def _image_faults(reader: ShardReader, leaves: list[bytes]) -> Iterator[str]:
+    """Compare each image with its digest, and its mask with the classes that it counts; add the digests to ``leaves``."""
+    try:
+        offsets, classes, pixels = reader.present()
+    except DataError as error:
+        yield str(error)
+        offsets = None
     for row, (image_id, recorded) in enumerate(zip(reader.image_ids(), reader.digests(), strict=True)):
         try:
             leaves.append(reader.digest(row))
-        except (OSError, ValueError) as error:
-            yield f"image {image_id} cannot be read: {str(error).splitlines()[0]}"
-        else:
             if leaves[-1] != recorded.tobytes():
-                yield f"image {image_id} has the digest {leaves[-1].hex()}, the shard says {recorded.tobytes().hex()}"
+                found = f"image {image_id} has the digest {leaves[-1].hex()}, the shard says {recorded.tobytes().hex()}"
+                yield f"{reader.path}: {found}"
+            reader.mask(row)
+        except DataError as error:
+            yield str(error)
+            continue
+        if offsets is not None:
+            counted = np.bincount(*reader.runs(row))
+            counted[0] = 0
+            of_image = slice(int(offsets[row]), int(offsets[row + 1]))
+            found = np.flatnonzero(counted)
+            if not (np.array_equal(found, classes[of_image]) and np.array_equal(counted[found], pixels[of_image])):
+                yield f"{reader.path}: image {image_id}: /present does not count the classes of its mask"
 
 
 def _index_faults(dataset: Dataset, ids: dict[str, list[np.ndarray]], leaves: dict[str, list[bytes]]) -> Iterator[str]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.resources import files
 
+from msgspec import ValidationError, convert
+
 from cocolvis.errors import DataError
 
 UNLABELLED = 0
@@ -16,6 +18,9 @@ UNLABELLED = 0
 
 GROUPS = ("rare", "common", "frequent", "stuff")
 """Frequency groups: LVIS's three by number of training images (1-10, 11-100, more), and stuff that LVIS does not have."""
+
+KINDS = ("thing", "stuff", "both")
+"""Which of the sources know a class."""
 
 STUFF_OTHER = 183
 """The COCO-Stuff category "other": pixels of things, which carry no stuff class."""
@@ -132,12 +137,15 @@ class Vocabulary:
     def from_json(cls, data: Mapping) -> "Vocabulary":
         """The vocabulary that :meth:`to_json` wrote; a DataError when it is malformed or its digest does not fit."""
         try:
-            classes = [ClassInfo(id=c["class"], **{k: v for k, v in c.items() if k != "class"}) for c in data["classes"]]
-            ignored = {source: {int(i): n for i, n in names.items()} for source, names in data["ignored"].items()}
-            vocabulary = cls(classes, ignored)
             digest = data["digest"]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            classes = convert([{**c, "id": c["class"]} for c in data["classes"]], list[ClassInfo])
+            ignored = convert(data["ignored"], dict[str, dict[int, str]], str_keys=True)
+        except (KeyError, TypeError, ValueError, AttributeError, ValidationError) as error:
             raise DataError(f"malformed vocabulary: {error!r}") from None
+        for number, c in enumerate(classes, 1):
+            if c.kind not in KINDS or c.group not in GROUPS or not (c.name and c.name.isprintable()):
+                raise DataError(f"malformed vocabulary: class {number} has kind {c.kind!r}, group {c.group!r}, name {c.name!r}")
+        vocabulary = cls(classes, ignored)
         if vocabulary.digest != digest:
             raise DataError(f"vocabulary digest is {vocabulary.digest}, but {digest} was recorded: the classes were edited")
         return vocabulary

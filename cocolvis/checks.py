@@ -1,0 +1,264 @@
+"""What must hold of a shard and of dataset.json before anything in them is believed: they may come from anywhere."""
+
+import os
+import re
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+import h5py
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from cocolvis.errors import DataError
+from cocolvis.runlength import MAX_PIXELS
+
+MAX_WHOLE = 2**28
+"""Bytes of the largest column that is read whole; 8 million images fit."""
+
+MAX_PICTURE = 2**28
+"""Bytes of the largest picture that is read."""
+
+MAX_INDEX = 2**28
+"""Bytes of the largest dataset.json; a million faults take two thirds of it."""
+
+_HDF5 = b"\x89HDF\r\n\x1a\n\x03"
+"""How a file of format 1.10 begins."""
+
+REFUSED = (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError)
+"""What HDF5 and h5py raise on files that they cannot read, and the checks below on those that nobody should."""
+
+
+def line(error: Exception | str) -> str:
+    """The first line of a message, without control characters, and not longer than a reader endures."""
+    text = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return "".join(c if c.isprintable() else "?" for c in text[:300])
+
+
+def absent(path: Path) -> bool:
+    """Whether nothing has this name; what nobody may look at is not absent."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        pass
+    return False
+
+
+def regular_file(path: Path) -> os.stat_result:
+    """The status of a file that opens at once and ends somewhere; a DataError for a folder, a pipe, a device, or none."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{path}: does not exist") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{path}: is a folder, a pipe or a device; expected a file")
+    return status
+
+
+def hdf5(path: Path) -> None:
+    """Raise a ValueError for a file that is no HDF5 of format 1.10, in which all that leads to values has a checksum.
+
+    A byte that is wrong in an older one makes HDF5 crash or hang. A DataError as for :func:`regular_file`.
+    """
+    regular_file(path)
+    with path.open("rb") as file:
+        start = file.read(len(_HDF5))
+    if start != _HDF5:
+        raise ValueError("is no HDF5 file of format 1.10")
+
+
+def attributes(file: h5py.File, expected: Mapping[str, Any], texts: Sequence[str]) -> dict[str, str]:
+    """The attributes ``texts`` that are there; a ValueError when one is no text, or others are not as ``expected``."""
+    found = {name: _scalar(file, name) for name in (*expected, *texts)}
+    for name, value in expected.items():
+        if type(value) is not type(found[name]) or value != found[name]:
+            got = tuple(found[name] for name in expected)
+            raise ValueError(f"format and version are {got}, expected {tuple(expected.values())}")
+    for name in texts:
+        if not isinstance(found[name], str | None):
+            raise ValueError(f"the attribute {name} is no text")
+    return {name: found[name] for name in texts if found[name] is not None}
+
+
+def _scalar(file: h5py.File, name: str) -> Any:
+    """An attribute that is a whole number or a text, an Ellipsis when it is anything else, None when there is none.
+
+    A text has a fixed length: others lie in a heap without checksums, in which a byte that is wrong makes HDF5 hang.
+    """
+    if name not in file.attrs:
+        return None
+    kind = file.attrs.get_id(name)
+    if kind.shape != () or kind.dtype.kind not in "iuS":
+        return ...
+    value = file.attrs[name]
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else int(value)
+
+
+def stored(file: h5py.File, name: str, dtype: str, shape: tuple[int | None, ...], *, packed: bool = False) -> h5py.Dataset:
+    """The data set ``name`` of a shard; None in ``shape`` leaves that side open.
+
+    A ValueError unless its values have this type and shape and lie in this file: as they are, or, where ``packed``, perhaps in
+    chunks, about which nothing is said here.
+    """
+    data = _found(file, name)
+    sides = () if data.shape is None else data.shape
+    fits = len(sides) == len(shape) and all(b in (None, a) for a, b in zip(sides, shape, strict=True))
+    if not fits or data.dtype != dtype:
+        wanted = str(shape).replace("None", "N")
+        raise ValueError(f"/{name} is {line(str(data.dtype))} {data.shape}, expected {dtype} {wanted}")
+    size, occupied = data.nbytes, data.id.get_storage_size()
+    if occupied < size and not (packed and occupied):
+        raise ValueError(f"/{name} declares {size} bytes and stores {occupied}")
+    if data.chunks is not None and not packed:
+        raise ValueError(f"/{name} lies in chunks, expected one piece")
+    return data
+
+
+def _found(file: h5py.File, name: str) -> h5py.Dataset:
+    """What has this name, if only hard links lead there: nothing outside of the file is touched."""
+    here: h5py.Group | h5py.Dataset = file
+    for part in name.split("/"):
+        if not isinstance(here, h5py.Group):
+            raise ValueError(f"{here.name} is no group")
+        links = here.id.links  # Group.get would follow the link
+        if not links.exists(part.encode()):
+            raise ValueError(f"/{name} is missing")
+        if links.get_info(part.encode()).type != h5py.h5l.TYPE_HARD:
+            raise ValueError(f"/{name} points at another file or place")
+        here = here[part]
+    if not isinstance(here, h5py.Dataset):
+        raise ValueError(f"/{name} is no data set")
+    if here.is_virtual or here.external:
+        raise ValueError(f"/{name} points at another file or place")
+    return here
+
+
+def whole(data: h5py.Dataset) -> np.ndarray:
+    """All values of a column; a ValueError when they are too many."""
+    if data.nbytes > MAX_WHOLE:
+        raise ValueError(f"{data.name} holds {data.nbytes} bytes, expected at most {MAX_WHOLE}")
+    return data[()]
+
+
+def offsets(file: h5py.File, group: str, images: int) -> np.ndarray:
+    """The (images + 1,) uint64 offsets of a group; a ValueError when they do not ascend from 0."""
+    values = whole(stored(file, f"{group}/offsets", "uint64", (images + 1,)))
+    if values[0] != 0 or np.any(values[1:] < values[:-1]):
+        raise ValueError(f"/{group}/offsets does not ascend from 0")
+    return values
+
+
+def images(ids: np.ndarray, sizes: np.ndarray, runs: np.ndarray, pictures: np.ndarray) -> None:
+    """A ValueError when an image has no pixels or too many, more runs than pixels, or too large a picture; all (N, ...)."""
+    pixels = sizes.astype(np.uint64).prod(axis=1)
+    for wrong, reason in (
+        ((pixels == 0) | (pixels > MAX_PIXELS), f"is not in 1..{MAX_PIXELS} pixels"),
+        (runs > pixels, "has more runs than pixels"),
+        (pictures > MAX_PICTURE, f"has a picture of more than {MAX_PICTURE} bytes"),
+        (ids < 0, "has a negative id"),
+    ):
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise ValueError(f"image {ids[row]} of {sizes[row, 0]} x {sizes[row, 1]} {reason}")
+
+
+_Count = Annotated[int, Meta(ge=0, le=2**53)]
+_Hash = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+_SplitName = Annotated[str, Meta(pattern=r"^\w[\w-]*\Z")]
+"""It becomes the name of a folder when masks are exported."""
+
+
+class _Totals(msgspec.Struct):
+    images: _Count
+    shards: _Count
+
+
+class _Entry(msgspec.Struct):
+    file: Annotated[str, Meta(max_length=1000)]
+    split: str
+    images: _Count
+    bytes: _Count
+    sha256: _Hash
+
+
+class _Fault(msgspec.Struct, gc=False):
+    kind: str
+    source: str
+    image_id: int | None
+    annotation_id: int | None
+    reason: str
+
+
+class _Report(msgspec.Struct):
+    counts: Annotated[dict[str, _Count], Meta(max_length=100)]
+    faults: list[_Fault]
+
+
+class _Options(msgspec.Struct):
+    images: Literal["embed", "path", "none"]
+    overlap: Literal["first", "small-on-top"]
+    compat: Literal["essnet"] | None
+    limit: _Count | None
+    image_root: str | None = None
+
+
+class _Index(msgspec.Struct):
+    digest: _Hash
+    splits: dict[_SplitName, _Totals]
+    shards: list[_Entry]
+    options: _Options
+    inputs: dict[str, _Hash]
+    report: _Report
+    vocabulary: dict[str, Any]
+
+
+def read_index(path: Path, identity: tuple[str, int]) -> dict[str, Any]:
+    """dataset.json as parsed; a DataError unless every key that is used has the type and range that it must have.
+
+    ``identity`` is the expected format and version. Shards must lie in the folder, and be listed once.
+    """
+    size = regular_file(path).st_size
+    if size > MAX_INDEX:
+        raise DataError(f"{path}: has {size} bytes; at most {MAX_INDEX} are read")
+    try:
+        index = msgspec.json.decode(path.read_bytes())
+        found = (index.get("format"), index.get("version")) if isinstance(index, dict) else None
+        if found != identity:
+            raise DataError(f"{path}: format and version are {line(str(found))}, expected {identity}")
+        checked = msgspec.convert(index, _Index)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except msgspec.ValidationError as error:
+        raise DataError(f"{path}: {line(error)}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"{path}: is not JSON: {line(error)}") from None
+    seen: set[PurePosixPath] = set()
+    for entry in checked.shards:
+        place = PurePosixPath(entry.file)
+        if place.is_absolute() or ".." in place.parts or not place.name or re.search(r"[\x00-\x1f\x7f\\]", entry.file):
+            raise DataError(f"{path}: shard {line(repr(entry.file))} is no path inside the folder")
+        if place in seen:
+            raise DataError(f"{path}: shard {line(entry.file)} is listed twice")
+        if entry.split not in checked.splits:
+            raise DataError(f"{path}: shard {line(entry.file)} is of the split {line(repr(entry.split))}, which is not listed")
+        seen.add(place)
+    return index
+
+
+def picture(root: Path, path: str) -> bytes:
+    """The bytes of a picture below ``root``; a DataError when ``path`` leads elsewhere, or to no file of a picture's size."""
+    if path.startswith("/") or ".." in path.split("/") or "\0" in path or len(path) > 1000:
+        raise DataError(f"{root}: picture {line(repr(path))} is no path inside the folder")
+    status = regular_file(root / path)
+    if status.st_size > MAX_PICTURE:
+        raise DataError(f"{root / path}: has {status.st_size} bytes; at most {MAX_PICTURE} are read")
+    try:
+        return (root / path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{root / path}: cannot be read: {error.strerror}") from None
