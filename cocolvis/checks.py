@@ -100,11 +100,10 @@ def _scalar(file: h5py.File, name: str) -> Any:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else int(value)
 
 
-def stored(file: h5py.File, name: str, dtype: str, shape: tuple[int | None, ...], *, packed: bool = False) -> h5py.Dataset:
+def stored(file: h5py.File, name: str, dtype: str, shape: tuple[int | None, ...]) -> h5py.Dataset:
     """The data set ``name`` of a shard; None in ``shape`` leaves that side open.
 
-    A ValueError unless its values have this type and shape and lie in this file: as they are, or, where ``packed``, perhaps in
-    chunks, about which nothing is said here.
+    A ValueError unless its values have this type and shape and lie in this file, in one piece and as they are.
     """
     data = _found(file, name)
     sides = () if data.shape is None else data.shape
@@ -113,10 +112,10 @@ def stored(file: h5py.File, name: str, dtype: str, shape: tuple[int | None, ...]
         wanted = str(shape).replace("None", "N")
         raise ValueError(f"/{name} is {line(str(data.dtype))} {data.shape}, expected {dtype} {wanted}")
     size, occupied = data.nbytes, data.id.get_storage_size()
-    if occupied < size and not (packed and occupied):
-        raise ValueError(f"/{name} declares {size} bytes and stores {occupied}")
-    if data.chunks is not None and not packed:
+    if data.chunks is not None:
         raise ValueError(f"/{name} lies in chunks, expected one piece")
+    if occupied < size:
+        raise ValueError(f"/{name} declares {size} bytes and stores {occupied}")
     return data
 
 

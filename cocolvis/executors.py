@@ -126,7 +126,7 @@ def cluster(address: str) -> Iterator[Workers]:
     except ImportError:
         raise DataError("--scheduler needs dask.distributed: pip install 'cocolvis-ess[cluster]'") from None
     large = {"distributed.admin.large-graph-warning-threshold": "1 TiB"}  # a task holds its annotations: some MB
-    with _silenced("distributed", "distributed.client"), dask.config.set(large):
+    with _silenced("distributed", "distributed.client", "tornado.application"), dask.config.set(large):
         try:
             get_address_host_port(address)
             client = _within(2 * _PATIENCE, partial(Client, address, timeout=_PATIENCE, set_as_default=False))

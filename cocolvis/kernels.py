@@ -18,6 +18,8 @@ _SCALE = 5
 _FOUR_PIXELS = np.uint64(0x0001000100010001)
 """Times a uint16, four of it side by side."""
 
+_LONGEST_RUN = 2**16 - 1
+
 _MOST_SYMBOLS = 8
 """Characters of one compressed run length; 40 bits are far beyond any image."""
 
@@ -241,12 +243,24 @@ def paint(mask, starts, stops, class_id):
 
 
 @_compiled
-def run_lengths(flat, words):
-    """(classes uint16, lengths uint32) of the runs of equal value in a flat (P,) uint16 array, P >= 1.
+def _append(classes, lengths, run, class_id, length):
+    """Store a run at place ``run``, in as many pieces as it takes; the arrays, perhaps new ones, and the next place."""
+    while length > 0:
+        if run == len(classes):
+            classes, lengths = np.append(classes, np.empty_like(classes)), np.append(lengths, np.empty_like(lengths))
+        classes[run], lengths[run] = class_id, min(length, _LONGEST_RUN)
+        length -= _LONGEST_RUN
+        run += 1
+    return classes, lengths, run
 
-    ``words`` are its (P // 4,) uint64: four pixels are compared at a time.
+
+@_compiled
+def run_lengths(flat, words):
+    """(classes uint16, lengths uint16) of the runs of equal value in a flat (P,) uint16 array, P >= 1.
+
+    ``words`` are its (P // 4,) uint64: four pixels are compared at a time. A run of more than 65535 pixels is several.
     """
-    classes, lengths = np.empty(8192, np.uint16), np.empty(8192, np.uint32)
+    classes, lengths = np.empty(8192, np.uint16), np.empty(8192, np.uint16)
     start = run = 0
     current = flat[0]
     four = np.uint64(current) * _FOUR_PIXELS
@@ -255,14 +269,26 @@ def run_lengths(flat, words):
             continue
         for i in range(4 * word, min(4 * word + 4, len(flat))):
             if flat[i] != current:
-                if run == len(classes) - 1:
-                    classes, lengths = np.append(classes, np.empty_like(classes)), np.append(lengths, np.empty_like(lengths))
-                classes[run], lengths[run] = current, i - start
+                classes, lengths, run = _append(classes, lengths, run, current, i - start)
                 start, current = i, flat[i]
                 four = np.uint64(current) * _FOUR_PIXELS
-                run += 1
-    classes[run], lengths[run] = current, len(flat) - start
-    return classes[: run + 1].copy(), lengths[: run + 1].copy()
+    classes, lengths, run = _append(classes, lengths, run, current, len(flat) - start)
+    return classes[:run].copy(), lengths[:run].copy()
+
+
+@_compiled
+def expand(classes, lengths, pixels):
+    """The (pixels,) uint16 of runs that fill them exactly; 16 pixels are written at a time, over the end of a run."""
+    flat = np.empty(pixels + 16, np.uint16)
+    at = 0
+    for run in range(len(classes)):
+        class_id, end, place = classes[run], at + lengths[run], at
+        while place < end:
+            for i in range(16):
+                flat[place + i] = class_id
+            place += 16
+        at = end
+    return flat[:pixels]
 
 
 @_compiled

@@ -18,10 +18,10 @@ from cocolvis.vocabulary import coco_lvis
 _SAMPLED = 1000
 """Images of a split that are looked at to estimate the disk that the rest will take."""
 
-_ROW_BYTES, _ANNOTATION_BYTES, _MARGIN = 400, 2, 1.05
-"""A shard's bytes an image, and bytes of annotation for one byte of coded mask: both on the safe side of what is measured.
+_ROW_BYTES, _ANNOTATION_BYTES, _MARGIN = 400, 1, 1.05
+"""A shard's bytes an image, and bytes of annotation for one byte of mask: both on the safe side of what is measured.
 
-The generated sample and a small real tree take 170 to 190 bytes an image, and 6 to 9 bytes of annotation for one of mask.
+The generated sample and a small real tree take 170 to 190 bytes an image, and 1.7 bytes of annotation for one of mask.
 """
 
 _SHARD_BYTES, _INDEX_BYTES, _FAULT_BYTES = 20_000, 250_000, 250

@@ -7,12 +7,15 @@ MAX_PIXELS = 2**27
 
 
 def encode(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """An (H, W) uint16 mask to (classes (R,) uint16, lengths (R,) uint32), row-major, neighbouring runs of different class."""
-    from cocolvis import kernels  # numba is slow to import, and who only reads never encodes
+    """An (H, W) uint16 mask to (classes (R,) uint16, lengths (R,) uint16), row-major.
+
+    Neighbouring runs differ in class, but for a run of more than 65535 pixels, which is stored as several.
+    """
+    from cocolvis import kernels
 
     flat = np.ascontiguousarray(mask).reshape(-1)
     if not flat.size:
-        return np.zeros(0, np.uint16), np.zeros(0, np.uint32)
+        return np.zeros(0, np.uint16), np.zeros(0, np.uint16)
     return kernels.run_lengths(flat, flat[: flat.size // 4 * 4].view(np.uint64))
 
 
@@ -23,7 +26,9 @@ def decode(classes: np.ndarray, lengths: np.ndarray, height: int, width: int) ->
         raise ValueError(f"runs cover {total} pixels, expected {height} x {width} = {height * width}")
     if total > MAX_PIXELS:
         raise ValueError(f"{height} x {width} pixels are more than {MAX_PIXELS}")
-    return np.repeat(classes.astype(np.uint16, copy=False), lengths).reshape(height, width)
+    from cocolvis import kernels  # numba is slow to import, and who only counts never decodes
+
+    return kernels.expand(classes, lengths, total).reshape(height, width)
 
 
 def pixel_counts(classes: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,9 @@
 """One HDF5 shard: images as they came, masks as run lengths, and what samplers and statistics need without decoding."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,8 @@ import numpy as np
 
 from cocolvis import checks, digest, runlength
 from cocolvis.errors import DataError
-from cocolvis.files import sha256, write_aside
+from cocolvis.files import write_aside
 from cocolvis.images import decode_rgb
-from cocolvis.packed import Packed
 
 FORMAT = "cocolvis-shard"
 VERSION = 2
@@ -24,7 +25,7 @@ _FIXED = {"id": ("int64", ()), "size": ("uint32", (2,)), "digest": ("uint8", (di
 _RAGGED = {
     "path": {"bytes": "uint8"},
     "image": {"bytes": "uint8"},
-    "mask": {"class": "uint16", "length": "uint32"},
+    "mask": {"class": "uint16", "length": "uint16"},
     "present": {"class": "uint16", "pixels": "uint32"},
     "neg": {"class": "uint16"},
     "not_exhaustive": {"class": "uint16"},
@@ -33,9 +34,6 @@ _RAGGED = {
 
 _SMALL = ("size", "path/bytes", "neg/class", "not_exhaustive/class")
 """The columns that are read whole when a shard is opened, as /id is: HDF5 takes longer to find a row than to read them all."""
-
-_CHUNK = 4096
-"""Runs in a compressed chunk of the masks: the fastest to read of those that benchmarks/layout.py measures."""
 
 MAX_CLASS = 2**16 - 1
 """The largest class that a mask can hold."""
@@ -113,20 +111,25 @@ class ShardWriter:
             self.finish()
 
     def finish(self) -> dict:
-        """Write the shard aside, sync and rename it; {"images", "bytes", "sha256"} of it. A DataError where that fails."""
+        """Write the shard aside, sync and rename it; {"images", "bytes", "sha256"} of it. A DataError where that fails.
+
+        HDF5 writes to memory: where a disk is full it can crash.
+        """
+        memory = BytesIO()
+        with h5py.File(memory, "w", libver="v110") as file:
+            texts = {"format": FORMAT} | self._attributes
+            file.attrs.update({"version": VERSION} | {name: np.bytes_(text.encode()) for name, text in texts.items()})
+            for name, (dtype, shape) in _FIXED.items():
+                file.create_dataset(name, data=_values(self._fixed.pop(name), dtype).reshape(self._images, *shape))
+            for name, columns in _RAGGED.items():
+                group = file.create_group(name)
+                group.create_dataset("offsets", data=np.array(self._offsets[name], np.uint64))
+                for column, dtype in columns.items():
+                    group.create_dataset(column, data=_values(self._ragged[name].pop(column), dtype))
+        content = memory.getbuffer()
         with write_aside(self._path) as aside:
-            with h5py.File(aside, "w", libver="v110") as file:
-                texts = {"format": FORMAT} | self._attributes
-                file.attrs.update({"version": VERSION} | {name: np.bytes_(text.encode()) for name, text in texts.items()})
-                for name, (dtype, shape) in _FIXED.items():
-                    file.create_dataset(name, data=_values(self._fixed[name], dtype).reshape(self._images, *shape))
-                for name, columns in self._ragged.items():
-                    group = file.create_group(name)
-                    group.create_dataset("offsets", data=np.array(self._offsets[name], np.uint64))
-                    for column, content in columns.items():
-                        values = _values(content, _RAGGED[name][column])
-                        group.create_dataset(column, data=values, **(_compression(values) if name == "mask" else {}))
-            return {"images": self._images, "bytes": aside.stat().st_size, "sha256": sha256(aside)}
+            aside.write_bytes(content)
+        return {"images": self._images, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _little_endian(values: Any, dtype: str) -> bytes:
@@ -135,12 +138,6 @@ def _little_endian(values: Any, dtype: str) -> bytes:
 
 def _values(content: bytearray, dtype: str) -> np.ndarray:
     return np.frombuffer(content, np.dtype(dtype).newbyteorder("<"))
-
-
-def _compression(values: np.ndarray) -> dict[str, Any]:
-    if not values.size:
-        return {}
-    return {"chunks": (min(_CHUNK, values.size),), "compression": "gzip", "compression_opts": 1, "shuffle": True}
 
 
 class ShardReader:
@@ -167,15 +164,14 @@ class ShardReader:
         self.attributes = checks.attributes(file, {"format": FORMAT, "version": VERSION}, ("split", "images", "vocabulary"))
         self._small = {"id": checks.whole(checks.stored(file, "id", "int64", (None,)))}
         images = len(self._small["id"])
-        self._columns: dict[str, h5py.Dataset | Packed] = {}
+        self._columns: dict[str, h5py.Dataset] = {}
         for name, (dtype, shape) in _FIXED.items():
             self._columns[name] = checks.stored(file, name, dtype, (images, *shape))
         self._offsets = {group: checks.offsets(file, group, images) for group in _RAGGED}
         for group, columns in _RAGGED.items():
             for column, dtype in columns.items():
-                shape = (int(self._offsets[group][-1]),)
-                data = checks.stored(file, f"{group}/{column}", dtype, shape, packed=group == "mask")
-                self._columns[f"{group}/{column}"] = data if data.chunks is None else Packed(data)
+                name = f"{group}/{column}"
+                self._columns[name] = checks.stored(file, name, dtype, (int(self._offsets[group][-1]),))
         self._small |= {name: checks.whole(self._columns[name]) for name in _SMALL}
         runs, pictures = (np.diff(self._offsets[group]) for group in ("mask", "image"))
         checks.images(self._small["id"], self._small["size"], runs, pictures)
@@ -217,7 +213,7 @@ class ShardReader:
         return np.concatenate([self._small["neg/class"], self._small["not_exhaustive/class"]])
 
     def runs(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """(classes (R,) uint16, lengths (R,) uint32) of the mask of image number ``row``, unchecked."""
+        """(classes (R,) uint16, lengths (R,) uint16) of the mask of image number ``row``, unchecked."""
         return self._slice("mask", "class", row), self._slice("mask", "length", row)
 
     def mask(self, row: int) -> np.ndarray:

@@ -27,13 +27,14 @@ from shard_damage import (
     put,
     replaced,
     retyped,
-    skipped_filters,
     sparse,
     unix_socket,
     unknown_filter,
     virtual,
     zeros,
 )
+
+CHUNKS = "/mask/class lies in chunks, expected one piece"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,30 +130,19 @@ SHAPES = {
     "digest too short": (put("digest", np.ones((5, 31), np.uint8)), r"/digest is uint8 \(5, 31\)"),
     "2^40 elements": (
         lambda f, o: declared(f, "id", (2**40,), "int64", chunk=2**20),
-        "/id declares 8796093022208 bytes and stores 0",
+        "/id lies in chunks",
     ),
     "2^40 elements in one piece": (lambda f, o: declared(f, "id", (2**40,), "int64"), "/id declares 8796093022208 bytes"),
-    "2^63 elements": (lambda f, o: declared(f, "id", (2**60,), "int64", chunk=2**20), "/id declares .* bytes and stores 0"),
+    "2^63 elements": (lambda f, o: declared(f, "id", (2**60,), "int64", chunk=2**20), "/id lies in chunks"),
     "2^40 runs": (
         lambda f, o: (
             offsets(lambda v: v.__setitem__(-1, 2**40))(f, o),
             declared(f, "mask/class", (2**40,), "uint16", chunk=4096),
         ),
-        "/mask/class declares 2199023255552 bytes and stores 0",
+        CHUNKS,
     ),
     "huge fill value": (lambda f, o: declared(f, "mask/class", (5,), "V60000"), r"/mask/class is \|V60000"),
-    "chunks that are missing": (
-        lambda f, o: (
-            mask_chunk(zlib.compress(bytes(8192)), 8192)(f, o),
-            declared(f, "mask/class", (8192,), "uint16", chunk=4096, filters=1),
-            f["mask/class"].id.write_direct_chunk((0,), zlib.compress(bytes(8192))),
-        ),
-        "/mask/class declares 8192 values and stores 1 chunks of 4096",
-    ),
-    "chunks of a gigabyte": (
-        mask_chunk(b"x", 2**29, chunk=2**29),
-        "/mask/class has chunks of 536870912 values, expected at most",
-    ),
+    "chunks of a gigabyte": (mask_chunk(b"x", 2**29, chunk=2**29), CHUNKS),
     "8 GiB of ids in a sparse file": (
         lambda f, o: sparse(f, "id", 2**30, "int64"),
         "/id holds 8589934592 bytes, expected at most",
@@ -175,8 +165,8 @@ VALUES = {
     "offsets that are negative": (offsets(lambda v: v.__setitem__(1, 2**63), "path"), "/path/offsets does not ascend"),
     "one offset too few": (offsets(lambda v: v[:-1]), r"/mask/offsets is uint64 \(5,\), expected uint64 \(6,\)"),
     "no offsets": (offsets(lambda v: v[:0]), r"/mask/offsets is uint64 \(0,\)"),
-    "runs that overflow 32 bits": (overflowing_runs, f"runs cover {2**32 + 64} pixels, expected 8 x 8 = 64"),
-    "runs of the largest length": (assigned("mask/length", ..., 2**32 - 1), "mask of image 1: runs cover"),
+    "runs that overflow 32 bits": (overflowing_runs, f"runs cover {70_000 * 65_535} pixels, expected 512 x 512"),
+    "runs of the largest length": (assigned("mask/length", ..., 2**16 - 1), "mask of image 1: runs cover"),
     "runs that cover nothing": (assigned("mask/length", ..., 0), "runs cover 0 pixels"),
     "more runs than pixels": (more_runs_than_pixels, "has more runs than pixels"),
     "class beyond the vocabulary": (
@@ -197,25 +187,20 @@ VALUES = {
 }
 
 FILTERS = {
-    "gzip on ids": (lambda f, o: replaced(f, "id", f["id"][()], compression="gzip"), "/id declares 40 bytes and stores 22"),
-    "chunks of ids": (created("id", (5,), "int64", chunks=(5,), fillvalue=1), "/id declares 40 bytes and stores 0"),
+    "gzip on ids": (lambda f, o: replaced(f, "id", f["id"][()], compression="gzip"), "/id lies in chunks"),
+    "chunks of ids": (created("id", (5,), "int64", chunks=(5,), fillvalue=1), "/id lies in chunks"),
     "chunks of ids that are there": (put("id", np.zeros(5, "int64"), chunks=(5,)), "/id lies in chunks, expected one piece"),
-    "gzip twice": (mask_chunk(zlib.compress(zlib.compress(bytes(8192))), filters=2), r"/mask/class has the filters \(1, 1\)"),
-    "lzf": (lambda f, o: replaced(f, "mask/class", f["mask/class"][()], compression="lzf"), r"has the filters \(32000,\)"),
-    "checksums": (lambda f, o: replaced(f, "mask/class", f["mask/class"][()], fletcher32=True), r"has the filters \(3,\)"),
-    "scale and offset": (lambda f, o: replaced(f, "mask/class", f["mask/class"][()], scaleoffset=4), r"has the filters \(6,\)"),
-    "filter that no library has": (unknown_filter, r"has the filters \(32015,\)"),
-    "4 GiB in one chunk": (mask_chunk(zeros(2**32)), r"/mask/class has a chunk of \d+ bytes for 8192"),
-    "16 GiB in one chunk of 100 KB": (mask_chunk(zlib.compress(zeros(2**34), 1), filters=2), r"has the filters \(1, 1\)"),
-    "8 MiB in a small chunk": (mask_chunk(zeros(2**23)), "a chunk holds more than 8192 bytes, expected 8192"),
+    "gzip twice": (mask_chunk(zlib.compress(zlib.compress(bytes(8192))), filters=2), CHUNKS),
+    "lzf": (lambda f, o: replaced(f, "mask/class", f["mask/class"][()], compression="lzf"), CHUNKS),
+    "checksums": (lambda f, o: replaced(f, "mask/class", f["mask/class"][()], fletcher32=True), CHUNKS),
+    "filter that no library has": (unknown_filter, CHUNKS),
+    "4 GiB in one chunk": (mask_chunk(zeros(2**32)), CHUNKS),
+    "16 GiB in one chunk of 100 KB": (mask_chunk(zlib.compress(zeros(2**34), 1), filters=2), CHUNKS),
     "gzip bomb of pictures": (
         lambda f, o: declared(f, "image/bytes", f["image/bytes"].shape, "uint8", chunk=1024, filters=1, stream=zeros(2**26)),
         "/image/bytes lies in chunks",
     ),
-    "chunk that inflates to less": (mask_chunk(zlib.compress(b"ten bytes!")), "a chunk holds 10 bytes, expected 8192"),
-    "chunk that breaks off": (mask_chunk(zlib.compress(os.urandom(8192))[:100]), r"a chunk holds \d+ bytes, expected 8192"),
-    "chunk that is no gzip": (mask_chunk(b"garbage"), "a chunk cannot be inflated"),
-    "chunk that skips its filters": (skipped_filters, "a chunk holds 5 bytes, expected 8192"),
+    "chunk that breaks off": (mask_chunk(zlib.compress(os.urandom(8192))[:100]), CHUNKS),
 }
 
 NO_FORMAT, OTHER_WORDS = "format and version are", "was built with another vocabulary|its vocabulary is"

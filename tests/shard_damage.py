@@ -78,16 +78,11 @@ def mask_chunk(stream: bytes, count: int = 4096, **settings: Any) -> Callable[[h
 
     def change(file: h5py.File, outside: Outside) -> None:
         replaced(file, "mask/offsets", np.array([0] + [count] * len(file["id"]), np.uint64))
-        replaced(file, "mask/length", np.ones(min(count, 2**20), np.uint32))
+        replaced(file, "mask/length", np.ones(count, np.uint16))
         replaced(file, "size", np.full((len(file["id"]), 2), 512, np.uint32))
         declared(file, "mask/class", (count,), "uint16", stream=stream, **({"chunk": 4096, "filters": 1} | settings))
 
     return change
-
-
-def skipped_filters(file: h5py.File, outside: Outside) -> None:
-    mask_chunk(b"")(file, outside)
-    file["mask/class"].id.write_direct_chunk((0,), b"short", 1)
 
 
 def unknown_filter(file: h5py.File, outside: Outside) -> None:
@@ -140,7 +135,7 @@ def more_runs_than_pixels(file: h5py.File, outside: Outside) -> None:
     count = len(file["id"])
     replaced(file, "mask/offsets", np.array([0] * count + [65], np.uint64))
     replaced(file, "mask/class", np.zeros(65, np.uint16))
-    replaced(file, "mask/length", np.array([64] + [0] * 64, np.uint32))
+    replaced(file, "mask/length", np.array([64] + [0] * 64, np.uint16))
 
 
 def excluded(file: h5py.File, outside: Outside) -> None:
@@ -150,10 +145,12 @@ def excluded(file: h5py.File, outside: Outside) -> None:
 
 
 def overflowing_runs(file: h5py.File, outside: Outside) -> None:
-    length = file["mask/length"]
-    first, last = file["mask/offsets"][:2].tolist()
-    assert last - first > 2
-    length[first : first + 2] = 2**31 + length[first], 2**31 + length[first + 1]
+    """The first image has runs that together exceed 32 bits, and, modulo 2^32, no less than its pixels."""
+    count = 70_000
+    replaced(file, "size", np.full((len(file["id"]), 2), 512, np.uint32))
+    replaced(file, "mask/offsets", np.array([0] + [count] * len(file["id"]), np.uint64))
+    replaced(file, "mask/class", np.zeros(count, np.uint16))
+    replaced(file, "mask/length", np.full(count, 2**16 - 1, np.uint16))
 
 
 def old_format(path: Path, outside: Outside) -> None:

@@ -97,7 +97,8 @@ def test_what_no_build_paints_is_left_out(tree):
     good = tree.stuff(1, 94, box(0, 0, 8, 8))
     unknown, malformed = tree.thing(1, 5000, box(0, 0, 8, 8)), tree.stuff(1, 95, [[1, 2]])
     tree.thing(2, 3, [[1]])
-    tree.json["lvis_v1_train"]["annotations"].append({"id": 900, "image_id": 1, "category_id": 3})
+    unsegmented = [{"id": 899 + image_id, "image_id": image_id, "category_id": 3} for image_id in (1, 2)]
+    tree.json["lvis_v1_train"]["annotations"] += unsegmented
     data = tree.build(compat="essnet")
     found = why(data, tree.sources(), 1, 0, 0)
     assert covering(found) == [good] and found.stored == 2  # one annotation of stuff is left: 8 bits
