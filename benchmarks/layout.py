@@ -65,7 +65,7 @@ def runs(name: str, **options: Any) -> Layout:
 
     def open_(file):
         classes, lengths, size = unpacked(file, "class"), unpacked(file, "length"), file["size"][()]
-        return lambda row: np.repeat(classes(row), lengths(row)).reshape(size[row])
+        return lambda row: runlength.decode(classes(row), lengths(row), *size[row].tolist())
 
     return Layout(name, write, open_)
 
@@ -83,9 +83,8 @@ def runs_zlib() -> Layout:
 
         def item(row):
             content = zlib.decompress(read(row).tobytes())
-            count = len(content) // 6
-            lengths = np.frombuffer(content, np.uint32, offset=2 * count)
-            return np.repeat(np.frombuffer(content, np.uint16, count), lengths).reshape(size[row])
+            classes, lengths = np.frombuffer(content, np.uint16).reshape(2, -1)
+            return runlength.decode(classes, lengths, *size[row].tolist())
 
         return item
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ess.kernels import fused
 from ess.neighbours import DISTANCES, nearest
 
 NEGATIVES = ("nearest", "random", "published")
@@ -25,21 +26,54 @@ def exact_cross_entropy(
     temperature: float = 20.0,
     distance: str = "euclidean",
     ignore_index: int = -1,
+    bias: torch.Tensor | None = None,
+    class_weight: torch.Tensor | None = None,
+    class_mask: torch.Tensor | None = None,
     reduction: str = "mean",
+    backend: str = "auto",
 ) -> torch.Tensor:
-    """Cross entropy over all classes, logit of class c at pixel p: -T * ||o_p - e_c||.
+    """Cross entropy over all classes, logit of class c at pixel p: -T * ||o_p - e_c|| + b_c.
 
     ``embeddings`` (B, D, H, W) floating, ``labels`` (B, H, W) integer, 0..C-1 or ``ignore_index``, ``classes`` (C, D)
     floating with C >= 2; both embeddings are taken as given. ``distance``: "euclidean" as the paper has it, "squared" for
     -T * ||o_p - e_c||^2, "cosine" for T * <o_p, e_c>. Without a counted pixel the loss is 0 and so are its gradients.
-    """
-    pixels, targets, counted = _pixels(embeddings, labels, classes, distance, ignore_index, reduction)
 
-    def loss(o: torch.Tensor, t: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
-        z = _logits(o, e, temperature, distance)
+    ``bias`` (C,) is added to the logits: tau * log prior makes logit adjustment of it. ``class_weight`` (C,) weighs each pixel
+    by its target, and "mean" divides by the sum of the weights. ``class_mask`` (B, C) bool, False where a class takes no part
+    in an image (federated labels); a pixel's target always does. ``backend``: "fused" computes value and gradients in one
+    pass by a compiled kernel (CPU, float32), "torch" by plain formulas; "auto" is the former where it can.
+    """
+    labels = _checked(embeddings, labels, classes, distance, ignore_index, reduction)
+    _check_extras(embeddings, classes, bias, class_weight, class_mask)
+    weights = (labels != ignore_index).to(classes.dtype if class_weight is None else class_weight.dtype)
+    if class_weight is not None:
+        weights = class_weight.detach()[labels.clamp(0, len(classes) - 1)] * weights
+    if reduction == "mean":
+        weights = weights / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
+    if fused.chosen(backend, embeddings, classes):
+        settings = fused.Settings(temperature, distance, ignore_index)
+        if reduction != "none":
+            return fused.weighted_sum(embeddings, classes, bias, labels, weights, class_mask, settings)
+        return fused.each(embeddings, classes, bias, labels, class_mask, settings) * weights
+    counted = (labels != ignore_index).flatten().nonzero().squeeze(1)
+    pixels, targets = _pixels(embeddings, labels, counted)
+    images = counted // labels[0].numel()
+
+    def loss(o: torch.Tensor, ids: torch.Tensor, e: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        t = ids[:, :1]
+        z = _logits(o, e, temperature, distance) + b
+        if class_mask is not None:
+            z = z.masked_fill(~class_mask[ids[:, 1]].scatter(1, t, True), -torch.inf)
         return _cross_entropy(z.gather(1, t), z.scatter(1, t, -torch.inf))
 
-    return _reduce(_chunked(loss, pixels, targets, classes, len(classes)), counted, labels, reduction)
+    ids = torch.cat([targets, images[:, None]], dim=1)
+    bias = classes.new_zeros(len(classes)) if bias is None else bias
+    losses = _chunked(loss, pixels, ids, (classes, bias), len(classes)) * weights.flatten()[counted]
+    return (
+        losses.new_zeros(labels.numel()).index_copy(0, counted, losses).view(labels.shape)
+        if reduction == "none"
+        else losses.sum()
+    )
 
 
 def knn_cross_entropy(
@@ -62,9 +96,11 @@ def knn_cross_entropy(
     "random" k distinct others drawn with ``generator``, "published" the k nearest with a target among them replaced by the
     class before it (0 by 0). ``search`` is the backend of :func:`ess.neighbours.nearest`; no gradient goes through it.
     """
-    pixels, targets, counted = _pixels(embeddings, labels, classes, distance, ignore_index, reduction)
+    labels = _checked(embeddings, labels, classes, distance, ignore_index, reduction)
     if k < 1:
         raise ValueError(f"k is {k}: expected 1 or more negatives")
+    counted = (labels != ignore_index).flatten().nonzero().squeeze(1)
+    pixels, targets = _pixels(embeddings, labels, counted)
     if negatives == "nearest":
         others = _nearest_others(pixels, targets, classes, k, distance, search)
     elif negatives == "random":
@@ -81,7 +117,7 @@ def knn_cross_entropy(
 
     candidates = torch.cat([targets, others], dim=1)
     width = candidates.shape[1] * classes.shape[1]
-    return _reduce(_chunked(loss, pixels, candidates, classes, width), counted, labels, reduction)
+    return _reduce(_chunked(loss, pixels, candidates, (classes,), width), counted, labels, reduction)
 
 
 def margin_penalty(classes: torch.Tensor, *, margin: float = 0.2) -> torch.Tensor:
@@ -122,31 +158,48 @@ def _cross_entropy(target: torch.Tensor, negatives: torch.Tensor) -> torch.Tenso
     return -F.logsigmoid(target.squeeze(1) - negatives.logsumexp(dim=1))
 
 
-def _chunked(loss: Callable, pixels: torch.Tensor, ids: torch.Tensor, classes: torch.Tensor, width: int) -> torch.Tensor:
-    """``loss(pixels, ids, classes)`` (P,), as many pixels at a time as keep (pixels, width) small, forward and backward."""
+def _chunked(loss: Callable, pixels: torch.Tensor, ids: torch.Tensor, shared: tuple, width: int) -> torch.Tensor:
+    """``loss(pixels, ids, *shared)`` (P,), as many pixels at a time as keep (pixels, width) small, forward and backward."""
     rows = max(1, _ELEMENTS // width)
-    dtype = torch.promote_types(torch.promote_types(pixels.dtype, classes.dtype), torch.float32)
-    classes = classes.to(dtype)
+    dtype = torch.promote_types(torch.promote_types(pixels.dtype, shared[0].dtype), torch.float32)
+    shared = tuple(tensor.to(dtype) for tensor in shared)
 
     def part(o: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
         with torch.autocast(o.device.type, enabled=False):
-            return loss(o.to(dtype), i, classes)
+            return loss(o.to(dtype), i, *shared)
 
     chunks = zip(pixels.split(rows), ids.split(rows), strict=True)
     return torch.cat([checkpoint(part, o, i, use_reentrant=False, preserve_rng_state=False) for o, i in chunks])
 
 
-def _pixels(embeddings, labels, classes, distance, ignore_index, reduction) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The pixels that count: embeddings (P, D), targets (P, 1) int64 and positions (P,) among all B*H*W."""
+def _pixels(embeddings: torch.Tensor, labels: torch.Tensor, counted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings (P, D) and targets (P, 1) of the pixels at the positions ``counted`` (P,) among all B*H*W."""
+    pixels = embeddings.permute(0, 2, 3, 1).reshape(-1, embeddings.shape[1])
+    return pixels.index_select(0, counted), labels.flatten()[counted, None]
+
+
+def _checked(embeddings, labels, classes, distance, ignore_index, reduction) -> torch.Tensor:
+    """The labels as int64; a ValueError that says which argument does not fit."""
     _check_classes(classes)
     if distance not in DISTANCES:
         raise ValueError(f"distance is {distance!r}: expected one of {', '.join(DISTANCES)}")
-    labels = _check_labels(embeddings, labels, len(classes), ignore_index, reduction).flatten()
+    labels = _check_labels(embeddings, labels, len(classes), ignore_index, reduction)
     if embeddings.shape[1] != classes.shape[1]:
         raise ValueError(f"embeddings have {embeddings.shape[1]} channels, but classes {tuple(classes.shape)}: expected (C, D)")
-    counted = (labels != ignore_index).nonzero().squeeze(1)
-    pixels = embeddings.permute(0, 2, 3, 1).reshape(-1, embeddings.shape[1])
-    return pixels.index_select(0, counted), labels[counted, None], counted
+    return labels
+
+
+def _check_extras(embeddings, classes, bias, class_weight, class_mask) -> None:
+    count = len(classes)
+    for name, tensor, shape in (
+        ("bias", bias, (count,)),
+        ("class_weight", class_weight, (count,)),
+        ("class_mask", class_mask, (len(embeddings), count)),
+    ):
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}: expected {shape}")
+    if class_mask is not None and class_mask.dtype != torch.bool:
+        raise ValueError(f"class_mask is {class_mask.dtype}: expected bool, False where a class takes no part")
 
 
 def _check_classes(classes: torch.Tensor) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MODULES = sorted(p for folder in ("cocolvis", "ess", "cli") for p in (ROOT / folder).glob("*.py") if p.stem != "__init__")
+MODULES = sorted(p for folder in ("cocolvis", "ess", "cli") for p in (ROOT / folder).rglob("*.py") if p.stem != "__init__")
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -17,7 +17,7 @@ def test_every_module_stands_in_the_readme_and_the_architecture(path):
 
 
 def test_no_document_names_a_module_that_is_gone():
-    here = {path.name for folder in ("cocolvis", "ess", "cli", "tests", "benchmarks") for path in (ROOT / folder).glob("*.py")}
+    here = {path.name for folder in ("cocolvis", "ess", "cli", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")}
     for document in ("README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))):
         named = set(re.findall(r"[\w]+\.py\b", (ROOT / document).read_text()))
         assert named <= here, document

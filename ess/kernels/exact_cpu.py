@@ -1,0 +1,389 @@
+"""Cross entropy over all classes on the CPU, value and gradients in one pass over the pixels; compiled by numba.
+
+A block of pixels meets all classes while its rows lie in the cache: squared distances, logits, exponentials and the weights
+of the gradients overwrite one another there, and no pixels x classes array exists. The plain twin is the torch formula in
+``ess.losses``.
+"""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import float32, int32
+from numba.extending import intrinsic
+
+EUCLIDEAN, SQUARED, COSINE = range(3)
+
+_BLOCK = 16
+"""Pixels that meet the classes together: a multiple of 4."""
+
+_TILE = 512
+"""Classes at a time, so that their embeddings stay in the first cache while the block's pixels meet them."""
+
+_FLUSH = 128
+"""Blocks whose class gradients are summed in float32 before they are added to those in float64."""
+
+_NEAR = np.float32(1e-2)
+"""Distances below this take part with o - e itself in the gradient, where o * sum(w) - sum(w * e) would cancel."""
+
+_FAST = {"contract", "reassoc", "nsz", "arcp", "nnan"}
+
+
+def _compiled(fastmath):
+    def decorate(function):
+        try:
+            return numba.njit(cache=True, nogil=True, fastmath=fastmath, error_model="numpy")(function)
+        except RuntimeError:  # there is no folder to cache it in: compile in each process
+            return numba.njit(nogil=True, fastmath=fastmath, error_model="numpy")(function)
+
+    return decorate
+
+
+_fast = _compiled(_FAST)
+_strict = _compiled({"contract"})
+
+
+@intrinsic
+def _bits(context, number):
+    return int32(float32), lambda context, builder, signature, values: builder.bitcast(values[0], ir.IntType(32))
+
+
+@intrinsic
+def _number(context, bits):
+    return float32(int32), lambda context, builder, signature, values: builder.bitcast(values[0], ir.FloatType())
+
+
+_LOG2_E = np.float32(1.44269504088896341)
+_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+_ROUND = np.float32(1.5 * 2**23)
+_LEAST = np.float32(-87)
+_C = [np.float32(1 / math.factorial(n)) for n in range(8)]
+_C2, _C3, _C4, _C5, _C6, _C7 = _C[2:]
+
+
+@_strict
+def _exp(x):
+    """exp(x) for x <= 0 within 2 units in the last place, exp(-87) below -87; float32, without branches.
+
+    x = n ln 2 + r: a Taylor polynomial in r, and n into the exponent's bits. Adding 1.5 * 2^23 rounds to an integer n.
+    """
+    x = max(x, _LEAST)
+    shifted = x * _LOG2_E + _ROUND
+    n = shifted - _ROUND
+    r = x - n * _LN2_HIGH - n * _LN2_LOW
+    y = ((((_C7 * r + _C6) * r + _C5) * r + _C4) * r + _C3) * r + _C2
+    y = y * r * r + r + float32(1)
+    return _number(int32(_bits(y) + int32(_bits(shifted) << 23)))
+
+
+@_fast
+def _add_squares(row, e0, e1, e2, e3, x0, x1, x2, x3):
+    for c in range(len(row)):
+        a, b, f, g = x0 - e0[c], x1 - e1[c], x2 - e2[c], x3 - e3[c]
+        row[c] += a * a + b * b + f * f + g * g
+
+
+@_fast
+def _add_products(row, e0, e1, e2, e3, x0, x1, x2, x3):
+    for c in range(len(row)):
+        row[c] += x0 * e0[c] + x1 * e1[c] + x2 * e2[c] + x3 * e3[c]
+
+
+@_fast
+def _scores(row, classes, x, distance):
+    """Squared distances, or inner products, of one pixel x (D,) and classes (D, n) into row (n,); D is a multiple of 4."""
+    row[:] = 0
+    for d in range(0, len(x), 4):
+        e0, e1, e2, e3 = classes[d], classes[d + 1], classes[d + 2], classes[d + 3]
+        if distance == COSINE:
+            _add_products(row, e0, e1, e2, e3, x[d], x[d + 1], x[d + 2], x[d + 3])
+        else:
+            _add_squares(row, e0, e1, e2, e3, x[d], x[d + 1], x[d + 2], x[d + 3])
+
+
+@_fast
+def _roots(row, distances, temperature):
+    for c in range(len(row)):
+        root = math.sqrt(row[c])
+        distances[c] = root
+        row[c] = -temperature * root
+
+
+@_fast
+def _scale(row, factor):
+    for c in range(len(row)):
+        row[c] *= factor
+
+
+@_fast
+def _divide(row, divisors):
+    for c in range(len(row)):
+        row[c] /= divisors[c]
+
+
+@_fast
+def _add(row, other):
+    for c in range(len(row)):
+        row[c] += other[c]
+
+
+@_fast
+def _largest(row):
+    found = row[0]
+    for c in range(len(row)):
+        found = row[c] if row[c] > found else found
+    return found
+
+
+@_fast
+def _smallest(row):
+    found = row[0]
+    for c in range(len(row)):
+        found = row[c] if row[c] < found else found
+    return found
+
+
+@_fast
+def _exponentials(row, shift):
+    total = float32(0)
+    for c in range(len(row)):
+        value = _exp(row[c] - shift)
+        row[c] = value
+        total += value
+    return total
+
+
+@_fast
+def _sum(row):
+    total = float32(0)
+    for c in range(len(row)):
+        total += row[c]
+    return total
+
+
+@_fast
+def _dots(e, w0, w1, w2, w3):
+    s0 = s1 = s2 = s3 = float32(0)
+    for c in range(len(e)):
+        s0 += w0[c] * e[c]
+        s1 += w1[c] * e[c]
+        s2 += w2[c] * e[c]
+        s3 += w3[c] * e[c]
+    return s0, s1, s2, s3
+
+
+@_fast
+def _add_outer(sums, w0, w1, w2, w3, x0, x1, x2, x3):
+    for c in range(len(sums)):
+        sums[c] += w0[c] * x0 + w1[c] * x1 + w2[c] * x2 + w3[c] * x3
+
+
+@_strict
+def _gather(embeddings, labels, ignore_index, at, end, points, where):
+    """Fill the block with the next pixels that count: their number, and where the next search begins."""
+    channels, size = embeddings.shape[1:]
+    filled = 0
+    while at < end and filled < _BLOCK:
+        image, pixel = at // size, at % size
+        if labels[image, pixel] != ignore_index:
+            where[filled] = at
+            for d in range(channels):
+                points[filled, d] = embeddings[image, d, pixel]
+            filled += 1
+        at += 1
+    return filled, at
+
+
+@_strict
+def _logits(rows, distances, points, filled, classes, temperature, distance):
+    """Logits of a block's pixels for all classes into rows, and their distances where those are what counts."""
+    for start in range(0, classes.shape[1], _TILE):
+        tile = classes[:, start : start + _TILE]
+        for i in range(filled):
+            _scores(rows[i, start : start + _TILE], tile, points[i], distance)
+    for i in range(filled):
+        if distance == EUCLIDEAN:
+            _roots(rows[i], distances[i], temperature)
+        else:
+            _scale(rows[i], temperature if distance == COSINE else -temperature)
+
+
+@_strict
+def _leave_out(row, mask, target, value):
+    """Set what the mask leaves out, but never the target."""
+    for c in range(len(row)):
+        if not mask[c] and c != target:
+            row[c] = value
+
+
+@_strict
+def _softmax(row, target):
+    """(loss, factor) of a row of logits; factor * row are then the loss's derivatives by the logits, p_c - [c = t].
+
+    The target is kept out of the sum over the others, so that a loss near 0 keeps all its digits.
+    """
+    own, shift = row[target], _largest(row)
+    _exponentials(row, shift)
+    mine = row[target]
+    row[target] = 0
+    others = _sum(row)
+    row[target] = -others
+    loss = math.log1p(others) if own == shift else math.log(others + mine) - (own - shift)
+    return loss, float32(1) / (others + mine)
+
+
+@_strict
+def _near(row, distances, point, classes, gradient, sums):
+    """Take the classes that nearly coincide with a pixel out of its weights, and add what they contribute exactly."""
+    if _smallest(distances) >= _NEAR:
+        return
+    for c in range(len(row)):
+        if distances[c] < _NEAR:
+            weight = row[c] / distances[c] if distances[c] > 0 else float32(0)
+            for d in range(len(point)):
+                gap = weight * (point[d] - classes[d, c])
+                gradient[d] += gap
+                sums[d, c] -= gap
+            row[c] = 0
+            distances[c] = 1
+
+
+@_strict
+def _weigh(row, distances, factor, point, classes, temperature, distance, gradient, sums):
+    """Turn derivatives by logits into the weights w_c of the gradient: sum of w_c (o - e_c), or of -w_c e_c (cosine)."""
+    _scale(row, -temperature * factor * (2 if distance == SQUARED else 1))
+    if distance == EUCLIDEAN:
+        _near(row, distances, point, classes, gradient, sums)
+        _divide(row, distances)
+    if distance != COSINE:
+        whole = _sum(row)
+        for d in range(len(point)):
+            gradient[d] += whole * point[d]
+
+
+@_strict
+def _spread(rows, points, filled, classes, channels, moves, sums, column):
+    """Add a block's weights times class embeddings to its pixels' gradients, and times pixels to those of the classes."""
+    count = classes.shape[1]
+    for start in range(0, count, _TILE):
+        stop = min(start + _TILE, count)
+        for i in range(0, filled, 4):
+            w0, w1, w2, w3 = rows[i, start:stop], rows[i + 1, start:stop], rows[i + 2, start:stop], rows[i + 3, start:stop]
+            x0, x1, x2, x3 = points[i], points[i + 1], points[i + 2], points[i + 3]
+            for d in range(channels):
+                s0, s1, s2, s3 = _dots(classes[d, start:stop], w0, w1, w2, w3)
+                moves[i, d] -= s0
+                moves[i + 1, d] -= s1
+                moves[i + 2, d] -= s2
+                moves[i + 3, d] -= s3
+                _add_outer(sums[d, start:stop], w0, w1, w2, w3, -x0[d], -x1[d], -x2[d], -x3[d])
+            one = float32(1)
+            _add_outer(column[start:stop], w0, w1, w2, w3, one, one, one, one)
+
+
+@_strict
+def _flush(classes, sums, column, slope, distance, totals):
+    """Add the class gradients so far to those in float64: totals[d] of dimension d, totals[-1] of the bias."""
+    for d in range(len(sums)):
+        for c in range(len(column)):
+            totals[d, c] += sums[d, c] + (column[c] * classes[d, c] if distance != COSINE else float32(0))
+    for c in range(len(slope)):
+        totals[-1, c] += slope[c]
+    sums[:] = 0
+    column[:] = 0
+    slope[:] = 0
+
+
+@_strict
+def _share(
+    embeddings, labels, weights, ignore_index, classes, bias, mask, temperature, distance, bounds, losses, gradients, totals
+):
+    """What one thread does: the pixels bounds[0]:bounds[1] of all B * N; arguments as in :func:`exact`."""
+    padded, count = classes.shape
+    channels, size = embeddings.shape[1:]
+    rows, distances = np.zeros((_BLOCK, count), np.float32), np.ones((_BLOCK, count), np.float32)
+    points, moves = np.zeros((_BLOCK, padded), np.float32), np.zeros((_BLOCK, padded), np.float32)
+    sums, column, slope = np.zeros((padded, count), np.float32), np.zeros(count, np.float32), np.zeros(len(bias), np.float32)
+    where, at, blocks = np.empty(_BLOCK, np.int64), bounds[0], 0
+    while at < bounds[1]:
+        filled, at = _gather(embeddings, labels, ignore_index, at, bounds[1], points, where)
+        _logits(rows, distances, points, filled, classes, temperature, distance)
+        rows[filled:] = 0
+        moves[:] = 0
+        for i in range(filled):
+            row, image, pixel = rows[i], where[i] // size, where[i] % size
+            target = labels[image, pixel]
+            if len(bias):
+                _add(row, bias)
+            if len(mask):
+                _leave_out(row, mask[image], target, -np.inf)
+            loss, factor = _softmax(row, target)
+            losses[image, pixel] = loss
+            if len(totals) == 0:
+                continue
+            if len(mask):
+                _leave_out(row, mask[image], target, 0)
+            factor *= weights[image, pixel]
+            if len(bias):
+                _scale(row, factor)
+                _add(slope, row)
+                factor = float32(1)
+            _weigh(row, distances[i], factor, points[i], classes, temperature, distance, moves[i], sums)
+        if len(totals) == 0:
+            continue
+        _spread(rows, points, filled, classes, channels, moves, sums, column)
+        for i in range(filled):
+            for d in range(channels):
+                gradients[where[i] // size, d, where[i] % size] = moves[i, d]
+        blocks += 1
+        if blocks % _FLUSH == 0:
+            _flush(classes, sums, column, slope, distance, totals)
+    if len(totals):
+        _flush(classes, sums, column, slope, distance, totals)
+
+
+class Exact(NamedTuple):
+    """What :func:`exact` found; the gradients are those of the weighted sum of the losses, None unless asked for."""
+
+    losses: np.ndarray
+    embeddings: np.ndarray | None
+    classes: np.ndarray | None
+    bias: np.ndarray | None
+
+
+def exact(
+    embeddings, labels, weights, classes, bias, mask, *, ignore_index, temperature, distance, gradients, threads
+) -> Exact:
+    """The loss of each pixel, (B, N) float32 and 0 where ignored, and the gradients of sum(weights * losses).
+
+    ``embeddings`` (B, D, N) float32 of any strides, ``labels`` (B, N) int64, ``weights`` (B, N) float32, ``classes`` (C, D)
+    float32, ``bias`` (C,) float32 or None, ``mask`` (B, C) bool or None, ``distance`` EUCLIDEAN, SQUARED or COSINE.
+    """
+    images, channels, size = embeddings.shape
+    count, pixels = len(classes), images * size
+    padded = np.zeros((-(-channels // 4) * 4, count), np.float32)
+    padded[:channels] = classes.T
+    losses = np.zeros((images, size), np.float32)
+    moved = np.zeros(embeddings.shape if gradients else (0, 0, 0), np.float32)
+    threads = max(1, min(threads, pixels // 256))
+    bounds = [(pixels * i // threads, pixels * (i + 1) // threads) for i in range(threads)]
+    totals = [np.zeros((len(padded) + 1, count) if gradients else (0, 0)) for _ in bounds]
+    bias = np.zeros(0, np.float32) if bias is None else bias
+    mask = np.zeros((0, 0), np.bool_) if mask is None else mask
+
+    def work(share, totals):
+        settings = (padded, bias, mask, np.float32(temperature), distance)
+        _share(embeddings, labels, weights, ignore_index, *settings, share, losses, moved, totals)
+
+    if threads == 1:
+        work(bounds[0], totals[0])
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, bounds, totals))
+    if not gradients:
+        return Exact(losses, None, None, None)
+    total = sum(totals)
+    return Exact(losses, moved, total[:channels].T.astype(np.float32), total[-1].astype(np.float32))

@@ -1,0 +1,105 @@
+"""The fused cross entropy over all classes as differentiable functions: which kernel runs, and what is kept for backward."""
+
+from typing import NamedTuple
+
+import torch
+
+BACKENDS = ("auto", "fused", "torch")
+
+
+class Settings(NamedTuple):
+    """The arguments of the loss that are no tensors."""
+
+    temperature: float
+    distance: str
+    ignore_index: int
+
+
+def chosen(backend: str, embeddings: torch.Tensor, classes: torch.Tensor) -> bool:
+    """Whether a kernel computes the loss; a ValueError when it is asked for where there is none."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}: expected one of {', '.join(BACKENDS)}")
+    double = torch.float64 in (embeddings.dtype, classes.dtype)
+    able = embeddings.device.type == "cpu" and not double
+    if backend == "fused" and not able:
+        raise ValueError(
+            f"backend is 'fused': no kernel for {embeddings.dtype} on {embeddings.device}; expected float32 on cpu"
+        )
+    return able and backend != "torch"
+
+
+@torch.compiler.disable
+def weighted_sum(embeddings, classes, bias, labels, weights, mask, settings: Settings) -> torch.Tensor:
+    """The sum over the pixels of weights (B, H, W) times their losses, a scalar; the gradients are computed on the way."""
+    return _WeightedSum.apply(embeddings, classes, bias, labels, weights, mask, settings)
+
+
+@torch.compiler.disable
+def each(embeddings, classes, bias, labels, mask, settings: Settings) -> torch.Tensor:
+    """The loss of each pixel, (B, H, W), 0 where ignored; going backward computes everything again."""
+    return _Each.apply(embeddings, classes, bias, labels, mask, settings)
+
+
+class _WeightedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, embeddings, classes, bias, labels, weights, mask, settings):
+        wanted = any(ctx.needs_input_grad)
+        found = _run(embeddings, classes, bias, labels, weights, mask, settings, gradients=wanted)
+        if wanted:
+            ctx.save_for_backward(*(_like(g, t) for g, t in zip(found[1:], (embeddings, classes, bias), strict=True)))
+        return (found.losses.double() * weights.flatten(1).double()).sum().to(found.losses.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream):
+        return *(g if g is None else g * upstream for g in ctx.saved_tensors), None, None, None, None
+
+
+class _Each(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, embeddings, classes, bias, labels, mask, settings):
+        ctx.save_for_backward(embeddings, classes, bias, labels, mask)
+        ctx.settings = settings
+        ones = torch.ones((), dtype=torch.float32).expand(labels.shape)
+        return _run(embeddings, classes, bias, labels, ones, mask, settings, gradients=False).losses.view(labels.shape)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream):
+        *inputs, labels, mask = ctx.saved_tensors
+        found = _run(*inputs, labels, upstream, mask, ctx.settings, gradients=True)
+        return *(_like(g, t) for g, t in zip(found[1:], inputs, strict=True)), None, None, None
+
+
+class _Found(NamedTuple):
+    losses: torch.Tensor
+    embeddings: torch.Tensor | None
+    classes: torch.Tensor | None
+    bias: torch.Tensor | None
+
+
+def _run(embeddings, classes, bias, labels, weights, mask, settings: Settings, *, gradients: bool) -> _Found:
+    """What the CPU's kernel finds, as tensors; everything in float32."""
+    from ess.kernels import exact_cpu  # numba is slow to import, and who uses another loss never needs it
+
+    def array(tensor):
+        return None if tensor is None else tensor.detach().numpy()
+
+    found = exact_cpu.exact(
+        array(embeddings.flatten(2).float()),
+        array(labels.flatten(1)),
+        array(weights.flatten(1).float()),
+        array(classes.float()),
+        None if bias is None else array(bias.float()),
+        array(mask),
+        ignore_index=settings.ignore_index,
+        temperature=settings.temperature,
+        distance=("euclidean", "squared", "cosine").index(settings.distance),
+        gradients=gradients,
+        threads=torch.get_num_threads(),
+    )
+    return _Found(*(None if part is None else torch.from_numpy(part) for part in found))
+
+
+def _like(gradient: torch.Tensor | None, tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return None if gradient is None or tensor is None else gradient.view(tensor.shape).to(tensor.dtype)
