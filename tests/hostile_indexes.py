@@ -1,5 +1,6 @@
 """Named ways to make dataset.json hostile, or the pictures that a data set refers to, and what opening or reading must say."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -183,6 +184,22 @@ def _values() -> list[Case]:
     return cases
 
 
+def _signed(key: str, value: Any) -> Callable[[dict], object]:
+    """Class 4 has another value, and the digest of the vocabulary fits."""
+
+    def change(index: dict) -> None:
+        words = index["vocabulary"]
+        words["classes"][3][key] = value
+        meaning = [
+            [c[k] for k in ("class", "name", "kind", "group", "synset")] + [sorted(c["sources"].items())]
+            for c in words["classes"]
+        ]
+        ignored = [[source, sorted((int(i), n) for i, n in names.items())] for source, names in words["ignored"].items()]
+        words["digest"] = hashlib.sha256(json.dumps([meaning, ignored]).encode()).hexdigest()
+
+    return change
+
+
 def _again(index: dict) -> None:
     index["shards"] *= 2
 
@@ -201,4 +218,21 @@ CASES += [
     _index("other totals", _changed(("splits", "train", "images"), 7), "split train is .*'images': 7", found="verify"),
 ]
 CASES += _values() + PICTURES
+for _key, _value in (
+    ("kind", "other"),
+    ("group", "other"),
+    ("name", ""),
+    ("name", "a\nb"),
+    ("name", "\x1b[2J"),
+    ("name", "\u202eb"),
+):
+    _name = f"{_key} {_value!a} under a digest that fits"
+    CASES.append(_index(_name, _signed(_key, _value), "dataset.json: malformed vocabulary: class 4 has kind"))
+CASES += [
+    _index("a name twice under a digest that fits", _signed("name", "aerosol_can"), "class names must be unique"),
+    _index("a class twice under a digest that fits", _signed("class", 3), "class ids must be 1, 2, ... without gaps"),
+    _index(
+        "a synset that differs under a digest that fits", _signed("synset", "b"), "was built with another vocabulary|its vocab"
+    ),
+]
 CASES += [_text(name, *what) for name, what in TEXTS.items()] + [_place(name, *what) for name, what in PLACES.items()]

@@ -78,7 +78,7 @@ def mask_chunk(stream: bytes, count: int = 4096, **settings: Any) -> Callable[[h
 
     def change(file: h5py.File, outside: Outside) -> None:
         replaced(file, "mask/offsets", np.array([0] + [count] * len(file["id"]), np.uint64))
-        replaced(file, "mask/length", np.ones(count, np.uint16))
+        replaced(file, "mask/length", np.ones(min(count, 2**20), np.uint16))
         replaced(file, "size", np.full((len(file["id"]), 2), 512, np.uint32))
         declared(file, "mask/class", (count,), "uint16", stream=stream, **({"chunk": 4096, "filters": 1} | settings))
 
