@@ -243,15 +243,22 @@ def paint(mask, starts, stops, class_id):
 
 
 @_compiled
-def _append(classes, lengths, run, class_id, length):
-    """Store a run at place ``run``, in as many pieces as it takes; the arrays, perhaps new ones, and the next place."""
-    while length > 0:
-        if run == len(classes):
-            classes, lengths = np.append(classes, np.empty_like(classes)), np.append(lengths, np.empty_like(lengths))
-        classes[run], lengths[run] = class_id, min(length, _LONGEST_RUN)
-        length -= _LONGEST_RUN
-        run += 1
-    return classes, lengths, run
+def _starts(flat, words):
+    """(n,) int64 places where a flat (P,) uint16 array changes, 0 first; ``words`` are its (P // 4,) uint64."""
+    starts, count = np.empty(8192, np.int64), 1
+    starts[0], current = 0, flat[0]
+    four = np.uint64(current) * _FOUR_PIXELS
+    for word in range(len(words) + 1):
+        if word < len(words) and words[word] == four:
+            continue
+        if count + 4 > len(starts):
+            starts = np.append(starts, np.empty_like(starts))
+        for i in range(4 * word, min(4 * word + 4, len(flat))):
+            if flat[i] != current:
+                starts[count], current = i, flat[i]
+                count += 1
+        four = np.uint64(current) * _FOUR_PIXELS
+    return starts[:count]
 
 
 @_compiled
@@ -260,19 +267,15 @@ def run_lengths(flat, words):
 
     ``words`` are its (P // 4,) uint64: four pixels are compared at a time. A run of more than 65535 pixels is several.
     """
-    classes, lengths = np.empty(8192, np.uint16), np.empty(8192, np.uint16)
-    start = run = 0
-    current = flat[0]
-    four = np.uint64(current) * _FOUR_PIXELS
-    for word in range(len(words) + 1):
-        if word < len(words) and words[word] == four:
-            continue
-        for i in range(4 * word, min(4 * word + 4, len(flat))):
-            if flat[i] != current:
-                classes, lengths, run = _append(classes, lengths, run, current, i - start)
-                start, current = i, flat[i]
-                four = np.uint64(current) * _FOUR_PIXELS
-    classes, lengths, run = _append(classes, lengths, run, current, len(flat) - start)
+    starts = _starts(flat, words)
+    most = len(starts) + len(flat) // _LONGEST_RUN
+    classes, lengths, run = np.empty(most, np.uint16), np.empty(most, np.uint16), 0
+    for i in range(len(starts)):
+        left = (starts[i + 1] if i + 1 < len(starts) else len(flat)) - starts[i]
+        while left > 0:
+            classes[run], lengths[run] = flat[starts[i]], min(left, _LONGEST_RUN)
+            left -= _LONGEST_RUN
+            run += 1
     return classes[:run].copy(), lengths[:run].copy()
 
 
