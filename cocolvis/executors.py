@@ -116,6 +116,10 @@ def _work(task: ShardTask, shard: Path) -> dict:
     return run_shard(task, shard, tick)
 
 
+_CHATTY = ("distributed", "distributed.client", "tornado", "tornado.application", "asyncio", "concurrent.futures")
+"""Loggers that report every lost connection and cancelled task."""
+
+
 @contextmanager
 def cluster(address: str) -> Iterator[Workers]:
     """The workers of a dask.distributed scheduler, which see the same folders; the scheduler replaces those that die."""
@@ -126,7 +130,7 @@ def cluster(address: str) -> Iterator[Workers]:
     except ImportError:
         raise DataError("--scheduler needs dask.distributed: pip install 'cocolvis-ess[cluster]'") from None
     large = {"distributed.admin.large-graph-warning-threshold": "1 TiB"}  # a task holds its annotations: some MB
-    with _silenced("distributed", "distributed.client", "tornado.application"), dask.config.set(large):
+    with _silenced(*_CHATTY), dask.config.set(large):
         try:
             get_address_host_port(address)
             client = _within(2 * _PATIENCE, partial(Client, address, timeout=_PATIENCE, set_as_default=False))
