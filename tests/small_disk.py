@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cocolvis.build import build
 from cocolvis.errors import DataError
-from cocolvis.plan import BuildOptions
+from cocolvis.plan import BuildOptions, Plan
 from cocolvis.sources import Sources
 from cocolvis.vocabulary import coco_lvis
 
@@ -102,6 +102,16 @@ def overwrite_too_small(folder: Path, built: tuple[Path, Path]) -> dict:
     build(Sources(*built, coco_lvis()), folder / "data", BuildOptions(limit=1))
     before = digests(folder)
     return {"said": attempt(built, folder / "data", overwrite=True), "same": digests(folder) == before}
+
+
+def overwrite_fits(folder: Path, built: tuple[Path, Path]) -> dict:
+    """--overwrite where there is room for one data set, and not for two."""
+    mount(folder, "size=1100k")
+    attempt(built, folder / "data")
+    options = BuildOptions(shard_size=SHARD_SIZE)
+    plan = Plan.make(Sources(*built, coco_lvis()), options)
+    free = shutil.disk_usage(folder).free > plan.bytes_needed(plan.shard_counts())
+    return {"free": free, "said": attempt(built, folder / "data", overwrite=True)}
 
 
 def fills_up(folder: Path, built: tuple[Path, Path], room: str) -> dict:

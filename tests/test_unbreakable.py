@@ -1,5 +1,6 @@
 """A build that is killed at any moment, or that the disk or the input fails: what is finished stays, and it can go on."""
 
+import os
 import random
 import re
 import sys
@@ -15,6 +16,7 @@ from cli.cocolvis import main
 from cocolvis.build import build
 from cocolvis.dataset import Dataset
 from cocolvis.errors import DataError
+from cocolvis.files import write_aside
 from cocolvis.plan import BuildOptions, Plan
 from cocolvis.sample import write_sample
 from cocolvis.sources import Sources
@@ -47,12 +49,13 @@ class Chase:
     def __init__(self, tree, out, workers: int):
         self.tree, self.out, self.workers = tree, out, workers
         self.deaths: list[int] = []
-        self._finished = {}
+        self._finished, self._victims = {}, []
 
     def run(self, ready, whom: str, *, at_once: bool = False) -> bool:
         """Start or resume, and kill when ``ready(shards finished since)``; False when the build was faster."""
         before = len(reports(self.out))
         victim = Victim(self.tree, self.out, "--shard-size", 1, "--workers", self.workers, "--resume")
+        self._victims.append(victim)
         if not victim.wait_for(lambda: ready(len(reports(self.out)) - before)) or (whom == "worker" and not victim.workers()):
             victim.ended()
             return not (self.out / "dataset.json").exists()
@@ -77,10 +80,11 @@ class Chase:
             assert (status.st_ino, status.st_mtime_ns) == identity, name
 
     def finish(self, whole) -> None:
-        """Complete the data set undisturbed; it must be the one that was never disturbed."""
+        """Complete the data set undisturbed; it must be the one that was never disturbed, and nothing may live on."""
         self.tree.rebuild(self.out, resume=True, shard_size=1)
         self.check_kept()
         assert contents(self.out) == whole
+        until(lambda: all(victim.gone() for victim in self._victims))
 
 
 def moment(out, kind: str, rng: random.Random):
@@ -170,6 +174,25 @@ def test_what_others_left_half_written_is_swept_and_nothing_else(tree, tmp_path)
     assert sorted(path.name for path in out.iterdir()) == [".notes.tmp", "dataset.json", "shards", "sub"]
 
 
+@linux
+def test_a_file_has_its_name_once_it_is_whole_and_synced(tmp_path, monkeypatch):
+    path, synced = tmp_path / "file", []
+
+    def fsync(handle):
+        synced.append((os.readlink(f"/proc/self/fd/{handle}"), path.exists()))
+
+    monkeypatch.setattr("cocolvis.files.os.fsync", fsync)
+    with write_aside(path) as aside:
+        aside.write_text("whole")
+        assert not path.exists() and not synced
+    assert synced == [(str(aside), False), (str(tmp_path), True)]
+    assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(KeyboardInterrupt), write_aside(path) as aside:
+        aside.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]
+
+
 def on_small_disk(scenario: str, tmp_path, built):
     facts = small_disk.run(scenario, tmp_path / "disk", built)
     return facts if facts is not None else pytest.skip("nobody may mount here, neither as root nor with unshare")
@@ -183,6 +206,8 @@ def test_a_disk_that_is_too_small_is_refused_before_any_work(sample, tmp_path):
     assert (facts["code"], facts["there"]) == (1, [])
     facts = on_small_disk("overwrite_too_small", tmp_path, sample)
     assert re.match(rf"the build needs {sizes}", facts["said"]) and facts["same"]
+    facts = on_small_disk("overwrite_fits", tmp_path, sample)
+    assert facts == {"free": False, "said": None}
 
 
 FULL = "No space left on device"
