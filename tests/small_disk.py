@@ -96,22 +96,17 @@ def too_small(folder: Path, built: tuple[Path, Path]) -> dict:
     return {"code": done.returncode, "said": done.stderr, "there": [str(path) for path in folder.rglob("*")]}
 
 
-def overwrite_too_small(folder: Path, built: tuple[Path, Path]) -> dict:
-    """--overwrite of a small data set by one that does not fit."""
+def overwrites(folder: Path, built: tuple[Path, Path]) -> dict:
+    """--overwrite of a small data set by one that does not fit, and where there is room for one data set but not for two."""
     mount(folder, "size=450k")
     build(Sources(*built, coco_lvis()), folder / "data", BuildOptions(limit=1))
     before = digests(folder)
-    return {"said": attempt(built, folder / "data", overwrite=True), "same": digests(folder) == before}
-
-
-def overwrite_fits(folder: Path, built: tuple[Path, Path]) -> dict:
-    """--overwrite where there is room for one data set, and not for two."""
+    facts = {"small": attempt(built, folder / "data", overwrite=True), "same": digests(folder) == before}
     mount(folder, "size=1100k")
-    attempt(built, folder / "data")
-    options = BuildOptions(shard_size=SHARD_SIZE)
-    plan = Plan.make(Sources(*built, coco_lvis()), options)
-    free = shutil.disk_usage(folder).free > plan.bytes_needed(plan.shard_counts())
-    return {"free": free, "said": attempt(built, folder / "data", overwrite=True)}
+    plan = Plan.make(Sources(*built, coco_lvis()), BuildOptions(shard_size=SHARD_SIZE))
+    facts["first"] = attempt(built, folder / "data")
+    facts["room for two"] = shutil.disk_usage(folder).free > plan.bytes_needed(plan.shard_counts())
+    return facts | {"second": attempt(built, folder / "data", overwrite=True)}
 
 
 def fills_up(folder: Path, built: tuple[Path, Path], room: str) -> dict:

@@ -204,10 +204,9 @@ def test_a_disk_that_is_too_small_is_refused_before_any_work(sample, tmp_path):
     sizes = rf"about 1 MB in {tmp_path}/disk/data, where 0 MB are free"
     assert re.fullmatch(rf"Error: the build needs {sizes}; make room, .*\n", facts["said"])
     assert (facts["code"], facts["there"]) == (1, [])
-    facts = on_small_disk("overwrite_too_small", tmp_path, sample)
-    assert re.match(rf"the build needs {sizes}", facts["said"]) and facts["same"]
-    facts = on_small_disk("overwrite_fits", tmp_path, sample)
-    assert facts == {"free": False, "said": None}
+    facts = on_small_disk("overwrites", tmp_path, sample)
+    assert re.match(rf"the build needs {sizes}", facts.pop("small"))
+    assert facts == {"same": True, "first": None, "room for two": False, "second": None}
 
 
 FULL = "No space left on device"
