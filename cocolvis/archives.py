@@ -53,7 +53,7 @@ class Place(NamedTuple):
         if max(self.size, self.packed) > MAX_PICTURE:
             raise ValueError(f"the zip declares {self.size} bytes for it; at most {MAX_PICTURE} are read")
         with open(self.path, "rb") as file:
-            file.seek(min(self.offset, os.fstat(file.fileno()).st_size))
+            file.seek(self.offset)
             header = file.read(_LOCAL_HEADER.size)
             if len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):
                 raise ValueError(f"{self.path} is damaged or was changed: no member begins at byte {self.offset}")

@@ -21,11 +21,11 @@ _SAMPLED = 1000
 _ROW_BYTES, _ANNOTATION_BYTES, _MARGIN = 400, 1, 1.05
 """A shard's bytes an image, and bytes of annotation for one byte of mask: both on the safe side of what is measured.
 
-The generated sample and a small real tree take 170 to 190 bytes an image, and 1.7 bytes of annotation for one of mask.
+The generated sample and a small real tree take 160 to 185 bytes an image, and 1.6 to 2.4 bytes of annotation for one of mask.
 """
 
-_SHARD_BYTES, _INDEX_BYTES, _FAULT_BYTES = 20_000, 250_000, 250
-"""HDF5's own bytes of a shard (13,300 measured) with its report and what file systems round up; dataset.json (its vocabulary:
+_SHARD_BYTES, _INDEX_BYTES, _FAULT_BYTES = 16_000, 250_000, 250
+"""HDF5's own bytes of a shard (7,500 measured) with its report and what file systems round up; dataset.json (its vocabulary:
 241,000 measured); and one fault there."""
 
 IMAGES = ("embed", "path", "none")
