@@ -263,7 +263,7 @@ def test_a_shard_that_cannot_take_its_name_is_told_in_one_line(sample, tmp_path,
     assert not halves(tmp_path / "data" / "shards")
     blocked.rmdir()
     blocked.parent.rmdir()
-    sample.rebuild(tmp_path / "data", shard_size=10, workers=workers, resume=True)
+    sample.rebuild(tmp_path / "data", shard_size=10, resume=True)
     sample.rebuild(tmp_path / "whole", shard_size=10)
     assert contents(tmp_path / "data") == contents(tmp_path / "whole")
 
