@@ -1,13 +1,12 @@
 """The compiled loops of merging: outlines and run lengths to spans, spans to a mask. Each test compares them with a plain twin.
 
 They trust their arguments as far as memory goes (lengths and bounds are checked here), and report what does not fit as a value;
-``rasterize`` says it in words. Compiled once a machine and cached beside this file, or where NUMBA_CACHE_DIR says.
+``rasterize`` says it in words.
 """
 
-from collections.abc import Callable
-
-import numba
 import numpy as np
+
+from cocolvis.compiled import entry, inner
 
 FILLED, CORRUPT, TOO_LONG, UNFILLED = range(4)
 """What :func:`compressed_spans` and :func:`run_spans` found."""
@@ -24,14 +23,7 @@ _MOST_SYMBOLS = 8
 """Characters of one compressed run length; 40 bits are far beyond any image."""
 
 
-def _compiled(function: Callable) -> Callable:
-    try:
-        return numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # there is no folder to cache it in: compile in each process
-        return numba.njit(nogil=True)(function)
-
-
-@_compiled
+@entry()
 def outline_length(points, bounds, height, width):
     """Pixels along the closed outlines of all polygons, in the larger of x and y; -1.0 when a point is NaN or far outside.
 
@@ -49,25 +41,25 @@ def outline_length(points, bounds, height, width):
     return length
 
 
-@_compiled
+@inner()
 def _fine(value):
     """A coordinate in steps of a fifth of a pixel, rounded as C does: towards 0 after adding a half."""
     return int(_SCALE * value + 0.5)
 
 
-@_compiled
+@inner()
 def _row(low, height):
     """The first row whose centre lies below a boundary point between the fine steps ``low`` and low + 1, in 0..height."""
     return min((max(low, 0) + _SCALE // 2) // _SCALE, height)
 
 
-@_compiled
+@inner()
 def _walk(start, slope, step):
     """Where a line is after so many steps along its longer axis."""
     return int(start + slope * step + 0.5)
 
 
-@_compiled
+@inner()
 def _cross(x0, y0, x1, y1, height, width, columns, rows, count):
     """Add the (column, row) where one edge, in fine steps, passes the centre of a pixel column; the new count."""
     dx, dy = abs(x1 - x0), abs(y1 - y0)
@@ -99,7 +91,7 @@ def _cross(x0, y0, x1, y1, height, width, columns, rows, count):
     return count
 
 
-@_compiled
+@inner()
 def _crossings(points, height, width):
     """(columns, rows), unordered, of all places where the closed outline through ``points`` passes the centre of a column."""
     count = len(points)
@@ -117,7 +109,7 @@ def _crossings(points, height, width):
     return columns[:found], rows[:found]
 
 
-@_compiled
+@inner()
 def _sort(values):
     """Sort in place; the crossings of one column are mostly two."""
     if len(values) > 32:
@@ -131,7 +123,7 @@ def _sort(values):
         values[j] = value
 
 
-@_compiled
+@inner()
 def _fill(columns, rows, height, starts, stops, count):
     """Append the spans between every odd crossing of a column and the next one; the new number of spans."""
     if len(columns) == 0:
@@ -157,7 +149,7 @@ def _fill(columns, rows, height, starts, stops, count):
     return count
 
 
-@_compiled
+@inner()
 def _united(starts, stops):
     """Spans that may overlap to ascending, disjoint ones."""
     order = np.argsort(starts)
@@ -172,7 +164,7 @@ def _united(starts, stops):
     return united_starts[:count], united_stops[:count]
 
 
-@_compiled
+@entry()
 def polygon_spans(points, bounds, height, width):
     """(starts, stops) int64 of the pixels inside any polygon, as pycocotools paints them: ascending, disjoint, column-major.
 
@@ -192,7 +184,7 @@ def polygon_spans(points, bounds, height, width):
     return starts[:count].copy(), stops[:count].copy()
 
 
-@_compiled
+@entry()
 def compressed_spans(counts, pixels):
     """(finding, starts, stops) of COCO's compressed counts, ASCII bytes, for an image of so many pixels.
 
@@ -220,7 +212,7 @@ def compressed_spans(counts, pixels):
     return run_spans(runs[:number], pixels)
 
 
-@_compiled
+@entry()
 def run_spans(runs, pixels):
     """(finding, starts, stops) of (n,) int64 run lengths; as above."""
     starts, stops = np.empty(len(runs) // 2 + 1, np.int64), np.empty(len(runs) // 2 + 1, np.int64)
@@ -235,14 +227,14 @@ def run_spans(runs, pixels):
     return (FILLED if at == pixels else UNFILLED), starts[:count], stops[:count]
 
 
-@_compiled
+@entry()
 def paint(mask, starts, stops, class_id):
     """Set the spans of a flat column-major (W * H,) uint16 mask to a class."""
     for i in range(len(starts)):
         mask[starts[i] : stops[i]] = class_id
 
 
-@_compiled
+@inner()
 def _starts(flat, words):
     """(n,) int64 places where a flat (P,) uint16 array changes, 0 first; ``words`` are its (P // 4,) uint64."""
     starts, count = np.empty(8192, np.int64), 1
@@ -261,7 +253,7 @@ def _starts(flat, words):
     return starts[:count]
 
 
-@_compiled
+@entry()
 def run_lengths(flat, words):
     """(classes uint16, lengths uint16) of the runs of equal value in a flat (P,) uint16 array, P >= 1.
 
@@ -279,7 +271,7 @@ def run_lengths(flat, words):
     return classes[:run].copy(), lengths[:run].copy()
 
 
-@_compiled
+@entry()
 def expand(classes, lengths, pixels):
     """The (pixels,) uint16 of runs that fill them exactly; 16 pixels are written at a time, over the end of a run."""
     flat = np.empty(pixels + 16, np.uint16)
@@ -294,7 +286,7 @@ def expand(classes, lengths, pixels):
     return flat[:pixels]
 
 
-@_compiled
+@entry()
 def pixels_of(classes, lengths):
     """(classes that occur but 0, ascending uint16; their pixels uint32) of runs."""
     pixels = np.zeros(int(classes.max()) + 1 if len(classes) else 1, np.uint32)

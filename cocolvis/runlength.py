@@ -13,7 +13,7 @@ def encode(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     from cocolvis import kernels
 
-    flat = np.ascontiguousarray(mask).reshape(-1)
+    flat = np.require(mask, np.uint16, ("C", "W")).reshape(-1)
     if not flat.size:
         return np.zeros(0, np.uint16), np.zeros(0, np.uint16)
     return kernels.run_lengths(flat, flat[: flat.size // 4 * 4].view(np.uint64))

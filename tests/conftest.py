@@ -1,6 +1,7 @@
 """What several tests share: a tree to draw in, the generated sample, and real data where there is some."""
 
 import os
+import signal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,8 @@ from cocolvis.vocabulary import coco_lvis
 
 
 def pytest_configure(config):
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell: processes would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("filterwarnings", "ignore:__array__ implementation:DeprecationWarning:pycocotools")
 
 

@@ -48,13 +48,14 @@ class Cluster:
         self.workers = []
 
     def add_worker(self) -> None:
-        options = ["--nthreads", "1", "--no-nanny", "--memory-limit", "0", "--local-directory", self._folder]
+        options = ["--nthreads", "1", "--no-nanny", "--memory-limit", "0"]
         self.workers.append(self._start("dask_worker", self.address, *options))
 
     def _start(self, module, *arguments) -> subprocess.Popen:
         command = [sys.executable, "-m", f"distributed.cli.{module}", *arguments, "--host", "127.0.0.1", "--no-dashboard"]
-        environment = os.environ | {"DASK_DISTRIBUTED__SCHEDULER__IDLE_TIMEOUT": f"{GUARD} s"}
-        process = subprocess.Popen(list(map(str, command)), stdout=self._log, stderr=self._log, env=environment)
+        settings = {"DASK_DISTRIBUTED__SCHEDULER__IDLE_TIMEOUT": f"{GUARD} s", "DASK_TEMPORARY_DIRECTORY": str(self._folder)}
+        streams = {"stdout": self._log, "stderr": self._log, "env": os.environ | settings}
+        process = subprocess.Popen(list(map(str, command)), **streams)
         self._stack.callback(process.wait)
         self._stack.callback(process.kill)
         return process

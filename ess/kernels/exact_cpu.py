@@ -9,11 +9,12 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import float32, int32
 from numba.extending import intrinsic
+
+from cocolvis.compiled import entry, inner
 
 EUCLIDEAN, SQUARED, COSINE = range(3)
 
@@ -29,21 +30,10 @@ _FLUSH = 128
 _NEAR = np.float32(1e-2)
 """Distances below this take part with o - e itself in the gradient, where o * sum(w) - sum(w * e) would cancel."""
 
-_FAST = {"contract", "reassoc", "nsz", "arcp", "nnan"}
-
-
-def _compiled(fastmath):
-    def decorate(function):
-        try:
-            return numba.njit(cache=True, nogil=True, fastmath=fastmath, error_model="numpy")(function)
-        except RuntimeError:  # there is no folder to cache it in: compile in each process
-            return numba.njit(nogil=True, fastmath=fastmath, error_model="numpy")(function)
-
-    return decorate
-
-
-_fast = _compiled(_FAST)
-_strict = _compiled({"contract"})
+_STRICT = {"contract"}
+_FAST = _STRICT | {"reassoc", "nsz", "arcp", "nnan"}
+_strict = inner(fastmath=_STRICT, error_model="numpy")
+_fast = inner(fastmath=_FAST, error_model="numpy")
 
 
 @intrinsic
@@ -297,7 +287,7 @@ def _flush(classes, sums, column, slope, distance, totals):
     slope[:] = 0
 
 
-@_strict
+@entry(fastmath=_STRICT, error_model="numpy")
 def _share(
     embeddings, labels, weights, ignore_index, classes, bias, mask, temperature, distance, bounds, losses, gradients, totals
 ):
@@ -362,6 +352,7 @@ def exact(
     ``embeddings`` (B, D, N) float32 of any strides, ``labels`` (B, N) int64, ``weights`` (B, N) float32, ``classes`` (C, D)
     float32, ``bias`` (C,) float32 or None, ``mask`` (B, C) bool or None, ``distance`` EUCLIDEAN, SQUARED or COSINE.
     """
+    embeddings, labels, weights = map(np.ascontiguousarray, (embeddings, labels, weights))
     images, channels, size = embeddings.shape
     count, pixels = len(classes), images * size
     padded = np.zeros((-(-channels // 4) * 4, count), np.float32)
