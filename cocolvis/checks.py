@@ -140,9 +140,22 @@ def _found(file: h5py.File, name: str) -> h5py.Dataset:
 
 def whole(data: h5py.Dataset) -> np.ndarray:
     """All values of a column; a ValueError when they are too many."""
-    if data.nbytes > MAX_WHOLE:
-        raise ValueError(f"{data.name} holds {data.nbytes} bytes, expected at most {MAX_WHOLE}")
+    small(data.name, data.nbytes)
     return data[()]
+
+
+def small(name: str, size: int) -> None:
+    """A ValueError where a column of so many bytes is too large to be read whole."""
+    if size > MAX_WHOLE:
+        raise ValueError(f"{name} holds {size} bytes, expected at most {MAX_WHOLE}")
+
+
+def place(data: h5py.Dataset) -> int:
+    """The byte of the file at which the values of a :func:`stored` column begin; a ValueError where they have no such place."""
+    offset = data.id.get_offset()
+    if offset is None and data.nbytes:
+        raise ValueError(f"{data.name} lies in its header, expected one piece")
+    return offset or 0
 
 
 def offsets(file: h5py.File, group: str, images: int) -> np.ndarray:

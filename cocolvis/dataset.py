@@ -1,6 +1,5 @@
 """A built data set: its index dataset.json, and its splits as sequences of samples."""
 
-import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -92,7 +91,6 @@ class Split:
         counts = [s["images"] for s in dataset.index["shards"] if s["split"] == name]
         self._starts = np.cumsum([0, *counts])
         self._open: OrderedDict[int, ShardReader] = OrderedDict()
-        self._pid = os.getpid()
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -146,8 +144,6 @@ class Split:
         return self._shard(number), index - int(self._starts[number])
 
     def _shard(self, number: int) -> ShardReader:
-        if self._pid != os.getpid():  # HDF5 handles must not cross a fork
-            self._open, self._pid = OrderedDict(), os.getpid()
         if number not in self._open:
             reader = ShardReader(self._paths[number], self._classes)
             if reader.attributes.get("vocabulary") != self._digest:

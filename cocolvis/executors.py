@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cocolvis.errors import DataError
+from cocolvis.memory import keep_freed
 from cocolvis.plan import ShardTask
 from cocolvis.shard_task import run_shard
 
@@ -98,6 +99,7 @@ def _start_worker(ticks, stop) -> None:
     """Count images for the parent, and end at once when it says so or is gone."""
     global _ticks
     _ticks = ticks
+    keep_freed()
     parent = parent_process()
 
     def watch() -> None:

@@ -273,17 +273,19 @@ def run_lengths(flat, words):
 
 @entry()
 def expand(classes, lengths, pixels):
-    """The (pixels,) uint16 of runs that fill them exactly; 16 pixels are written at a time, over the end of a run."""
+    """The (pixels,) uint16 of runs, or nothing where they do not fill it exactly. Writes 16 pixels at a time, over ends."""
     flat = np.empty(pixels + 16, np.uint16)
     at = 0
     for run in range(len(classes)):
         class_id, end, place = classes[run], at + lengths[run], at
+        if end > pixels:
+            return flat[:0]
         while place < end:
             for i in range(16):
                 flat[place + i] = class_id
             place += 16
         at = end
-    return flat[:pixels]
+    return flat[: pixels if at == pixels else 0]
 
 
 @entry()

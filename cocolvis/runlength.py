@@ -21,14 +21,15 @@ def encode(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def decode(classes: np.ndarray, lengths: np.ndarray, height: int, width: int) -> np.ndarray:
     """The (H, W) uint16 mask of runs; a ValueError when they do not fill it exactly, or it is over MAX_PIXELS."""
-    total = int(lengths.sum(dtype=np.uint64))
-    if total != height * width:
-        raise ValueError(f"runs cover {total} pixels, expected {height} x {width} = {height * width}")
-    if total > MAX_PIXELS:
+    pixels = height * width
+    if pixels > MAX_PIXELS:
         raise ValueError(f"{height} x {width} pixels are more than {MAX_PIXELS}")
     from cocolvis import kernels  # numba is slow to import, and who only counts never decodes
 
-    return kernels.expand(classes, lengths, total).reshape(height, width)
+    mask = kernels.expand(classes, lengths, pixels)
+    if len(mask) < pixels:
+        raise ValueError(f"runs cover {lengths.sum(dtype=np.uint64)} pixels, expected {height} x {width} = {pixels}")
+    return mask.reshape(height, width)
 
 
 def pixel_counts(classes: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,12 +1,15 @@
 """One HDF5 shard: images as they came, masks as run lengths, and what samplers and statistics need without decoding."""
 
 import hashlib
+import math
+import os
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -33,10 +36,12 @@ _RAGGED = {
 """Any number of values an image, packed one image after another; offsets[i]:offsets[i + 1] are image i's."""
 
 _SMALL = ("size", "path/bytes", "neg/class", "not_exhaustive/class")
-"""The columns that are read whole when a shard is opened, as /id is: HDF5 takes longer to find a row than to read them all."""
+"""The columns that are read whole when a shard is opened, as /id is."""
 
 MAX_CLASS = 2**16 - 1
 """The largest class that a mask can hold."""
+
+_SHORTER = "the file has become shorter"
 
 _ADVICE = "`cocolvis verify` checks the whole data set"
 
@@ -140,39 +145,48 @@ def _values(content: bytearray, dtype: str) -> np.ndarray:
     return np.frombuffer(content, np.dtype(dtype).newbyteorder("<"))
 
 
+class _Column(NamedTuple):
+    """Where a column's values lie in the file, one after another."""
+
+    at: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+
 class ShardReader:
     """Random access to one shard, whoever made it: opening checks all that reading relies on.
 
-    Masks and pictures are not touched before they are asked for. ``classes`` is the largest class that a mask may hold.
+    HDF5 says where the columns lie, and has no part in reading them: that takes one system call, and any number of threads and
+    forked processes may do it. Masks and pictures are not touched before they are asked for. ``classes`` is the largest class
+    that a mask may hold.
     """
 
     def __init__(self, path: Path, classes: int = MAX_CLASS):
         self.path = path
         self._classes = classes
-        self._file = None
         try:
             checks.hdf5(path)
-            self._file = h5py.File(path, "r", locking=False)
-            self._open(self._file)
+            self._file = os.open(path, os.O_RDONLY)
+            self.close = weakref.finalize(self, os.close, self._file)
+            with h5py.File(path, "r", locking=False) as file:
+                self._open(file)
         except DataError as error:
             raise DataError(f"{error}; {_ADVICE}") from None
         except checks.REFUSED as error:
-            self.close()
             raise DataError(f"{path}: is no readable shard: {checks.line(error)}; {_ADVICE}") from None
 
     def _open(self, file: h5py.File) -> None:
         self.attributes = checks.attributes(file, {"format": FORMAT, "version": VERSION}, ("split", "images", "vocabulary"))
         self._small = {"id": checks.whole(checks.stored(file, "id", "int64", (None,)))}
         images = len(self._small["id"])
-        self._columns: dict[str, h5py.Dataset] = {}
-        for name, (dtype, shape) in _FIXED.items():
-            self._columns[name] = checks.stored(file, name, dtype, (images, *shape))
+        stored = {name: checks.stored(file, name, dtype, (images, *shape)) for name, (dtype, shape) in _FIXED.items()}
         self._offsets = {group: checks.offsets(file, group, images) for group in _RAGGED}
         for group, columns in _RAGGED.items():
             for column, dtype in columns.items():
                 name = f"{group}/{column}"
-                self._columns[name] = checks.stored(file, name, dtype, (int(self._offsets[group][-1]),))
-        self._small |= {name: checks.whole(self._columns[name]) for name in _SMALL}
+                stored[name] = checks.stored(file, name, dtype, (int(self._offsets[group][-1]),))
+        self._columns = {name: _Column(checks.place(data), data.dtype, data.shape) for name, data in stored.items()}
+        self._small |= {name: checks.whole(stored[name]) for name in _SMALL}
         runs, pictures = (np.diff(self._offsets[group]) for group in ("mask", "image"))
         checks.images(self._small["id"], self._small["size"], runs, pictures)
 
@@ -232,7 +246,7 @@ class ShardReader:
         """Image number ``row`` of the shard, mask decoded; a DataError as for :meth:`mask`, or where the disk fails."""
         mask = self.mask(row)
         try:
-            content = self._slice("image", "bytes", row).tobytes()
+            content = self._content(row)
         except (ValueError, OSError) as error:
             raise self._fault("picture of image", row, error) from None
         return Sample(
@@ -245,21 +259,36 @@ class ShardReader:
         )
 
     def _whole(self, name: str) -> np.ndarray:
+        column = self._columns[name]
         try:
-            return checks.whole(self._columns[name])
+            checks.small(f"/{name}", math.prod(column.shape) * column.dtype.itemsize)
+            return self._read(column, 0, column.shape[0])
         except (ValueError, OSError) as error:
             raise DataError(f"{self.path}: {checks.line(error)}") from None
 
     def _slice(self, group: str, column: str, row: int) -> np.ndarray:
+        start, stop = self._bounds(group, row)
+        values = self._small.get(f"{group}/{column}")
+        return self._read(self._columns[f"{group}/{column}"], start, stop) if values is None else values[start:stop]
+
+    def _content(self, row: int) -> bytes:
+        start, stop = self._bounds("image", row)
+        content = os.pread(self._file, stop - start, self._columns["image/bytes"].at + start)
+        if len(content) < stop - start:
+            raise ValueError(_SHORTER)
+        return content
+
+    def _bounds(self, group: str, row: int) -> tuple[int, int]:
         offsets = self._offsets[group]
-        name = f"{group}/{column}"
-        values = self._small.get(name)
-        return (self._columns[name] if values is None else values)[int(offsets[row]) : int(offsets[row + 1])]
+        return int(offsets[row]), int(offsets[row + 1])
+
+    def _read(self, column: _Column, start: int, stop: int) -> np.ndarray:
+        """Entries start:stop along the first side."""
+        values = np.empty((stop - start, *column.shape[1:]), column.dtype)
+        entry = column.dtype.itemsize * math.prod(column.shape[1:])
+        if values.size and os.preadv(self._file, [values], column.at + start * entry) < values.nbytes:
+            raise ValueError(_SHORTER)
+        return values
 
     def _fault(self, what: str, row: int, error: Exception) -> DataError:
         return DataError(f"{self.path}: {what} {int(self._small['id'][row])}: {checks.line(error)}")
-
-    def close(self) -> None:
-        """Release the file."""
-        if self._file is not None:
-            self._file.close()

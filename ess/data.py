@@ -11,6 +11,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from cocolvis.dataset import Dataset, Split
 from cocolvis.errors import DataError
+from cocolvis.memory import keep_freed
 from ess.config import Config
 from ess.transforms import random_crop
 
@@ -118,5 +119,6 @@ def _start_worker(number: int) -> None:
     After SIGTERM a loader process lives on for as long as a step may take, and no longer, so that none is left behind.
     """
     cv2.setNumThreads(0)
+    keep_freed()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))

@@ -12,6 +12,7 @@ from shard_damage import (
     Outside,
     assigned,
     attribute,
+    compact,
     created,
     declared,
     excluded,
@@ -187,6 +188,8 @@ VALUES = {
 }
 
 FILTERS = {
+    "ids in their header": (lambda f, o: compact(f, "id"), "/id lies in its header, expected one piece"),
+    "masks in their header": (lambda f, o: compact(f, "mask/class"), "/mask/class lies in its header, expected one piece"),
     "gzip on ids": (lambda f, o: replaced(f, "id", f["id"][()], compression="gzip"), "/id lies in chunks"),
     "chunks of ids": (created("id", (5,), "int64", chunks=(5,), fillvalue=1), "/id lies in chunks"),
     "chunks of ids that are there": (put("id", np.zeros(5, "int64"), chunks=(5,)), "/id lies in chunks, expected one piece"),

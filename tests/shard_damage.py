@@ -108,6 +108,17 @@ def assigned(name: str, place: Any, value: Any) -> Callable[[h5py.File, Outside]
     return lambda file, outside: file[name].__setitem__(place, value)
 
 
+def compact(file: h5py.File, name: str) -> None:
+    """Move a column into its own header."""
+    values = file[name][()]
+    del file[name]
+    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    layout.set_layout(h5py.h5d.COMPACT)
+    kind = h5py.h5t.py_create(values.dtype, logical=True)
+    data = h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create_simple(values.shape), layout)
+    data.write(h5py.h5s.ALL, h5py.h5s.ALL, values)
+
+
 def put(name: str, value: Any, **settings: Any) -> Callable[[h5py.File, Outside], None]:
     return lambda file, outside: replaced(file, name, value, **settings)
 

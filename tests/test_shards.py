@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import shutil
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -184,6 +186,40 @@ def test_runs_that_do_not_fill_the_mask_are_refused(shard):
         file["mask/length"][0] = 1
     with pytest.raises(DataError, match="mask of image 5: runs cover 5 pixels, expected 2 x 3 = 6"):
         ShardReader(shard).mask(0)
+
+
+@pytest.mark.parametrize(
+    ("column", "read", "what"),
+    [
+        ("image/bytes", lambda reader: reader.sample(0), r"picture of image \d+: "),
+        ("mask/length", lambda reader: reader.sample(0), r"mask of image \d+: "),
+        ("image/bytes", lambda reader: reader.digest(0), r"image \d+: "),
+        ("present/class", ShardReader.present, ""),
+        ("digest", ShardReader.digests, ""),
+    ],
+)
+def test_a_shard_that_is_cut_while_it_is_open_is_told(sample, tmp_path, column, read, what):
+    shard = Path(shutil.copy(sample.data / "shards" / "val-00000.h5", tmp_path))
+    with h5py.File(shard, "r+") as file:
+        file["last"] = file[column][()]
+        del file[column]
+        file.move("last", column)
+        place = file[column].id.get_offset()
+    reader = ShardReader(shard)
+    read(reader)
+    os.truncate(shard, place + 5)
+    with pytest.raises(DataError, match=rf"val-00000\.h5: {what}the file has become shorter"):
+        read(reader)
+
+
+def test_a_reader_leaves_no_file_open(shard):
+    before = os.listdir("/dev/fd")
+    for _ in range(5):
+        ShardReader(shard)
+        ShardReader(shard).close()
+    with pytest.raises(DataError):
+        ShardReader(Path(__file__))
+    assert os.listdir("/dev/fd") == before
 
 
 def test_splits_are_sequences_that_pickle_and_fork(sample):
