@@ -7,6 +7,7 @@ generator does: pycocotools makes a mask of each annotation, and NumPy combines 
 """
 
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -163,20 +164,21 @@ def _rate(bench: Bench, count: int) -> tuple[float, float]:
 
 
 def memory(bench: Bench) -> dict[str, float]:
-    """The largest resident size of a worker, for a data set and one a quarter as large."""
-    found = {}
-    for images in (bench.images // 4, bench.images):
-        root = bench.tree(images)
-        found[images] = _child(
-            "from cocolvis.build import build; from cocolvis.plan import BuildOptions; from cocolvis.sources import Sources;"
-            "from cocolvis.vocabulary import coco_lvis; from pathlib import Path; import sys, resource, json;"
-            "build(Sources(Path(sys.argv[1]), Path(sys.argv[2]), coco_lvis()), Path(sys.argv[3]),"
-            "BuildOptions(splits=('train',), shard_size=50), workers=2, overwrite=True);"
-            "print(json.dumps(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024))",
-            *(str(path) for path in (root / "coco", root / "lvis", bench.folder / "data")),
-        )
-    small, large = found.values()
+    """The largest resident size of a worker, for a data set and one a quarter as large (Linux)."""
+    small, large = (_worker_mib(bench, images) for images in (bench.images // 4, bench.images))
     return {"quarter_worker_mib": small, "whole_worker_mib": large, "growth": large / small}
+
+
+def _worker_mib(bench: Bench, images: int) -> float:
+    found = [0]
+
+    def progress(done: int, total: int) -> None:
+        for worker in multiprocessing.active_children():
+            status = Path(f"/proc/{worker.pid}/status").read_text()
+            found.extend(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+
+    bench.build(images, workers=2, shard_size=50, progress=progress)
+    return max(found) / 1024
 
 
 def loading(bench: Bench) -> dict[str, float]:
