@@ -260,7 +260,7 @@ def projection(found: dict[str, dict[str, float]]) -> dict[str, float]:
     return {f"{cores}_cores_minutes": (start + max(work / cores, feeding)) / 60 for cores in (2, 8, 32)}
 
 
-PARTS = {part.__name__: part for part in (merging, workers, memory, loading, reading)}
+PARTS = {part.__name__: part for part in (merging, workers, reading, memory, loading)}
 
 
 @click.command()
