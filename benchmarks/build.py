@@ -92,7 +92,7 @@ def plainly_merged(task: ImageTask) -> np.ndarray:
     for source in (task.stuff, task.things):
         layer = np.zeros_like(mask)
         for segment in source:
-            coded = json.loads(segment.segmentation)
+            coded = json.loads(bytes(segment.segmentation))
             if isinstance(coded, list):
                 coded = coco_mask.merge(coco_mask.frPyObjects(coded, task.height, task.width))
             layer = np.where((layer == 0) & (coco_mask.decode(coded) > 0), segment.category_id, layer)

@@ -1,6 +1,5 @@
 """COCO-Stuff and LVIS JSON to typed records; segmentations stay raw bytes until they are rasterized."""
 
-import json
 import re
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -24,12 +23,13 @@ class Fault(NamedTuple):
     reason: str
 
 
-class Segment(NamedTuple):
-    """One annotation of an image: its category and its segmentation, still as JSON bytes."""
+class Segment(msgspec.Struct, gc=False):
+    """One annotation of an image: its category and its segmentation, still as it stands in the file."""
 
-    annotation_id: int
+    annotation_id: int = msgspec.field(name="id")
+    image_id: int
     category_id: int
-    segmentation: bytes
+    segmentation: msgspec.Raw
 
 
 class ImageRecord(msgspec.Struct, gc=False, frozen=True):
@@ -62,13 +62,6 @@ _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\\:]")
 """What no file name may hold: control characters, line ends, what UTF-8 cannot write, separators of other systems."""
 
 
-class _Annotation(msgspec.Struct, gc=False):
-    id: int
-    image_id: int
-    category_id: int
-    segmentation: msgspec.Raw
-
-
 class _Category(msgspec.Struct, gc=False):
     id: int
     name: str
@@ -76,7 +69,7 @@ class _Category(msgspec.Struct, gc=False):
 
 class _File(msgspec.Struct, gc=False):
     images: list[ImageRecord]
-    annotations: list[_Annotation]
+    annotations: list[Segment]
     categories: list[_Category] = []
 
 
@@ -107,7 +100,7 @@ class AnnotationFile:
     def segments(self, image_id: int) -> list[Segment]:
         """The annotations of an image in file order; empty when there are none."""
         first, last = self._rows(image_id)
-        return [Segment(row.id, row.category_id, bytes(row.segmentation)) for row in self._annotations[first:last]]
+        return self._annotations[first:last]
 
     def _rows(self, image_id: int) -> tuple[int, int]:
         return int(self._image_ids.searchsorted(image_id)), int(self._image_ids.searchsorted(image_id, "right"))
@@ -159,11 +152,14 @@ class AnnotationFile:
         else:
             self.images[image.id] = image
 
-    def _index(self, annotations: list[_Annotation]) -> None:
+    def _index(self, annotations: list[Segment]) -> None:
         """Group the annotations by image, in file order within an image."""
         try:
             image_ids = _column(annotations, "image_id")
-            sound = _distinct(_column(annotations, "id")) and np.isin(image_ids, np.array(list(self.images), np.int64)).all()
+            sound = (
+                _distinct(_column(annotations, "annotation_id"))
+                and np.isin(image_ids, np.array(list(self.images), np.int64)).all()
+            )
         except OverflowError:
             sound = False
         if not sound:
@@ -175,21 +171,23 @@ class AnnotationFile:
         self._annotations = annotations
         self._image_ids = image_ids
 
-    def _usable(self, annotations: list[_Annotation]) -> list[_Annotation]:
+    def _usable(self, annotations: list[Segment]) -> list[Segment]:
         """Those of listed images, the first of each id; the others become faults."""
         kept, ids = [], set()
         for row in annotations:
             if row.image_id not in self.images:
-                self._fault("unlisted image", row.image_id, row.id, "the file lists no usable image with this id")
-            elif row.id in ids:
-                self._fault("duplicate annotation", row.image_id, row.id, "the id occurs before; the first record counts")
+                self._fault("unlisted image", row.image_id, row.annotation_id, "the file lists no usable image with this id")
+            elif row.annotation_id in ids:
+                self._fault(
+                    "duplicate annotation", row.image_id, row.annotation_id, "the id occurs before; the first record counts"
+                )
             else:
-                ids.add(row.id)
+                ids.add(row.annotation_id)
                 kept.append(row)
         return kept
 
 
-def _column(annotations: list[_Annotation], name: str) -> np.ndarray:
+def _column(annotations: list[Segment], name: str) -> np.ndarray:
     """(n,) int64; an OverflowError when a value does not fit."""
     return np.fromiter(map(attrgetter(name), annotations), np.int64, len(annotations))
 
@@ -204,6 +202,5 @@ def _typed(key: str, record: Any) -> msgspec.Struct:
         return msgspec.convert(record, ImageRecord)
     if key == "categories":
         return msgspec.convert(record, _Category)
-    raw = msgspec.Raw(json.dumps(record["segmentation"]).encode())
-    ids = {name: msgspec.convert(record[name], int) for name in ("id", "image_id", "category_id")}
-    return _Annotation(**ids, segmentation=raw)
+    identity = (msgspec.convert(record[name], int) for name in ("id", "image_id", "category_id"))
+    return Segment(*identity, msgspec.Raw(msgspec.json.encode(record["segmentation"])))  # NaN becomes null

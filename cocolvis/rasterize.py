@@ -39,7 +39,7 @@ class Spans(NamedTuple):
 _decode = msgspec.json.Decoder(list[list[float]] | _RunLengths).decode
 
 
-def rasterize(segmentation: bytes, height: int, width: int) -> Spans:
+def rasterize(segmentation: bytes | msgspec.Raw, height: int, width: int) -> Spans:
     """The pixels that a COCO or LVIS segmentation covers in an image of this size, exactly as pycocotools paints them.
 
     ``segmentation`` is JSON: a list of polygons [x0, y0, x1, y1, ...] whose union counts, or {"size": [H, W], "counts"}

@@ -29,7 +29,7 @@ def test_segments_keep_file_order_and_raw_bytes(tmp_path):
     assert [(s.annotation_id, s.category_id) for s in file.segments(7)] == [(5, 9), (4, 7)]
     assert [s.annotation_id for s in file.segments(8)] == [2]
     assert file.segments(99) == []
-    assert json.loads(file.segments(8)[0].segmentation) == ANNOTATION["segmentation"]
+    assert json.loads(bytes(file.segments(8)[0].segmentation)) == ANNOTATION["segmentation"]
     assert file.faults == [] and file.categories == {}
 
 

@@ -1,7 +1,9 @@
 """COCO and LVIS as they are downloaded: zips that nobody unpacked, in every layout, whole and damaged."""
 
+import os
 import random
 import shutil
+import sys
 import tracemalloc
 import zipfile
 
@@ -301,3 +303,12 @@ def test_no_change_of_a_few_bytes_in_zips_ends_in_anything_but_words(tmp_path, s
             data = Dataset.open(tmp_path / str(number) / "data")
             assert len(data.split("train")) + len(faults(data)) >= 5
         shutil.rmtree(tree.root)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_folders_whose_names_are_no_text_are_read_by_workers(sample, tmp_path):
+    odd = tmp_path / os.fsdecode(b"\xff")
+    shutil.copytree(sample.coco, odd / "coco")
+    shutil.copytree(sample.lvis, odd / "lvis")
+    build(sources(odd / "coco", odd / "lvis"), tmp_path / "data", BuildOptions(shard_size=15), workers=2)
+    assert contents(tmp_path / "data") == contents(sample.data)
