@@ -1,4 +1,4 @@
-"""Which class embeddings lie nearest to a pixel embedding: one exact search, by faiss or by plain torch."""
+"""Which class embeddings lie nearest to a pixel embedding: one exact search, by a compiled loop, faiss or plain torch."""
 
 from functools import lru_cache
 
@@ -7,8 +7,10 @@ import torch
 DISTANCES = ("euclidean", "squared", "cosine")
 """How near is measured; "cosine" is the inner product, and "squared" ranks as "euclidean" does."""
 
-BACKENDS = ("auto", "faiss", "torch")
-"""Who searches; "auto" is faiss on the CPU and torch on a GPU, where the tensors already lie."""
+BACKENDS = ("auto", "numba", "faiss", "torch")
+"""Who searches. "auto" is torch on a GPU, where the tensors already lie; on the CPU numba for 2 to _FEW classes, else faiss."""
+
+_FEW = 64
 
 _PAIRS = 1 << 22  # query-class pairs in memory at once
 
@@ -20,7 +22,7 @@ def nearest(
     """The ids of the k classes nearest to each query, the nearest first.
 
     ``queries`` are (P, D) and ``classes`` (C, D), any floating type, compared in float32; the result is (P, k) int64, ids
-    0..C-1. Among equally near classes "torch" takes the lower id, "faiss" either. A query with a NaN gets arbitrary ids.
+    0..C-1. Among equally near classes the lower id comes first, with "faiss" either. A query with a NaN gets arbitrary ids.
     """
     if queries.ndim != 2 or classes.ndim != 2 or queries.shape[1] != classes.shape[1]:
         raise ValueError(f"queries {tuple(queries.shape)} and classes {tuple(classes.shape)}: expected (P, D) and (C, D)")
@@ -31,11 +33,19 @@ def nearest(
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}: expected one of {', '.join(BACKENDS)}")
     if backend == "auto":
-        backend = "torch" if queries.is_cuda else "faiss"
-    search = _faiss if backend == "faiss" else _torch
+        backend = "torch" if queries.is_cuda else "numba" if 1 < k <= _FEW else "faiss"
+    search = {"numba": _numba, "faiss": _faiss, "torch": _torch}[backend]
     with torch.autocast(queries.device.type, enabled=False):
         queries, classes = (x.detach().float().contiguous() for x in (queries, classes))
         return search(queries, classes, k, distance)
+
+
+def _numba(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str) -> torch.Tensor:
+    """:func:`nearest` by the compiled loop of ``ess.kernels.search_cpu``."""
+    from ess.kernels import search_cpu  # numba is slow to import
+
+    points, threads = (x.cpu().numpy() for x in (queries, classes)), torch.get_num_threads()
+    return torch.from_numpy(search_cpu.search(*points, k, products=distance == "cosine", threads=threads)).to(queries.device)
 
 
 def _faiss(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str) -> torch.Tensor:

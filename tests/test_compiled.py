@@ -10,8 +10,9 @@ from numba.core.dispatcher import Dispatcher
 from cocolvis import kernels, runlength
 from cocolvis.merge import Region, merge
 from cocolvis.rasterize import rasterize
-from ess.kernels import exact_cpu
+from ess.kernels import exact_cpu, search_cpu
 from ess.losses import exact_cross_entropy
+from ess.neighbours import nearest
 
 SEGMENTATIONS = [
     [[1, 1, 9, 1, 9, 9]],
@@ -49,7 +50,22 @@ def lose():
                         exact_cross_entropy(maps, targets, wanted, reduction=reduction, **own).sum().backward()
 
 
-@pytest.mark.parametrize(("module", "work"), [(kernels, merge_and_store), (exact_cpu, lose)])
+def search():
+    queries, classes = torch.randn(30, 4), torch.randn(9, 4)
+    for points in (
+        queries,
+        queries[::2],
+        queries.T.contiguous().T,
+        queries.requires_grad_(),
+        queries.double(),
+        queries.expand(30, 4),
+    ):
+        for distance in ("euclidean", "cosine"):
+            for k in (1, 3):
+                nearest(points, classes, k, distance=distance, backend="numba")
+
+
+@pytest.mark.parametrize(("module", "work"), [(kernels, merge_and_store), (exact_cpu, lose), (search_cpu, search)])
 def test_what_is_cached_has_one_form(module, work):
     work()
     cached = [function for function in dispatchers(module) if function.stats.cache_path]

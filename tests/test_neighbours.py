@@ -1,4 +1,4 @@
-"""The search by torch against faiss and against sorting everything."""
+"""The search by a compiled loop and by torch, against faiss and against sorting everything."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def by_sorting(queries, classes, k, distance):
 
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize(
-    ("classes", "dim", "k"), [(2, 2, 1), (2, 2, 2), (37, 3, 5), (1284, 12, 1), (1284, 12, 8), (300, 64, 300)]
+    ("classes", "dim", "k"), [(2, 2, 1), (2, 2, 2), (37, 3, 5), (513, 5, 9), (1284, 12, 1), (1284, 12, 8), (300, 64, 300)]
 )
 def test_backends_agree_with_sorting(classes, dim, k, distance):
     queries, e = points(211, classes, dim)
@@ -44,13 +44,14 @@ def test_lengths_count_for_cosine_and_for_euclidean():
 
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("k", [1, 2, 4])
-def test_torch_takes_the_lower_id_among_equals(k, distance):
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+def test_the_lower_id_is_taken_among_equals(backend, k, distance):
     queries, e = points(50, 8, 4)
     e = torch.cat([e, e, e])
-    ids = nearest(queries, e, k, distance=distance, backend="torch")
+    ids = nearest(queries, e, k, distance=distance, backend=backend)
     assert (ids == by_sorting(queries, e, k, distance)).all()
     orthogonal = torch.cat([-torch.eye(4)[1:], torch.eye(4)[1:]])  # inner products of 0 and -0
-    assert nearest(torch.eye(4)[:1], orthogonal, k, distance=distance, backend="torch").tolist() == [[*range(k)]]
+    assert nearest(torch.eye(4)[:1], orthogonal, k, distance=distance, backend=backend).tolist() == [[*range(k)]]
 
 
 def test_chunks(monkeypatch):
@@ -82,3 +83,21 @@ def test_refusals():
         nearest(queries, e, 1, distance="l1")
     with pytest.raises(ValueError, match="backend is 'annoy'"):
         nearest(queries, e, 1, backend="annoy")
+
+
+def test_threads_share_the_queries():
+    queries, e = points(3001, 700)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(5)
+        many = nearest(queries, e, 4, backend="numba")
+        torch.set_num_threads(1)
+        assert (nearest(queries, e, 4, backend="numba") == many).all()
+    finally:
+        torch.set_num_threads(before)
+    assert (many == nearest(queries, e, 4, backend="torch")).all(dim=1).float().mean() > 0.999
+
+
+def test_infinite_distances_are_ordered_too():
+    queries, e = torch.full((3, 2), 1e30), torch.tensor([[-1e30, 0.0], [1e30, 1e30], [-1e30, 1.0], [0.0, -1e30]])
+    assert nearest(queries, e, 4, backend="numba").tolist() == [[1, 0, 2, 3]] * 3

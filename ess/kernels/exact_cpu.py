@@ -15,14 +15,15 @@ from numba import float32, int32
 from numba.extending import intrinsic
 
 from cocolvis.compiled import entry, inner
+from ess.kernels.tiles import tiles
 
 EUCLIDEAN, SQUARED, COSINE = range(3)
 
 _BLOCK = 16
 """Pixels that meet the classes together: a multiple of 4."""
 
-_TILE = 512
-"""Classes at a time, so that their embeddings stay in the first cache while the block's pixels meet them."""
+_SPAN = 1536
+"""Classes at a time when gradients are spread, so that the weights of four pixels stay in the first cache."""
 
 _FLUSH = 128
 """Blocks whose class gradients are summed in float32 before they are added to those in float64."""
@@ -45,6 +46,19 @@ def _bits(context, number):
 def _number(context, bits):
     return float32(int32), lambda context, builder, signature, values: builder.bitcast(values[0], ir.FloatType())
 
+
+def _extreme(name):
+    """LLVM's own maximum or minimum: of a comparison it does not see that the order in which a row is read is free."""
+
+    def call(context, builder, signature, values):
+        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType()] * 2)
+        function = builder.module.declare_intrinsic(name, [ir.FloatType()], kind)
+        return builder.call(function, values, fastmath=("nnan", "nsz", "reassoc"))
+
+    return intrinsic(lambda context, a, b: (float32(float32, float32), call))
+
+
+_larger, _smaller = _extreme("llvm.maxnum"), _extreme("llvm.minnum")
 
 _LOG2_E = np.float32(1.44269504088896341)
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
@@ -70,28 +84,27 @@ def _exp(x):
 
 
 @_fast
-def _add_squares(row, e0, e1, e2, e3, x0, x1, x2, x3):
+def _add_squares(row, tile, d, x0, x1, x2, x3):
     for c in range(len(row)):
-        a, b, f, g = x0 - e0[c], x1 - e1[c], x2 - e2[c], x3 - e3[c]
+        a, b, f, g = x0 - tile[d, c], x1 - tile[d + 1, c], x2 - tile[d + 2, c], x3 - tile[d + 3, c]
         row[c] += a * a + b * b + f * f + g * g
 
 
 @_fast
-def _add_products(row, e0, e1, e2, e3, x0, x1, x2, x3):
+def _add_products(row, tile, d, x0, x1, x2, x3):
     for c in range(len(row)):
-        row[c] += x0 * e0[c] + x1 * e1[c] + x2 * e2[c] + x3 * e3[c]
+        row[c] += x0 * tile[d, c] + x1 * tile[d + 1, c] + x2 * tile[d + 2, c] + x3 * tile[d + 3, c]
 
 
 @_fast
-def _scores(row, classes, x, distance):
-    """Squared distances, or inner products, of one pixel x (D,) and classes (D, n) into row (n,); D is a multiple of 4."""
+def _scores(row, tile, x, distance):
+    """Squared distances, or inner products, of one pixel x (D,) and the classes of a tile (D, n) into row (n,)."""
     row[:] = 0
     for d in range(0, len(x), 4):
-        e0, e1, e2, e3 = classes[d], classes[d + 1], classes[d + 2], classes[d + 3]
         if distance == COSINE:
-            _add_products(row, e0, e1, e2, e3, x[d], x[d + 1], x[d + 2], x[d + 3])
+            _add_products(row, tile, d, x[d], x[d + 1], x[d + 2], x[d + 3])
         else:
-            _add_squares(row, e0, e1, e2, e3, x[d], x[d + 1], x[d + 2], x[d + 3])
+            _add_squares(row, tile, d, x[d], x[d + 1], x[d + 2], x[d + 3])
 
 
 @_fast
@@ -124,7 +137,7 @@ def _add(row, other):
 def _largest(row):
     found = row[0]
     for c in range(len(row)):
-        found = row[c] if row[c] > found else found
+        found = _larger(found, row[c])
     return found
 
 
@@ -132,7 +145,7 @@ def _largest(row):
 def _smallest(row):
     found = row[0]
     for c in range(len(row)):
-        found = row[c] if row[c] < found else found
+        found = _smaller(found, row[c])
     return found
 
 
@@ -155,20 +168,34 @@ def _sum(row):
 
 
 @_fast
-def _dots(e, w0, w1, w2, w3):
-    s0 = s1 = s2 = s3 = float32(0)
+def _dots(e, f, w0, w1, w2, w3):
+    """The inner products of two dimensions of the classes with four pixels' weights: two, so that each load serves twice."""
+    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = float32(0)
     for c in range(len(e)):
-        s0 += w0[c] * e[c]
-        s1 += w1[c] * e[c]
-        s2 += w2[c] * e[c]
-        s3 += w3[c] * e[c]
-    return s0, s1, s2, s3
+        x, y = e[c], f[c]
+        a0 += x * w0[c]
+        a1 += x * w1[c]
+        a2 += x * w2[c]
+        a3 += x * w3[c]
+        b0 += y * w0[c]
+        b1 += y * w1[c]
+        b2 += y * w2[c]
+        b3 += y * w3[c]
+    return a0, a1, a2, a3, b0, b1, b2, b3
 
 
 @_fast
-def _add_outer(sums, w0, w1, w2, w3, x0, x1, x2, x3):
+def _add_outer(sums, more, w0, w1, w2, w3, x0, x1, x2, x3, y0, y1, y2, y3):
     for c in range(len(sums)):
-        sums[c] += w0[c] * x0 + w1[c] * x1 + w2[c] * x2 + w3[c] * x3
+        v0, v1, v2, v3 = w0[c], w1[c], w2[c], w3[c]
+        sums[c] += v0 * x0 + v1 * x1 + v2 * x2 + v3 * x3
+        more[c] += v0 * y0 + v1 * y1 + v2 * y2 + v3 * y3
+
+
+@_fast
+def _add_four(column, w0, w1, w2, w3):
+    for c in range(len(column)):
+        column[c] += w0[c] + w1[c] + w2[c] + w3[c]
 
 
 @_strict
@@ -188,17 +215,18 @@ def _gather(embeddings, labels, ignore_index, at, end, points, where):
 
 
 @_strict
-def _logits(rows, distances, points, filled, classes, temperature, distance):
+def _logits(rows, distances, points, filled, table, temperature, distance):
     """Logits of a block's pixels for all classes into rows, and their distances where those are what counts."""
-    for start in range(0, classes.shape[1], _TILE):
-        tile = classes[:, start : start + _TILE]
+    width, count = table.shape[2], distances.shape[1]
+    for at in range(len(table)):
+        tile = table[at]
         for i in range(filled):
-            _scores(rows[i, start : start + _TILE], tile, points[i], distance)
+            _scores(rows[i, at * width : (at + 1) * width], tile, points[i], distance)
     for i in range(filled):
         if distance == EUCLIDEAN:
-            _roots(rows[i], distances[i], temperature)
+            _roots(rows[i, :count], distances[i], temperature)
         else:
-            _scale(rows[i], temperature if distance == COSINE else -temperature)
+            _scale(rows[i, :count], temperature if distance == COSINE else -temperature)
 
 
 @_strict
@@ -258,20 +286,20 @@ def _weigh(row, distances, factor, point, classes, temperature, distance, gradie
 def _spread(rows, points, filled, classes, channels, moves, sums, column):
     """Add a block's weights times class embeddings to its pixels' gradients, and times pixels to those of the classes."""
     count = classes.shape[1]
-    for start in range(0, count, _TILE):
-        stop = min(start + _TILE, count)
+    for start in range(0, count, _SPAN):
+        stop = min(start + _SPAN, count)
         for i in range(0, filled, 4):
             w0, w1, w2, w3 = rows[i, start:stop], rows[i + 1, start:stop], rows[i + 2, start:stop], rows[i + 3, start:stop]
             x0, x1, x2, x3 = points[i], points[i + 1], points[i + 2], points[i + 3]
-            for d in range(channels):
-                s0, s1, s2, s3 = _dots(classes[d, start:stop], w0, w1, w2, w3)
-                moves[i, d] -= s0
-                moves[i + 1, d] -= s1
-                moves[i + 2, d] -= s2
-                moves[i + 3, d] -= s3
-                _add_outer(sums[d, start:stop], w0, w1, w2, w3, -x0[d], -x1[d], -x2[d], -x3[d])
-            one = float32(1)
-            _add_outer(column[start:stop], w0, w1, w2, w3, one, one, one, one)
+            for d in range(0, channels, 2):
+                found = _dots(classes[d, start:stop], classes[d + 1, start:stop], w0, w1, w2, w3)
+                for n in range(4):
+                    moves[i + n, d] -= found[n]
+                    moves[i + n, d + 1] -= found[4 + n]
+                own, next_own = sums[d, start:stop], sums[d + 1, start:stop]
+                f = d + 1
+                _add_outer(own, next_own, w0, w1, w2, w3, -x0[d], -x1[d], -x2[d], -x3[d], -x0[f], -x1[f], -x2[f], -x3[f])
+            _add_four(column[start:stop], w0, w1, w2, w3)
 
 
 @_strict
@@ -289,22 +317,39 @@ def _flush(classes, sums, column, slope, distance, totals):
 
 @entry(fastmath=_STRICT, error_model="numpy")
 def _share(
-    embeddings, labels, weights, ignore_index, classes, bias, mask, temperature, distance, bounds, losses, gradients, totals
+    embeddings,
+    labels,
+    weights,
+    ignore_index,
+    classes,
+    table,
+    bias,
+    mask,
+    temperature,
+    distance,
+    bounds,
+    losses,
+    gradients,
+    totals,
 ):
-    """What one thread does: the pixels bounds[0]:bounds[1] of all B * N; arguments as in :func:`exact`."""
+    """What one thread does: the pixels bounds[0]:bounds[1] of all B * N; arguments as in :func:`exact`.
+
+    ``classes`` is (D', C), D' a multiple of 4, and ``table`` the same in tiles; rows have as many places as these.
+    """
     padded, count = classes.shape
     channels, size = embeddings.shape[1:]
-    rows, distances = np.zeros((_BLOCK, count), np.float32), np.ones((_BLOCK, count), np.float32)
+    rows = np.zeros((_BLOCK, table.shape[0] * table.shape[2]), np.float32)
+    distances = np.ones((_BLOCK, count), np.float32)
     points, moves = np.zeros((_BLOCK, padded), np.float32), np.zeros((_BLOCK, padded), np.float32)
     sums, column, slope = np.zeros((padded, count), np.float32), np.zeros(count, np.float32), np.zeros(len(bias), np.float32)
     where, at, blocks = np.empty(_BLOCK, np.int64), bounds[0], 0
     while at < bounds[1]:
         filled, at = _gather(embeddings, labels, ignore_index, at, bounds[1], points, where)
-        _logits(rows, distances, points, filled, classes, temperature, distance)
+        _logits(rows, distances, points, filled, table, temperature, distance)
         rows[filled:] = 0
         moves[:] = 0
         for i in range(filled):
-            row, image, pixel = rows[i], where[i] // size, where[i] % size
+            row, image, pixel = rows[i, :count], where[i] // size, where[i] % size
             target = labels[image, pixel]
             if len(bias):
                 _add(row, bias)
@@ -357,6 +402,7 @@ def exact(
     count, pixels = len(classes), images * size
     padded = np.zeros((-(-channels // 4) * 4, count), np.float32)
     padded[:channels] = classes.T
+    table = tiles(classes)
     losses = np.zeros((images, size), np.float32)
     moved = np.zeros(embeddings.shape if gradients else (0, 0, 0), np.float32)
     threads = max(1, min(threads, pixels // 256))
@@ -366,7 +412,7 @@ def exact(
     mask = np.zeros((0, 0), np.bool_) if mask is None else mask
 
     def work(share, totals):
-        settings = (padded, bias, mask, np.float32(temperature), distance)
+        settings = (padded, table, bias, mask, np.float32(temperature), distance)
         _share(embeddings, labels, weights, ignore_index, *settings, share, losses, moved, totals)
 
     if threads == 1:
