@@ -12,6 +12,9 @@ from ess.neighbours import DISTANCES, nearest
 NEGATIVES = ("nearest", "random", "published")
 """Which classes a pixel is told from: the k nearest others, k random others, or the k nearest with the published collision."""
 
+STRIDES = (1, 2, 4, 8, 16)
+"""How many pixels may share one search."""
+
 REDUCTIONS = ("mean", "sum", "none")
 """What comes back: the mean over the pixels that count, their sum, or (B, H, W) with 0 where ignored."""
 
@@ -87,35 +90,52 @@ def knn_cross_entropy(
     ignore_index: int = -1,
     negatives: str = "nearest",
     search: str = "auto",
+    query_stride: int = 1,
     reduction: str = "mean",
     generator: torch.Generator | None = None,
+    backend: str = "auto",
 ) -> torch.Tensor:
     """Cross entropy over S_p = {t} + k negatives, instead of over all classes: otherwise as :func:`exact_cross_entropy`.
 
     ``negatives``: "nearest" takes the k classes nearest to o_p other than the target t (all C - 1 where k is larger),
     "random" k distinct others drawn with ``generator``, "published" the k nearest with a target among them replaced by the
-    class before it (0 by 0). ``search`` is the backend of :func:`ess.neighbours.nearest`; no gradient goes through it.
+    class before it (0 by 0). ``search`` is the backend of :func:`ess.neighbours.nearest`; no gradient goes through it. With a
+    ``query_stride`` of 2, 4, 8 or 16 one pixel in so many searches, and the others of its block of 1 x 2, 2 x 2, 2 x 4 or 4 x 4
+    pixels take what it found; a pixel's own target is still none of its negatives.
     """
     labels = _checked(embeddings, labels, classes, distance, ignore_index, reduction)
     if k < 1:
         raise ValueError(f"k is {k}: expected 1 or more negatives")
     counted = (labels != ignore_index).flatten().nonzero().squeeze(1)
     pixels, targets = _pixels(embeddings, labels, counted)
+    if query_stride not in STRIDES:
+        raise ValueError(f"query_stride is {query_stride}: expected one of {', '.join(map(str, STRIDES))}")
+
+    def found(count: int) -> torch.Tensor:
+        """(P, count) classes nearest to each counted pixel, or to the one that searches for it."""
+        queries, places = (pixels, None) if query_stride == 1 else _searching(embeddings, counted, query_stride)
+        ids = nearest(queries, classes, count, distance=distance, backend=search)
+        return ids if places is None else ids[places]
+
     if negatives == "nearest":
-        others = _nearest_others(pixels, targets, classes, k, distance, search)
+        others = _nearest_others(found, targets, min(k, len(classes) - 1))
     elif negatives == "random":
         others = _random_others(targets, len(classes), k, generator)
     elif negatives == "published":
-        others = nearest(pixels, classes, min(k, len(classes)), distance=distance, backend=search)
+        others = found(min(k, len(classes)))
         others = (others - (others == targets).long()).clamp_min(0)
     else:
         raise ValueError(f"negatives is {negatives!r}: expected one of {', '.join(NEGATIVES)}")
+
+    candidates = torch.cat([targets, others], dim=1)
+    if fused.chosen(backend, embeddings, classes):
+        losses = fused.among(pixels, classes, candidates, fused.Settings(temperature, distance, ignore_index))
+        return _reduce(losses, counted, labels, reduction)
 
     def loss(o: torch.Tensor, candidates: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
         z = _logits(o, F.embedding(candidates, e), temperature, distance)
         return _cross_entropy(z[:, :1], z[:, 1:])
 
-    candidates = torch.cat([targets, others], dim=1)
     width = candidates.shape[1] * classes.shape[1]
     return _reduce(_chunked(loss, pixels, candidates, (classes,), width), counted, labels, reduction)
 
@@ -231,11 +251,22 @@ def _reduce(losses: torch.Tensor, counted: torch.Tensor, labels: torch.Tensor, r
     return losses.sum() / max(1, len(losses)) if reduction == "mean" else losses.sum()
 
 
-def _nearest_others(pixels, targets, classes, k: int, distance: str, search: str) -> torch.Tensor:
+def _nearest_others(found: Callable, targets: torch.Tensor, k: int) -> torch.Tensor:
     """(P, k) ids of the nearest classes other than the target: of k + 1 found, the last stands in for the target."""
-    k = min(k, len(classes) - 1)
-    found = nearest(pixels, classes, k + 1, distance=distance, backend=search)
-    return torch.where(found == targets, found[:, -1:], found)[:, :k]
+    ids = found(k + 1)
+    return torch.where(ids == targets, ids[:, -1:], ids)[:, :k]
+
+
+def _searching(embeddings: torch.Tensor, counted: torch.Tensor, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(Q, D) embeddings in the middle of each block of so many pixels, and (P,) which of them is that of a counted pixel."""
+    height, width = embeddings.shape[2:]
+    tall = 1 << (stride.bit_length() - 1) // 2
+    wide = stride // tall
+    rows = torch.arange(tall // 2, height + tall // 2, tall, device=counted.device).clamp_max(height - 1)
+    columns = torch.arange(wide // 2, width + wide // 2, wide, device=counted.device).clamp_max(width - 1)
+    queries = embeddings.detach()[:, :, rows][..., columns].permute(0, 2, 3, 1).flatten(0, 2)
+    image, y, x = counted // (height * width), counted // width % height, counted % width
+    return queries, (image * len(rows) + y // tall) * len(columns) + x // wide
 
 
 def _random_others(targets: torch.Tensor, classes: int, k: int, generator: torch.Generator | None) -> torch.Tensor:

@@ -10,8 +10,8 @@ from numba.core.dispatcher import Dispatcher
 from cocolvis import kernels, runlength
 from cocolvis.merge import Region, merge
 from cocolvis.rasterize import rasterize
-from ess.kernels import exact_cpu, search_cpu
-from ess.losses import exact_cross_entropy
+from ess.kernels import among_cpu, exact_cpu, search_cpu
+from ess.losses import exact_cross_entropy, knn_cross_entropy
 from ess.neighbours import nearest
 
 SEGMENTATIONS = [
@@ -48,6 +48,7 @@ def lose():
                     own = {name: value[: len(maps)] if name == "class_mask" else value for name, value in extras.items()}
                     for wanted in (classes, classes.T.contiguous().T):
                         exact_cross_entropy(maps, targets, wanted, reduction=reduction, **own).sum().backward()
+                        knn_cross_entropy(maps, targets, wanted, reduction=reduction, k=3, query_stride=2).sum().backward()
 
 
 def search():
@@ -65,7 +66,9 @@ def search():
                 nearest(points, classes, k, distance=distance, backend="numba")
 
 
-@pytest.mark.parametrize(("module", "work"), [(kernels, merge_and_store), (exact_cpu, lose), (search_cpu, search)])
+@pytest.mark.parametrize(
+    ("module", "work"), [(kernels, merge_and_store), (exact_cpu, lose), (search_cpu, search), (among_cpu, lose)]
+)
 def test_what_is_cached_has_one_form(module, work):
     work()
     cached = [function for function in dispatchers(module) if function.stats.cache_path]

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ess.losses import exact_cross_entropy
+from ess.losses import exact_cross_entropy, knn_cross_entropy
+from ess.neighbours import nearest
 
 DISTANCES = ("euclidean", "squared", "cosine")
 SHAPES = [(2, 2, 9), (31, 13, 50), (700, 256, 40), (1284, 12, 90), (5000, 3, 20)]
@@ -152,3 +153,44 @@ def test_compile_around_it_works():
     o, labels, e = problem(9, 4, 5)
     compiled = torch.compile(lambda a, b: exact_cross_entropy(a * 2, labels, b) * 3, backend="eager")
     assert compiled(o, e).item() == pytest.approx(3 * exact_cross_entropy(o * 2, labels, e).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize(
+    ("classes", "dim", "width", "k"), [(2, 2, 9, 1), (31, 13, 50, 30), (1284, 12, 90, 7), (5000, 3, 300, 4)]
+)
+def test_among_few_the_value_and_gradients_are_those_of_torch_in_double_precision(classes, dim, width, k, distance):
+    o, labels, e = problem(classes, dim, width)
+    found = []
+    for backend, dtype in (("fused", torch.float32), ("torch", torch.float64)):
+        a, b = (x.detach().clone().to(dtype).requires_grad_() for x in (o, e))
+        loss = knn_cross_entropy(a, labels, b, k=k, temperature=7.0, distance=distance, reduction="none", backend=backend)
+        (loss * torch.linspace(1, 2, loss.numel()).view(loss.shape)).sum().backward()
+        found.append((loss.detach(), a.grad, b.grad))
+    for mine, theirs in zip(*found, strict=True):
+        assert error(mine, theirs) < 5e-6
+
+
+@pytest.mark.parametrize("backend", ["fused", "torch"])
+def test_an_image_without_counted_pixels_has_no_loss_among_few_either(backend):
+    o, labels, e = problem(9, 3, 8)
+    o.requires_grad_()
+    loss = knn_cross_entropy(o, labels.fill_(-1), e, backend=backend)
+    loss.backward()
+    assert loss.item() == 0 and not o.grad.any()
+
+
+@pytest.mark.parametrize(("stride", "tall", "wide"), [(2, 1, 2), (4, 2, 2), (8, 2, 4), (16, 4, 4)])
+def test_pixels_of_a_block_share_what_its_middle_finds(stride, tall, wide):
+    g = torch.Generator().manual_seed(5)
+    o, e = torch.randn(2, 3, 7, 9, generator=g), torch.randn(20, 3, generator=g)
+    labels = torch.randint(-1, 20, (2, 7, 9), generator=g)
+    losses = knn_cross_entropy(o, labels, e, k=3, query_stride=stride, reduction="none")
+    for image, y, x in labels.ne(-1).nonzero().tolist():
+        middle = o[image, :, min(y // tall * tall + tall // 2, 6), min(x // wide * wide + wide // 2, 8)]
+        target = int(labels[image, y, x])
+        others = [c for c in nearest(middle[None], e, 4)[0].tolist() if c != target][:3]
+        z = -20 * (o[image, :, y, x] - e[[target, *others]]).norm(dim=1)
+        torch.testing.assert_close(losses[image, y, x], z.logsumexp(0) - z[0], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="query_stride is 3: expected one of 1, 2, 4, 8, 16"):
+        knn_cross_entropy(o, labels, e, query_stride=3)

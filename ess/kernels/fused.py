@@ -1,8 +1,10 @@
-"""The fused cross entropy over all classes as differentiable functions: which kernel runs, and what is kept for backward."""
+"""The compiled cross entropies as differentiable functions: which kernel runs, and what is kept for backward."""
 
 from typing import NamedTuple
 
 import torch
+
+from ess.neighbours import DISTANCES
 
 BACKENDS = ("auto", "fused", "torch")
 
@@ -40,6 +42,12 @@ def each(embeddings, classes, bias, labels, mask, settings: Settings) -> torch.T
     return _Each.apply(embeddings, classes, bias, labels, mask, settings)
 
 
+@torch.compiler.disable
+def among(pixels, classes, candidates, settings: Settings) -> torch.Tensor:
+    """The loss of each pixel (P, D) over its candidates (P, K), the target first; (P,)."""
+    return _Among.apply(pixels, classes, candidates, settings)
+
+
 class _WeightedSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, embeddings, classes, bias, labels, weights, mask, settings):
@@ -71,6 +79,33 @@ class _Each(torch.autograd.Function):
         return *(_like(g, t) for g, t in zip(found[1:], inputs, strict=True)), None, None, None
 
 
+class _Among(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, pixels, classes, candidates, settings):
+        ctx.save_for_backward(pixels, classes, candidates)
+        ctx.settings = settings
+        return torch.from_numpy(_run_among(pixels, classes, candidates, None, settings))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream):
+        pixels, classes, candidates = ctx.saved_tensors
+        found = _run_among(pixels, classes, candidates, _array(upstream.float()), ctx.settings)
+        return *(_like(torch.from_numpy(g), t) for g, t in zip(found, (pixels, classes), strict=True)), None, None
+
+
+def _run_among(pixels, classes, candidates, upstream, settings: Settings):
+    from ess.kernels import among_cpu
+
+    return among_cpu.among(
+        *map(_array, (pixels.float(), classes.float(), candidates)),
+        upstream,
+        temperature=settings.temperature,
+        distance=DISTANCES.index(settings.distance),
+        threads=torch.get_num_threads(),
+    )
+
+
 class _Found(NamedTuple):
     losses: torch.Tensor
     embeddings: torch.Tensor | None
@@ -82,23 +117,24 @@ def _run(embeddings, classes, bias, labels, weights, mask, settings: Settings, *
     """What the CPU's kernel finds, as tensors; everything in float32."""
     from ess.kernels import exact_cpu  # numba is slow to import, and who uses another loss never needs it
 
-    def array(tensor):
-        return None if tensor is None else tensor.detach().numpy()
-
     found = exact_cpu.exact(
-        array(embeddings.flatten(2).float()),
-        array(labels.flatten(1)),
-        array(weights.flatten(1).float()),
-        array(classes.float()),
-        None if bias is None else array(bias.float()),
-        array(mask),
+        _array(embeddings.flatten(2).float()),
+        _array(labels.flatten(1)),
+        _array(weights.flatten(1).float()),
+        _array(classes.float()),
+        None if bias is None else _array(bias.float()),
+        _array(mask),
         ignore_index=settings.ignore_index,
         temperature=settings.temperature,
-        distance=("euclidean", "squared", "cosine").index(settings.distance),
+        distance=DISTANCES.index(settings.distance),
         gradients=gradients,
         threads=torch.get_num_threads(),
     )
     return _Found(*(None if part is None else torch.from_numpy(part) for part in found))
+
+
+def _array(tensor: torch.Tensor | None):
+    return None if tensor is None else tensor.detach().numpy()
 
 
 def _like(gradient: torch.Tensor | None, tensor: torch.Tensor | None) -> torch.Tensor | None:
