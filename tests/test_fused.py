@@ -1,5 +1,10 @@
 """The fused cross entropy over all classes against a definition in float64 that makes the whole pixels x classes array."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -194,3 +199,14 @@ def test_pixels_of_a_block_share_what_its_middle_finds(stride, tall, wide):
         torch.testing.assert_close(losses[image, y, x], z.logsumexp(0) - z[0], rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="query_stride is 3: expected one of 1, 2, 4, 8, 16"):
         knn_cross_entropy(o, labels, e, query_stride=3)
+
+
+def test_the_benchmark_measures_every_contender():
+    script = Path(__file__).parents[1] / "benchmarks" / "losses.py"
+    small = ["--classes", "7", "--images", "1", "--size", "16", "--rounds", "1", "--json"]
+    found = json.loads(subprocess.run([sys.executable, script, *small], check=True, capture_output=True, text=True).stdout)
+    contenders = found["classes"]["7"]
+    assert {"published", "exact", "exact, cosine", "k-NN", "k-NN, query_stride 4", "dense"} <= contenders.keys()
+    for row in contenders.values():
+        assert row["pixels"] == 256 and row["us_a_pixel"] > 0 and row["times_as_fast_as_published"] > 0
+    assert contenders["published"]["times_as_fast_as_published"] == 1
