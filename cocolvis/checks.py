@@ -12,14 +12,12 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
+from cocolvis.archives import MAX_PICTURE
 from cocolvis.errors import DataError
 from cocolvis.runlength import MAX_PIXELS
 
 MAX_WHOLE = 2**28
 """Bytes of the largest column that is read whole; 8 million images fit."""
-
-MAX_PICTURE = 2**28
-"""Bytes of the largest picture that is read."""
 
 MAX_INDEX = 2**28
 """Bytes of the largest dataset.json; a million faults take two thirds of it."""

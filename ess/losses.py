@@ -106,10 +106,10 @@ def knn_cross_entropy(
     labels = _checked(embeddings, labels, classes, distance, ignore_index, reduction)
     if k < 1:
         raise ValueError(f"k is {k}: expected 1 or more negatives")
-    counted = (labels != ignore_index).flatten().nonzero().squeeze(1)
-    pixels, targets = _pixels(embeddings, labels, counted)
     if query_stride not in STRIDES:
         raise ValueError(f"query_stride is {query_stride}: expected one of {', '.join(map(str, STRIDES))}")
+    counted = (labels != ignore_index).flatten().nonzero().squeeze(1)
+    pixels, targets = _pixels(embeddings, labels, counted)
 
     def found(count: int) -> torch.Tensor:
         """(P, count) classes nearest to each counted pixel, or to the one that searches for it."""

@@ -7,6 +7,9 @@ import torch
 DISTANCES = ("euclidean", "squared", "cosine")
 """How near is measured; "cosine" is the inner product, and "squared" ranks as "euclidean" does."""
 
+EUCLIDEAN, SQUARED, COSINE = range(len(DISTANCES))
+"""The places of these, which is what compiled loops know them by."""
+
 BACKENDS = ("auto", "numba", "faiss", "torch")
 """Who searches. "auto" is torch on a GPU, where the tensors already lie; on the CPU numba for 2 to _FEW classes, else faiss."""
 

@@ -5,13 +5,12 @@ in ``ess.losses``.
 """
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from cocolvis.compiled import entry, inner
-
-EUCLIDEAN, SQUARED, COSINE = range(3)
+from ess.kernels.threads import shared
+from ess.neighbours import COSINE, EUCLIDEAN
 
 
 @inner(fastmath={"contract", "reassoc"}, error_model="numpy")
@@ -84,15 +83,13 @@ def among(pixels, classes, candidates, upstream, *, temperature: float, distance
     back = upstream is not None
     upstream = np.require(upstream if back else np.zeros(0), np.float32, ("C", "W"))
     count = len(pixels)
-    threads = max(1, min(threads, count // 256))
-    bounds = [(count * i // threads, count * (i + 1) // threads) for i in range(threads)]
     losses, moves = np.zeros(0 if back else count, np.float32), np.zeros(pixels.shape if back else (0, 0), np.float32)
-    totals = [np.zeros(classes.shape if back else (0, 0)) for _ in bounds]
     slope = temperature if distance == COSINE else -temperature
 
-    def work(share, total):
-        _share(pixels, classes, candidates, float(slope), distance, share, upstream, losses, moves, total)
+    def work(bounds):
+        total = np.zeros(classes.shape if back else (0, 0))
+        _share(pixels, classes, candidates, float(slope), distance, bounds, upstream, losses, moves, total)
+        return total
 
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, bounds, totals))
+    totals = shared(work, count, threads)
     return (moves, sum(totals).astype(np.float32)) if back else losses

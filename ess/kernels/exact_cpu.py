@@ -6,7 +6,6 @@ of the gradients overwrite one another there, and no pixels x classes array exis
 """
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -15,9 +14,9 @@ from numba import float32, int32
 from numba.extending import intrinsic
 
 from cocolvis.compiled import entry, inner
+from ess.kernels.threads import shared
 from ess.kernels.tiles import tiles
-
-EUCLIDEAN, SQUARED, COSINE = range(3)
+from ess.neighbours import COSINE, EUCLIDEAN, SQUARED
 
 _BLOCK = 16
 """Pixels that meet the classes together: a multiple of 4."""
@@ -405,21 +404,16 @@ def exact(
     table = tiles(classes)
     losses = np.zeros((images, size), np.float32)
     moved = np.zeros(embeddings.shape if gradients else (0, 0, 0), np.float32)
-    threads = max(1, min(threads, pixels // 256))
-    bounds = [(pixels * i // threads, pixels * (i + 1) // threads) for i in range(threads)]
-    totals = [np.zeros((len(padded) + 1, count) if gradients else (0, 0)) for _ in bounds]
     bias = np.zeros(0, np.float32) if bias is None else bias
     mask = np.zeros((0, 0), np.bool_) if mask is None else mask
 
-    def work(share, totals):
+    def work(bounds):
+        total = np.zeros((len(padded) + 1, count) if gradients else (0, 0))
         settings = (padded, table, bias, mask, np.float32(temperature), distance)
-        _share(embeddings, labels, weights, ignore_index, *settings, share, losses, moved, totals)
+        _share(embeddings, labels, weights, ignore_index, *settings, bounds, losses, moved, total)
+        return total
 
-    if threads == 1:
-        work(bounds[0], totals[0])
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(work, bounds, totals))
+    totals = shared(work, pixels, threads)
     if not gradients:
         return Exact(losses, None, None, None)
     total = sum(totals)

@@ -5,11 +5,10 @@ entry in each column takes one pass of wide comparisons; only the columns that c
 The plain twin is ``ess.neighbours._torch``.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 
 from cocolvis.compiled import entry, inner
+from ess.kernels.threads import shared
 from ess.kernels.tiles import LINES, tiles
 
 _BLOCK = 16
@@ -19,6 +18,7 @@ _fast = inner(fastmath={"contract", "reassoc", "nsz", "arcp"}, error_model="nump
 _strict = inner(error_model="numpy")
 
 
+# Also in exact_cpu: numba's cache of what is compiled from one file does not notice when another one changes.
 @_fast
 def _add_squares(row, tile, d, x0, x1, x2, x3):
     for c in range(len(row)):
@@ -125,9 +125,6 @@ def search(queries: np.ndarray, classes: np.ndarray, k: int, *, products: bool, 
     """
     queries = np.require(queries, np.float32, ("C", "W"))
     found = np.empty((len(queries), k), np.int64)
-    threads = max(1, min(threads, len(queries) // 256))
-    bounds = [(len(queries) * i // threads, len(queries) * (i + 1) // threads) for i in range(threads)]
     table = tiles(classes)
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda share: _share(queries, table, len(classes), products, share, found), bounds))
+    shared(lambda bounds: _share(queries, table, len(classes), products, bounds, found), len(queries), threads)
     return found
