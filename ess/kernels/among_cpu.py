@@ -9,8 +9,11 @@ import math
 import numpy as np
 
 from cocolvis.compiled import entry, inner
-from ess.kernels.threads import shared
+from ess.kernels.threads import chunks, shared
 from ess.neighbours import COSINE, EUCLIDEAN
+
+_CHUNK = 8192
+"""The fewest pixels whose class gradients are summed before they are added to those of all."""
 
 
 @inner(fastmath={"contract", "reassoc"}, error_model="numpy")
@@ -47,10 +50,10 @@ def _softmax(pixel, classes, candidates, slope, distance, scores, shares):
 
 
 @entry(error_model="numpy")
-def _share(pixels, classes, candidates, slope, distance, bounds, upstream, losses, moves, totals):
-    """What one thread does: the pixels bounds[0]:bounds[1]; their losses, or where ``upstream`` has any entry the gradients."""
+def _share(pixels, classes, candidates, slope, distance, first, end, upstream, losses, moves, totals):
+    """The pixels first:end; their losses, or where ``upstream`` has any entry the gradients."""
     scores, shares = np.empty(candidates.shape[1], np.float32), np.empty(candidates.shape[1], np.float64)
-    for p in range(bounds[0], bounds[1]):
+    for p in range(first, end):
         loss = _softmax(pixels[p], classes, candidates[p], slope, distance, scores, shares)
         if len(upstream) == 0:
             losses[p] = loss
@@ -86,10 +89,19 @@ def among(pixels, classes, candidates, upstream, *, temperature: float, distance
     losses, moves = np.zeros(0 if back else count, np.float32), np.zeros(pixels.shape if back else (0, 0), np.float32)
     slope = temperature if distance == COSINE else -temperature
 
-    def work(bounds):
-        total = np.zeros(classes.shape if back else (0, 0))
-        _share(pixels, classes, candidates, float(slope), distance, bounds, upstream, losses, moves, total)
-        return total
+    totals = np.zeros(classes.shape if back else (0, 0))
 
-    totals = shared(work, count, threads)
-    return (moves, sum(totals).astype(np.float32)) if back else losses
+    def worker():
+        part = np.zeros_like(totals)
+
+        def compute(first, end):
+            _share(pixels, classes, candidates, float(slope), distance, first, end, upstream, losses, moves, part)
+
+        def add():
+            np.add(totals, part, out=totals)
+            part[:] = 0
+
+        return compute, add
+
+    shared(worker, chunks(count, max(_CHUNK, len(classes))), threads)
+    return (moves, totals.astype(np.float32)) if back else losses

@@ -14,26 +14,30 @@ from numba import float32, int32
 from numba.extending import intrinsic
 
 from cocolvis.compiled import entry, inner
-from ess.kernels.threads import shared
+from ess.kernels.threads import chunks, shared
 from ess.kernels.tiles import tiles
 from ess.neighbours import COSINE, EUCLIDEAN, SQUARED
 
 _BLOCK = 16
-"""Pixels that meet the classes together: a multiple of 4."""
+"""The most pixels that meet the classes together: a multiple of 4."""
 
-_SPAN = 1536
-"""Classes at a time when gradients are spread, so that the weights of four pixels stay in the first cache."""
+_ROWS = 1 << 19
+"""Numbers in the rows of a block, which has fewer pixels where there are many classes."""
 
-_FLUSH = 128
-"""Blocks whose class gradients are summed in float32 before they are added to those in float64."""
+_CHUNK = 8192
+"""Pixels whose class gradients are summed in float32 before they are added to those of all."""
 
 _NEAR = np.float32(1e-2)
 """Distances below this take part with o - e itself in the gradient, where o * sum(w) - sum(w * e) would cancel."""
+
+_TINY = np.float32(1e-37)
+"""The least squared distance: its root has an inverse, which a pixel exactly on its class multiplies by 0."""
 
 _STRICT = {"contract"}
 _FAST = _STRICT | {"reassoc", "nsz", "arcp", "nnan"}
 _strict = inner(fastmath=_STRICT, error_model="numpy")
 _fast = inner(fastmath=_FAST, error_model="numpy")
+_estimate = inner(fastmath=_FAST | {"afn", "ninf"}, error_model="numpy")
 
 
 @intrinsic
@@ -59,77 +63,88 @@ def _extreme(name):
 
 _larger, _smaller = _extreme("llvm.maxnum"), _extreme("llvm.minnum")
 
-_LOG2_E = np.float32(1.44269504088896341)
-_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+_LN_2 = math.log(2)
 _ROUND = np.float32(1.5 * 2**23)
-_LEAST = np.float32(-87)
-_C = [np.float32(1 / math.factorial(n)) for n in range(8)]
-_C2, _C3, _C4, _C5, _C6, _C7 = _C[2:]
+_LEAST = np.float32(-126)
+_FIT = np.polynomial.Chebyshev.interpolate(np.exp2, 6, domain=[-0.5, 0.5]).convert(kind=np.polynomial.Polynomial).coef
+_C0, _C1, _C2, _C3, _C4, _C5, _C6 = _FIT.astype(np.float32)
 
 
 @_strict
-def _exp(x):
-    """exp(x) for x <= 0 within 2 units in the last place, exp(-87) below -87; float32, without branches.
+def _exp2(x):
+    """2^x for x <= 0 within 2 units in the last place, 2^-126 below -126; float32, without branches.
 
-    x = n ln 2 + r: a Taylor polynomial in r, and n into the exponent's bits. Adding 1.5 * 2^23 rounds to an integer n.
+    x = n + f with |f| <= 1/2: a polynomial in f, and n into the exponent's bits. Adding 1.5 * 2^23 rounds to an integer.
     """
     x = max(x, _LEAST)
-    shifted = x * _LOG2_E + _ROUND
-    n = shifted - _ROUND
-    r = x - n * _LN2_HIGH - n * _LN2_LOW
-    y = ((((_C7 * r + _C6) * r + _C5) * r + _C4) * r + _C3) * r + _C2
-    y = y * r * r + r + float32(1)
+    shifted = x + _ROUND
+    f = x - (shifted - _ROUND)
+    y = (((((_C6 * f + _C5) * f + _C4) * f + _C3) * f + _C2) * f + _C1) * f + _C0
     return _number(int32(_bits(y) + int32(_bits(shifted) << 23)))
 
 
-@_fast
-def _add_squares(row, tile, d, x0, x1, x2, x3):
-    for c in range(len(row)):
-        a, b, f, g = x0 - tile[d, c], x1 - tile[d + 1, c], x2 - tile[d + 2, c], x3 - tile[d + 3, c]
-        row[c] += a * a + b * b + f * f + g * g
+# The loops below take whole arrays and the place in them: a slice costs as much as a hundred places of a row.
 
 
 @_fast
-def _add_products(row, tile, d, x0, x1, x2, x3):
-    for c in range(len(row)):
-        row[c] += x0 * tile[d, c] + x1 * tile[d + 1, c] + x2 * tile[d + 2, c] + x3 * tile[d + 3, c]
+def _add_squares(rows, i, at, table, d, x0, x1, x2, x3, y0, y1, y2, y3):
+    for c in range(table.shape[2]):
+        e, f, g, h = table[at, d, c], table[at, d + 1, c], table[at, d + 2, c], table[at, d + 3, c]
+        rows[i, at, c] += (x0 - e) * (x0 - e) + (x1 - f) * (x1 - f) + (x2 - g) * (x2 - g) + (x3 - h) * (x3 - h)
+        rows[i + 1, at, c] += (y0 - e) * (y0 - e) + (y1 - f) * (y1 - f) + (y2 - g) * (y2 - g) + (y3 - h) * (y3 - h)
 
 
 @_fast
-def _scores(row, tile, x, distance):
-    """Squared distances, or inner products, of one pixel x (D,) and the classes of a tile (D, n) into row (n,)."""
-    row[:] = 0
-    for d in range(0, len(x), 4):
+def _add_products(rows, i, at, table, d, x0, x1, x2, x3, y0, y1, y2, y3):
+    for c in range(table.shape[2]):
+        e, f, g, h = table[at, d, c], table[at, d + 1, c], table[at, d + 2, c], table[at, d + 3, c]
+        rows[i, at, c] += x0 * e + x1 * f + x2 * g + x3 * h
+        rows[i + 1, at, c] += y0 * e + y1 * f + y2 * g + y3 * h
+
+
+@_fast
+def _scores(rows, i, at, table, points, distance):
+    """Squared distances, or inner products, of the pixels i, i + 1 of ``points`` (block, D') and the classes of a tile.
+
+    Two, so that a class loaded serves twice; four dimensions at a time, so that a row is rarely loaded.
+    """
+    for c in range(table.shape[2]):
+        rows[i, at, c] = 0
+        rows[i + 1, at, c] = 0
+    for d in range(0, points.shape[1], 4):
+        x0, x1, x2, x3 = points[i, d], points[i, d + 1], points[i, d + 2], points[i, d + 3]
+        y0, y1, y2, y3 = points[i + 1, d], points[i + 1, d + 1], points[i + 1, d + 2], points[i + 1, d + 3]
         if distance == COSINE:
-            _add_products(row, tile, d, x[d], x[d + 1], x[d + 2], x[d + 3])
+            _add_products(rows, i, at, table, d, x0, x1, x2, x3, y0, y1, y2, y3)
         else:
-            _add_squares(row, tile, d, x[d], x[d + 1], x[d + 2], x[d + 3])
+            _add_squares(rows, i, at, table, d, x0, x1, x2, x3, y0, y1, y2, y3)
+
+
+@_estimate
+def _roots(row, inverses):
+    """Square roots of a row, and one over them: the processor's estimate, and a step of Newton's. None is 0."""
+    for c in range(len(row)):
+        square = _larger(row[c], _TINY)
+        inverse = float32(1) / math.sqrt(square)
+        inverses[c] = inverse
+        row[c] = square * inverse
 
 
 @_fast
-def _roots(row, distances, temperature):
+def _scale_and_add(row, slope, other):
     for c in range(len(row)):
-        root = math.sqrt(row[c])
-        distances[c] = root
-        row[c] = -temperature * root
+        row[c] = slope * row[c] + other[c]
 
 
 @_fast
-def _scale(row, factor):
+def _multiply(row, other):
+    """row *= other; the sum of it."""
+    total = float32(0)
     for c in range(len(row)):
-        row[c] *= factor
-
-
-@_fast
-def _divide(row, divisors):
-    for c in range(len(row)):
-        row[c] /= divisors[c]
-
-
-@_fast
-def _add(row, other):
-    for c in range(len(row)):
-        row[c] += other[c]
+        value = row[c] * other[c]
+        row[c] = value
+        total += value
+    return total
 
 
 @_fast
@@ -149,83 +164,74 @@ def _smallest(row):
 
 
 @_fast
-def _exponentials(row, shift):
+def _exponentials(row, slope, shift):
+    """row = 2^(slope * row - shift); the sum of it."""
     total = float32(0)
     for c in range(len(row)):
-        value = _exp(row[c] - shift)
+        value = _exp2(slope * row[c] - shift)
         row[c] = value
         total += value
     return total
 
 
 @_fast
-def _sum(row):
-    total = float32(0)
-    for c in range(len(row)):
-        total += row[c]
-    return total
-
-
-@_fast
-def _dots(e, f, w0, w1, w2, w3):
-    """The inner products of two dimensions of the classes with four pixels' weights: two, so that each load serves twice."""
+def _dots(table, at, d, rows, i):
+    """Inner products of two dimensions of a tile with four pixels' weights: two, so that each load serves twice."""
     a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = float32(0)
-    for c in range(len(e)):
-        x, y = e[c], f[c]
-        a0 += x * w0[c]
-        a1 += x * w1[c]
-        a2 += x * w2[c]
-        a3 += x * w3[c]
-        b0 += y * w0[c]
-        b1 += y * w1[c]
-        b2 += y * w2[c]
-        b3 += y * w3[c]
+    for c in range(table.shape[2]):
+        x, y = table[at, d, c], table[at, d + 1, c]
+        w0, w1, w2, w3 = rows[i, at, c], rows[i + 1, at, c], rows[i + 2, at, c], rows[i + 3, at, c]
+        a0 += x * w0
+        a1 += x * w1
+        a2 += x * w2
+        a3 += x * w3
+        b0 += y * w0
+        b1 += y * w1
+        b2 += y * w2
+        b3 += y * w3
     return a0, a1, a2, a3, b0, b1, b2, b3
 
 
 @_fast
-def _add_outer(sums, more, w0, w1, w2, w3, x0, x1, x2, x3, y0, y1, y2, y3):
-    for c in range(len(sums)):
-        v0, v1, v2, v3 = w0[c], w1[c], w2[c], w3[c]
-        sums[c] += v0 * x0 + v1 * x1 + v2 * x2 + v3 * x3
-        more[c] += v0 * y0 + v1 * y1 + v2 * y2 + v3 * y3
+def _add_outer(sums, at, d, rows, i, x0, x1, x2, x3, y0, y1, y2, y3):
+    for c in range(sums.shape[2]):
+        w0, w1, w2, w3 = rows[i, at, c], rows[i + 1, at, c], rows[i + 2, at, c], rows[i + 3, at, c]
+        sums[at, d, c] += w0 * x0 + w1 * x1 + w2 * x2 + w3 * x3
+        sums[at, d + 1, c] += w0 * y0 + w1 * y1 + w2 * y2 + w3 * y3
 
 
 @_fast
-def _add_four(column, w0, w1, w2, w3):
-    for c in range(len(column)):
-        column[c] += w0[c] + w1[c] + w2[c] + w3[c]
+def _take_four(column, at, rows, i, x0, x1, x2, x3):
+    for c in range(column.shape[1]):
+        column[at, c] -= rows[i, at, c] * x0 + rows[i + 1, at, c] * x1 + rows[i + 2, at, c] * x2 + rows[i + 3, at, c] * x3
 
 
 @_strict
-def _gather(embeddings, labels, ignore_index, at, end, points, where):
-    """Fill the block with the next pixels that count: their number, and where the next search begins."""
-    channels, size = embeddings.shape[1:]
+def _gather(embeddings, labels, ignore_index, image, at, end, points, where):
+    """Fill the block with the next pixels of an image that count: their number, and where the next search begins.
+
+    A dimension at a time: the dimensions of one pixel lie a power of two apart, and would push each other out of the cache.
+    """
     filled = 0
-    while at < end and filled < _BLOCK:
-        image, pixel = at // size, at % size
-        if labels[image, pixel] != ignore_index:
+    while at < end and filled < len(points):
+        if labels[image, at] != ignore_index:
             where[filled] = at
-            for d in range(channels):
-                points[filled, d] = embeddings[image, d, pixel]
             filled += 1
         at += 1
+    for d in range(embeddings.shape[1]):
+        for i in range(filled):
+            points[i, d] = embeddings[image, d, where[i]]
     return filled, at
 
 
 @_strict
-def _logits(rows, distances, points, filled, table, temperature, distance):
-    """Logits of a block's pixels for all classes into rows, and their distances where those are what counts."""
-    width, count = table.shape[2], distances.shape[1]
+def _measure(rows, flat, inverses, points, filled, table, distance):
+    """Distances, their squares or inner products of a block's pixels and all classes into rows; and one over distances."""
     for at in range(len(table)):
-        tile = table[at]
-        for i in range(filled):
-            _scores(rows[i, at * width : (at + 1) * width], tile, points[i], distance)
-    for i in range(filled):
-        if distance == EUCLIDEAN:
-            _roots(rows[i, :count], distances[i], temperature)
-        else:
-            _scale(rows[i, :count], temperature if distance == COSINE else -temperature)
+        for i in range(0, filled, 2):
+            _scores(rows, i, at, table, points, distance)
+    for i in range(filled if distance == EUCLIDEAN else 0):
+        _roots(flat[i, : inverses.shape[1]], inverses[i])
 
 
 @_strict
@@ -237,81 +243,58 @@ def _leave_out(row, mask, target, value):
 
 
 @_strict
-def _softmax(row, target):
-    """(loss, factor) of a row of logits; factor * row are then the loss's derivatives by the logits, p_c - [c = t].
+def _softmax(row, slope, target):
+    """(loss, factor) of the logits slope * row in base 2; factor * row are then the derivatives by the logits, p_c - [c = t].
 
     The target is kept out of the sum over the others, so that a loss near 0 keeps all its digits.
     """
-    own, shift = row[target], _largest(row)
-    _exponentials(row, shift)
-    mine = row[target]
-    row[target] = 0
-    others = _sum(row)
+    own, shift = slope * row[target], slope * (_largest(row) if slope > 0 else _smallest(row))
+    row[target] = -np.inf if slope > 0 else np.inf
+    others = _exponentials(row, slope, shift)
     row[target] = -others
-    loss = math.log1p(others) if own == shift else math.log(others + mine) - (own - shift)
-    return loss, float32(1) / (others + mine)
+    whole = others + _exp2(own - shift)
+    loss = math.log1p(others) if own == shift else math.log(whole) - _LN_2 * (own - shift)
+    return loss, float32(1) / whole
 
 
 @_strict
-def _near(row, distances, point, classes, gradient, sums):
+def _take_near(rows, i, inverses, factor, points, table, moves, sums):
     """Take the classes that nearly coincide with a pixel out of its weights, and add what they contribute exactly."""
-    if _smallest(distances) >= _NEAR:
-        return
-    for c in range(len(row)):
-        if distances[c] < _NEAR:
-            weight = row[c] / distances[c] if distances[c] > 0 else float32(0)
-            for d in range(len(point)):
-                gap = weight * (point[d] - classes[d, c])
-                gradient[d] += gap
-                sums[d, c] -= gap
-            row[c] = 0
-            distances[c] = 1
+    width = table.shape[2]
+    for c in range(inverses.shape[1]):
+        at, place = c // width, c % width
+        if inverses[i, c] * _NEAR > 1:
+            weight = factor * rows[i, at, place] * inverses[i, c]
+            for d in range(points.shape[1]):
+                gap = weight * (points[i, d] - table[at, d, place])
+                moves[i, d] += gap
+                sums[at, d, place] -= gap
+            rows[i, at, place] = 0
 
 
 @_strict
-def _weigh(row, distances, factor, point, classes, temperature, distance, gradient, sums):
-    """Turn derivatives by logits into the weights w_c of the gradient: sum of w_c (o - e_c), or of -w_c e_c (cosine)."""
-    _scale(row, -temperature * factor * (2 if distance == SQUARED else 1))
-    if distance == EUCLIDEAN:
-        _near(row, distances, point, classes, gradient, sums)
-        _divide(row, distances)
-    if distance != COSINE:
-        whole = _sum(row)
-        for d in range(len(point)):
-            gradient[d] += whole * point[d]
-
-
-@_strict
-def _spread(rows, points, filled, classes, channels, moves, sums, column):
+def _spread(rows, points, factors, filled, table, distance, moves, sums, column):
     """Add a block's weights times class embeddings to its pixels' gradients, and times pixels to those of the classes."""
-    count = classes.shape[1]
-    for start in range(0, count, _SPAN):
-        stop = min(start + _SPAN, count)
+    for at in range(len(table)):
         for i in range(0, filled, 4):
-            w0, w1, w2, w3 = rows[i, start:stop], rows[i + 1, start:stop], rows[i + 2, start:stop], rows[i + 3, start:stop]
-            x0, x1, x2, x3 = points[i], points[i + 1], points[i + 2], points[i + 3]
-            for d in range(0, channels, 2):
-                found = _dots(classes[d, start:stop], classes[d + 1, start:stop], w0, w1, w2, w3)
-                for n in range(4):
-                    moves[i + n, d] -= found[n]
-                    moves[i + n, d + 1] -= found[4 + n]
-                own, next_own = sums[d, start:stop], sums[d + 1, start:stop]
-                f = d + 1
-                _add_outer(own, next_own, w0, w1, w2, w3, -x0[d], -x1[d], -x2[d], -x3[d], -x0[f], -x1[f], -x2[f], -x3[f])
-            _add_four(column[start:stop], w0, w1, w2, w3)
-
-
-@_strict
-def _flush(classes, sums, column, slope, distance, totals):
-    """Add the class gradients so far to those in float64: totals[d] of dimension d, totals[-1] of the bias."""
-    for d in range(len(sums)):
-        for c in range(len(column)):
-            totals[d, c] += sums[d, c] + (column[c] * classes[d, c] if distance != COSINE else float32(0))
-    for c in range(len(slope)):
-        totals[-1, c] += slope[c]
-    sums[:] = 0
-    column[:] = 0
-    slope[:] = 0
+            j, k, m = i + 1, i + 2, i + 3
+            f0, f1, f2, f3 = -factors[i], -factors[j], -factors[k], -factors[m]
+            for d in range(0, points.shape[1], 2):
+                e = d + 1
+                a0, a1, a2, a3, b0, b1, b2, b3 = _dots(table, at, d, rows, i)
+                moves[i, d] += f0 * a0
+                moves[j, d] += f1 * a1
+                moves[k, d] += f2 * a2
+                moves[m, d] += f3 * a3
+                moves[i, e] += f0 * b0
+                moves[j, e] += f1 * b1
+                moves[k, e] += f2 * b2
+                moves[m, e] += f3 * b3
+                x0, x1, x2, x3 = f0 * points[i, d], f1 * points[j, d], f2 * points[k, d], f3 * points[m, d]
+                y0, y1, y2, y3 = f0 * points[i, e], f1 * points[j, e], f2 * points[k, e], f3 * points[m, e]
+                _add_outer(sums, at, d, rows, i, x0, x1, x2, x3, y0, y1, y2, y3)
+            if distance != COSINE:
+                _take_four(column, at, rows, i, f0, f1, f2, f3)
 
 
 @entry(fastmath=_STRICT, error_model="numpy")
@@ -320,63 +303,69 @@ def _share(
     labels,
     weights,
     ignore_index,
-    classes,
     table,
     bias,
     mask,
     temperature,
     distance,
-    bounds,
+    image,
+    first,
+    end,
+    rows,
+    flat,
+    inverses,
     losses,
     gradients,
-    totals,
+    sums,
+    column,
+    slope,
 ):
-    """What one thread does: the pixels bounds[0]:bounds[1] of all B * N; arguments as in :func:`exact`.
+    """The pixels first:end of an image; arguments as in :func:`exact`, the logits and the bias in base 2.
 
-    ``classes`` is (D', C), D' a multiple of 4, and ``table`` the same in tiles; rows have as many places as these.
+    ``table`` (T, D', n) are the classes in tiles. Scratch: ``rows`` (block, T, n), the same memory as ``flat`` (block, T * n),
+    and ``inverses`` (block, C), filled with zeros and ones. What the class gradients are made of is added to ``sums``, like the
+    table, ``column`` (T, n), and ``slope``, like the bias; without gradients these are empty.
     """
-    padded, count = classes.shape
-    channels, size = embeddings.shape[1:]
-    rows = np.zeros((_BLOCK, table.shape[0] * table.shape[2]), np.float32)
-    distances = np.ones((_BLOCK, count), np.float32)
-    points, moves = np.zeros((_BLOCK, padded), np.float32), np.zeros((_BLOCK, padded), np.float32)
-    sums, column, slope = np.zeros((padded, count), np.float32), np.zeros(count, np.float32), np.zeros(len(bias), np.float32)
-    where, at, blocks = np.empty(_BLOCK, np.int64), bounds[0], 0
-    while at < bounds[1]:
-        filled, at = _gather(embeddings, labels, ignore_index, at, bounds[1], points, where)
-        _logits(rows, distances, points, filled, table, temperature, distance)
-        rows[filled:] = 0
-        moves[:] = 0
+    block, count = inverses.shape
+    channels = embeddings.shape[1]
+    points, moves = np.zeros((block, table.shape[1]), np.float32), np.zeros((block, table.shape[1]), np.float32)
+    factors, where, at = np.zeros(block, np.float32), np.empty(block, np.int64), first
+    while at < end:
+        filled, at = _gather(embeddings, labels, ignore_index, image, at, end, points, where)
+        _measure(rows, flat, inverses, points, filled, table, distance)
+        rows[filled:], factors[filled:], moves[:] = 0, 0, 0
         for i in range(filled):
-            row, image, pixel = rows[i, :count], where[i] // size, where[i] % size
-            target = labels[image, pixel]
+            row, pixel = flat[i, :count], where[i]
+            target, steep = labels[image, pixel], temperature if distance == COSINE else -temperature
+            near = distance == EUCLIDEAN and _smallest(row) < _NEAR
             if len(bias):
-                _add(row, bias)
+                _scale_and_add(row, steep, bias)
+                steep = float32(1)
             if len(mask):
-                _leave_out(row, mask[image], target, -np.inf)
-            loss, factor = _softmax(row, target)
-            losses[image, pixel] = loss
-            if len(totals) == 0:
+                _leave_out(row, mask[image], target, -np.inf if steep > 0 else np.inf)
+            losses[image, pixel], factor = _softmax(row, steep, target)
+            if len(sums) == 0:
                 continue
             if len(mask):
                 _leave_out(row, mask[image], target, 0)
             factor *= weights[image, pixel]
-            if len(bias):
-                _scale(row, factor)
-                _add(slope, row)
-                factor = float32(1)
-            _weigh(row, distances[i], factor, points[i], classes, temperature, distance, moves[i], sums)
-        if len(totals) == 0:
+            for c in range(len(slope)):
+                slope[c] += factor * row[c]
+            factor *= -temperature * _LN_2 * (2 if distance == SQUARED else 1)
+            if near:
+                _take_near(rows, i, inverses, factor, points, table, moves, sums)
+            if distance == EUCLIDEAN:
+                whole = factor * _multiply(row, inverses[i])
+                for d in range(channels):
+                    moves[i, d] += whole * points[i, d]
+            factors[i] = factor
+        if len(sums) == 0:
             continue
-        _spread(rows, points, filled, classes, channels, moves, sums, column)
-        for i in range(filled):
-            for d in range(channels):
-                gradients[where[i] // size, d, where[i] % size] = moves[i, d]
-        blocks += 1
-        if blocks % _FLUSH == 0:
-            _flush(classes, sums, column, slope, distance, totals)
-    if len(totals):
-        _flush(classes, sums, column, slope, distance, totals)
+        rows[:, -1, count - (len(table) - 1) * table.shape[2] :] = 0  # no classes
+        _spread(rows, points, factors, filled, table, distance, moves, sums, column)
+        for d in range(channels):
+            for i in range(filled):
+                gradients[image, d, where[i]] = moves[i, d]
 
 
 class Exact(NamedTuple):
@@ -397,24 +386,37 @@ def exact(
     float32, ``bias`` (C,) float32 or None, ``mask`` (B, C) bool or None, ``distance`` EUCLIDEAN, SQUARED or COSINE.
     """
     embeddings, labels, weights = map(np.ascontiguousarray, (embeddings, labels, weights))
-    images, channels, size = embeddings.shape
-    count, pixels = len(classes), images * size
-    padded = np.zeros((-(-channels // 4) * 4, count), np.float32)
-    padded[:channels] = classes.T
+    (images, channels, size), count = embeddings.shape, len(classes)
     table = tiles(classes)
     losses = np.zeros((images, size), np.float32)
     moved = np.zeros(embeddings.shape if gradients else (0, 0, 0), np.float32)
-    bias = np.zeros(0, np.float32) if bias is None else bias
+    bias = np.zeros(0, np.float32) if bias is None else bias / np.float32(_LN_2)
     mask = np.zeros((0, 0), np.bool_) if mask is None else mask
+    block = max(4, min(_BLOCK, _ROWS // count // 4 * 4))
+    settings = (ignore_index, table, bias, mask, np.float32(temperature / _LN_2), distance)
+    totals = [np.zeros(shape, np.float32) for shape in (table.shape, table[:, 0].shape, len(bias))]
+    totals = totals if gradients else [total[:0] for total in totals]
 
-    def work(bounds):
-        total = np.zeros((len(padded) + 1, count) if gradients else (0, 0))
-        settings = (padded, table, bias, mask, np.float32(temperature), distance)
-        _share(embeddings, labels, weights, ignore_index, *settings, bounds, losses, moved, total)
-        return total
+    def worker():
+        rows = np.zeros((block, *table[:, 0].shape), np.float32)
+        flat = rows.reshape(block, -1)
+        inverses = np.ones((block, count), np.float32)
+        parts = [np.zeros_like(total) for total in totals]
 
-    totals = shared(work, pixels, threads)
+        def compute(image, first, end):
+            _share(embeddings, labels, weights, *settings, image, first, end, rows, flat, inverses, losses, moved, *parts)
+
+        def add():
+            for total, part in zip(totals, parts, strict=True):
+                total += part
+                part[:] = 0
+
+        return compute, add
+
+    shared(worker, [(image, *part) for image in range(images) for part in chunks(size, _CHUNK)], threads)
     if not gradients:
         return Exact(losses, None, None, None)
-    total = sum(totals)
-    return Exact(losses, moved, total[:channels].T.astype(np.float32), total[-1].astype(np.float32))
+    sums, column, slope = totals
+    if distance != COSINE:
+        sums += column[:, None] * table
+    return Exact(losses, moved, sums.transpose(0, 2, 1).reshape(-1, sums.shape[1])[:count, :channels], slope)

@@ -8,39 +8,49 @@ The plain twin is ``ess.neighbours._torch``.
 import numpy as np
 
 from cocolvis.compiled import entry, inner
-from ess.kernels.threads import shared
+from ess.kernels.threads import chunks, shared
 from ess.kernels.tiles import LINES, tiles
 
 _BLOCK = 16
 """Pixels that meet the classes together."""
 
+_CHUNK = 8192
+"""Pixels that a thread takes at a time."""
+
 _fast = inner(fastmath={"contract", "reassoc", "nsz", "arcp"}, error_model="numpy")
 _strict = inner(error_model="numpy")
 
 
-# Also in exact_cpu: numba's cache of what is compiled from one file does not notice when another one changes.
+# Much as in exact_cpu: numba's cache of what is compiled from one file does not notice when another one changes.
 @_fast
-def _add_squares(row, tile, d, x0, x1, x2, x3):
-    for c in range(len(row)):
-        a, b, f, g = x0 - tile[d, c], x1 - tile[d + 1, c], x2 - tile[d + 2, c], x3 - tile[d + 3, c]
-        row[c] += a * a + b * b + f * f + g * g
+def _add_squares(rows, i, at, table, d, x0, x1, x2, x3, y0, y1, y2, y3):
+    for c in range(table.shape[2]):
+        e, f, g, h = table[at, d, c], table[at, d + 1, c], table[at, d + 2, c], table[at, d + 3, c]
+        rows[i, at, c] += (x0 - e) * (x0 - e) + (x1 - f) * (x1 - f) + (x2 - g) * (x2 - g) + (x3 - h) * (x3 - h)
+        rows[i + 1, at, c] += (y0 - e) * (y0 - e) + (y1 - f) * (y1 - f) + (y2 - g) * (y2 - g) + (y3 - h) * (y3 - h)
 
 
 @_fast
-def _take_products(row, tile, d, x0, x1, x2, x3):
-    for c in range(len(row)):
-        row[c] -= x0 * tile[d, c] + x1 * tile[d + 1, c] + x2 * tile[d + 2, c] + x3 * tile[d + 3, c]
+def _take_products(rows, i, at, table, d, x0, x1, x2, x3, y0, y1, y2, y3):
+    for c in range(table.shape[2]):
+        e, f, g, h = table[at, d, c], table[at, d + 1, c], table[at, d + 2, c], table[at, d + 3, c]
+        rows[i, at, c] -= x0 * e + x1 * f + x2 * g + x3 * h
+        rows[i + 1, at, c] -= y0 * e + y1 * f + y2 * g + y3 * h
 
 
-@_strict
-def _scores(row, tile, x, products):
-    """Squared distances, or negative inner products, of one pixel x (D,) and the classes of a tile (D, n) into row (n,)."""
-    row[:] = 0
-    for d in range(0, len(x), 4):
+@_fast
+def _scores(rows, i, at, table, points, products):
+    """Squared distances, or negative inner products, of the pixels i, i + 1 of ``points`` and the classes of a tile."""
+    for c in range(table.shape[2]):
+        rows[i, at, c] = 0
+        rows[i + 1, at, c] = 0
+    for d in range(0, points.shape[1], 4):
+        x0, x1, x2, x3 = points[i, d], points[i, d + 1], points[i, d + 2], points[i, d + 3]
+        y0, y1, y2, y3 = points[i + 1, d], points[i + 1, d + 1], points[i + 1, d + 2], points[i + 1, d + 3]
         if products:
-            _take_products(row, tile, d, x[d], x[d + 1], x[d + 2], x[d + 3])
+            _take_products(rows, i, at, table, d, x0, x1, x2, x3, y0, y1, y2, y3)
         else:
-            _add_squares(row, tile, d, x[d], x[d + 1], x[d + 2], x[d + 3])
+            _add_squares(rows, i, at, table, d, x0, x1, x2, x3, y0, y1, y2, y3)
 
 
 @inner(fastmath={"nnan", "nsz"}, error_model="numpy")
@@ -97,22 +107,22 @@ def _select(row, count, least, scores, ids):
 
 
 @entry(error_model="numpy")
-def _share(queries, table, count, products, bounds, found):
-    """What one thread does: the queries bounds[0]:bounds[1]; ``table`` (T, D, n) are the tiles of ``count`` classes."""
+def _share(queries, table, count, products, first, end, found):
+    """The queries first:end; ``table`` (T, D, n) are the tiles of ``count`` classes."""
     (number, channels, width), k = table.shape, found.shape[1]
-    rows, least = np.empty((_BLOCK, number * width), np.float32), np.empty(number * width // LINES, np.float32)
+    flat, least = np.empty((_BLOCK, number * width), np.float32), np.empty(number * width // LINES, np.float32)
+    rows = flat.reshape(_BLOCK, number, width)
     points = np.zeros((_BLOCK, channels), np.float32)
     scores, ids = np.empty(k, np.float32), np.empty(k, np.int64)
-    for block in range(bounds[0], bounds[1], _BLOCK):
-        filled = min(_BLOCK, bounds[1] - block)
+    for block in range(first, end, _BLOCK):
+        filled = min(_BLOCK, end - block)
         points[:filled, : queries.shape[1]] = queries[block : block + filled]
         for at in range(number):
-            tile = table[at]
-            for i in range(filled):
-                _scores(rows[i, at * width : (at + 1) * width], tile, points[i], products)
+            for i in range(0, filled, 2):
+                _scores(rows, i, at, table, points, products)
         for i in range(filled):
-            rows[i, count:] = np.inf
-            _select(rows[i], count, least, scores, ids)
+            flat[i, count:] = np.inf
+            _select(flat[i], count, least, scores, ids)
             for j in range(k):
                 found[block + i, j] = min(ids[j], count - 1)
 
@@ -126,5 +136,9 @@ def search(queries: np.ndarray, classes: np.ndarray, k: int, *, products: bool, 
     queries = np.require(queries, np.float32, ("C", "W"))
     found = np.empty((len(queries), k), np.int64)
     table = tiles(classes)
-    shared(lambda bounds: _share(queries, table, len(classes), products, bounds, found), len(queries), threads)
+
+    def compute(first, end):
+        _share(queries, table, len(classes), products, first, end, found)
+
+    shared(lambda: (compute, lambda: None), chunks(len(queries), _CHUNK), threads)
     return found
