@@ -73,6 +73,33 @@ def test_exact_is_the_definition(classes, dim, distance):
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("extras", [False, True])
+def test_many_classes_come_in_groups(distance, extras, monkeypatch):
+    embeddings, labels, e = problem(1100, 7, size=(2, 9, 13))
+    g = torch.Generator().manual_seed(1)
+    keywords = {}
+    if extras:
+        keywords = {"bias": torch.randn(1100, generator=g), "class_mask": torch.rand(2, 1100, generator=g) < 0.5}
+    found = []
+    for once in (8192, 500):
+        monkeypatch.setattr("ess.kernels.exact_cpu._ONCE", once)
+        leaves = [x.clone().requires_grad_() for x in (embeddings, e)]
+        loss = exact_cross_entropy(leaves[0], labels, leaves[1], distance=distance, **keywords)
+        loss.backward()
+        found.append((loss.detach(), *(leaf.grad for leaf in leaves)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+    if not extras:
+        monkeypatch.setattr("ess.kernels.exact_cpu._ONCE", 500)
+        compare(
+            lambda a, b: exact_cross_entropy(a, labels, b, distance=distance),
+            lambda a, b: definition(a, labels, b, 20.0, distance).mean(),
+            embeddings,
+            e,
+        )
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize(("classes", "dim", "k"), [(2, 2, 1), (3, 64, 7), (150, 6, 6), (2000, 12, 7)])
 def test_knn_is_the_definition(classes, dim, k, distance):
     embeddings, labels, e = problem(classes, dim)

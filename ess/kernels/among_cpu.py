@@ -89,7 +89,7 @@ def among(pixels, classes, candidates, upstream, *, temperature: float, distance
     losses, moves = np.zeros(0 if back else count, np.float32), np.zeros(pixels.shape if back else (0, 0), np.float32)
     slope = temperature if distance == COSINE else -temperature
 
-    totals = np.zeros(classes.shape if back else (0, 0))
+    totals = np.zeros(classes.shape if back else (0, 0), np.float32)
 
     def worker():
         part = np.zeros_like(totals)
@@ -104,4 +104,4 @@ def among(pixels, classes, candidates, upstream, *, temperature: float, distance
         return compute, add
 
     shared(worker, chunks(count, max(_CHUNK, len(classes))), threads)
-    return (moves, totals.astype(np.float32)) if back else losses
+    return (moves, totals) if back else losses
