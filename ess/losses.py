@@ -53,7 +53,7 @@ def exact_cross_entropy(
         weights = class_weight.detach()[labels.clamp(0, len(classes) - 1)] * weights
     if reduction == "mean":
         weights = weights / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
-    if fused.chosen(backend, embeddings, classes):
+    if fused.chosen(backend, embeddings, classes, devices=("cpu", "cuda")):
         settings = fused.Settings(temperature, distance, ignore_index)
         if reduction != "none":
             return fused.weighted_sum(embeddings, classes, bias, labels, weights, class_mask, settings)
@@ -128,7 +128,7 @@ def knn_cross_entropy(
         raise ValueError(f"negatives is {negatives!r}: expected one of {', '.join(NEGATIVES)}")
 
     candidates = torch.cat([targets, others], dim=1)
-    if fused.chosen(backend, embeddings, classes):
+    if fused.chosen(backend, embeddings, classes, devices=("cpu",)):
         losses = fused.among(pixels, classes, candidates, fused.Settings(temperature, distance, ignore_index))
         return _reduce(losses, counted, labels, reduction)
 

@@ -1,10 +1,15 @@
 """The search by a compiled loop and by torch, against faiss and against sorting everything."""
 
+import os
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from ess.neighbours import BACKENDS, DISTANCES, nearest
+
+HERE = [backend for backend in BACKENDS if backend != "triton"]  # which has tests of its own
+EXACT = [backend for backend in HERE if backend != "clustered"]
 
 
 def points(queries=500, classes=300, dim=12, seed=0):
@@ -26,7 +31,7 @@ def test_backends_agree_with_sorting(classes, dim, k, distance):
     queries, e = points(211, classes, dim)
     e = 2 * e if distance == "cosine" else e
     expected = by_sorting(queries, e, k, distance)
-    for backend in BACKENDS:
+    for backend in EXACT:
         ids = nearest(queries, e, k, distance=distance, backend=backend)
         assert ids.dtype == torch.int64 and ids.shape == (211, k)
         assert (ids == expected).float().mean() > 0.999, backend  # float32 may swap what is all but equally near
@@ -37,7 +42,7 @@ def test_backends_agree_with_sorting(classes, dim, k, distance):
 def test_lengths_count_for_cosine_and_for_euclidean():
     queries = torch.tensor([[1.0, 0.0]])
     classes = torch.tensor([[1.0, 0.0], [9.0, 9.0]])
-    for backend in BACKENDS:
+    for backend in HERE:
         assert nearest(queries, classes, 1, backend=backend).item() == 0
         assert nearest(queries, classes, 1, distance="cosine", backend=backend).item() == 1
 
@@ -61,7 +66,7 @@ def test_chunks(monkeypatch):
     assert (nearest(queries, e, 5, backend="torch") == whole).all()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", HERE)
 def test_what_may_come_in(backend):
     queries, e = points()
     expected = nearest(queries, e, 3, backend=backend)
@@ -83,6 +88,30 @@ def test_refusals():
         nearest(queries, e, 1, distance="l1")
     with pytest.raises(ValueError, match="backend is 'annoy'"):
         nearest(queries, e, 1, backend="annoy")
+
+
+@pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="the interpreter searches on the CPU")
+def test_triton_needs_a_gpu():
+    with pytest.raises(ValueError, match="backend is 'triton', which searches on a GPU, but the queries are on cpu"):
+        nearest(*points(), 1, backend="triton")
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_clusters_find_most(distance):
+    queries, e = points(2000, 3000)
+    found, all_near = (nearest(queries, e, 5, distance=distance, backend=backend) for backend in ("clustered", "torch"))
+    recall = (found[:, :, None] == all_near[:, None]).any(dim=2).float().mean().item()
+    assert 0.8 < recall < 1  # with 1 it would be no approximation, and slow
+    distances = torch.cdist(queries, e).gather(1, found)
+    assert (distances.diff(dim=1) >= -1e-5).all()
+    assert (nearest(queries, e, 5, distance=distance, backend="clustered") == found).all()
+
+
+def test_clusters_that_hold_too_few_are_made_up_for():
+    queries, e = points(50, 400)
+    found = nearest(queries, e, 300, backend="clustered")
+    assert (found == nearest(queries, e, 300, backend="faiss")).all(dim=1).any()
+    assert all(len(set(row)) == 300 and min(row) >= 0 for row in found.tolist())
 
 
 def test_threads_share_the_queries():

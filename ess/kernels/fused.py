@@ -1,5 +1,6 @@
 """The compiled cross entropies as differentiable functions: which kernel runs, and what is kept for backward."""
 
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -17,17 +18,25 @@ class Settings(NamedTuple):
     ignore_index: int
 
 
-def chosen(backend: str, embeddings: torch.Tensor, classes: torch.Tensor) -> bool:
-    """Whether a kernel computes the loss; a ValueError when it is asked for where there is none."""
+def chosen(backend: str, embeddings: torch.Tensor, classes: torch.Tensor, *, devices: tuple[str, ...]) -> bool:
+    """Whether a kernel, of which there is one for each of ``devices``, computes a loss.
+
+    A ValueError when one is asked for where there is none.
+    """
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}: expected one of {', '.join(BACKENDS)}")
-    double = torch.float64 in (embeddings.dtype, classes.dtype)
-    able = embeddings.device.type == "cpu" and not double
+    device, double = embeddings.device.type, torch.float64 in (embeddings.dtype, classes.dtype)
+    able = device in devices and not double and (device == "cpu" or _fits_triton(embeddings))
     if backend == "fused" and not able:
-        raise ValueError(
-            f"backend is 'fused': no kernel for {embeddings.dtype} on {embeddings.device}; expected float32 on cpu"
+        expected = f"float32 on {' or '.join(devices)}" + (
+            ", at most 256 channels there and triton" if "cuda" in devices else ""
         )
+        raise ValueError(f"backend is 'fused': no kernel for {embeddings.dtype} on {embeddings.device}; expected {expected}")
     return able and backend != "torch"
+
+
+def _fits_triton(embeddings: torch.Tensor) -> bool:
+    return embeddings.shape[1] <= 256 and find_spec("triton") is not None
 
 
 @torch.compiler.disable
@@ -54,13 +63,22 @@ class _WeightedSum(torch.autograd.Function):
         wanted = any(ctx.needs_input_grad)
         found = _run(embeddings, classes, bias, labels, weights, mask, settings, gradients=wanted)
         if wanted:
-            ctx.save_for_backward(*(_like(g, t) for g, t in zip(found[1:], (embeddings, classes, bias), strict=True)))
-        return (found.losses.double() * weights.flatten(1).double()).sum().to(found.losses.dtype)
+            ctx.inputs = [None if tensor is None else (tensor.shape, tensor.dtype) for tensor in (embeddings, classes, bias)]
+            ctx.save_for_backward(*found[1:])
+        return (found.losses * weights.flatten(1)).sum(dtype=torch.float64).to(found.losses.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream):
-        return *(g if g is None else g * upstream for g in ctx.saved_tensors), None, None, None, None
+        # In float32 until the end: of a float16 gradient, what upstream is to scale up would be gone.
+        pairs = zip(ctx.saved_tensors, ctx.inputs, strict=True)
+        return (
+            *(None if like is None else (g * upstream).view(like[0]).to(like[1]) for g, like in pairs),
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 class _Each(torch.autograd.Function):
@@ -68,7 +86,7 @@ class _Each(torch.autograd.Function):
     def forward(ctx, embeddings, classes, bias, labels, mask, settings):
         ctx.save_for_backward(embeddings, classes, bias, labels, mask)
         ctx.settings = settings
-        ones = torch.ones((), dtype=torch.float32).expand(labels.shape)
+        ones = torch.ones((), device=labels.device).expand(labels.shape)
         return _run(embeddings, classes, bias, labels, ones, mask, settings, gradients=False).losses.view(labels.shape)
 
     @staticmethod
@@ -114,22 +132,23 @@ class _Found(NamedTuple):
 
 
 def _run(embeddings, classes, bias, labels, weights, mask, settings: Settings, *, gradients: bool) -> _Found:
-    """What the CPU's kernel finds, as tensors; everything in float32."""
-    from ess.kernels import exact_cpu  # numba is slow to import, and who uses another loss never needs it
+    """What the kernel of the device finds, as tensors; numba and triton are slow to import, and not everywhere."""
+    shared = {
+        "ignore_index": settings.ignore_index,
+        "temperature": settings.temperature,
+        "distance": DISTANCES.index(settings.distance),
+        "gradients": gradients,
+    }
+    if embeddings.is_cuda:
+        from ess.kernels import exact_triton
 
-    found = exact_cpu.exact(
-        _array(embeddings.flatten(2).float()),
-        _array(labels.flatten(1)),
-        _array(weights.flatten(1).float()),
-        _array(classes.float()),
-        None if bias is None else _array(bias.float()),
-        _array(mask),
-        ignore_index=settings.ignore_index,
-        temperature=settings.temperature,
-        distance=DISTANCES.index(settings.distance),
-        gradients=gradients,
-        threads=torch.get_num_threads(),
-    )
+        tensors = embeddings.flatten(2), labels.flatten(1), weights.flatten(1).float(), classes, bias, mask
+        return _Found(*exact_triton.exact(*tensors, **shared))
+    from ess.kernels import exact_cpu
+
+    tensors = embeddings.flatten(2).float(), labels.flatten(1), weights.flatten(1).float(), classes.float()
+    arrays = map(_array, (*tensors, None if bias is None else bias.float(), mask))
+    found = exact_cpu.exact(*arrays, **shared, threads=torch.get_num_threads())
     return _Found(*(None if part is None else torch.from_numpy(part) for part in found))
 
 
