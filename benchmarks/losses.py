@@ -1,16 +1,20 @@
-"""Time of the losses forward and backward, in units of the published arithmetic; every figure a ratio within one run.
+"""Time and memory of the losses forward and backward, beside the published arithmetic and others; ratios within one run.
 
-    python benchmarks/losses.py [--classes 1284 ...] [--images 4] [--size 512] [--rounds 3] [--json]
+    python benchmarks/losses.py [--classes 1284 ...] [--images 4] [--size 512] [--rounds 3] [--memory] [--plot DIR] [--json]
 
 Embeddings and class embeddings are random unit vectors, labels random. "published" is the arithmetic of the published code: a
 flat search by faiss, a gather of k + 1 class embeddings a pixel, norms, cross entropy. "dense" makes logits at a quarter of the
-resolution, as a convolution does, and enlarges them. Contenders whose arrays would not fit get fewer pixels, and are marked.
+resolution, as a convolution does, and enlarges them. What would not fit, or take longer than --seconds a round, gets fewer
+pixels, and is marked; figures are a pixel. Memory is that of a new process, and counted beyond the inputs and their gradients.
 """
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from statistics import median
 
 import click
@@ -57,6 +61,7 @@ CONTENDERS: dict[str, tuple[Callable, Callable[[int], int]]] = {
     "exact, cosine": (partial(exact_cross_entropy, distance="cosine"), lambda count: 1),
     "k-NN": (knn_cross_entropy, lambda count: 1),
     "k-NN, query_stride 4": (partial(knn_cross_entropy, query_stride=4), lambda count: 1),
+    "k-NN, clustered": (partial(knn_cross_entropy, search="clustered"), lambda count: 1),
     "dense": (dense, lambda count: count),
     "linear_cross_entropy": (linear, lambda count: 1),
 }
@@ -66,24 +71,41 @@ if not hasattr(F, "linear_cross_entropy"):
     del CONTENDERS["linear_cross_entropy"]
 
 
-def seconds(loss: Callable, images: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor) -> float:
+def problem(count: int, dim: int, images: int, rows: int, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Embeddings (B, D, rows, size), labels and class embeddings; image by image, so that little more than these is needed."""
+    g = torch.Generator().manual_seed(0)
+    classes = F.normalize(torch.randn(count, dim, generator=g), dim=1)
+    embeddings = torch.empty(images, dim, rows, size)
+    for image in embeddings:
+        image.copy_(F.normalize(torch.randn(dim, rows, size, generator=g), dim=0))
+    return embeddings, torch.randint(count, (images, rows, size), generator=g), classes
+
+
+def seconds(loss: Callable, embeddings: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor) -> float:
     """Forward and backward, of new leaves."""
-    leaves = [tensor.detach().clone().requires_grad_() for tensor in (images, classes)]
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in (embeddings, classes)]
     start = time.perf_counter()
     loss(leaves[0], labels, leaves[1]).backward()
     return time.perf_counter() - start
 
 
-def measure(count: int, dim: int, images: int, size: int, rounds: int) -> dict[str, dict]:
+def affordable(name: str, inputs: tuple, limit: float) -> int:
+    """Rows of the images, a multiple of 4, that a contender gets: what fits, and by a small trial takes ``limit`` seconds."""
+    loss, numbers = CONTENDERS[name]
+    embeddings, labels, classes = inputs
+    images, _, most, size = embeddings.shape
+    fitting = max(4, min(most, MOST // (numbers(len(classes)) * images * size) // 4 * 4))
+    for rows in (4, max(4, min(32, fitting // 4 * 4))):  # the first one warms up
+        part = embeddings[:1, :, :rows].contiguous(), labels[:1, :rows].contiguous(), classes
+        spent = seconds(loss, *part)
+    return max(4, min(fitting, int(limit / (spent / rows * images)) // 4 * 4))
+
+
+def time_all(count: int, dim: int, images: int, size: int, rounds: int, limit: float) -> dict[str, dict]:
     """Contender -> {"us_a_pixel", "times_as_fast_as_published", "pixels"}; the first round warms up."""
-    g = torch.Generator().manual_seed(0)
-    classes = F.normalize(torch.randn(count, dim, generator=g), dim=1)
-    embeddings = F.normalize(torch.randn(images, dim, size, size, generator=g), dim=1)
-    labels = torch.randint(count, (images, size, size), generator=g)
+    embeddings, labels, classes = inputs = problem(count, dim, images, size, size)
+    rows = {name: affordable(name, inputs, limit) for name in CONTENDERS}
     times: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    rows = {
-        name: max(4, min(size, MOST // (numbers(count) * images * size) // 4 * 4)) for name, (_, numbers) in CONTENDERS.items()
-    }
     for _ in range(rounds + 1):
         for name, (loss, _) in CONTENDERS.items():
             part = slice(rows[name])
@@ -99,28 +121,110 @@ def measure(count: int, dim: int, images: int, size: int, rounds: int) -> dict[s
     }
 
 
+def status(field: str) -> int:
+    """Bytes of this process, by a line of Linux's /proc."""
+    return 1024 * int(next(line for line in Path("/proc/self/status").open() if line.startswith(field)).split()[1])
+
+
+def peak(name: str, count: int, dim: int, images: int, size: int, limit: float) -> dict[str, float]:
+    """What this process, which must do nothing else, needs at most: {"bytes", "pixels", "resident"}."""
+    loss, _ = CONTENDERS[name]
+    seconds(loss, *problem(40, dim, 1, 32, 32))  # compiles
+    inputs = problem(count, dim, images, size, size)
+    rows = affordable(name, inputs, limit)
+    leaves = [inputs[0][:, :, :rows].clone().requires_grad_(), inputs[2].requires_grad_()]
+    labels = inputs[1][:, :rows].clone()
+    del inputs
+    before = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the highest so far is now
+    loss(leaves[0], labels, leaves[1]).backward()
+    highest = status("VmHWM")
+    beyond = highest - before - sum(leaf.numel() * leaf.element_size() for leaf in leaves)
+    return {"bytes": max(0, beyond), "pixels": labels.numel(), "resident": highest}
+
+
+def memory_all(count: int, dim: int, images: int, size: int, limit: float) -> dict[str, dict]:
+    """Contender -> what :func:`peak` found in a process of its own."""
+    options = ["--classes", count, "--dim", dim, "--images", images, "--size", size, "--seconds", limit]
+    found = {}
+    for name in CONTENDERS:
+        command = [sys.executable, __file__, "--peak-of", name, *map(str, options)]
+        found[name] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return found
+
+
+def draw(found: dict[str, dict[int, dict]], folder: Path) -> None:
+    """losses-time.svg and losses-memory.svg, each against the number of classes; hollow where pixels were fewer."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figures = {
+        "time": ("us_a_pixel", 1, "microseconds a pixel"),
+        "memory": ("bytes", 1 << 20, "MiB beyond inputs and gradients"),
+    }
+    for kind, by_count in found.items():
+        field, unit, label = figures[kind]
+        figure, axes = pyplot.subplots(figsize=(7.5, 4.5), layout="constrained")
+        most = {count: max(row["pixels"] for row in rows.values()) for count, rows in by_count.items()}
+        for number, name in enumerate(next(iter(by_count.values()))):
+            counts = [count for count, rows in by_count.items() if name in rows]
+            rows = [by_count[count][name] for count in counts]
+            whole = [row["pixels"] == most[count] for count, row in zip(counts, rows, strict=True)]
+            scale = [1 if kind == "time" else most[count] / row["pixels"] for count, row in zip(counts, rows, strict=True)]
+            values = [
+                max(row[field], 1) * by / unit if kind == "memory" else row[field] for row, by in zip(rows, scale, strict=True)
+            ]
+            (line,) = axes.plot(counts, values, color=f"C{number}", label=name)
+            for x, y, filled in zip(counts, values, whole, strict=True):
+                axes.plot(x, y, "o", color=line.get_color(), fillstyle="full" if filled else "none")
+        axes.set(xscale="log", yscale="log", xlabel="classes", ylabel=label)
+        axes.grid(alpha=0.3)
+        figure.legend(loc="outside right upper", frameon=False)
+        figure.savefig(folder / f"losses-{kind}.svg", metadata={"Date": None})
+        pyplot.close(figure)
+
+
+def show(found: dict[str, dict[int, dict]], images: int, size: int) -> None:
+    """Print what was found as tables."""
+    for count, rows in found["time"].items():
+        print(f"\n{count} classes, {images} x {size} x {size} pixels                 us a pixel   times as fast")
+        for name, row in rows.items():
+            mark = "" if row["pixels"] == images * size * size else f"   on {row['pixels']:,} pixels"
+            print(f"{name:<48}{row['us_a_pixel']:>15.3f}{row['times_as_fast_as_published']:>16.2f}{mark}")
+    for count, rows in found.get("memory", {}).items():
+        print(f"\n{count} classes, {images} x {size} x {size} pixels      MiB beyond inputs   MiB of process")
+        for name, row in rows.items():
+            mark = "" if row["pixels"] == images * size * size else f"   on {row['pixels']:,} pixels"
+            print(f"{name:<40}{row['bytes'] / 2**20:>22.1f}{row['resident'] / 2**20:>17.0f}{mark}")
+
+
 @click.command()
-@click.option("--classes", "counts", multiple=True, default=(150, 1284, 10_000), show_default=True, help="Classes, repeatable.")
+@click.option("--classes", "counts", multiple=True, default=(150, 1284, 10_000, 100_000), show_default=True, help="Repeatable.")
 @click.option("--dim", default=12, show_default=True, help="Dimensions of an embedding.")
 @click.option("--images", default=4, show_default=True, help="Images of a batch.")
 @click.option("--size", default=512, show_default=True, help="Height and width, a multiple of 4.")
 @click.option("--rounds", default=3, show_default=True, help="Rounds; the medians count.")
+@click.option("--seconds", "limit", default=20.0, show_default=True, help="The most for one contender in a round.")
+@click.option("--memory", is_flag=True, help="Measure memory too (Linux).")
+@click.option("--plot", type=click.Path(path_type=Path), help="A folder for pictures.")
+@click.option("--peak-of", type=click.Choice([*CONTENDERS]), hidden=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def main(counts, dim, images, size, rounds, as_json) -> None:
-    """Time the losses."""
-    found = {count: measure(count, dim, images, size, rounds) for count in counts}
-    if as_json:
-        print(
-            json.dumps(
-                {"threads": torch.get_num_threads(), "images": images, "size": size, "dim": dim, "classes": found}, indent=1
-            )
-        )
+def main(counts, dim, images, size, rounds, limit, memory, plot, peak_of, as_json) -> None:
+    """Measure the losses."""
+    if peak_of:
+        print(json.dumps(peak(peak_of, counts[0], dim, images, size, limit)))
         return
-    for count, contenders in found.items():
-        print(f"\n{count} classes, {dim} dimensions, {images} x {size} x {size} pixels    us a pixel   times as fast")
-        for name, row in contenders.items():
-            mark = "" if row["pixels"] == images * size * size else f"   on {row['pixels']:,} pixels"
-            print(f"{name:<48}{row['us_a_pixel']:>15.3f}{row['times_as_fast_as_published']:>16.2f}{mark}")
+    found = {"time": {count: time_all(count, dim, images, size, rounds, limit) for count in counts} if rounds else {}}
+    if memory:
+        found["memory"] = {count: memory_all(count, dim, images, size, limit) for count in counts}
+    if plot:
+        draw({kind: rows for kind, rows in found.items() if rows}, plot)
+    if as_json:
+        print(json.dumps({"threads": torch.get_num_threads(), "images": images, "size": size, "dim": dim, **found}, indent=1))
+    else:
+        show(found, images, size)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,9 @@ class Config:
     length of an embedding; ``normalize`` is where embeddings become unit vectors: "full" resolution, the head's "quarter"
     resolution (as published), or "none". ``encoder_bn_momentum`` is right for pretrained encoders; from scratch take 0.1.
 
-    Loss: "knn" (the paper's, over ``k`` negatives of kind ``negatives``), "exact" (softmax over all classes) or "dense" (the
-    baseline with one output channel a class). ``temperature`` is T, ``margin`` the regulariser's m, 0 = off.
+    Loss: "knn" (the paper's, over ``k`` negatives of kind ``negatives``, found by ``search`` for one pixel in ``query_stride``),
+    "exact" (softmax over all classes), "auto" (of these the cheaper one for the number of classes) or "dense" (the baseline with
+    one output channel a class). ``temperature`` is T, ``margin`` the regulariser's m, 0 = off.
 
     Schedule: either ``steps`` or ``epochs`` counts; the learning rate is lr * (1 - step / steps) ** power, never below
     ``min_lr``; the encoder's is ``encoder_lr`` times that; class embeddings have a power and a momentum of their own.
@@ -40,11 +41,13 @@ class Config:
     dim: int = 12
     normalize: Literal["full", "quarter", "none"] = "full"
 
-    loss: Literal["knn", "exact", "dense"] = "knn"
+    loss: Literal["knn", "exact", "auto", "dense"] = "knn"
     k: int = 7
     temperature: float = 20.0
     distance: Literal["euclidean", "squared", "cosine"] = "euclidean"
     negatives: Literal["nearest", "random", "published"] = "nearest"
+    search: Literal["auto", "numba", "triton", "faiss", "torch", "clustered"] = "auto"
+    query_stride: Literal[1, 2, 4, 8, 16] = 1
     margin: float = 0.2
 
     steps: int | None = None

@@ -18,6 +18,9 @@ STRIDES = (1, 2, 4, 8, 16)
 REDUCTIONS = ("mean", "sum", "none")
 """What comes back: the mean over the pixels that count, their sum, or (B, H, W) with 0 where ignored."""
 
+EXACT_UP_TO = 10_000
+"""Up to so many classes the exact loss costs no more than one over exactly searched neighbours: docs/losses.md."""
+
 _ELEMENTS = 1 << 22  # numbers in the largest intermediate tensor of one chunk of pixels
 
 

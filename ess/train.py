@@ -111,10 +111,11 @@ def loss_of(model: SegmentationModel, images: torch.Tensor, labels: torch.Tensor
         return losses.dense_cross_entropy(output, labels, ignore_index=IGNORE_INDEX)
     classes = model.classes()
     shared = {"temperature": config.temperature, "distance": config.distance, "ignore_index": IGNORE_INDEX}
-    if config.loss == "exact":
+    if config.loss == "exact" or (config.loss == "auto" and len(classes) <= losses.EXACT_UP_TO):
         loss = losses.exact_cross_entropy(output, labels, classes, **shared)
     else:
-        loss = losses.knn_cross_entropy(output, labels, classes, k=config.k, negatives=config.negatives, **shared)
+        names = ("k", "negatives", "search", "query_stride")
+        loss = losses.knn_cross_entropy(output, labels, classes, **{name: getattr(config, name) for name in names}, **shared)
     return loss + losses.margin_penalty(classes, margin=config.margin) if config.margin else loss
 
 

@@ -34,7 +34,7 @@ def test_unknown_key_is_refused_with_a_suggestion(tmp_path):
     [
         ({"k": "7"}, "k is '7'; expected int"),
         ({"k": True}, "k is True; expected int"),
-        ({"loss": "softmax"}, r"loss is 'softmax'; expected \('knn', 'exact', 'dense'\)"),
+        ({"loss": "softmax"}, r"loss is 'softmax'; expected \('knn', 'exact', 'auto', 'dense'\)"),
         ({"steps": 5}, "exactly one"),
         ({"batch_size": 0}, "batch_size is 0; expected 1 or more"),
         ({"temperature": 0.0}, "positive temperature"),

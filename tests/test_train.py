@@ -16,7 +16,7 @@ from ess import train as training
 from ess.checkpoint import Run
 from ess.config import Config, load, preset_names
 from ess.evaluate import evaluate
-from ess.models import model_from_config
+from ess.models import build_model, model_from_config
 from ess.predict import Predictor
 from ess.train import make_optimizer, set_learning_rates, train
 
@@ -137,6 +137,7 @@ def test_a_second_run_in_the_same_folder_is_refused(run, dataset):
     "settings",
     [
         {"loss": "exact"},
+        {"search": "clustered", "query_stride": 4},
         {"loss": "dense"},
         {"negatives": "random"},
         {"negatives": "published", "normalize": "quarter"},
@@ -146,6 +147,16 @@ def test_a_second_run_in_the_same_folder_is_refused(run, dataset):
 def test_every_kind_of_loss_trains(dataset, tmp_path, settings):
     run = train(dataset, tmp_path / "run", config(steps=2, **settings))
     assert all(torch.isfinite(value).all() for value in weights(run, 2).values())
+
+
+@pytest.mark.parametrize(("most", "expected"), [(5, "exact"), (4, "knn")])
+def test_auto_takes_the_exact_loss_up_to_some_number_of_classes(monkeypatch, most, expected):
+    for name in ("exact", "knn"):
+        monkeypatch.setattr(training.losses, f"{name}_cross_entropy", lambda *inputs, name=name, **settings: name)
+    monkeypatch.setattr(training.losses, "EXACT_UP_TO", most)
+    model = build_model("deeplabv3plus", "resnet18", classes=5, dim=2)
+    images, labels = torch.zeros(2, 3, 32, 32), torch.zeros(2, 32, 32, dtype=torch.int16)
+    assert training.loss_of(model, images, labels, Config(loss="auto", margin=0)) == expected
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_lr_and_images(dataset, tmp_path, monkeypatch):

@@ -1,0 +1,315 @@
+"""Everything on a GPU in one call: the kernels against float64, then losses, search and prediction in units of what others do.
+
+    python benchmarks/gpu.py [--classes 1284 ...] [--images 8] [--size 512] [--dtype bfloat16 ...] [--rounds 5] [--json]
+    TRITON_INTERPRET=1 python benchmarks/gpu.py --interpret    # tiny, and without a GPU
+
+Exits with 1 where a kernel is wrong or fails. Embeddings and class embeddings are random unit vectors, labels random; times are
+those of CUDA events forward and backward, medians of rounds, of new leaves. "published" is the arithmetic of the published code
+in torch: distances to all classes in chunks, topk, a gather of k + 1 class embeddings a pixel, norms, cross entropy. "dense"
+makes logits at a quarter of the resolution and enlarges them. Contenders that would take too much memory or time get fewer
+pixels, are scaled, and are marked. Memory is the peak beyond the inputs. Needs torch, Triton, NumPy and click.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+
+import click
+import torch
+import torch.nn.functional as F
+
+from ess.losses import exact_cross_entropy, knn_cross_entropy
+from ess.neighbours import DISTANCES, nearest
+
+TEMPERATURE, NEIGHBOURS = 20.0, 7
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+
+MOST = 1 << 30
+"""Numbers in the largest array that a contender may make."""
+
+PAIRS = 1 << 34
+"""Pixels times classes of contenders that are not expected to be fast."""
+
+BOUNDS = {torch.float32: (1e-5, 1e-4, 1e-4), torch.bfloat16: (1e-4, 2**-7, 2**-7)}
+"""Relative errors that value and gradients may have."""
+
+
+def trained(loss: Callable, images: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor) -> list[torch.Tensor]:
+    """A mean loss and its gradients by both embeddings."""
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in (images, classes)]
+    value = loss(leaves[0], labels, leaves[1])
+    value.backward()
+    return [value.detach(), *(leaf.grad for leaf in leaves)]
+
+
+def fused(distance: str, images: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor) -> list[torch.Tensor]:
+    """The same by the kernels of ``ess.kernels.exact_triton``, which in the interpreter are called as they are."""
+    if not INTERPRETED:
+        loss = partial(exact_cross_entropy, temperature=TEMPERATURE, distance=distance, backend="fused")
+        return trained(loss, images, labels, classes)
+    from ess.kernels.exact_triton import exact
+
+    labels = labels.flatten(1)
+    weights = torch.full(labels.shape, 1 / labels.numel())
+    settings = {"temperature": TEMPERATURE, "distance": DISTANCES.index(distance), "ignore_index": -1, "gradients": True}
+    found = exact(images.flatten(2), labels, weights, classes, None, None, **settings)
+    return [(found.losses * weights).sum(), found.embeddings.view_as(images), found.classes]
+
+
+def search(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str = "euclidean") -> torch.Tensor:
+    """The nearest classes by ``ess.kernels.search_triton``."""
+    if not INTERPRETED:
+        return nearest(queries, classes, k, distance=distance, backend="triton")
+    from ess.kernels import search_triton
+
+    return search_triton.search(queries, classes, k, products=distance == "cosine")
+
+
+def as_rows(images: torch.Tensor) -> torch.Tensor:
+    """(B, D, H, W) as (B * H * W, D)."""
+    return images.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def published(images: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """Search, gather, norm, cross entropy; in float32."""
+    pixels, classes, targets = as_rows(images).float(), classes.float(), labels.flatten()
+    k = min(NEIGHBOURS, len(classes))
+    with torch.no_grad():
+        parts = pixels.split(max(1, (1 << 27) // len(classes)))
+        found = torch.cat([torch.cdist(part, classes).topk(k, largest=False).indices for part in parts])
+    found = torch.where(found == targets[:, None], (found - 1).clamp_min(0), found)
+    candidates = F.embedding(torch.cat([targets[:, None], found], dim=1), classes)
+    logits = -TEMPERATURE * (pixels[:, None] - candidates).norm(dim=2)
+    return F.cross_entropy(logits, torch.zeros_like(targets))
+
+
+def enlarged(images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """The baseline's logits (B, C, H, W): at a quarter of the resolution, as a convolution makes them, enlarged."""
+    small = TEMPERATURE * F.conv2d(images[:, :, ::4, ::4], classes[:, :, None, None])
+    return F.interpolate(small, size=images.shape[2:], mode="bilinear")
+
+
+def dense(images: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(enlarged(images, classes), labels)
+
+
+def linear(loss: Callable, images: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """A loss of a linear layer that does not keep its logits, ``loss(pixels, classes, targets)``."""
+    return loss(TEMPERATURE * as_rows(images), classes, labels.flatten())
+
+
+def linear_losses() -> dict[str, Callable]:
+    """Those of others, as far as they are installed."""
+    found = {}
+    if hasattr(F, "linear_cross_entropy"):
+        found["linear_cross_entropy"] = F.linear_cross_entropy
+    try:
+        from cut_cross_entropy import linear_cross_entropy
+
+        found["cut-cross-entropy"] = linear_cross_entropy
+    except ImportError:
+        pass
+    try:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+        liger = LigerFusedLinearCrossEntropyLoss()
+        found["Liger"] = lambda pixels, classes, targets: liger(classes, pixels, targets)
+    except ImportError:
+        pass
+    return found
+
+
+def contenders(count: int, dim: int) -> dict[str, tuple[Callable, float]]:
+    """Name -> what computes a loss and its gradients, and how many pixels it may get."""
+    few, slow = MOST // (dim * (NEIGHBOURS + 1)), PAIRS // count
+    torch_exact = partial(exact_cross_entropy, backend="torch")
+    found = {
+        "published": (partial(trained, published), min(few, slow)),
+        "exact, Triton": (partial(fused, "euclidean"), math.inf),
+        "exact, cosine, Triton": (partial(fused, "cosine"), math.inf),
+        "exact, torch": (partial(trained, torch_exact), slow),
+        "exact, cosine, torch": (partial(trained, partial(torch_exact, distance="cosine")), slow),
+        "k-NN": (partial(trained, knn_cross_entropy), min(few, slow)),
+        "dense": (partial(trained, dense), MOST // count),
+    }
+    return found | {name: (partial(trained, partial(linear, loss)), slow) for name, loss in linear_losses().items()}
+
+
+def unit(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Random vectors of unit length along dimension 1, float32."""
+    return F.normalize(torch.randn(*shape, generator=torch.Generator(DEVICE).manual_seed(seed), device=DEVICE), dim=1)
+
+
+def batch(count: int, dim: int, images: int, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Embeddings (B, D, size, size), labels and class embeddings."""
+    labels = torch.randint(count, (images, size, size), device=DEVICE)
+    return unit(images, dim, size, size), labels, unit(count, dim, seed=1)
+
+
+def truth(distance: str, images: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """The mean loss from all logits."""
+    pixels = as_rows(images)
+    if distance == "cosine":
+        logits = pixels @ classes.T
+    else:
+        logits = -torch.cdist(pixels, classes, compute_mode="donot_use_mm_for_euclid_dist")
+    return F.cross_entropy(TEMPERATURE * (-logits.square() if distance == "squared" else logits), labels.flatten())
+
+
+def check(count: int, dim: int, images: int, size: int, dtypes: list[torch.dtype]) -> list[dict]:
+    """Relative errors of value, gradients and found ids against float64, of pixels far from and near to their classes."""
+    found = []
+    for near in (False, True):
+        pixels, labels, classes = batch(count, dim, images, size)
+        pixels = classes[labels].permute(0, 3, 1, 2) + 0.03 * pixels if near else pixels
+        for dtype in dtypes:
+            o, e = pixels.to(dtype), classes.to(dtype)
+            for distance in DISTANCES:
+                expected = trained(partial(truth, distance), o.double(), labels, e.double())
+                names = ("value", "gradient of pixels", "gradient of classes")
+                rows = zip(names, fused(distance, o, labels, e), expected, BOUNDS[dtype], strict=True)
+                for name, mine, theirs, bound in rows:
+                    error = ((mine.double() - theirs).norm() / theirs.norm()).item()
+                    what = f"{name}, {distance}, {str(dtype).removeprefix('torch.')}{', near' if near else ''}"
+                    found.append({"what": what, "error": error, "bound": bound})
+        queries, k = as_rows(pixels), min(NEIGHBOURS, count)
+        expected = torch.cdist(queries.double(), classes.double()).sort(dim=1, stable=True).indices[:, :k]
+        wrong = (search(queries, classes, k) != expected).double().mean().item()
+        found.append({"what": f"ids of the search{', near' if near else ''}", "error": wrong, "bound": 1e-3})
+    return found
+
+
+def once(work: Callable) -> tuple[float, float]:
+    """Seconds and MiB beyond what was there."""
+    if INTERPRETED:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start, 0.0
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    work()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3, (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def race(works: dict[str, tuple[Callable, int]], pixels: int, rounds: int) -> dict[str, dict]:
+    """Name -> figures, of name -> (work, its pixels); the first is the measure, and of each the first round warms up."""
+    spent: dict[str, list] = {name: [] for name in works}
+    failed = {}
+    for _ in range(rounds + 1):
+        for name, (work, _) in works.items():
+            try:
+                if name not in failed:
+                    spent[name].append(once(work))
+            except Exception as error:  # a contender that others wrote, or an array too large: the others go on
+                failed[name] = f"{type(error).__name__}: {error}"[:200]
+    first = next(iter(works))
+    seconds = {name: median(s for s, _ in spent[name][1:]) / works[name][1] for name in works if name not in failed}
+    return {
+        name: {"failed": failed[name]}
+        if name in failed
+        else {
+            f"times_as_fast_as_{first}": seconds.get(first, math.nan) / seconds[name],
+            "ms": seconds[name] * pixels * 1e3,
+            "mib": max(mib for _, mib in spent[name]),
+            "pixels": part,
+        }
+        for name, (_, part) in works.items()
+    }
+
+
+def measure_losses(count: int, dim: int, images: int, size: int, dtype: torch.dtype, rounds: int) -> dict[str, dict]:
+    pixels, labels, classes = batch(count, dim, images, size)
+    works = {}
+    for name, (work, most) in contenders(count, dim).items():
+        rows = int(max(4, min(size, most // (images * size) // 4 * 4)))
+        part = (pixels[:, :, :rows].to(dtype).contiguous(), labels[:, :rows].contiguous(), classes.to(dtype))
+        works[name] = (partial(work, *part), images * rows * size)
+    return race(works, images * size * size, rounds)
+
+
+def measure_search(count: int, dim: int, images: int, size: int, rounds: int) -> dict[str, dict]:
+    """Who finds the nearest classes, and who predicts one for each pixel."""
+    pixels, _, classes = batch(count, dim, images, size)
+    k = min(NEIGHBOURS + 1, count)
+
+    def work(find: Callable, most: float) -> tuple[Callable, int]:
+        rows = int(max(4, min(size, most // (images * size) // 4 * 4)))
+        part = pixels[:, :, :rows].contiguous()
+        return partial(find, part), images * rows * size
+
+    with torch.no_grad():
+        works = {
+            "dense": work(lambda part: enlarged(part, classes).argmax(dim=1), MOST // count),
+            "k = 1, Triton": work(lambda part: search(as_rows(part), classes, 1), math.inf),
+            "k = 1, torch": work(lambda part: nearest(as_rows(part), classes, 1, backend="torch"), PAIRS // count),
+            f"k = {k}, Triton": work(lambda part: search(as_rows(part), classes, k), math.inf),
+            f"k = {k}, torch": work(lambda part: nearest(as_rows(part), classes, k, backend="torch"), PAIRS // count),
+        }
+        return race(works, images * size * size, rounds)
+
+
+def report(title: str, rows: dict[str, dict], pixels: int) -> None:
+    first = next(iter(rows))
+    print(f"\n{title:<48}{'x ' + first:>14}{'ms':>12}{'MiB':>10}")
+    for name, row in rows.items():
+        if "failed" in row:
+            print(f"{name:<48}{row['failed']}")
+            continue
+        mark = "" if row["pixels"] == pixels else f"   scaled from {row['pixels']:,} pixels"
+        print(f"{name:<48}{row[f'times_as_fast_as_{first}']:>14.2f}{row['ms']:>12.3f}{row['mib']:>10.0f}{mark}")
+
+
+@click.command()
+@click.option(
+    "--classes", "counts", multiple=True, default=(150, 1284, 10_000, 100_000), show_default=True, help="Classes, repeatable."
+)
+@click.option("--dim", default=12, show_default=True, help="Dimensions of an embedding.")
+@click.option("--images", default=8, show_default=True, help="Images of a batch.")
+@click.option("--size", default=512, show_default=True, help="Height and width, a multiple of 4.")
+@click.option("--dtype", "names", multiple=True, default=("float32", "bfloat16"), show_default=True, help="Types, repeatable.")
+@click.option("--rounds", default=5, show_default=True, help="Rounds; the medians count.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--interpret", is_flag=True, help="A tiny run in Triton's interpreter.")
+def main(counts, dim, images, size, names, rounds, as_json, interpret) -> None:
+    """Check and time the kernels."""
+    if interpret != INTERPRETED:
+        raise click.UsageError("--interpret and the environment's TRITON_INTERPRET=1 belong together")
+    if interpret:
+        counts, dim, images, size, names, rounds = (7,), 3, 1, 8, ("float32",), 1
+    dtypes = [getattr(torch, name) for name in names]
+    checks = check(7, 3, 2, 8, dtypes) if interpret else check(300, dim, 4, 128, dtypes)
+    losses = {
+        f"{count} classes, {name}": measure_losses(count, dim, images, size, dtype, rounds)
+        for count in counts
+        for name, dtype in zip(names, dtypes, strict=True)
+    }
+    searches = {f"{count} classes": measure_search(count, dim, images, size, rounds) for count in counts}
+    wrong = [check for check in checks if not check["error"] <= check["bound"]]
+    tables = losses | searches
+    broken = [name for rows in tables.values() for name, row in rows.items() if "Triton" in name and "failed" in row]
+    if as_json:
+        device = "interpreter" if interpret else torch.cuda.get_device_name()
+        about = {"device": device, "torch": torch.__version__}
+        print(json.dumps(about | {"checks": checks, "losses": losses, "search": searches}, indent=1))
+    else:
+        for row in checks:
+            print(f"{row['what']:<56}{row['error']:>12.1e}   {'WRONG' if row in wrong else 'ok'}")
+        for title, rows in tables.items():
+            report(f"{title}, {dim} dimensions, {images} x {size} x {size}", rows, images * size * size)
+    sys.exit(1 if wrong or broken else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Time of the search for the nearest classes, what the clustered one misses, and prediction beside dense logits.
+
+    python benchmarks/search.py [--classes 1284 ...] [--size 512] [--rounds 3] [--json]
+
+Class embeddings are random unit vectors; queries are random too, or lie near a class as those of a trained model do. Prediction
+is the nearest class of each pixel of an image, and on the other side the argmax over logits at a quarter of the resolution,
+enlarged: an image at a time. Dense logits of many classes get fewer pixels, and are marked; figures are a pixel.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from statistics import median
+
+import click
+import torch
+import torch.nn.functional as F
+
+from ess.neighbours import nearest
+
+K = 8
+SEARCHES = ("numba", "faiss", "torch", "clustered")
+MOST = 1 << 30
+"""Numbers in the largest array that dense logits may make: 4 GiB in float32."""
+
+
+def points(kind: str, count: int, pixels: int, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries (P, D) and class embeddings (C, D), unit vectors."""
+    g = torch.Generator().manual_seed(0)
+    classes = F.normalize(torch.randn(count, dim, generator=g), dim=1)
+    noise = torch.randn(pixels, dim, generator=g)
+    if kind == "near":
+        noise = classes[torch.randint(count, (pixels,), generator=g)] + 0.1 * noise
+    return F.normalize(noise, dim=1), classes
+
+
+def medians(calls: dict[str, Callable], rounds: int) -> dict[str, float]:
+    """Seconds of each, all in turn; the first round warms up."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    return {name: median(spent[1:]) for name, spent in times.items()}
+
+
+def search_all(kind: str, count: int, dim: int, pixels: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Backend -> {"us_a_pixel", "recall_1", "recall"}: how many of the nearest, and of the k nearest, are found."""
+    queries, classes = points(kind, count, pixels, dim)
+    k = min(K, count)
+    found: dict[str, torch.Tensor] = {}
+
+    def search(backend: str) -> None:
+        found[backend] = nearest(queries, classes, k, backend=backend)
+
+    times = medians({backend: lambda backend=backend: search(backend) for backend in SEARCHES}, rounds)
+    truth = found["torch"]
+    return {
+        backend: {
+            "us_a_pixel": spent / pixels * 1e6,
+            "recall_1": (found[backend][:, 0] == truth[:, 0]).float().mean().item(),
+            "recall": (found[backend][:, :, None] == truth[:, None]).any(dim=2).float().mean().item(),
+        }
+        for backend, spent in times.items()
+    }
+
+
+def predict_all(count: int, dim: int, size: int, rounds: int) -> dict[str, float]:
+    """Microseconds a pixel of the nearest class and of dense logits, their ratio, and the pixels of the latter."""
+    queries, classes = points("random", count, size * size, dim)
+    image = queries.T.reshape(1, dim, size, size)
+    rows = max(4, min(size, MOST // (count * size) // 4 * 4))
+    small = image[:, :, :rows:4, ::4].contiguous()
+
+    def dense() -> None:
+        logits = F.conv2d(small, classes[:, :, None, None])
+        F.interpolate(logits, size=(rows, size), mode="bilinear").argmax(dim=1)
+
+    with torch.inference_mode():
+        times = medians({"nearest": lambda: nearest(queries, classes, 1), "dense": dense}, rounds)
+    ours, theirs = times["nearest"] / size**2 * 1e6, times["dense"] / (rows * size) * 1e6
+    return {"nearest_us": ours, "dense_us": theirs, "times_as_fast_as_dense": theirs / ours, "dense_pixels": rows * size}
+
+
+@click.command()
+@click.option("--classes", "counts", multiple=True, default=(150, 1284, 10_000, 100_000), show_default=True, help="Repeatable.")
+@click.option("--dim", default=12, show_default=True, help="Dimensions of an embedding.")
+@click.option("--size", default=512, show_default=True, help="Height and width of an image, a multiple of 4.")
+@click.option("--queries", default=65536, show_default=True, help="Pixels of the searches.")
+@click.option("--rounds", default=3, show_default=True, help="Rounds; the medians count.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def main(counts, dim, size, queries, rounds, as_json) -> None:
+    """Measure the search and prediction."""
+    found = {
+        count: {
+            "prediction": predict_all(count, dim, size, rounds),
+            **{kind: search_all(kind, count, dim, queries, rounds) for kind in ("random", "near")},
+        }
+        for count in counts
+    }
+    if as_json:
+        print(json.dumps({"threads": torch.get_num_threads(), "dim": dim, "size": size, "k": K, "classes": found}, indent=1))
+        return
+    for count, parts in found.items():
+        row = parts.pop("prediction")
+        mark = "" if row["dense_pixels"] == size * size else f" on {row['dense_pixels']:,} pixels"
+        print(f"\n{count} classes: predicting {row['nearest_us']:.3f} us a pixel, dense {row['dense_us']:.3f}{mark},", end=" ")
+        print(f"{row['times_as_fast_as_dense']:.1f} times as fast")
+        for kind, rows in parts.items():
+            for name, row in rows.items():
+                recalls = f"the nearest {row['recall_1']:.3f}, of the {K} nearest {row['recall']:.3f}"
+                print(f"  {kind:<8}{name:<12}{row['us_a_pixel']:>9.3f} us a pixel; found: {recalls}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""The k nearest classes of each pixel on a GPU, without a pixels x classes array; by Triton.
+
+A program holds a block of queries, walks over tiles of classes, and keeps the best k of each query as integers that sort as
+(score, id) do: the bits of a float32, flipped where it is negative, above the id. A tile is looked into only while it holds
+something better. Scores come from differences, 2 instructions a dimension, and so lose nothing by cancellation. The plain twin
+is ``ess.neighbours._torch``.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+_LAST = tl.constexpr(2**63 - 1)
+"""Sorts after every score."""
+
+
+def _blocks(k: int) -> tuple[int, int]:
+    """How many queries and classes meet at once, powers of two: 32 keys a thread, fewer where many are kept."""
+    return (64, 64) if k <= 16 else (32, 64)
+
+
+@triton.jit
+def _keys(queries, table, kept, ids, count, PRODUCTS: tl.constexpr, CHANNELS, QUERIES: tl.constexpr, CLASSES: tl.constexpr):
+    """(score, id) of a block of queries and a tile of classes, (QUERIES, CLASSES) int64, smaller is nearer."""
+    known = ids < count
+    scores = tl.zeros((QUERIES, CLASSES), tl.float32)
+    for d in range(CHANNELS):
+        query = tl.load(queries + d, mask=kept, other=0.0)[:, None]
+        point = tl.load(table + d * count + ids, mask=known, other=0.0)[None, :]
+        if PRODUCTS:
+            scores -= query * point
+        else:
+            scores += (query - point) * (query - point)
+    bits = scores.to(tl.int32, bitcast=True)  # a sum that began with 0 is never -0
+    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return tl.where(known[None, :], (bits.to(tl.int64) << 32) | ids[None, :], _LAST)
+
+
+@triton.jit
+def _nearest(
+    queries,
+    table,
+    found,
+    size,
+    count,
+    K: tl.constexpr,
+    SLOTS: tl.constexpr,
+    PRODUCTS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    QUERIES: tl.constexpr,
+    CLASSES: tl.constexpr,
+):
+    """found (P, K) int64 of a block of queries (P, D); ``table`` is (D, C)."""
+    places = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+    kept = places < size
+    lines = queries + places.to(tl.int64) * CHANNELS
+    slots = tl.arange(0, SLOTS)[None, :].to(tl.int64)
+    best = tl.zeros((QUERIES, SLOTS), tl.int64) + tl.where(slots < K, _LAST - 1 - slots, -_LAST)  # no two in use are equal
+    worst = tl.max(best, 1)
+    for start in range(0, count, CLASSES):
+        ids = start + tl.arange(0, CLASSES)
+        keys = _keys(lines, table, kept, ids, count, PRODUCTS, CHANNELS, QUERIES, CLASSES)
+        least = tl.min(keys, 1)
+        while tl.max((least < worst).to(tl.int32), 0) > 0:
+            best = tl.where((best == worst[:, None]) & (least < worst)[:, None], least[:, None], best)
+            worst = tl.max(best, 1)
+            keys = tl.where(keys == least[:, None], _LAST, keys)
+            least = tl.min(keys, 1)
+    best = tl.where(slots < K, best, _LAST)
+    for rank in range(K):
+        least = tl.min(best, 1)
+        tl.store(found + places.to(tl.int64) * K + rank, least & 0xFFFFFFFF, mask=kept)
+        best = tl.where(best == least[:, None], _LAST, best)
+
+
+def search(queries: torch.Tensor, classes: torch.Tensor, k: int, *, products: bool) -> torch.Tensor:
+    """(P, k) int64: the classes nearest to each query, the nearest first, the lower id first among equals; k <= 64.
+
+    ``queries`` (P, D) and ``classes`` (C, D) are compared in float32; near is a small distance, or with ``products`` a large
+    inner product. A query with a NaN gets arbitrary classes.
+    """
+    queries, table = queries.float().contiguous(), classes.float().T.contiguous()
+    size, channels = queries.shape
+    found = queries.new_empty(size, k, dtype=torch.int64)
+    at_once, width = _blocks(k)
+    with torch.cuda.device_of(queries):
+        _nearest[triton.cdiv(size, at_once),](
+            queries,
+            table,
+            found,
+            size,
+            len(classes),
+            K=k,
+            SLOTS=max(2, triton.next_power_of_2(k)),
+            PRODUCTS=products,
+            CHANNELS=channels,
+            QUERIES=at_once,
+            CLASSES=width,
+            enable_fp_fusion=True,
+        )
+    return found
