@@ -22,9 +22,9 @@ class Config:
     length of an embedding; ``normalize`` is where embeddings become unit vectors: "full" resolution, the head's "quarter"
     resolution (as published), or "none". ``encoder_bn_momentum`` is right for pretrained encoders; from scratch take 0.1.
 
-    Loss: "knn" (the paper's, over ``k`` negatives of kind ``negatives``, found by ``search`` for one pixel in ``query_stride``),
-    "exact" (softmax over all classes), "auto" (of these the cheaper one for the number of classes) or "dense" (the baseline with
-    one output channel a class). ``temperature`` is T, ``margin`` the regulariser's m, 0 = off.
+    Loss: "knn" (the paper's, over ``k`` negatives of kind ``negatives``, found by ``search`` for one pixel in
+    ``query_stride``), "exact" (softmax over all classes), "auto" (the cheaper of these two for so many classes) or "dense" (the
+    baseline with one output channel a class). ``temperature`` is T, ``margin`` the regulariser's m, 0 = off.
 
     Schedule: either ``steps`` or ``epochs`` counts; the learning rate is lr * (1 - step / steps) ** power, never below
     ``min_lr``; the encoder's is ``encoder_lr`` times that; class embeddings have a power and a momentum of their own.

@@ -21,6 +21,9 @@ REDUCTIONS = ("mean", "sum", "none")
 EXACT_UP_TO = 10_000
 """Up to so many classes the exact loss costs no more than one over exactly searched neighbours: docs/losses.md."""
 
+_QUERIES = 1 << 18
+"""Pixels that search together."""
+
 _ELEMENTS = 1 << 22  # numbers in the largest intermediate tensor of one chunk of pixels
 
 
@@ -62,7 +65,7 @@ def exact_cross_entropy(
             return fused.weighted_sum(embeddings, classes, bias, labels, weights, class_mask, settings)
         return fused.each(embeddings, classes, bias, labels, class_mask, settings) * weights
     counted = (labels != ignore_index).flatten().nonzero().squeeze(1)
-    pixels, targets = _pixels(embeddings, labels, counted)
+    pixels, targets = _pixels(embeddings, counted), labels.flatten()[counted, None]
     images = counted // labels[0].numel()
 
     def loss(o: torch.Tensor, ids: torch.Tensor, e: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -111,35 +114,24 @@ def knn_cross_entropy(
         raise ValueError(f"k is {k}: expected 1 or more negatives")
     if query_stride not in STRIDES:
         raise ValueError(f"query_stride is {query_stride}: expected one of {', '.join(map(str, STRIDES))}")
-    counted = (labels != ignore_index).flatten().nonzero().squeeze(1)
-    pixels, targets = _pixels(embeddings, labels, counted)
-
-    def found(count: int) -> torch.Tensor:
-        """(P, count) classes nearest to each counted pixel, or to the one that searches for it."""
-        queries, places = (pixels, None) if query_stride == 1 else _searching(embeddings, counted, query_stride)
-        ids = nearest(queries, classes, count, distance=distance, backend=search)
-        return ids if places is None else ids[places]
-
-    if negatives == "nearest":
-        others = _nearest_others(found, targets, min(k, len(classes) - 1))
-    elif negatives == "random":
-        others = _random_others(targets, len(classes), k, generator)
-    elif negatives == "published":
-        others = found(min(k, len(classes)))
-        others = (others - (others == targets).long()).clamp_min(0)
-    else:
+    if negatives not in NEGATIVES:
         raise ValueError(f"negatives is {negatives!r}: expected one of {', '.join(NEGATIVES)}")
-
-    candidates = torch.cat([targets, others], dim=1)
+    counted = (labels != ignore_index).flatten().nonzero().squeeze(1)
+    targets = labels.flatten()[counted, None]
+    if negatives == "random":
+        others = _random_others(targets, len(classes), k, generator)
+    else:
+        others = _found_others(embeddings, counted, targets, classes, k, distance, negatives, search, query_stride)
+    candidates = torch.cat([targets.int(), others.int()], dim=1)
     if fused.chosen(backend, embeddings, classes, devices=("cpu",)):
-        losses = fused.among(pixels, classes, candidates, fused.Settings(temperature, distance, ignore_index))
+        losses = fused.among(embeddings, classes, counted, candidates, fused.Settings(temperature, distance, ignore_index))
         return _reduce(losses, counted, labels, reduction)
 
     def loss(o: torch.Tensor, candidates: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
         z = _logits(o, F.embedding(candidates, e), temperature, distance)
         return _cross_entropy(z[:, :1], z[:, 1:])
 
-    width = candidates.shape[1] * classes.shape[1]
+    pixels, width = _pixels(embeddings, counted), candidates.shape[1] * classes.shape[1]
     return _reduce(_chunked(loss, pixels, candidates, (classes,), width), counted, labels, reduction)
 
 
@@ -195,10 +187,9 @@ def _chunked(loss: Callable, pixels: torch.Tensor, ids: torch.Tensor, shared: tu
     return torch.cat([checkpoint(part, o, i, use_reentrant=False, preserve_rng_state=False) for o, i in chunks])
 
 
-def _pixels(embeddings: torch.Tensor, labels: torch.Tensor, counted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings (P, D) and targets (P, 1) of the pixels at the positions ``counted`` (P,) among all B*H*W."""
-    pixels = embeddings.permute(0, 2, 3, 1).reshape(-1, embeddings.shape[1])
-    return pixels.index_select(0, counted), labels.flatten()[counted, None]
+def _pixels(embeddings: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Embeddings (P, D) of the pixels at ``places`` (P,) among all B*H*W."""
+    return embeddings.permute(0, 2, 3, 1).reshape(-1, embeddings.shape[1]).index_select(0, places)
 
 
 def _checked(embeddings, labels, classes, distance, ignore_index, reduction) -> torch.Tensor:
@@ -254,10 +245,32 @@ def _reduce(losses: torch.Tensor, counted: torch.Tensor, labels: torch.Tensor, r
     return losses.sum() / max(1, len(losses)) if reduction == "mean" else losses.sum()
 
 
-def _nearest_others(found: Callable, targets: torch.Tensor, k: int) -> torch.Tensor:
-    """(P, k) ids of the nearest classes other than the target: of k + 1 found, the last stands in for the target."""
-    ids = found(k + 1)
-    return torch.where(ids == targets, ids[:, -1:], ids)[:, :k]
+@torch.no_grad()
+def _found_others(embeddings, counted, targets, classes, k, distance, negatives, search, stride) -> torch.Tensor:
+    """(P, k) int32 ids of the negatives of the pixels at ``counted``; some pixels at a time, since they are copied.
+
+    Nearest others than the target are k of k + 1 found, the last of which stands in for a target among them.
+    """
+    k = min(k, len(classes) - 1 if negatives == "nearest" else len(classes))
+    settings = {"distance": distance, "backend": search}
+    wanted = k + (negatives == "nearest")
+    points = embeddings.flatten(2)
+    if stride > 1:
+        grid, places = _searching(embeddings, counted, stride)
+        shared = nearest(grid, classes, wanted, **settings).int()
+    found = []
+    for first in range(0, max(1, len(counted)), _QUERIES):
+        part, target = slice(first, first + _QUERIES), targets[first : first + _QUERIES].int()
+        if stride > 1:
+            ids = shared[places[part]]
+        else:
+            image, pixel = counted[part] // points.shape[2], counted[part] % points.shape[2]
+            ids = nearest(points[image, :, pixel], classes, wanted, **settings).int()
+        if negatives == "nearest":
+            found.append(torch.where(ids == target, ids[:, -1:], ids)[:, :k])
+        else:
+            found.append((ids - (ids == target).int()).clamp_min(0))
+    return torch.cat(found)
 
 
 def _searching(embeddings: torch.Tensor, counted: torch.Tensor, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -267,7 +280,7 @@ def _searching(embeddings: torch.Tensor, counted: torch.Tensor, stride: int) -> 
     wide = stride // tall
     rows = torch.arange(tall // 2, height + tall // 2, tall, device=counted.device).clamp_max(height - 1)
     columns = torch.arange(wide // 2, width + wide // 2, wide, device=counted.device).clamp_max(width - 1)
-    queries = embeddings.detach()[:, :, rows][..., columns].permute(0, 2, 3, 1).flatten(0, 2)
+    queries = embeddings[:, :, rows][..., columns].permute(0, 2, 3, 1).flatten(0, 2)
     image, y, x = counted // (height * width), counted // width % height, counted % width
     return queries, (image * len(rows) + y // tall) * len(columns) + x // wide
 

@@ -201,12 +201,21 @@ def test_pixels_of_a_block_share_what_its_middle_finds(stride, tall, wide):
         knn_cross_entropy(o, labels, e, query_stride=3)
 
 
-def test_the_benchmark_measures_every_contender():
-    script = Path(__file__).parents[1] / "benchmarks" / "losses.py"
-    small = ["--classes", "7", "--images", "1", "--size", "16", "--rounds", "1", "--json"]
-    found = json.loads(subprocess.run([sys.executable, script, *small], check=True, capture_output=True, text=True).stdout)
-    contenders = found["classes"]["7"]
-    assert {"published", "exact", "exact, cosine", "k-NN", "k-NN, query_stride 4", "dense"} <= contenders.keys()
-    for row in contenders.values():
-        assert row["pixels"] == 256 and row["us_a_pixel"] > 0 and row["times_as_fast_as_published"] > 0
-    assert contenders["published"]["times_as_fast_as_published"] == 1
+def test_the_benchmarks_measure_every_contender(tmp_path):
+    found = measured("losses.py", "--images", "1", "--size", "16", "--plot", str(tmp_path))
+    names = {"published", "exact", "exact, cosine", "k-NN", "k-NN, query_stride 4", "k-NN, clustered", "dense"}
+    assert names <= found["time"]["9"].keys()
+    for contender in found["time"]["9"].values():
+        assert contender["pixels"] == 256 and contender["us_a_pixel"] > 0 and contender["times_as_fast_as_published"] > 0
+    assert found["time"]["9"]["published"]["times_as_fast_as_published"] == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"losses-time.svg"}
+
+    found = measured("search.py", "--size", "16", "--queries", "300")["classes"]["9"]
+    assert found["prediction"]["times_as_fast_as_dense"] > 0 and found["prediction"]["dense_pixels"] == 256
+    assert found["random"]["numba"]["recall"] == found["near"]["faiss"]["recall_1"] == 1
+    assert {*found["random"]} == {"numba", "faiss", "torch", "clustered"}
+
+
+def measured(script, *options):
+    command = [sys.executable, Path(__file__).parents[1] / "benchmarks" / script, "--classes", "9", "--rounds", "1", "--json"]
+    return json.loads(subprocess.run([*command, *options], check=True, capture_output=True, text=True).stdout)

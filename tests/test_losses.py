@@ -81,7 +81,7 @@ def test_many_classes_come_in_groups(distance, extras, monkeypatch):
     if extras:
         keywords = {"bias": torch.randn(1100, generator=g), "class_mask": torch.rand(2, 1100, generator=g) < 0.5}
     found = []
-    for once in (8192, 500):
+    for once in (1 << 16, 500):
         monkeypatch.setattr("ess.kernels.exact_cpu._ONCE", once)
         leaves = [x.clone().requires_grad_() for x in (embeddings, e)]
         loss = exact_cross_entropy(leaves[0], labels, leaves[1], distance=distance, **keywords)

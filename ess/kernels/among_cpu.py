@@ -12,6 +12,9 @@ from cocolvis.compiled import entry, inner
 from ess.kernels.threads import chunks, shared
 from ess.neighbours import COSINE, EUCLIDEAN
 
+_BLOCK = 16
+"""Pixels whose embeddings are fetched together."""
+
 _CHUNK = 8192
 """The fewest pixels whose class gradients are summed before they are added to those of all."""
 
@@ -49,53 +52,90 @@ def _softmax(pixel, classes, candidates, slope, distance, scores, shares):
     return math.log1p(others) if own == 0 else math.log(whole) - own
 
 
+@inner(error_model="numpy")
+def _gather(embeddings, places, points):
+    """Embeddings of some pixels, a dimension at a time: those of one pixel lie far apart, where the cache has one place."""
+    size = embeddings.shape[2]
+    for d in range(embeddings.shape[1]):
+        for i in range(len(places)):
+            points[i, d] = embeddings[places[i] // size, d, places[i] % size]
+
+
+@inner(error_model="numpy")
+def _scatter(moves, places, gradients):
+    size = gradients.shape[2]
+    for d in range(gradients.shape[1]):
+        for i in range(len(places)):
+            gradients[places[i] // size, d, places[i] % size] = moves[i, d]
+
+
+@inner(error_model="numpy")
+def _pull(pixel, other, weight, move, total):
+    """Add weight * (pixel - other) to a pixel's gradient, and take it from that of a class."""
+    for d in range(len(pixel)):
+        gap = weight * (pixel[d] - other[d])
+        move[d] += gap
+        total[d] -= gap
+
+
+@inner(error_model="numpy")
+def _push(pixel, other, weight, move, total):
+    """Add weight * other to a pixel's gradient, and weight * pixel to that of a class."""
+    for d in range(len(pixel)):
+        move[d] += weight * other[d]
+        total[d] += weight * pixel[d]
+
+
 @entry(error_model="numpy")
-def _share(pixels, classes, candidates, slope, distance, first, end, upstream, losses, moves, totals):
+def _share(embeddings, places, classes, candidates, slope, distance, first, end, upstream, losses, gradients, totals):
     """The pixels first:end; their losses, or where ``upstream`` has any entry the gradients."""
     scores, shares = np.empty(candidates.shape[1], np.float32), np.empty(candidates.shape[1], np.float64)
-    for p in range(first, end):
-        loss = _softmax(pixels[p], classes, candidates[p], slope, distance, scores, shares)
-        if len(upstream) == 0:
-            losses[p] = loss
-            continue
-        for j in range(candidates.shape[1]):
-            other = candidates[p, j]
-            weight = upstream[p] * shares[j] * slope
-            if distance == COSINE:
-                for d in range(pixels.shape[1]):
-                    moves[p, d] += weight * classes[other, d]
-                    totals[other, d] += weight * pixels[p, d]
+    points, moves = np.empty((_BLOCK, classes.shape[1]), np.float32), np.empty((_BLOCK, classes.shape[1]), np.float32)
+    for block in range(first, end, _BLOCK):
+        here = places[block : min(block + _BLOCK, end)]
+        _gather(embeddings, here, points)
+        moves[:] = 0
+        for i in range(len(here)):
+            loss = _softmax(points[i], classes, candidates[block + i], slope, distance, scores, shares)
+            if len(upstream) == 0:
+                losses[block + i] = loss
                 continue
-            if distance == EUCLIDEAN:
-                weight = weight / scores[j] if scores[j] > 0 else 0.0
-            else:
-                weight *= 2
-            for d in range(pixels.shape[1]):
-                gap = weight * (pixels[p, d] - classes[other, d])
-                moves[p, d] += gap
-                totals[other, d] -= gap
+            for j in range(candidates.shape[1]):
+                other = candidates[block + i, j]
+                weight = upstream[block + i] * shares[j] * slope
+                if distance == COSINE:
+                    _push(points[i], classes[other], weight, moves[i], totals[other])
+                    continue
+                if distance == EUCLIDEAN:
+                    weight = weight / scores[j] if scores[j] > 0 else 0.0
+                else:
+                    weight *= 2
+                _pull(points[i], classes[other], weight, moves[i], totals[other])
+        if len(upstream):
+            _scatter(moves, here, gradients)
 
 
-def among(pixels, classes, candidates, upstream, *, temperature: float, distance: int, threads: int):
+def among(embeddings, places, classes, candidates, upstream, *, temperature: float, distance: int, threads: int):
     """The losses (P,) float32, or where ``upstream`` (P,) is given the gradients of sum(upstream * losses) by both embeddings.
 
-    ``pixels`` (P, D), ``classes`` (C, D) and ``upstream`` are float32, ``candidates`` (P, K) int64, the target first.
+    ``embeddings`` (B, D, N), ``classes`` (C, D) and ``upstream`` are float32; ``places`` (P,) int64 says which of all B * N the
+    pixels are, and ``candidates`` (P, K) int32 lists their classes, the target first.
     """
-    pixels, classes = (np.require(x, np.float32, ("C", "W")) for x in (pixels, classes))
-    candidates = np.require(candidates, np.int64, ("C", "W"))
+    embeddings, classes = (np.require(x, np.float32, ("C", "W")) for x in (embeddings, classes))
+    places, candidates = np.require(places, np.int64, ("C", "W")), np.require(candidates, np.int32, ("C", "W"))
     back = upstream is not None
     upstream = np.require(upstream if back else np.zeros(0), np.float32, ("C", "W"))
-    count = len(pixels)
-    losses, moves = np.zeros(0 if back else count, np.float32), np.zeros(pixels.shape if back else (0, 0), np.float32)
-    slope = temperature if distance == COSINE else -temperature
-
+    losses = np.zeros(0 if back else len(places), np.float32)
+    gradients = np.zeros(embeddings.shape if back else (0, 0, 0), np.float32)
     totals = np.zeros(classes.shape if back else (0, 0), np.float32)
+    slope = float(temperature if distance == COSINE else -temperature)
 
     def worker():
         part = np.zeros_like(totals)
 
         def compute(first, end):
-            _share(pixels, classes, candidates, float(slope), distance, first, end, upstream, losses, moves, part)
+            rest = upstream, losses, gradients, part
+            _share(embeddings, places, classes, candidates, slope, distance, first, end, *rest)
 
         def add():
             np.add(totals, part, out=totals)
@@ -103,5 +143,5 @@ def among(pixels, classes, candidates, upstream, *, temperature: float, distance
 
         return compute, add
 
-    shared(worker, chunks(count, max(_CHUNK, len(classes))), threads)
-    return (moves, totals) if back else losses
+    shared(worker, chunks(len(places), max(_CHUNK, len(classes))), threads)
+    return (gradients, totals) if back else losses

@@ -15,16 +15,16 @@ from numba.extending import intrinsic
 
 from cocolvis.compiled import entry, inner
 from ess.kernels.threads import chunks, shared
-from ess.kernels.tiles import tiles
+from ess.kernels.tiles import tiles, zeros
 from ess.neighbours import COSINE, EUCLIDEAN, SQUARED
 
 _BLOCK = 16
 """Pixels that meet all classes together: a multiple of 4."""
 
-_ONCE = 8192
+_ONCE = 1 << 16
 """Up to this many classes, a block meets all of them once; of more, it meets a tile at a time, and again for the gradients."""
 
-_LARGE_BLOCK = 64
+_LARGE_BLOCK = 32
 """Pixels of a block that meets a tile at a time: a multiple of 4."""
 
 _CHUNK = 8192
@@ -471,11 +471,11 @@ def exact(
     mask = np.zeros((0, 0), np.bool_) if mask is None else mask
     numbers = np.float32(temperature / _LN_2), distance, count
     problem = _Problem(embeddings, labels, weights, table, bias, mask, ignore_index, *numbers)
-    total = _Sums(*(np.zeros(shape, np.float32) for shape in (table.shape, table[:, 0].shape, len(bias))))
+    total = _Sums(zeros(*table.shape), zeros(*table[:, 0].shape), zeros(len(bias)))
     total = total if gradients else _Sums(*(array[:0] for array in total))
 
     def worker():
-        block, part = _block(table), _Sums(*map(np.zeros_like, total))
+        block, part = _block(table), _Sums(*(zeros(*array.shape) for array in total))
 
         def compute(image, first, end):
             _share(problem, image, first, end, block, losses, moved, part)
@@ -498,8 +498,8 @@ def _block(table: np.ndarray) -> _Block:
     """Scratch of a thread: few pixels and all classes, or more pixels and a tile, so that their rows stay in the cache."""
     number, channels, width = table.shape
     pixels, group = (_BLOCK, number) if number * width <= _ONCE else (_LARGE_BLOCK, 1)
-    rows, inverses = np.zeros((pixels, group, width), np.float32), np.ones((pixels, group * width), np.float32)
-    points, moves = (np.zeros((pixels, channels), np.float32) for _ in range(2))
-    own, best, others, factors = (np.zeros(pixels, np.float32) for _ in range(4))
+    rows, inverses = zeros(pixels, group, width), zeros(pixels, group * width)
+    points, moves = zeros(pixels, channels), zeros(pixels, channels)
+    own, best, others, factors = (zeros(pixels) for _ in range(4))
     where = np.zeros(pixels, np.int64)
     return _Block(rows, rows.reshape(pixels, -1), inverses, points, moves, where, own, best, others, factors)

