@@ -108,8 +108,8 @@ def linear(loss: Callable, images: torch.Tensor, labels: torch.Tensor, classes: 
 def linear_losses() -> dict[str, Callable]:
     """Those of others, as far as they are installed."""
     found = {}
-    if hasattr(F, "linear_cross_entropy"):
-        found["linear_cross_entropy"] = F.linear_cross_entropy
+    if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # some pixels at a time; without, logits of all
+        found["linear_cross_entropy"] = partial(F.linear_cross_entropy, options=torch.nn.LinearCrossEntropyOptions())
     try:
         from cut_cross_entropy import linear_cross_entropy
 

@@ -50,9 +50,9 @@ def dense(embeddings: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor)
 
 
 def linear(embeddings: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """torch's own loss of a linear layer that does not keep its logits."""
+    """torch's own loss of a linear layer, some pixels at a time."""
     pixels = TEMPERATURE * embeddings.permute(0, 2, 3, 1).flatten(0, 2)
-    return F.linear_cross_entropy(pixels, classes, labels.flatten())
+    return F.linear_cross_entropy(pixels, classes, labels.flatten(), options=torch.nn.LinearCrossEntropyOptions())
 
 
 CONTENDERS: dict[str, tuple[Callable, Callable[[int], int]]] = {
@@ -67,7 +67,7 @@ CONTENDERS: dict[str, tuple[Callable, Callable[[int], int]]] = {
 }
 """Name -> the loss, and numbers a pixel in its largest array."""
 
-if not hasattr(F, "linear_cross_entropy"):
+if not hasattr(torch.nn, "LinearCrossEntropyOptions"):
     del CONTENDERS["linear_cross_entropy"]
 
 
