@@ -97,6 +97,7 @@ def enlarged(images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
 
 
 def dense(images: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """The baseline's loss."""
     return F.cross_entropy(enlarged(images, classes), labels)
 
 
@@ -230,6 +231,7 @@ def race(works: dict[str, tuple[Callable, int]], pixels: int, rounds: int) -> di
 
 
 def measure_losses(count: int, dim: int, images: int, size: int, dtype: torch.dtype, rounds: int) -> dict[str, dict]:
+    """What :func:`race` says of all contenders."""
     pixels, labels, classes = batch(count, dim, images, size)
     works = {}
     for name, (work, most) in contenders(count, dim).items():
@@ -261,6 +263,7 @@ def measure_search(count: int, dim: int, images: int, size: int, rounds: int) ->
 
 
 def report(title: str, rows: dict[str, dict], pixels: int) -> None:
+    """Print a table."""
     first = next(iter(rows))
     print(f"\n{title:<48}{'x ' + first:>14}{'ms':>12}{'MiB':>10}")
     for name, row in rows.items():

@@ -4,8 +4,8 @@
 
 Embeddings and class embeddings are random unit vectors, labels random. "published" is the arithmetic of the published code: a
 flat search by faiss, a gather of k + 1 class embeddings a pixel, norms, cross entropy. "dense" makes logits at a quarter of the
-resolution, as a convolution does, and enlarges them. What would not fit, or take longer than --seconds a round, gets fewer
-pixels, and is marked; figures are a pixel. Memory is that of a new process, and counted beyond the inputs and their gradients.
+resolution, as a convolution does, and enlarges them. What would not fit, or in a round take longer than --seconds, gets fewer
+pixels, and is marked; figures are a pixel. Memory is that of a new process, counted beyond the inputs and their gradients.
 """
 
 import json
@@ -89,12 +89,17 @@ def seconds(loss: Callable, embeddings: torch.Tensor, labels: torch.Tensor, clas
     return time.perf_counter() - start
 
 
-def affordable(name: str, inputs: tuple, limit: float) -> int:
-    """Rows of the images, a multiple of 4, that a contender gets: what fits, and by a small trial takes ``limit`` seconds."""
-    loss, numbers = CONTENDERS[name]
+def fitting_rows(name: str, count: int, images: int, size: int) -> int:
+    """Rows of the images, a multiple of 4, whose arrays fit into memory."""
+    return max(4, min(size, MOST // (CONTENDERS[name][1](count) * images * size) // 4 * 4))
+
+
+def affordable_rows(name: str, inputs: tuple, limit: float) -> int:
+    """Of the rows that fit so many as, by a small trial, take ``limit`` seconds."""
+    loss, _ = CONTENDERS[name]
     embeddings, labels, classes = inputs
-    images, _, most, size = embeddings.shape
-    fitting = max(4, min(most, MOST // (numbers(len(classes)) * images * size) // 4 * 4))
+    images, _, _, size = embeddings.shape
+    fitting = fitting_rows(name, len(classes), images, size)
     for rows in (4, max(4, min(32, fitting // 4 * 4))):  # the first one warms up
         part = embeddings[:1, :, :rows].contiguous(), labels[:1, :rows].contiguous(), classes
         spent = seconds(loss, *part)
@@ -104,7 +109,7 @@ def affordable(name: str, inputs: tuple, limit: float) -> int:
 def time_all(count: int, dim: int, images: int, size: int, rounds: int, limit: float) -> dict[str, dict]:
     """Contender -> {"us_a_pixel", "times_as_fast_as_published", "pixels"}; the first round warms up."""
     embeddings, labels, classes = inputs = problem(count, dim, images, size, size)
-    rows = {name: affordable(name, inputs, limit) for name in CONTENDERS}
+    rows = {name: affordable_rows(name, inputs, limit) for name in CONTENDERS}
     times: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     for _ in range(rounds + 1):
         for name, (loss, _) in CONTENDERS.items():
@@ -126,12 +131,12 @@ def status(field: str) -> int:
     return 1024 * int(next(line for line in Path("/proc/self/status").open() if line.startswith(field)).split()[1])
 
 
-def peak(name: str, count: int, dim: int, images: int, size: int, limit: float) -> dict[str, float]:
+def peak(name: str, count: int, dim: int, images: int, size: int) -> dict[str, float]:
     """What this process, which must do nothing else, needs at most: {"bytes", "pixels", "resident"}."""
     loss, _ = CONTENDERS[name]
     seconds(loss, *problem(40, dim, 1, 32, 32))  # compiles
     inputs = problem(count, dim, images, size, size)
-    rows = affordable(name, inputs, limit)
+    rows = fitting_rows(name, count, images, size)
     leaves = [inputs[0][:, :, :rows].clone().requires_grad_(), inputs[2].requires_grad_()]
     labels = inputs[1][:, :rows].clone()
     del inputs
@@ -143,9 +148,9 @@ def peak(name: str, count: int, dim: int, images: int, size: int, limit: float) 
     return {"bytes": max(0, beyond), "pixels": labels.numel(), "resident": highest}
 
 
-def memory_all(count: int, dim: int, images: int, size: int, limit: float) -> dict[str, dict]:
+def memory_all(count: int, dim: int, images: int, size: int) -> dict[str, dict]:
     """Contender -> what :func:`peak` found in a process of its own."""
-    options = ["--classes", count, "--dim", dim, "--images", images, "--size", size, "--seconds", limit]
+    options = ["--classes", count, "--dim", dim, "--images", images, "--size", size]
     found = {}
     for name in CONTENDERS:
         command = [sys.executable, __file__, "--peak-of", name, *map(str, options)]
@@ -214,11 +219,11 @@ def show(found: dict[str, dict[int, dict]], images: int, size: int) -> None:
 def main(counts, dim, images, size, rounds, limit, memory, plot, peak_of, as_json) -> None:
     """Measure the losses."""
     if peak_of:
-        print(json.dumps(peak(peak_of, counts[0], dim, images, size, limit)))
+        print(json.dumps(peak(peak_of, counts[0], dim, images, size)))
         return
     found = {"time": {count: time_all(count, dim, images, size, rounds, limit) for count in counts} if rounds else {}}
     if memory:
-        found["memory"] = {count: memory_all(count, dim, images, size, limit) for count in counts}
+        found["memory"] = {count: memory_all(count, dim, images, size) for count in counts}
     if plot:
         draw({kind: rows for kind, rows in found.items() if rows}, plot)
     if as_json:

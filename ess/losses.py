@@ -18,8 +18,8 @@ STRIDES = (1, 2, 4, 8, 16)
 REDUCTIONS = ("mean", "sum", "none")
 """What comes back: the mean over the pixels that count, their sum, or (B, H, W) with 0 where ignored."""
 
-EXACT_UP_TO = 10_000
-"""Up to so many classes the exact loss costs no more than one over exactly searched neighbours: docs/losses.md."""
+EXACT_UP_TO = 2_000
+"""Up to about so many classes the exact loss costs no more than one over searched neighbours: docs/losses.md."""
 
 _QUERIES = 1 << 18
 """Pixels that search together."""
@@ -64,25 +64,8 @@ def exact_cross_entropy(
         if reduction != "none":
             return fused.weighted_sum(embeddings, classes, bias, labels, weights, class_mask, settings)
         return fused.each(embeddings, classes, bias, labels, class_mask, settings) * weights
-    counted = (labels != ignore_index).flatten().nonzero().squeeze(1)
-    pixels, targets = _pixels(embeddings, counted), labels.flatten()[counted, None]
-    images = counted // labels[0].numel()
-
-    def loss(o: torch.Tensor, ids: torch.Tensor, e: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        t = ids[:, :1]
-        z = _logits(o, e, temperature, distance) + b
-        if class_mask is not None:
-            z = z.masked_fill(~class_mask[ids[:, 1]].scatter(1, t, True), -torch.inf)
-        return _cross_entropy(z.gather(1, t), z.scatter(1, t, -torch.inf))
-
-    ids = torch.cat([targets, images[:, None]], dim=1)
-    bias = classes.new_zeros(len(classes)) if bias is None else bias
-    losses = _chunked(loss, pixels, ids, (classes, bias), len(classes)) * weights.flatten()[counted]
-    return (
-        losses.new_zeros(labels.numel()).index_copy(0, counted, losses).view(labels.shape)
-        if reduction == "none"
-        else losses.sum()
-    )
+    losses = _exact_by_torch(embeddings, labels, classes, temperature, distance, ignore_index, bias, class_mask) * weights
+    return losses if reduction == "none" else losses.sum()
 
 
 def knn_cross_entropy(
@@ -152,6 +135,24 @@ def dense_cross_entropy(
     labels = _check_labels(logits, labels, logits.shape[1], ignore_index, reduction)
     losses = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none" if reduction == "none" else "sum")
     return losses / (labels != ignore_index).sum().clamp_min(1) if reduction == "mean" else losses
+
+
+def _exact_by_torch(embeddings, labels, classes, temperature, distance, ignore_index, bias, class_mask) -> torch.Tensor:
+    """The exact loss of each pixel, (B, H, W), 0 where ignored, by plain formulas."""
+    counted = (labels != ignore_index).flatten().nonzero().squeeze(1)
+    images = counted // labels[0].numel()
+    ids = torch.stack([labels.flatten()[counted], images], dim=1)
+
+    def loss(o: torch.Tensor, ids: torch.Tensor, e: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        t = ids[:, :1]
+        z = _logits(o, e, temperature, distance) + b
+        if class_mask is not None:
+            z = z.masked_fill(~class_mask[ids[:, 1]].scatter(1, t, True), -torch.inf)
+        return _cross_entropy(z.gather(1, t), z.scatter(1, t, -torch.inf))
+
+    bias = classes.new_zeros(len(classes)) if bias is None else bias
+    losses = _chunked(loss, _pixels(embeddings, counted), ids, (classes, bias), len(classes))
+    return losses.new_zeros(labels.numel()).index_copy(0, counted, losses).view(labels.shape)
 
 
 def _logits(o: torch.Tensor, e: torch.Tensor, temperature: float, distance: str) -> torch.Tensor:

@@ -13,8 +13,8 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "losses.py"
 
 
 def peak(name, classes, images, size):
-    """{"bytes", "pixels", "resident"} of a contender on that many pixels, however long it takes."""
-    options = {"classes": classes, "images": images, "size": size, "seconds": 1e6, "peak-of": name}
+    """{"bytes", "pixels", "resident"} of a contender on that many pixels."""
+    options = {"classes": classes, "images": images, "size": size, "peak-of": name}
     words = [str(word) for option, value in options.items() for word in (f"--{option}", value)]
     found = json.loads(subprocess.run([sys.executable, SCRIPT, *words], check=True, stdout=subprocess.PIPE, text=True).stdout)
     assert found["pixels"] == images * size * size

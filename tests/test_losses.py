@@ -128,6 +128,23 @@ def test_confident_pixels_keep_their_precision(loss, near):
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("loss", [exact_cross_entropy, knn_cross_entropy])
+def test_an_embedding_that_is_not_finite_shows_in_the_loss(loss, bad, distance):
+    embeddings, labels, e = problem(40, 5, ignored=0)
+    embeddings[1, 3, 2, 1] = bad
+    losses = loss(embeddings, labels, e, distance=distance, reduction="none")
+    assert not losses[1, 2, 1].isfinite() and losses.isfinite().sum() == losses.numel() - 1
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_a_class_that_is_not_a_number_shows_in_the_exact_loss(distance):
+    embeddings, labels, e = problem(40, 5, ignored=0)
+    e[7, 2] = math.nan
+    assert exact_cross_entropy(embeddings, labels, e, distance=distance, reduction="none").isnan().all()
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_exact_is_knn_with_all_others(distance, dtype):
     embeddings, labels, e = problem(40, 5, dtype=dtype)

@@ -40,7 +40,7 @@ _STRICT = {"contract"}
 _FAST = _STRICT | {"reassoc", "nsz", "arcp", "nnan"}
 _strict = inner(fastmath=_STRICT, error_model="numpy")
 _fast = inner(fastmath=_FAST, error_model="numpy")
-_estimate = inner(fastmath=_FAST | {"afn", "ninf"}, error_model="numpy")
+_estimate = inner(fastmath=(_FAST - {"nnan"}) | {"afn", "ninf"}, error_model="numpy")
 
 
 @intrinsic
@@ -127,7 +127,7 @@ def _scores(rows, i, at, table, tile, points, distance):
 def _roots(row, inverses, i):
     """Square roots of a row, and one over them: the processor's estimate, and a step of Newton's. None is 0."""
     for c in range(len(row)):
-        square = _larger(row[c], _TINY)
+        square = _TINY if row[c] < _TINY else row[c]  # NaN stays NaN
         inverse = float32(1) / math.sqrt(square)
         inverses[i, c] = inverse
         row[c] = square * inverse
