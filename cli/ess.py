@@ -29,6 +29,9 @@ _HELP = {
     "search": "Who looks for the nearest classes; clustered misses a few.",
     "query_stride": "One pixel in so many searches, for all of its block.",
     "margin": "m of the margin penalty; 0 = off.",
+    "repeat_threshold": "t of repeat-factor sampling: classes in fewer images than this share are seen more often; 0 = off.",
+    "logit_adjustment": "tau of logit adjustment, for --loss exact; 0 = off.",
+    "class_weight_power": "Classes weigh pixels ** -power, for --loss exact; 0 = off.",
     "steps": "Training steps, instead of --epochs.",
     "epochs": "Training epochs, instead of --steps.",
     "batch_size": "Images a step.",
@@ -52,6 +55,7 @@ _HELP = {
     "eval_every": "Steps between two evaluations on val.",
     "eval_limit": "Images in such an evaluation.",
     "save_every": "Steps between two checkpoints.",
+    "keep": "So many of the newest checkpoints are kept, and the best.",
 }
 
 
@@ -83,6 +87,9 @@ class _Integers(click.Choice):
 _run = path_argument("run")
 _data = path_argument("data")
 _device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+_checkpoint = click.option(
+    "--checkpoint", default="newest", show_default=True, type=click.Choice(["newest", "best"]), help="Best by mIoU on val."
+)
 _image_root = path_option("--image-root", help="Where the pictures lie, for a data set built with --images path.")
 
 
@@ -137,10 +144,11 @@ def _resumed(out: Path, given: dict) -> Config:
 @click.option("--split", default="val", show_default=True, help="Split to evaluate on.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N images.")
 @click.option("--published", is_flag=True, help="Average the IoU as the published code does: absent but predicted counts 0.")
+@_checkpoint
 @_device
 @_image_root
 @json_option
-def evaluate(run, data, split, limit, published, device, image_root, as_json) -> None:
+def evaluate(run, data, split, limit, published, checkpoint, device, image_root, as_json) -> None:
     """Score a run: mIoU, accuracies and mIoU by frequency group, over classes that occur in the truth.
 
     \b
@@ -153,7 +161,8 @@ def evaluate(run, data, split, limit, published, device, image_root, as_json) ->
 
     dataset = Dataset.open(data, image_root)
     with progress("eval") as show:
-        scores = score(Predictor.from_run(run, device), dataset, split=split, limit=limit, published=published, progress=show)
+        predictor = Predictor.from_run(run, device, checkpoint)
+        scores = score(predictor, dataset, split=split, limit=limit, published=published, progress=show)
     if as_json:
         print_json(scores)
         return
@@ -168,8 +177,9 @@ def evaluate(run, data, split, limit, published, device, image_root, as_json) ->
 @_run
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
 @path_option("--out", required=True, help="Folder for the PNGs.")
+@_checkpoint
 @_device
-def predict(run, images, out, device) -> None:
+def predict(run, images, out, checkpoint, device) -> None:
     """Segment pictures of any size: NAME.png holds 16-bit class ids, NAME_overlay.png shows them with their names.
 
     \b
@@ -179,7 +189,7 @@ def predict(run, images, out, device) -> None:
     from ess.predict import Predictor, predict_files
 
     with progress("predict") as show:
-        predict_files(Predictor.from_run(run, device), images, out, progress=show)
+        predict_files(Predictor.from_run(run, device, checkpoint), images, out, progress=show)
     click.echo(f"The predictions lie in {out}.")
 
 

@@ -1,25 +1,48 @@
 """A run's folder: run.json (settings, vocabulary) and checkpoints, each safetensors beside readable JSON."""
 
+import logging
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cocolvis.errors import DataError
-from cocolvis.files import read_json, sync_folder, write_json
+from cocolvis.files import read_json, sha256, sync_folder, write_json
 from cocolvis.vocabulary import Vocabulary
 from ess.config import Config
 
 FORMAT = "ess-run"
 VERSION = 1
 
-_KEEP = 2
-"""Checkpoints that are kept, the newest."""
+CHOICES = ("newest", "best")
+"""Which checkpoint is meant: the last one, or that with the highest mIoU of an evaluation during training."""
+
+_TENSORS = ("model.safetensors", "training.safetensors")
+
+log = logging.getLogger("ess")
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint whose files are whole: its folder, the steps done, and the scores of an evaluation at that step."""
+
+    folder: Path
+    step: int
+    scores: dict[str, Any] | None
+
+    def training(self) -> dict[str, torch.Tensor]:
+        """The optimiser and random state."""
+        return _load_tensors(self.folder / "training.safetensors")
+
+    @property
+    def miou(self) -> float:
+        """The mIoU of the evaluation, -1 without one."""
+        found = (self.scores or {}).get("miou")
+        return -1.0 if found is None else found
 
 
 class Run:
@@ -63,13 +86,13 @@ class Run:
         self._write()
 
     def checkpoints(self) -> list[Path]:
-        """Folders of whole checkpoints, oldest first."""
+        """Folders of checkpoints, oldest first."""
         return sorted(self.folder.glob("checkpoints/step-*"))
 
     def save(self, step: int, model: torch.nn.Module, training: Mapping[str, torch.Tensor], scores: Mapping | None) -> Path:
         """Write checkpoint ``step``: model.safetensors, training.safetensors (optimiser and random state) and state.json.
 
-        The folder appears whole or not at all; older checkpoints but the newest are then removed.
+        The folder appears whole or not at all. Then others are removed but the ``config.keep`` newest and the best.
         """
         folder = self.folder / "checkpoints" / f"step-{step:08d}"
         aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -79,7 +102,7 @@ class Run:
             _save_tensors(aside / "model.safetensors", model.state_dict())
             _save_tensors(aside / "training.safetensors", training)
             state = {"step": step, "vocabulary": self.vocabulary.digest, "scores": scores, "settings": self.config.to_json()}
-            write_json(aside / "state.json", state)
+            write_json(aside / "state.json", state | {"sha256": {name: sha256(aside / name) for name in _TENSORS}})
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(aside, folder)
             sync_folder(folder.parent)
@@ -87,25 +110,59 @@ class Run:
             raise DataError(f"{folder}: cannot be written: {error.strerror or error}") from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-        for old in self.checkpoints()[:-_KEEP]:
-            shutil.rmtree(old)
+        self._tidy()
         return folder
 
-    def load_model(self, model: torch.nn.Module) -> dict[str, Any]:
-        """Fill ``model`` with the newest checkpoint and return its state.json; a DataError when none is there, or none fits."""
-        folder = self._newest()
-        state = read_json(folder / "state.json")
-        if state.get("vocabulary") != self.vocabulary.digest:
-            raise DataError(f"{folder}: was trained with another vocabulary than run.json names")
-        try:
-            model.load_state_dict(_load_tensors(folder / "model.safetensors"))
-        except RuntimeError as error:
-            raise DataError(f"{folder}: does not fit the model of run.json: {str(error).splitlines()[-1].strip()}") from None
-        return state
+    def _tidy(self) -> None:
+        old = self.checkpoints()[: -self.config.keep]
+        best = max(self._readable(), key=lambda checkpoint: checkpoint.miou, default=None)
+        for folder in old:
+            if best is None or best.miou < 0 or folder != best.folder:
+                shutil.rmtree(folder)
 
-    def load_training(self) -> dict[str, torch.Tensor]:
-        """The optimiser and random state of the newest checkpoint."""
-        return _load_tensors(self._newest() / "training.safetensors")
+    def load(self, model: torch.nn.Module, which: str = "newest") -> Checkpoint:
+        """Fill ``model`` with one of ``CHOICES``; of what is torn or changed the log warns, and the one before is taken.
+
+        A DataError when none is whole, none was evaluated though the best is wanted, or what is there does not fit.
+        """
+        checkpoint, tensors = self._whole(which)
+        try:
+            model.load_state_dict(tensors)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise DataError(f"{checkpoint.folder}: does not fit the model of run.json: {reason}") from None
+        return checkpoint
+
+    def _whole(self, which: str) -> tuple[Checkpoint, dict[str, torch.Tensor]]:
+        """The first choice whose files are what was written, and its weights."""
+        folders = self.checkpoints()[::-1]
+        if which == "best":
+            scored = sorted((c for c in self._readable() if c.miou >= 0), key=lambda c: (c.miou, c.step), reverse=True)
+            folders = [checkpoint.folder for checkpoint in scored]
+            if not folders:
+                raise DataError(f"{self.folder}: no checkpoint was evaluated; train with --eval-every, or take the newest")
+        fault = None
+        for folder in folders:
+            try:
+                checkpoint = _read(folder, self.vocabulary)
+                return checkpoint, _load_tensors(folder / "model.safetensors")
+            except _Torn as error:
+                log.warning("%s; looking for another checkpoint", error)
+                fault = error
+        raise fault or DataError(
+            f"{self.folder}: holds no checkpoint yet; `ess train` writes one every save_every steps and at the end"
+        )
+
+    def _readable(self) -> list[Checkpoint]:
+        """Checkpoints with a state.json, oldest first; their tensors are not looked at."""
+        found = []
+        for folder in self.checkpoints():
+            try:
+                state = read_json(folder / "state.json")
+                found.append(Checkpoint(folder, state["step"], state["scores"]))
+            except (DataError, KeyError, TypeError):
+                continue
+        return found
 
     def _write(self) -> None:
         settings, vocabulary = self.config.to_json(), self.vocabulary.to_json()
@@ -113,13 +170,24 @@ class Run:
             self.folder / "run.json", {"format": FORMAT, "version": VERSION, "settings": settings, "vocabulary": vocabulary}
         )
 
-    def _newest(self) -> Path:
-        found = self.checkpoints()
-        if not found:
-            raise DataError(
-                f"{self.folder}: holds no checkpoint yet; `ess train` writes one every save_every steps and at the end"
-            )
-        return found[-1]
+
+class _Torn(DataError):
+    """A checkpoint is not what was written."""
+
+
+def _read(folder: Path, vocabulary: Vocabulary) -> Checkpoint:
+    """A checkpoint after comparing its files with their digests; one of an older version has none."""
+    try:
+        state = read_json(folder / "state.json")
+        checkpoint, digests = Checkpoint(folder, state["step"], state["scores"]), state.get("sha256", {})
+        for name, digest in digests.items():
+            if sha256(folder / name) != digest:
+                raise _Torn(f"{folder / name}: is not what was written: its SHA-256 differs from that in state.json")
+    except (DataError, OSError, KeyError, TypeError, AttributeError) as error:
+        raise error if isinstance(error, _Torn) else _Torn(f"{folder}: cannot be read: {error}") from None
+    if state.get("vocabulary") != vocabulary.digest:
+        raise DataError(f"{folder}: was trained with another vocabulary than run.json names")
+    return checkpoint
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -132,4 +200,4 @@ def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
+        raise _Torn(f"{path}: cannot be read: {error}") from None

@@ -10,8 +10,11 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from cocolvis.errors import DataError
 
-_POSITIVE = "dim k batch_size crop log_every save_every steps epochs eval_every eval_limit"
-_NOT_NEGATIVE = "encoder_bn_momentum margin lr encoder_lr min_lr momentum embedding_momentum weight_decay workers"
+_POSITIVE = "dim k batch_size crop log_every save_every steps epochs eval_every eval_limit keep"
+_NOT_NEGATIVE = (
+    "encoder_bn_momentum margin lr encoder_lr min_lr momentum embedding_momentum weight_decay workers"
+    " repeat_threshold logit_adjustment class_weight_power"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +28,10 @@ class Config:
     Loss: "knn" (the paper's, over ``k`` negatives of kind ``negatives``, found by ``search`` for one pixel in
     ``query_stride``), "exact" (softmax over all classes), "auto" (the cheaper of these two for so many classes) or "dense" (the
     baseline with one output channel a class). ``temperature`` is T, ``margin`` the regulariser's m, 0 = off.
+
+    Long tail: with ``repeat_threshold`` t images of classes in less than t of all images are seen more often (LVIS: 0.001);
+    ``logit_adjustment`` is tau, ``class_weight_power`` the power of a class's pixels that divides its weight, both for "exact";
+    0 = off.
 
     Schedule: either ``steps`` or ``epochs`` counts; the learning rate is lr * (1 - step / steps) ** power, never below
     ``min_lr``; the encoder's is ``encoder_lr`` times that; class embeddings have a power and a momentum of their own.
@@ -49,6 +56,10 @@ class Config:
     search: Literal["auto", "numba", "triton", "faiss", "torch", "clustered"] = "auto"
     query_stride: Literal[1, 2, 4, 8, 16] = 1
     margin: float = 0.2
+
+    repeat_threshold: float = 0.0
+    logit_adjustment: float = 0.0
+    class_weight_power: float = 0.0
 
     steps: int | None = None
     epochs: int | None = 40
@@ -75,6 +86,7 @@ class Config:
     eval_every: int | None = None
     eval_limit: int | None = None
     save_every: int = 1000
+    keep: int = 2
 
     def __post_init__(self):
         for name, kind in get_type_hints(type(self)).items():

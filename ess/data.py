@@ -1,5 +1,6 @@
 """A built data set as torch batches: which images a step sees, and how they are augmented, follows from seed and step alone."""
 
+import math
 import signal
 from collections.abc import Iterator
 
@@ -52,10 +53,14 @@ class TrainingImages(TorchDataset):
 
 
 class StepBatches(Sampler[list[tuple[int, int]]]):
-    """The batches of steps ``start``..``steps`` - 1: a fresh permutation each epoch, incomplete batches dropped."""
+    """The batches of steps ``start``..``steps`` - 1: a fresh permutation each epoch, incomplete batches dropped.
 
-    def __init__(self, images: int, batch_size: int, steps: int, seed: int, start: int = 0):
+    With ``repeats`` (N,) >= 1 an epoch has image i floor(r_i) or ceil(r_i) times, r_i times on average.
+    """
+
+    def __init__(self, images: int, batch_size: int, steps: int, seed: int, start: int = 0, repeats: np.ndarray | None = None):
         self._images = images
+        self._repeats = repeats
         self._batch_size = batch_size
         self._steps = range(start, steps)
         self._seed = seed
@@ -64,15 +69,28 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
         return len(self._steps)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        per_epoch = self._images // self._batch_size
+        per_epoch = epoch_length(self._images, self._repeats) // self._batch_size
         epoch, order = None, None
         for step in self._steps:
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
-                order = np.random.default_rng([self._seed, epoch]).permutation(self._images)
+                order = self._order(np.random.default_rng([self._seed, epoch]))
             first = (step % per_epoch) * self._batch_size
             chosen = order[first : first + self._batch_size]
             yield [(int(index), step * self._batch_size + place) for place, index in enumerate(chosen)]
+
+    def _order(self, rng: np.random.Generator) -> np.ndarray:
+        """The images of an epoch. Repeats are drawn by one random offset for all, so that every epoch is as long."""
+        if self._repeats is None:
+            return rng.permutation(self._images)
+        ends = np.append(0, np.cumsum(self._repeats)) * (epoch_length(self._images, self._repeats) / self._repeats.sum())
+        counts = np.diff(np.floor(ends.round(9) + rng.random()).astype(np.int64))
+        return rng.permutation(np.repeat(np.arange(self._images), counts))
+
+
+def epoch_length(images: int, repeats: np.ndarray | None) -> int:
+    """Images of an epoch, those that are repeated counted as often."""
+    return images if repeats is None else math.ceil(repeats.sum() - 1e-6)
 
 
 def training_split(dataset: Dataset, config: Config) -> Split:
@@ -86,14 +104,16 @@ def training_split(dataset: Dataset, config: Config) -> Split:
     return split
 
 
-def training_batches(split: Split, config: Config, steps: int, start: int = 0) -> Iterator[tuple[torch.Tensor, ...]]:
+def training_batches(
+    split: Split, config: Config, steps: int, start: int = 0, repeats: np.ndarray | None = None
+) -> Iterator[tuple[torch.Tensor, ...]]:
     """The batches of steps ``start``..``steps`` - 1: images (B, 3, crop, crop) uint8, labels (B, crop, crop) int16, ids (B,).
 
     Faults of worker processes become a DataError that says what to change.
     """
     loader = DataLoader(
         TrainingImages(split, config),
-        batch_sampler=StepBatches(len(split), config.batch_size, steps, config.seed, start),
+        batch_sampler=StepBatches(len(split), config.batch_size, steps, config.seed, start, repeats),
         num_workers=config.workers,
         multiprocessing_context=config.start_method if config.workers else None,
         worker_init_fn=_start_worker,

@@ -30,12 +30,12 @@ class Predictor:
         self.device = device
 
     @classmethod
-    def from_run(cls, folder: str | Path, device: str = "auto") -> "Predictor":
-        """The newest checkpoint of a run, ready to predict. Touches no network."""
+    def from_run(cls, folder: str | Path, device: str = "auto", checkpoint: str = "newest") -> "Predictor":
+        """The "newest" or "best" checkpoint of a run, ready to predict. Touches no network."""
         run = Run.open(folder)
         chosen = choose_device(device)
         model = model_from_config(run.config, len(run.vocabulary), weights=None)
-        run.load_model(model)
+        run.load(model, checkpoint)
         return cls(model.to(chosen).eval(), run.vocabulary, chosen)
 
     @torch.inference_mode()

@@ -18,9 +18,10 @@ from cocolvis.errors import DataError
 from ess import losses
 from ess.checkpoint import Run
 from ess.config import Config
-from ess.data import IGNORE_INDEX, training_batches, training_split
+from ess.data import IGNORE_INDEX, epoch_length, training_batches, training_split
 from ess.device import choose_device, explain_out_of_memory
 from ess.evaluate import evaluate
+from ess.longtail import NO_TAIL, Tail, tail_of
 from ess.models import SegmentationModel, model_from_config
 from ess.predict import Predictor
 from ess.transforms import normalize
@@ -37,7 +38,8 @@ def train(dataset: Dataset, folder: Path, config: Config, *, resume: bool = Fals
     """
     device = choose_device(config.device)
     split = training_split(dataset, config)
-    steps = config.steps or config.epochs * (len(split) // config.batch_size)
+    tail = tail_of(split, len(dataset.vocabulary), config, device)
+    steps = config.steps or config.epochs * (epoch_length(len(split), tail.repeats) // config.batch_size)
     torch.manual_seed(config.seed)
     exists = (folder / "run.json").exists()
     if exists and not resume:
@@ -59,10 +61,10 @@ def train(dataset: Dataset, folder: Path, config: Config, *, resume: bool = Fals
         stop_requests() as stop,
         explain_out_of_memory(advice),
     ):
-        for step, (images, labels, ids) in enumerate(training_batches(split, config, steps, start), start):
+        for step, (images, labels, ids) in enumerate(training_batches(split, config, steps, start, tail.repeats), start):
             set_learning_rates(optimizer, config, step, steps)
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-            loss = loss_of(model, normalize(images), labels, config)
+            loss = loss_of(model, normalize(images), labels, config, tail)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -101,10 +103,12 @@ def train(dataset: Dataset, folder: Path, config: Config, *, resume: bool = Fals
     return run
 
 
-def loss_of(model: SegmentationModel, images: torch.Tensor, labels: torch.Tensor, config: Config) -> torch.Tensor:
+def loss_of(
+    model: SegmentationModel, images: torch.Tensor, labels: torch.Tensor, config: Config, tail: Tail = NO_TAIL
+) -> torch.Tensor:
     """The scalar loss of a batch: cross entropy as ``config.loss`` says, plus the margin penalty on the class embeddings.
 
-    ``images`` (B, 3, H, W) float32, normalised; ``labels`` (B, H, W) int16.
+    ``images`` (B, 3, H, W) float32, normalised; ``labels`` (B, H, W) int16. The exact loss takes the tail's bias and weights.
     """
     output = model(images)
     if config.loss == "dense":
@@ -112,7 +116,7 @@ def loss_of(model: SegmentationModel, images: torch.Tensor, labels: torch.Tensor
     classes = model.classes()
     shared = {"temperature": config.temperature, "distance": config.distance, "ignore_index": IGNORE_INDEX}
     if config.loss == "exact" or (config.loss == "auto" and len(classes) <= losses.EXACT_UP_TO):
-        loss = losses.exact_cross_entropy(output, labels, classes, **shared)
+        loss = losses.exact_cross_entropy(output, labels, classes, bias=tail.bias, class_weight=tail.weight, **shared)
     else:
         names = ("k", "negatives", "search", "query_stride")
         loss = losses.knn_cross_entropy(output, labels, classes, **{name: getattr(config, name) for name in names}, **shared)
@@ -162,16 +166,16 @@ def resume_run(
     if run.vocabulary.digest != dataset.vocabulary.digest:
         raise DataError(f"{folder}: was trained with another vocabulary than that of {dataset.folder}")
     run.update(config)
-    step = run.load_model(model)["step"]
-    state = run.load_training()
+    checkpoint = run.load(model)
+    state = checkpoint.training()
     for name, parameter in model.named_parameters():
         if f"momentum/{name}" in state:
             optimizer.state[parameter]["momentum_buffer"] = state[f"momentum/{name}"].to(parameter.device)
     torch.set_rng_state(state["rng/cpu"])
     if "rng/cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["rng/cuda"])
-    log.info("resumed %s at step %d", folder, step)
-    return run, step
+    log.info("resumed %s at step %d", folder, checkpoint.step)
+    return run, checkpoint.step
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from safetensors.torch import load_file
 
 from cocolvis.dataset import Dataset
 from cocolvis.errors import DataError
+from cocolvis.files import sha256
 from ess import train as training
 from ess.checkpoint import Run
 from ess.config import Config, load, preset_names
@@ -61,6 +64,8 @@ def test_a_run_holds_settings_vocabulary_and_checkpoints(run, dataset):
     assert [path.name for path in run.checkpoints()] == ["step-00000002", "step-00000004"]
     state = json.loads((run.checkpoints()[-1] / "state.json").read_text())
     settings = content["settings"]
+    files = state.pop("sha256")
+    assert {name: sha256(run.checkpoints()[-1] / name) for name in files} == files and len(files) == 2
     assert state == {"step": 4, "vocabulary": dataset.vocabulary.digest, "scores": None, "settings": settings}
     assert list((run.folder / "tensorboard").glob("events.*"))
 
@@ -138,6 +143,7 @@ def test_a_second_run_in_the_same_folder_is_refused(run, dataset):
     [
         {"loss": "exact"},
         {"search": "clustered", "query_stride": 4},
+        {"loss": "exact", "logit_adjustment": 1.0, "class_weight_power": 0.5, "repeat_threshold": 0.5},
         {"loss": "dense"},
         {"negatives": "random"},
         {"negatives": "published", "normalize": "quarter"},
@@ -245,12 +251,51 @@ def test_another_vocabulary_is_refused(run, dataset, monkeypatch):
         evaluate(predictor, dataset)
 
 
-def test_a_torn_checkpoint_is_one_line(run, dataset, tmp_path):
-    torn = train(dataset, tmp_path / "run", config(steps=1))
-    file = torn.checkpoints()[-1] / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(DataError, match=r"model\.safetensors: cannot be read"):
-        Predictor.from_run(torn.folder, "cpu")
+def cut(path):
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", [cut, flip, Path.unlink, lambda path: path.write_text("{}")])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(run, dataset, tmp_path, caplog, name, damage):
+    shutil.copytree(run.folder, tmp_path / "run")
+    harmed = Run.open(tmp_path / "run")
+    damage(harmed.checkpoints()[-1] / name)
+    resumed = train(dataset, tmp_path / "run", config(), resume=True)
+    assert "looking for another checkpoint" in caplog.text and "step-00000004" in caplog.text
+    assert same(weights(resumed, 4), weights(run, 4))
+    Predictor.from_run(tmp_path / "run", "cpu")
+
+
+def test_without_a_whole_checkpoint_there_is_one_line(run, tmp_path):
+    shutil.copytree(run.folder, tmp_path / "run")
+    for folder in Run.open(tmp_path / "run").checkpoints():
+        cut(folder / "model.safetensors")
+    with pytest.raises(DataError, match=r"step-00000002/model\.safetensors: is not what was written"):
+        Predictor.from_run(tmp_path / "run", "cpu")
+
+
+def test_the_newest_and_the_best_checkpoint_are_kept(run, tmp_path):
+    model = model_from_config(run.config, len(run.vocabulary), weights=None)
+    kept = Run(tmp_path, dataclasses.replace(run.config, keep=3), run.vocabulary)
+    for step, miou in enumerate([None, 0.1, 0.4, 0.2, 0.4, 0.3, None, 0.1, 0.0, None]):
+        model.class_embeddings.data.fill_(step)
+        kept.save(step, model, {"rng/cpu": torch.get_rng_state()}, None if miou is None else {"miou": miou})
+    assert [folder.name[-2:] for folder in kept.checkpoints()] == ["02", "07", "08", "09"]
+    for which, step in (("newest", 9), ("best", 2)):
+        assert kept.load(model, which).step == step
+        assert (model.class_embeddings == step).all()
+
+
+def test_the_best_of_none_is_one_line(run):
+    with pytest.raises(DataError, match="no checkpoint was evaluated; train with --eval-every"):
+        Predictor.from_run(run.folder, "cpu", "best")
 
 
 def test_predictor_takes_any_size_and_refuses_what_is_no_image(run):
