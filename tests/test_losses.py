@@ -75,7 +75,11 @@ def test_exact_is_the_definition(classes, dim, distance):
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("extras", [False, True])
 def test_many_classes_come_in_groups(distance, extras, monkeypatch):
+    monkeypatch.setattr("ess.kernels.tiles.TILE", 256)
     embeddings, labels, e = problem(1100, 7, size=(2, 9, 13))
+    for y, c in enumerate((900, 400, 1099)):  # near classes of other groups than the first
+        embeddings[0, :, y, 0] = e[c] + 1e-4
+        labels[0, y, 0] = c - 1
     g = torch.Generator().manual_seed(1)
     keywords = {}
     if extras:
@@ -84,6 +88,9 @@ def test_many_classes_come_in_groups(distance, extras, monkeypatch):
     for once in (1 << 16, 500):
         monkeypatch.setattr("ess.kernels.exact_cpu._ONCE", once)
         leaves = [x.clone().requires_grad_() for x in (embeddings, e)]
+        if extras:
+            keywords["bias"] = keywords["bias"].detach().clone().requires_grad_()
+            leaves.append(keywords["bias"])
         loss = exact_cross_entropy(leaves[0], labels, leaves[1], distance=distance, **keywords)
         loss.backward()
         found.append((loss.detach(), *(leaf.grad for leaf in leaves)))
@@ -125,6 +132,29 @@ def test_confident_pixels_keep_their_precision(loss, near):
         embeddings,
         e,
     )
+
+
+@pytest.mark.parametrize("stride", [1, 4])
+@pytest.mark.parametrize("negatives", ["nearest", "published"])
+def test_some_pixels_search_at_a_time(stride, negatives, monkeypatch):
+    embeddings, labels, e = problem(40, 5, size=(2, 9, 13))
+    settings = {"query_stride": stride, "negatives": negatives, "reduction": "none"}
+    whole = knn_cross_entropy(embeddings, labels, e, **settings)
+    monkeypatch.setattr("ess.losses._QUERIES", 17)
+    assert torch.equal(knn_cross_entropy(embeddings, labels, e, **settings), whole)
+
+
+@pytest.mark.parametrize("loss", [exact_cross_entropy, knn_cross_entropy])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_gradients_scale_with_what_follows(loss, reduction):
+    embeddings, labels, e = problem(40, 5)
+    found = []
+    for factor in (1, 3):
+        leaves = [x.clone().requires_grad_() for x in (embeddings, e)]
+        (factor * loss(leaves[0], labels, leaves[1], reduction=reduction).sum()).backward()
+        found.append([leaf.grad for leaf in leaves])
+    for once, thrice in zip(*found, strict=True):
+        torch.testing.assert_close(3 * once, thrice, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("distance", DISTANCES)

@@ -358,8 +358,6 @@ def _weigh(problem, image, block, filled, tile, start, stop, steep, sums):
             _leave_out(row, mask, image, start, target, 0)
         for c in range(len(row) if len(slopes) else 0):
             slopes[start + c] += factors[i] * row[c]
-        for c in range(len(row), flat.shape[1]):
-            flat[i, c] = 0
         if distance == EUCLIDEAN:
             factor = steep * factors[i]
             if _near(inverses, i, len(row)):
