@@ -19,16 +19,13 @@ from ess.config import Config
 FORMAT = "ess-run"
 VERSION = 1
 
-CHOICES = ("newest", "best")
-"""Which checkpoint is meant: the last one, or that with the highest mIoU of an evaluation during training."""
-
 _TENSORS = ("model.safetensors", "training.safetensors")
 
 log = logging.getLogger("ess")
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint whose files are whole: its folder, the steps done, and the scores of an evaluation at that step."""
+    """A checkpoint as its state.json tells of it: its folder, the steps done, and the scores of an evaluation at that step."""
 
     folder: Path
     step: int
@@ -114,14 +111,15 @@ class Run:
         return folder
 
     def _tidy(self) -> None:
-        old = self.checkpoints()[: -self.config.keep]
-        best = max(self._readable(), key=lambda checkpoint: checkpoint.miou, default=None)
-        for folder in old:
-            if best is None or best.miou < 0 or folder != best.folder:
+        best = [checkpoint.folder for checkpoint in self._scored()[:1]]
+        for folder in self.checkpoints()[: -self.config.keep]:
+            if folder not in best:
                 shutil.rmtree(folder)
 
     def load(self, model: torch.nn.Module, which: str = "newest") -> Checkpoint:
-        """Fill ``model`` with one of ``CHOICES``; of what is torn or changed the log warns, and the one before is taken.
+        """Fill ``model`` with the "newest" checkpoint, or the "best", that of the highest mIoU in an evaluation.
+
+        Of what is torn or changed the log warns, and the one before is taken.
 
         A DataError when none is whole, none was evaluated though the best is wanted, or what is there does not fit.
         """
@@ -137,8 +135,7 @@ class Run:
         """The first choice whose files are what was written, and its weights."""
         folders = self.checkpoints()[::-1]
         if which == "best":
-            scored = sorted((c for c in self._readable() if c.miou >= 0), key=lambda c: (c.miou, c.step), reverse=True)
-            folders = [checkpoint.folder for checkpoint in scored]
+            folders = [checkpoint.folder for checkpoint in self._scored()]
             if not folders:
                 raise DataError(f"{self.folder}: no checkpoint was evaluated; train with --eval-every, or take the newest")
         fault = None
@@ -153,8 +150,8 @@ class Run:
             f"{self.folder}: holds no checkpoint yet; `ess train` writes one every save_every steps and at the end"
         )
 
-    def _readable(self) -> list[Checkpoint]:
-        """Checkpoints with a state.json, oldest first; their tensors are not looked at."""
+    def _scored(self) -> list[Checkpoint]:
+        """Checkpoints that were evaluated, the best first and of equals the older; their tensors are not looked at."""
         found = []
         for folder in self.checkpoints():
             try:
@@ -162,7 +159,7 @@ class Run:
                 found.append(Checkpoint(folder, state["step"], state["scores"]))
             except (DataError, KeyError, TypeError):
                 continue
-        return found
+        return sorted((checkpoint for checkpoint in found if checkpoint.miou >= 0), key=lambda c: -c.miou)
 
     def _write(self) -> None:
         settings, vocabulary = self.config.to_json(), self.vocabulary.to_json()
