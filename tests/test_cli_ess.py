@@ -99,7 +99,7 @@ def test_unknown_key_in_a_file_is_refused(sample_dataset, tmp_path):
 
 
 def test_weights_that_cannot_be_fetched_are_told_in_one_line(sample_dataset, tmp_path, monkeypatch):
-    import huggingface_hub
+    import huggingface_hub.constants
 
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
