@@ -8,7 +8,7 @@ import click
 from cli import model_commands, run_commands
 from cli.options import Group, json_option, path_argument, path_option, print_json, print_table
 from cli.settings import setting_options
-from ess.config import Config, load, preset_names
+from ess.config import Config, load, preset_names, variant, variant_names
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -20,7 +20,7 @@ def main() -> None:
 @main.command()
 @path_argument("data")
 @path_option("--out", required=True, help="Folder of the run.")
-@click.option("--preset", type=click.Choice(preset_names()), help="Shipped settings to start from; see `ess preset`.")
+@click.option("--preset", metavar="NAME[+VARIANT...]", help="Shipped settings to start from; see `ess preset`.")
 @path_option("--config", "config_file", help="TOML file of settings, stronger than the preset.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out; other flags need not be repeated.")
 @path_option("--image-root", help="Where the pictures lie, for a data set built with --images path.")
@@ -57,23 +57,26 @@ def _resumed(out, given: dict) -> Config:
 
 
 @main.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, metavar="[NAME[+VARIANT...]]")
 @json_option
 def preset(name, as_json) -> None:
-    """List the shipped presets, or print the settings that one of them puts in force.
+    """List the shipped presets and variants, or print the settings that NAME with any variants puts in force.
 
     \b
     Example:
-      ess preset coco-lvis
+      ess preset coco-lvis+group-norm
     """
     settings = {n: load(n).to_json() for n in ([name] if name else preset_names())}
     if as_json:
-        print_json({"presets": settings})
+        print_json({"presets": settings} | ({} if name else {"variants": {n: variant(n) for n in variant_names()}}))
     elif name:
         print_table(("setting", "value"), [(key, str(value)) for key, value in settings[name].items()])
     else:
         shown = ("arch", "encoder", "loss", "dim", "crop", "batch_size", "steps", "epochs")
         print_table(("preset", *shown), [(n, *(str(s[key]) for key in shown)) for n, s in settings.items()])
+        changes = {n: ", ".join(f"{key} = {value}" for key, value in variant(n).items()) for n in variant_names()}
+        click.echo()
+        print_table(("variant, as in coco-lvis+NAME", "changes"), list(changes.items()))
 
 
 def _log_to_stderr() -> None:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cocolvis.errors import DataError
-from cocolvis.files import read_json, sha256, sync_folder, write_json
+from cocolvis.files import read_json, sha256, sync_folder, write_aside, write_json
 from cocolvis.vocabulary import Vocabulary
 from ess.config import Config
 
@@ -32,7 +32,7 @@ class Checkpoint(NamedTuple):
     scores: dict[str, Any] | None
 
     def training(self) -> dict[str, torch.Tensor]:
-        """The optimiser and random state."""
+        """Everything but the weights, as :meth:`ess.state.TrainingState.tensors` gave it."""
         return _load_tensors(self.folder / "training.safetensors")
 
     @property
@@ -55,7 +55,7 @@ class Run:
         for left in self.checkpoints():
             shutil.rmtree(left)
         self.save(0, model, training, None)
-        self._write()
+        self.write()
 
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
@@ -73,33 +73,43 @@ class Run:
             raise DataError(f"{folder / 'run.json'}: malformed settings: {error}") from None
         return cls(folder, config, Vocabulary.from_json(content.get("vocabulary")))
 
-    def update(self, config: Config) -> None:
-        """Go on with other settings, and record them; a DataError where they would make another model."""
-        for name in ("arch", "encoder", "output_stride", "norm", "dim", "normalize", "loss"):
+    def change(self, config: Config) -> None:
+        """Go on with other settings; a DataError where they would make another model."""
+        for name in ("arch", "encoder", "output_stride", "norm", "dim", "normalize", "optimizer", "loss"):
             old, new = getattr(self.config, name), getattr(config, name)
             if new != old and not (name == "loss" and "dense" not in (old, new)):
                 raise DataError(f"{self.folder}: was begun with {name} {old!r}, not {new!r}; it cannot change on --resume")
         self.config = config
-        self._write()
+
+    def write(self) -> None:
+        """Record settings and vocabulary in run.json, and the settings as a file that ``--config`` takes in settings.toml."""
+        with write_aside(self.folder / "settings.toml") as aside:
+            aside.write_text(self.config.to_toml(), encoding="utf-8")
+        settings, vocabulary = self.config.to_json(), self.vocabulary.to_json()
+        write_json(
+            self.folder / "run.json", {"format": FORMAT, "version": VERSION, "settings": settings, "vocabulary": vocabulary}
+        )
 
     def checkpoints(self) -> list[Path]:
         """Folders of checkpoints, oldest first."""
         return sorted(self.folder.glob("checkpoints/step-*"))
 
     def save(self, step: int, model: torch.nn.Module, training: Mapping[str, torch.Tensor], scores: Mapping | None) -> Path:
-        """Write checkpoint ``step``: model.safetensors, training.safetensors (optimiser and random state) and state.json.
+        """Write checkpoint ``step``: model.safetensors, training.safetensors (optimiser) and state.json.
 
         The folder appears whole or not at all. Then others are removed but the ``config.keep`` newest and the best.
         """
         folder = self.folder / "checkpoints" / f"step-{step:08d}"
-        aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        aside = folder.with_name(f".{folder.name}.tmp")
         try:
-            shutil.rmtree(aside, ignore_errors=True)
+            for left in folder.parent.glob(".step-*.tmp"):  # of a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
             aside.mkdir(parents=True)
             _save_tensors(aside / "model.safetensors", model.state_dict())
             _save_tensors(aside / "training.safetensors", training)
             state = {"step": step, "vocabulary": self.vocabulary.digest, "scores": scores, "settings": self.config.to_json()}
             write_json(aside / "state.json", state | {"sha256": {name: sha256(aside / name) for name in _TENSORS}})
+            sync_folder(aside)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(aside, folder)
             sync_folder(folder.parent)
@@ -160,12 +170,6 @@ class Run:
             except (DataError, KeyError, TypeError):
                 continue
         return sorted((checkpoint for checkpoint in found if checkpoint.miou >= 0), key=lambda c: -c.miou)
-
-    def _write(self) -> None:
-        settings, vocabulary = self.config.to_json(), self.vocabulary.to_json()
-        write_json(
-            self.folder / "run.json", {"format": FORMAT, "version": VERSION, "settings": settings, "vocabulary": vocabulary}
-        )
 
 
 class _Torn(DataError):

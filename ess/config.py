@@ -1,6 +1,7 @@
 """The settings of a training run: one frozen dataclass, filled from a preset, then a TOML file, then flags."""
 
 import difflib
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -10,11 +11,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from cocolvis.errors import DataError
 
-_POSITIVE = "dim k batch_size crop log_every save_every steps epochs eval_every eval_limit keep"
+_POSITIVE = "dim k batch_size accumulate crop log_every save_every steps epochs eval_every eval_limit keep"
 _NOT_NEGATIVE = (
-    "encoder_bn_momentum margin lr encoder_lr min_lr momentum embedding_momentum weight_decay workers"
-    " repeat_threshold logit_adjustment class_weight_power"
+    "encoder_bn_momentum margin lr encoder_lr min_lr momentum embedding_momentum weight_decay warmup workers"
+    " repeat_threshold logit_adjustment class_weight_power color_jitter"
 )
+_FRACTIONS = "flip class_crop dropout ema"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,20 +25,28 @@ class Config:
 
     Model: ``arch`` and ``encoder`` are a pair of ``ess models``; ``weights`` is "imagenet", "none" or a file; ``dim`` is d, the
     length of an embedding; ``normalize`` is where embeddings become unit vectors: "full" resolution, the head's "quarter"
-    resolution (as published), or "none". ``encoder_bn_momentum`` is right for pretrained encoders; from scratch take 0.1.
+    resolution (as published), or "none". ``encoder_bn_momentum`` is right for pretrained encoders; from scratch take 0.1;
+    ``freeze_bn`` leaves the encoder's BatchNorm as it is. ``dropout`` is the decoder's, None as the architecture has it.
 
     Loss: "knn" (the paper's, over ``k`` negatives of kind ``negatives``, found by ``search`` for one pixel in
     ``query_stride``), "exact" (softmax over all classes), "auto" (the cheaper of these two for so many classes) or "dense" (the
     baseline with one output channel a class). ``temperature`` is T, ``margin`` the regulariser's m, 0 = off.
 
     Long tail: with ``repeat_threshold`` t images of classes in less than t of all images are seen more often (LVIS: 0.001);
-    ``logit_adjustment`` is tau, ``class_weight_power`` the power of a class's pixels that divides its weight, both for "exact";
-    0 = off.
+    a share ``class_crop`` of the crops is placed around a pixel of a class of the image, rare ones first. For "exact" alone:
+    ``logit_adjustment`` is tau, ``class_weight_power`` the power of a class's pixels that divides its weight; ``federated``
+    leaves LVIS classes out of the softmax in images where they were neither annotated nor verified absent. 0 = off.
 
     Schedule: either ``steps`` or ``epochs`` counts; the learning rate is lr * (1 - step / steps) ** power, never below
-    ``min_lr``; the encoder's is ``encoder_lr`` times that; class embeddings have a power and a momentum of their own.
+    ``min_lr``, after a linear rise over ``warmup`` steps; the encoder's is ``encoder_lr`` times that; class embeddings have a
+    power and a momentum of their own. ``momentum`` is SGD's, or AdamW's first beta. ``ema`` is the decay of averaged weights,
+    which are then what is evaluated and kept; 0 = off.
 
-    Augmentation: scale in ``scale_min``..``scale_max``, a random ``crop`` (pixels a side), mirrored with probability ``flip``.
+    ``batch_size`` is the images of a step, in all processes together; ``accumulate`` in how many parts each process has its
+    share pass. ``precision`` is that of the network's arithmetic; weights, losses and class embeddings are float32.
+
+    Augmentation: scale in ``scale_min``..``scale_max``, a random ``crop`` (pixels a side), mirrored with probability ``flip``;
+    brightness, contrast and saturation by factors in 1 - ``color_jitter``..1 + ``color_jitter``.
     """
 
     arch: str = "deeplabv3plus"
@@ -45,6 +55,8 @@ class Config:
     output_stride: Literal[8, 16] = 16
     norm: Literal["batch", "group"] = "batch"
     encoder_bn_momentum: float = 0.01
+    freeze_bn: bool = False
+    dropout: float | None = None
     dim: int = 12
     normalize: Literal["full", "quarter", "none"] = "full"
 
@@ -58,30 +70,41 @@ class Config:
     margin: float = 0.2
 
     repeat_threshold: float = 0.0
+    class_crop: float = 0.0
     logit_adjustment: float = 0.0
     class_weight_power: float = 0.0
+    federated: bool = False
 
     steps: int | None = None
     epochs: int | None = 40
     batch_size: int = 16
+    accumulate: int = 1
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 1e-2
     encoder_lr: float = 0.1
     power: float = 0.9
     embedding_power: float = 0.95
     min_lr: float = 1e-6
+    warmup: int = 0
     momentum: float = 0.9
     embedding_momentum: float = 0.95
     weight_decay: float = 1e-4
+    ema: float = 0.0
 
     crop: int = 512
     scale_min: float = 0.5
     scale_max: float = 2.0
     flip: float = 0.5
+    color_jitter: float = 0.0
 
     seed: int = 0
     device: str = "auto"
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    channels_last: bool = False
+    compile: bool = False
     workers: int = 2
     start_method: Literal["fork", "spawn", "forkserver"] | None = None
+    track: str = "tensorboard"
     log_every: int = 20
     eval_every: int | None = None
     eval_limit: int | None = None
@@ -96,27 +119,57 @@ class Config:
         for names, least in ((_POSITIVE, 1), (_NOT_NEGATIVE, 0)):
             for name in names.split():
                 _at_least(name, getattr(self, name), least)
-        if self.temperature <= 0 or not 0 < self.scale_min <= self.scale_max or not 0 <= self.flip <= 1:
+        for name in _FRACTIONS.split():
+            if not 0 <= (getattr(self, name) or 0) <= 1:
+                raise DataError(f"setting {name} is {getattr(self, name)}; expected 0..1")
+        if self.temperature <= 0 or not 0 < self.scale_min <= self.scale_max:
             raise DataError(
-                f"temperature {self.temperature}, scale {self.scale_min}..{self.scale_max}, flip {self.flip}:"
-                " expected a positive temperature, 0 < scale_min <= scale_max and flip in 0..1"
+                f"temperature {self.temperature}, scale {self.scale_min}..{self.scale_max}:"
+                " expected a positive temperature and 0 < scale_min <= scale_max"
             )
 
     def to_json(self) -> dict[str, Any]:
         """All settings by name, as run.json records them."""
         return asdict(self)
 
+    def to_toml(self) -> str:
+        """The settings as a file that ``--config`` takes; what is None is left out."""
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return "".join(f"{name} = {json.dumps(value)}\n" for name, value in given.items())
+
 
 def preset_names() -> list[str]:
-    """The presets that ship with the package."""
-    return sorted(path.name.removesuffix(".toml") for path in files("ess.presets").iterdir() if path.name.endswith(".toml"))
+    """The presets that ship with the package, each the settings of a whole run."""
+    return _names("ess.presets")
+
+
+def variant_names() -> list[str]:
+    """What can be added to a preset, as in "coco-lvis+baseline": the systems and ablations of the paper, and networks."""
+    return _names("ess.presets.variants")
 
 
 def preset(name: str) -> dict[str, Any]:
-    """The settings of a shipped preset; a DataError that lists them all when there is none of this name."""
-    if name not in preset_names():
-        raise DataError(f"no preset {name!r}; there are {', '.join(preset_names())}")
-    return tomllib.loads(files("ess.presets").joinpath(f"{name}.toml").read_text(encoding="utf-8"))
+    """The settings of a shipped preset, or of one with variants: "NAME+VARIANT+..."; a DataError that lists what there is."""
+    first, *added = name.split("+")
+    settings = _shipped("ess.presets", first, "preset")
+    for each in added:
+        settings |= variant(each)
+    return settings
+
+
+def variant(name: str) -> dict[str, Any]:
+    """The settings that a variant changes; a DataError that lists them all when there is none of this name."""
+    return _shipped("ess.presets.variants", name, "variant")
+
+
+def _names(package: str) -> list[str]:
+    return sorted(path.name.removesuffix(".toml") for path in files(package).iterdir() if path.name.endswith(".toml"))
+
+
+def _shipped(package: str, name: str, kind: str) -> dict[str, Any]:
+    if name not in _names(package):
+        raise DataError(f"no {kind} {name!r}; there are {', '.join(_names(package))}")
+    return tomllib.loads(files(package).joinpath(f"{name}.toml").read_text(encoding="utf-8"))
 
 
 def load(preset_name: str | None = None, file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Config:

@@ -3,18 +3,20 @@
 import math
 import signal
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
 from cocolvis.dataset import Dataset, Split
 from cocolvis.errors import DataError
 from cocolvis.memory import keep_freed
 from ess.config import Config
-from ess.transforms import random_crop
+from ess.longtail import NO_TAIL, Tail
+from ess.transforms import color_jitter, random_crop
 
 IGNORE_INDEX = -1
 """The label of unlabelled pixels, which no loss and no metric counts."""
@@ -33,33 +35,104 @@ def to_class_ids(labels: np.ndarray) -> np.ndarray:
     return (labels + 1).astype(np.uint16)
 
 
-class TrainingImages(TorchDataset):
-    """Augmented crops: item (index, draw) is image ``index`` under the random numbers of ``draw``.
+class Batch(NamedTuple):
+    """Crops of a step: ``images`` (B, 3, crop, crop) uint8 RGB in any memory order, ``labels`` (B, crop, crop) int16.
 
-    An item is (image (3, crop, crop) uint8, labels (crop, crop) int16, image id).
+    ``ids`` (B,) int64 of the images; ``classes`` (B, C) bool, where a class takes part in the loss, or None: all do.
     """
 
-    def __init__(self, split: Split, config: Config):
-        self._split = split
-        self._seed = config.seed
-        self._augmentation = {"crop": config.crop, "scale": (config.scale_min, config.scale_max), "flip": config.flip}
+    images: torch.Tensor
+    labels: torch.Tensor
+    ids: torch.Tensor
+    classes: torch.Tensor | None = None
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, int]:
+    def parts(self, count: int) -> list["Batch"]:
+        """The same crops in so many parts of equal size, in order."""
+        columns = [[None] * count if column is None else column.chunk(count) for column in self]
+        return [Batch(*part) for part in zip(*columns, strict=True)]
+
+    def to(self, device: torch.device) -> "Batch":
+        """All of it on a device; the ids, which are for messages, stay."""
+        images, labels, classes = (
+            None if t is None else t.to(device, non_blocking=True) for t in (self.images, self.labels, self.classes)
+        )
+        return Batch(images, labels, self.ids, classes)
+
+
+class TrainingImages(TorchDataset):
+    """Augmented crops: item (index, draw) is image ``index`` under the random numbers of ``draw``, as :class:`Batch` has it."""
+
+    def __init__(self, split: Split, config: Config, tail: Tail = NO_TAIL):
+        self._split = split
+        self._config = config
+        self._rarity, self._asked = tail.rarity, tail.asked
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple:
         index, draw = item
-        sample = self._split[index]
-        rng = np.random.default_rng([self._seed, draw])
-        image, labels = random_crop(sample.image(), to_labels(sample.mask), rng, **self._augmentation)
-        return torch.from_numpy(image).permute(2, 0, 1).contiguous(), torch.from_numpy(labels), sample.image_id
+        config, sample = self._config, self._split[index]
+        rng = np.random.default_rng([config.seed, draw])
+        image, labels = sample.image(), to_labels(sample.mask)
+        around, taking = None, ()
+        if self._rarity is not None and rng.random() < config.class_crop:
+            around = pixel_of_a_rare_class(labels, self._rarity, rng)
+        if self._asked is not None:
+            taking = (torch.from_numpy(taking_part(labels, sample.neg, self._asked)),)
+        scale = (config.scale_min, config.scale_max)
+        image, labels = random_crop(image, labels, rng, crop=config.crop, scale=scale, flip=config.flip, around=around)
+        if config.color_jitter:
+            image = color_jitter(image, rng, config.color_jitter)
+        return torch.from_numpy(image), torch.from_numpy(labels), sample.image_id, *taking
+
+
+def pixel_of_a_rare_class(labels: np.ndarray, rarity: np.ndarray, rng: np.random.Generator) -> tuple[int, int] | None:
+    """(row, column) of a random pixel of a class that is drawn from those in ``labels`` with probability ~ ``rarity`` (C,).
+
+    ``labels`` (H, W) int16; None where nothing is labelled.
+    """
+    present = np.flatnonzero(_counts(labels, len(rarity)))
+    if not len(present):
+        return None
+    chosen = rng.choice(present, p=rarity[present] / rarity[present].sum())
+    places = np.flatnonzero(labels == chosen)
+    row, column = divmod(int(places[rng.integers(len(places))]), labels.shape[1])
+    return row, column
+
+
+def taking_part(labels: np.ndarray, neg: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """(C,) bool, the classes whose presence in an image is known: those in ``labels``, in ``neg``, and where ``asked``.
+
+    ``labels`` (H, W) int16 of the whole image; ``neg`` (n,) class ids 1..C verified absent; ``asked`` (C,) bool, True for the
+    classes that are annotated in every image.
+    """
+    known = asked | (_counts(labels, len(asked)) > 0)
+    known[neg.astype(np.int64) - 1] = True
+    return known
+
+
+def _counts(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Pixels of each class, (C,)."""
+    return np.bincount(labels.reshape(-1) + 1, minlength=classes + 1)[1:]
 
 
 class StepBatches(Sampler[list[tuple[int, int]]]):
     """The batches of steps ``start``..``steps`` - 1: a fresh permutation each epoch, incomplete batches dropped.
 
-    With ``repeats`` (N,) >= 1 an epoch has image i floor(r_i) or ceil(r_i) times, r_i times on average.
+    With ``repeats`` (N,) >= 1 an epoch has image i floor(r_i) or ceil(r_i) times, r_i times on average. ``share`` (r, n) is
+    the r-th of n equal parts of each batch, for one of n processes: together they see the batches of one.
     """
 
-    def __init__(self, images: int, batch_size: int, steps: int, seed: int, start: int = 0, repeats: np.ndarray | None = None):
+    def __init__(
+        self,
+        images: int,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        start: int = 0,
+        repeats: np.ndarray | None = None,
+        share: tuple[int, int] = (0, 1),
+    ):
         self._images = images
+        self._share = share
         self._repeats = repeats
         self._batch_size = batch_size
         self._steps = range(start, steps)
@@ -77,7 +150,9 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
                 order = self._order(np.random.default_rng([self._seed, epoch]))
             first = (step % per_epoch) * self._batch_size
             chosen = order[first : first + self._batch_size]
-            yield [(int(index), step * self._batch_size + place) for place, index in enumerate(chosen)]
+            rank, processes = self._share
+            own = range(self._batch_size)[rank * self._batch_size // processes : (rank + 1) * self._batch_size // processes]
+            yield [(int(chosen[place]), step * self._batch_size + place) for place in own]
 
     def _order(self, rng: np.random.Generator) -> np.ndarray:
         """The images of an epoch. Repeats are drawn by one random offset for all, so that every epoch is as long."""
@@ -105,15 +180,16 @@ def training_split(dataset: Dataset, config: Config) -> Split:
 
 
 def training_batches(
-    split: Split, config: Config, steps: int, start: int = 0, repeats: np.ndarray | None = None
-) -> Iterator[tuple[torch.Tensor, ...]]:
-    """The batches of steps ``start``..``steps`` - 1: images (B, 3, crop, crop) uint8, labels (B, crop, crop) int16, ids (B,).
+    split: Split, config: Config, steps: int, start: int = 0, tail: Tail = NO_TAIL, share: tuple[int, int] = (0, 1)
+) -> Iterator[Batch]:
+    """The batches of steps ``start``..``steps`` - 1, or a ``share`` of each, as :class:`StepBatches` has it.
 
     Faults of worker processes become a DataError that says what to change.
     """
     loader = DataLoader(
-        TrainingImages(split, config),
-        batch_sampler=StepBatches(len(split), config.batch_size, steps, config.seed, start, repeats),
+        TrainingImages(split, config, tail),
+        batch_sampler=StepBatches(len(split), config.batch_size, steps, config.seed, start, tail.repeats, share),
+        collate_fn=_collate,
         num_workers=config.workers,
         multiprocessing_context=config.start_method if config.workers else None,
         worker_init_fn=_start_worker,
@@ -131,6 +207,11 @@ def training_batches(
             f"a loader process died ({str(error).splitlines()[0]}): memory or shared memory ran out;"
             f" try --workers {config.workers // 2} or a smaller --batch-size or --crop"
         ) from None
+
+
+def _collate(items: list[tuple]) -> Batch:
+    images, *others = default_collate(items)
+    return Batch(images.permute(0, 3, 1, 2), *others)
 
 
 def _start_worker(number: int) -> None:

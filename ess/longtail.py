@@ -1,4 +1,4 @@
-"""What a data set's class frequencies make of training: how often images are seen, the logits' bias, the weights of classes."""
+"""What a data set's class frequencies make of training: which images and crops are seen, the logits' bias, classes' weights."""
 
 from typing import NamedTuple
 
@@ -7,6 +7,7 @@ import torch
 
 from cocolvis.dataset import Split
 from cocolvis.errors import DataError
+from cocolvis.vocabulary import Vocabulary
 from ess.config import Config
 
 
@@ -64,10 +65,28 @@ def class_weight(frequencies: Frequencies, power: float) -> torch.Tensor:
     return torch.from_numpy(weights * pixels.sum() / max((weights * pixels).sum(), 1e-300)).float()
 
 
+def rarity(frequencies: Frequencies) -> np.ndarray:
+    """How rare each class is, (C,) float64: 1 / images with it, 1 where there are none."""
+    return 1 / np.maximum(frequencies.images, 1)
+
+
+def always_asked(vocabulary: Vocabulary) -> np.ndarray:
+    """(C,) bool, False for the classes that annotators did not look for in every image: LVIS's (Gupta et al., section 3).
+
+    A DataError when there are none.
+    """
+    asked = np.array(["lvis" not in c.sources for c in vocabulary])
+    if asked.all():
+        raise DataError("federated is for data sets with LVIS classes; this one was annotated in full: leave --federated away")
+    return asked
+
+
 class Tail(NamedTuple):
     """What the settings make of the frequencies; None where a setting is off."""
 
     repeats: np.ndarray | None = None
+    rarity: np.ndarray | None = None
+    asked: np.ndarray | None = None
     bias: torch.Tensor | None = None
     weight: torch.Tensor | None = None
 
@@ -75,16 +94,19 @@ class Tail(NamedTuple):
 NO_TAIL = Tail()
 
 
-def tail_of(split: Split, classes: int, config: Config, device: torch.device) -> Tail:
-    """Repeat factors, bias and class weights as ``config`` asks for; a DataError where a loss cannot use them."""
-    if (config.logit_adjustment or config.class_weight_power) and config.loss != "exact":
-        names = "logit_adjustment and class_weight_power"
-        raise DataError(f"{names} are for the loss over all classes, but loss is {config.loss!r}; choose --loss exact")
-    if not (config.repeat_threshold or config.logit_adjustment or config.class_weight_power):
-        return NO_TAIL
-    found = Frequencies.of(split, classes)
+def tail_of(split: Split, vocabulary: Vocabulary, config: Config) -> Tail:
+    """All of it as ``config`` asks for; a DataError where a loss cannot use it."""
+    for name in ("logit_adjustment", "class_weight_power", "federated"):
+        if getattr(config, name) and config.loss != "exact":
+            raise DataError(f"{name} is for the loss over all classes, but loss is {config.loss!r}; choose --loss exact")
+    asked = always_asked(vocabulary) if config.federated else None
+    if not (config.repeat_threshold or config.class_crop or config.logit_adjustment or config.class_weight_power):
+        return Tail(asked=asked)
+    found = Frequencies.of(split, len(vocabulary))
     return Tail(
         repeat_factors(found, config.repeat_threshold) if config.repeat_threshold else None,
-        class_bias(found, config.logit_adjustment).to(device) if config.logit_adjustment else None,
-        class_weight(found, config.class_weight_power).to(device) if config.class_weight_power else None,
+        rarity(found) if config.class_crop else None,
+        asked,
+        class_bias(found, config.logit_adjustment) if config.logit_adjustment else None,
+        class_weight(found, config.class_weight_power) if config.class_weight_power else None,
     )

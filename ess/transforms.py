@@ -10,6 +10,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _FILL = tuple(round(255 * channel) for channel in IMAGENET_MEAN)
 """What lies outside the picture: the mean colour, which normalises to about 0."""
 
+_LUMA = np.array([0.299, 0.587, 0.114])
+
 
 def random_crop(
     image: np.ndarray,
@@ -19,18 +21,21 @@ def random_crop(
     crop: int,
     scale: tuple[float, float],
     flip: float,
+    around: tuple[int, int] | None = None,
     ignore_index: int = -1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scale, crop, pad and mirror an image and its labels alike.
 
     ``image`` (H, W, 3) uint8, ``labels`` (H, W) int16. The picture is resized by a factor drawn uniformly from ``scale``
-    (bilinear; labels nearest), a window of ``crop`` x ``crop`` is placed uniformly where it overlaps it most, what lies
-    outside is the mean colour and ``ignore_index``, and it is mirrored with probability ``flip``. Returns
-    ((crop, crop, 3) uint8, (crop, crop) int16).
+    (bilinear; labels nearest), a window of ``crop`` x ``crop`` is placed uniformly where it overlaps it most, and holds the
+    pixel ``around`` (row, column) if one is given; what lies outside is the mean colour and ``ignore_index``, and it is
+    mirrored with probability ``flip``. Returns ((crop, crop, 3) uint8, (crop, crop) int16).
     """
     factor = rng.uniform(*scale)
     height, width = labels.shape
-    left, top = (_offset(rng, round(side * factor) - crop) for side in (width, height))
+    y, x = (None, None) if around is None else (round(factor * (place + 0.5) - 0.5) for place in around)
+    left = _offset(rng, round(width * factor) - crop, x, crop)
+    top = _offset(rng, round(height * factor) - crop, y, crop)
     matrix = np.array([[factor, 0.0, (factor - 1) / 2 - left], [0.0, factor, (factor - 1) / 2 - top]])
     if rng.random() < flip:
         matrix[0] = -matrix[0] + [0.0, 0.0, crop - 1]
@@ -42,9 +47,25 @@ def random_crop(
     return warped, truth
 
 
-def _offset(rng: np.random.Generator, room: int) -> int:
+def _offset(rng: np.random.Generator, room: int, held: int | None, crop: int) -> int:
     """Where the window starts in the scaled picture; negative where the picture is smaller and floats within the window."""
-    return int(rng.integers(min(room, 0), max(room, 0) + 1))
+    low, high = min(room, 0), max(room, 0)
+    if held is not None:
+        low, high = max(low, min(held - crop + 1, high)), min(high, max(held, low))
+    return int(rng.integers(low, high + 1))
+
+
+def color_jitter(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
+    """Brightness, contrast and saturation by factors drawn uniformly from 1 - strength..1 + strength, >= 0.
+
+    ``image`` (H, W, 3) uint8 RGB, and so is what comes back: contrast moves pixels from the picture's mean grey, saturation
+    from their own. The three are one linear map of colours, rounded once.
+    """
+    brightness, contrast, saturation = rng.uniform(max(0.0, 1 - strength), 1 + strength, 3)
+    grey = brightness * float(_LUMA @ cv2.mean(image)[:3])
+    colours = saturation * np.eye(3) + (1 - saturation) * _LUMA
+    matrix = np.hstack([brightness * contrast * colours, np.full((3, 1), (1 - contrast) * grey)])
+    return cv2.transform(image, matrix)
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:

@@ -119,7 +119,11 @@ def test_models_lists_the_pairs():
 def test_preset_lists_and_prints():
     assert "coco-lvis" in ess("preset").stdout
     assert json.loads(ess("preset", "coco-lvis", "--json").stdout)["presets"]["coco-lvis"]["crop"] == 512
-    assert "there are coco-lvis, demo" in ess("preset", "coco", code=1).stderr
+    both = json.loads(ess("preset", "ade20k+baseline+group-norm", "--json").stdout)["presets"]["ade20k+baseline+group-norm"]
+    assert (both["loss"], both["norm"], both["epochs"], both["batch_size"]) == ("dense", "group", 80, 10)
+    assert json.loads(ess("preset", "--json").stdout)["variants"]["baseline"] == {"loss": "dense"}
+    assert "there are ade20k, cityscapes, coco-lvis" in ess("preset", "coco", code=1).stderr
+    assert "no variant 'base'; there are baseline" in ess("preset", "voc+base", code=1).stderr
 
 
 @pytest.mark.parametrize("name", sorted(main.commands))

@@ -8,15 +8,22 @@ import torch
 
 from cocolvis.dataset import Dataset
 from cocolvis.errors import DataError
-from ess import train as training
+from cocolvis.vocabulary import ClassInfo, Vocabulary, coco_lvis
+from ess import data
 from ess.config import Config
-from ess.data import StepBatches, epoch_length, to_labels
-from ess.longtail import Frequencies, Tail, class_bias, class_weight, repeat_factors, tail_of
+from ess.data import StepBatches, epoch_length, pixel_of_a_rare_class, to_labels, training_batches
+from ess.longtail import Frequencies, Tail, always_asked, class_bias, class_weight, rarity, repeat_factors, tail_of
+from ess.transforms import random_crop
 
 
 @pytest.fixture(scope="module")
-def split(sample_dataset):
-    return Dataset.open(sample_dataset).split("train")
+def dataset(sample_dataset):
+    return Dataset.open(sample_dataset)
+
+
+@pytest.fixture(scope="module")
+def split(dataset):
+    return dataset.split("train")
 
 
 @pytest.fixture(scope="module")
@@ -82,28 +89,74 @@ def test_weights_are_the_power_and_one_on_average(frequencies, power):
     assert (weights[~present] == 0).all()
 
 
-def test_the_exact_loss_takes_bias_and_weights(monkeypatch):
-    seen = {}
-    monkeypatch.setattr(training.losses, "exact_cross_entropy", lambda *inputs, **settings: seen.update(settings))
-
-    class Model:
-        def __call__(self, images):
-            return images
-
-        def classes(self):
-            return torch.zeros(3, 2)
-
-    tail = Tail(bias=torch.ones(3), weight=torch.zeros(3))
-    training.loss_of(Model(), torch.zeros(1), torch.zeros(1), Config(loss="exact", margin=0), tail)
-    assert seen["bias"] is tail.bias and seen["class_weight"] is tail.weight
-
-
 def test_settings_choose_what_is_computed(split):
-    device = torch.device("cpu")
-    assert tail_of(split, 1284, Config(), device) == Tail()
-    tail = tail_of(split, 1284, Config(repeat_threshold=0.1), device)
+    vocabulary = coco_lvis()
+    assert tail_of(split, vocabulary, Config()) == Tail()
+    tail = tail_of(split, vocabulary, Config(repeat_threshold=0.1))
     assert tail.bias is None and tail.weight is None and len(tail.repeats) == len(split)
-    tail = tail_of(split, 1284, Config(loss="exact", logit_adjustment=1.0, class_weight_power=0.5), device)
+    tail = tail_of(split, vocabulary, Config(loss="exact", logit_adjustment=1.0, class_weight_power=0.5))
     assert tail.repeats is None and tail.bias.shape == tail.weight.shape == (1284,)
-    with pytest.raises(DataError, match="are for the loss over all classes, but loss is 'knn'; choose --loss exact"):
-        tail_of(split, 1284, Config(logit_adjustment=1.0), device)
+    for name, value in (("logit_adjustment", 1.0), ("class_weight_power", 0.5), ("federated", True)):
+        with pytest.raises(DataError, match=f"{name} is for the loss over all classes, but loss is 'knn'; choose --loss exact"):
+            tail_of(split, vocabulary, Config(**{name: value}))
+
+
+def test_crops_hold_a_class_of_the_image_rare_ones_first(split, frequencies):
+    """Which class a crop is placed around, against 1 / images with it; and that the crop holds a pixel of it."""
+    rare, rng = rarity(frequencies), np.random.default_rng(0)
+    assert (rare == 1 / np.maximum(frequencies.images, 1)).all()
+    labels = to_labels(split.mask(0))
+    drawn = [labels[pixel_of_a_rare_class(labels, rare, rng)] for _ in range(4000)]
+    present = np.setdiff1d(labels, -1)
+    expected = np.array([1 / frequencies.images[label] for label in present])
+    shares = np.array([(np.array(drawn) == label).mean() for label in present])
+    assert len(present) > 3 and np.abs(shares - expected / expected.sum()).max() < 0.03
+    assert pixel_of_a_rare_class(np.full((4, 4), -1, np.int16), rare, rng) is None
+
+
+@pytest.mark.parametrize(("size", "scale"), [((40, 64), (1.0, 2.0)), ((10, 12), (1.0, 2.0)), ((64, 40), (0.5, 1.0))])
+def test_a_crop_holds_the_pixel_that_it_is_placed_around(size, scale):
+    rng = np.random.default_rng(0)
+    starts = set()
+    for _ in range(300):
+        y, x = (int(rng.integers(side)) for side in size)
+        labels = np.zeros(size, np.int16)
+        labels[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2] = 7  # three pixels wide: half the scale still hits one
+        image = np.zeros((*size, 3), np.uint8)
+        _, crop = random_crop(image, labels, rng, crop=16, scale=scale, flip=0.5, around=(y, x))
+        assert (crop == 7).any()
+        starts.add(tuple(np.argwhere(crop == 7)[0]))
+    assert len(starts) > 50
+
+
+def test_a_share_of_the_crops_is_placed_around_rare_classes(dataset, monkeypatch):
+    placed = []
+    original = data.random_crop
+    monkeypatch.setattr(data, "random_crop", lambda *a, around, **k: placed.append(around) or original(*a, around=around, **k))
+    config = Config(class_crop=0.25, crop=32, batch_size=4, workers=0)
+    split = dataset.split("train")
+    assert len([*training_batches(split, config, 100, 0, tail_of(split, dataset.vocabulary, config))]) == 100
+    assert 60 < sum(place is not None for place in placed) < 140 and len(placed) == 400
+
+
+def test_the_federated_mask_is_what_annotators_looked_for(dataset):
+    """Against LVIS's own JSON: a class takes part where it is stuff alone, annotated in the image, or verified absent."""
+    config = Config(loss="exact", federated=True, crop=32, batch_size=4, workers=0, epochs=1)
+    split, vocabulary = dataset.split("train"), dataset.vocabulary
+    rows = {image_id: row for row, image_id in enumerate(split.image_ids().tolist())}
+    left_out = 0
+    for batch in training_batches(split, config, 4, 0, tail_of(split, vocabulary, config)):
+        assert batch.classes.shape == (4, 1284) and batch.classes.dtype == torch.bool
+        for image_id, classes in zip(batch.ids.tolist(), batch.classes, strict=True):
+            sample = split[rows[image_id]]
+            known = set(sample.neg.tolist()) | set(np.unique(sample.mask).tolist())
+            expected = [c.id in known or c.kind == "stuff" for c in vocabulary]
+            assert classes.tolist() == expected
+            left_out += len(expected) - sum(expected)
+    assert left_out > 1000
+
+
+def test_the_federated_mask_is_refused_where_everything_was_annotated():
+    classes = [ClassInfo(1, "road", "stuff", "stuff", None, {}), ClassInfo(2, "car", "thing", "frequent", None, {})]
+    with pytest.raises(DataError, match="annotated in full: leave --federated away"):
+        always_asked(Vocabulary(classes))

@@ -1,0 +1,98 @@
+"""What a training says of itself: lines in the log; curves, sample predictions and class embeddings for trackers."""
+
+import logging
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from cocolvis.dataset import Dataset
+from cocolvis.render import enlarge, overlay
+from ess.config import Config
+from ess.predict import Predictor
+
+PICTURES = 4
+"""Images of the evaluated split whose predictions are shown."""
+
+log = logging.getLogger("ess")
+
+
+class Journal:
+    """Progress of a run of ``steps`` steps, from the main process only. As a context manager it closes what it opened."""
+
+    def __init__(self, team: Accelerator, folder: Path, config: Config, start: int, steps: int):
+        self._team = team
+        self._config = config
+        self._steps = steps
+        self._seen, self._since = 0, time.monotonic()
+        team.init_trackers("ess", init_kwargs={"tensorboard": {"purge_step": start}, "wandb": {"name": folder.name}})
+        for tracker in team.trackers:
+            if tracker.name == "tensorboard" and team.is_main_process:
+                tracker.writer.add_text("settings", "    " + config.to_toml().replace("\n", "\n    "), start)
+            else:
+                tracker.store_init_configuration({k: v for k, v in config.to_json().items() if v is not None})
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._team.end_training()
+
+    def step(self, done: int, loss: float, lr: float) -> None:
+        """Note a step; now and then a line with loss, rate and time left, and points of the curves."""
+        self._seen += self._config.batch_size
+        if done % self._config.log_every and done != self._steps:
+            return
+        speed = self._seen / max(time.monotonic() - self._since, 1e-9)
+        eta = timedelta(seconds=round((self._steps - done) * self._config.batch_size / speed))
+        self._say("step %d/%d  loss %.4f  lr %.3g  %.1f images/s  ETA %s", done, self._steps, loss, lr, speed, eta)
+        self._team.log({"train/loss": loss, "train/lr": lr, "train/images_per_second": speed}, step=done)
+        self._seen, self._since = 0, time.monotonic()
+
+    def evaluation(self, done: int, scores: dict) -> None:
+        """Note the scores of an evaluation; the time that it took does not count as training."""
+        shown = ("none" if scores[name] is None else f"{scores[name]:.3f}" for name in ("miou", "pixel_accuracy"))
+        self._say("step %d/%d  mIoU %s  pixel accuracy %s", done, self._steps, *shown)
+        points = {f"val/{name}": scores[name] for name in ("miou", "pixel_accuracy", "mean_accuracy", "fw_iou")}
+        points |= {f"val/miou_{group}": value for group, value in scores["groups"].items()}
+        self._team.log({name: value for name, value in points.items() if value is not None}, step=done)
+        self._since = time.monotonic()
+
+    def pictures(self, done: int, predictor: Predictor, dataset: Dataset, split: str = "val") -> None:
+        """Show truth and prediction, side by side, of the first images of a split."""
+        board = self._board()
+        if board is None:
+            return
+        images = dataset.split(split)
+        for index in range(min(PICTURES, len(images))):
+            sample = images[index]
+            image = sample.image()
+            shown = [overlay(*enlarge(image, mask), predictor.vocabulary) for mask in (sample.mask, predictor(image))]
+            board.add_image(f"val/{sample.image_id}", np.hstack(shown), done, dataformats="HWC")
+
+    def classes(self, done: int, predictor: Predictor) -> None:
+        """Hand the class embeddings with their names to TensorBoard's projector."""
+        board, embeddings = self._board(), predictor.model.class_embeddings
+        if board is None or embeddings is None:
+            return
+        names = [(c.name, c.kind, c.group or "") for c in predictor.vocabulary]
+        with torch.no_grad():
+            vectors = predictor.model.classes().float().cpu()
+        board.add_embedding(vectors, names, tag="classes", global_step=done, metadata_header=["name", "kind", "group"])
+
+    def note(self, message: str, *values) -> None:
+        """A line of its own."""
+        self._say(message, *values)
+
+    def _say(self, message: str, *values) -> None:
+        if self._team.is_main_process:
+            log.info(message, *values)
+
+    def _board(self):
+        """TensorBoard's writer, None without one."""
+        if not self._team.is_main_process:
+            return None
+        return next((tracker.writer for tracker in self._team.trackers if tracker.name == "tensorboard"), None)

@@ -1,0 +1,129 @@
+"""What a step minimises, against plain formulas: the mean over all counted pixels, in however many parts."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+
+from ess.config import Config
+from ess.data import Batch
+from ess.longtail import Tail
+from ess.models import build_model
+from ess.objective import Objective
+from ess.train import optimise
+from ess.transforms import normalize
+
+CLASSES = 9
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    model = build_model("fpn", "resnet18", classes=CLASSES, dim=4, norm="group")
+    return Objective(model, Config(dropout=0.0)).model
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    """Four crops; of the last one nothing is labelled, of the others ever less."""
+    g = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=g)
+    labels = torch.randint(0, CLASSES, (4, 64, 64), dtype=torch.int16, generator=g)
+    for place in range(4):
+        labels[place, : 16 + 16 * place] = -1
+    labels[3] = -1
+    return Batch(images, labels, torch.arange(4), torch.rand(4, CLASSES, generator=g) < 0.7)
+
+
+def reference(model, batch, config, tail):
+    """The mean loss over all counted pixels of the batch, in plain torch: every class a logit."""
+    embeddings = model(normalize(batch.images)).permute(0, 2, 3, 1)
+    classes = model.classes()
+    logits = -config.temperature * torch.linalg.vector_norm(embeddings[..., None, :] - classes, dim=-1)
+    labels = batch.labels.long()
+    if tail.bias is not None:
+        logits = logits + tail.bias
+    if config.federated:
+        out = ~(batch.classes[:, None, None] | F.one_hot(labels.clamp_min(0), CLASSES).bool())
+        logits = logits.masked_fill(out, -torch.inf)
+    weight = torch.ones(CLASSES) if tail.weight is None else tail.weight
+    loss = F.cross_entropy(logits.movedim(-1, 1), labels, weight=weight, ignore_index=-1)
+    gaps = torch.cdist(classes, classes) + 9 * torch.eye(CLASSES)
+    return loss + (config.margin - gaps.min(dim=1).values).clamp_min(0).mean()
+
+
+TAIL = Tail(bias=torch.linspace(-2, 1, CLASSES), weight=torch.linspace(0.1, 3, CLASSES))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("settings", "tail"),
+    [({"loss": "exact"}, Tail()), ({"loss": "auto"}, Tail()), ({"loss": "exact", "federated": True}, TAIL), ({"k": 8}, Tail())],
+)
+def test_a_step_in_parts_is_the_step_on_the_mean_of_all_pixels(model, batch, settings, tail, accumulate):
+    config = Config(margin=0.5, freeze_bn=True, **settings)
+    if not config.federated:
+        batch = batch._replace(classes=None)
+    ours, plain = copy.deepcopy(model), copy.deepcopy(model)
+    objective = Objective(ours, config, tail).train()
+    loss = optimise(Accelerator(), objective, torch.optim.SGD(ours.parameters(), lr=0.1), batch, accumulate)
+    Objective(plain, config).train()  # freezes the same layers
+    expected = reference(plain, batch, config, tail)
+    torch.testing.assert_close(loss, expected.detach(), rtol=2e-5, atol=1e-6)
+    expected.backward()
+    torch.optim.SGD([p for p in plain.parameters() if p.requires_grad], lr=0.1).step()
+    for (name, a), b in zip(ours.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_a_batch_without_a_label_is_a_step_without_a_loss(model, batch):
+    empty = batch._replace(labels=torch.full_like(batch.labels, -1), classes=None)
+    for loss in ("exact", "knn", "dense"):
+        ours = build_model("fpn", "resnet18", classes=CLASSES, head="dense") if loss == "dense" else copy.deepcopy(model)
+        before = copy.deepcopy(ours.state_dict())
+        objective = Objective(ours, Config(loss=loss, margin=0, freeze_bn=True)).train()
+        assert optimise(Accelerator(), objective, torch.optim.SGD(ours.parameters(), lr=1.0), empty) == 0
+        assert all(torch.equal(value, before[name]) for name, value in ours.state_dict().items() if "num_batches" not in name)
+
+
+@pytest.mark.parametrize(("most", "expected"), [(CLASSES, "exact"), (CLASSES - 1, "knn")])
+def test_auto_takes_the_exact_loss_up_to_some_number_of_classes(model, batch, monkeypatch, most, expected):
+    taken = []
+    for name in ("exact", "knn"):
+        monkeypatch.setattr(
+            f"ess.losses.{name}_cross_entropy", lambda *a, name=name, **k: taken.append(name) or torch.zeros(())
+        )
+    monkeypatch.setattr("ess.losses.EXACT_UP_TO", most)
+    Objective(model, Config(loss="auto"))(batch._replace(classes=None))
+    assert taken == [expected]
+
+
+def test_frozen_batch_norm_neither_learns_nor_counts(batch):
+    model = build_model("fpn", "resnet18", classes=CLASSES, dim=4)
+    before = copy.deepcopy(model.encoder.state_dict())
+    objective = Objective(model, Config(freeze_bn=True, loss="exact")).train()
+    optimise(Accelerator(), objective, torch.optim.SGD(model.parameters(), lr=0.1), batch._replace(classes=None))
+    names = [n for n in before if ".bn" in n or "downsample.1" in n]
+    assert len(names) > 50
+    after = model.encoder.state_dict()
+    assert all(torch.equal(before[n], after[n]) for n in names)
+    assert any(not torch.equal(before[n], after[n]) for n in before if "conv" in n)
+    assert Objective(model, Config()).train().model.encoder.model.bn1.training
+
+
+def test_memory_order_and_compilation_change_nothing_but_rounding(model, batch):
+    batch = batch._replace(classes=None)
+    found = []
+    for settings in ({}, {"channels_last": True}, {"compile": True}):
+        objective = Objective(copy.deepcopy(model), Config(loss="exact", freeze_bn=True, **settings)).train()
+        seen = []
+        objective.model.encoder.register_forward_pre_hook(
+            lambda module, inputs, seen=seen: seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+        )
+        found.append(objective(batch)[0])
+        if "compile" not in settings:
+            assert seen == [settings.get("channels_last", False)]
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=0)
+    torch.testing.assert_close(found[2], found[0], rtol=1e-4, atol=0)
