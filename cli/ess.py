@@ -57,6 +57,38 @@ def _resumed(out, given: dict) -> Config:
 
 
 @main.command()
+@path_argument("run")
+@json_option
+def info(run, as_json) -> None:
+    """Say what a run is: its model, the settings that differ from the defaults, and its checkpoints with their scores.
+
+    \b
+    Example:
+      ess info run
+    """
+    from ess.checkpoint import Run
+
+    opened = Run.open(run)
+    settings, defaults = opened.config.to_json(), Config().to_json()
+    changed = {name: value for name, value in settings.items() if value != defaults[name]}
+    found, best = opened.listed(), opened.best()
+    checkpoints = [{"step": c.step, "scores": c.scores, "best": c == best} for c in found]
+    if as_json:
+        names = {"run": str(run), "classes": len(opened.vocabulary), "steps": found[-1].step if found else 0}
+        print_json(names | {"settings": settings, "changed": changed, "checkpoints": checkpoints})
+        return
+    click.echo(f"{settings['arch']} with {settings['encoder']}, loss {settings['loss']}, {len(opened.vocabulary)} classes\n")
+    print_table(("setting", "value", "default"), [(n, str(value), str(defaults[n])) for n, value in changed.items()])
+    click.echo()
+    rows = [(c["step"], _miou(c["scores"]), "best" if c["best"] else "") for c in checkpoints]
+    print_table(("checkpoint", "mIoU", ""), rows)
+
+
+def _miou(scores: dict | None) -> str:
+    return "" if scores is None or scores["miou"] is None else f"{scores['miou']:.4f}"
+
+
+@main.command()
 @click.argument("name", required=False, metavar="[NAME[+VARIANT...]]")
 @json_option
 def preset(name, as_json) -> None:

@@ -121,9 +121,9 @@ class Run:
         return folder
 
     def _tidy(self) -> None:
-        best = [checkpoint.folder for checkpoint in self._scored()[:1]]
+        best = self.best()
         for folder in self.checkpoints()[: -self.config.keep]:
-            if folder not in best:
+            if best is None or folder != best.folder:
                 shutil.rmtree(folder)
 
     def load(self, model: torch.nn.Module, which: str = "newest") -> Checkpoint:
@@ -160,8 +160,8 @@ class Run:
             f"{self.folder}: holds no checkpoint yet; `ess train` writes one every save_every steps and at the end"
         )
 
-    def _scored(self) -> list[Checkpoint]:
-        """Checkpoints that were evaluated, the best first and of equals the older; their tensors are not looked at."""
+    def listed(self) -> list[Checkpoint]:
+        """The checkpoints, oldest first, as far as they can tell of themselves; their tensors are not looked at."""
         found = []
         for folder in self.checkpoints():
             try:
@@ -169,7 +169,15 @@ class Run:
                 found.append(Checkpoint(folder, state["step"], state["scores"]))
             except (DataError, KeyError, TypeError):
                 continue
-        return sorted((checkpoint for checkpoint in found if checkpoint.miou >= 0), key=lambda c: -c.miou)
+        return found
+
+    def best(self) -> Checkpoint | None:
+        """The checkpoint of the highest mIoU, of equals the oldest; None where none was evaluated."""
+        return next(iter(self._scored()), None)
+
+    def _scored(self) -> list[Checkpoint]:
+        """Checkpoints that were evaluated, the best first."""
+        return sorted((checkpoint for checkpoint in self.listed() if checkpoint.miou >= 0), key=lambda c: -c.miou)
 
 
 class _Torn(DataError):

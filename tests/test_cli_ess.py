@@ -45,6 +45,22 @@ def test_resume_goes_on_with_the_settings_of_the_run(run, sample_dataset):
     assert "was begun with encoder 'mobilenetv2_100', not 'resnet50'" in message
 
 
+def test_a_run_can_be_repeated_from_the_settings_that_it_keeps(run, sample_dataset, tmp_path):
+    ess("train", sample_dataset, "--out", tmp_path / "again", "--config", run / "settings.toml", "--steps", 2)
+    first, again = (json.loads((folder / "run.json").read_text())["settings"] for folder in (run, tmp_path / "again"))
+    assert again == first | {"steps": 2}
+
+
+def test_info_tells_of_settings_and_checkpoints(sample_dataset, tmp_path):
+    more = ("--eval-every", 1, "--eval-limit", 1, "--save-every", 1, "--keep", 3)
+    ess("train", sample_dataset, "--out", tmp_path / "run", *SMALL, "--steps", 2, *more)
+    found = json.loads(ess("info", tmp_path / "run", "--json").stdout)
+    assert (found["classes"], found["steps"], found["changed"]["crop"]) == (1284, 2, 48) and "dim" not in found["changed"]
+    assert [c["step"] for c in found["checkpoints"]] == [0, 1, 2] and sum(c["best"] for c in found["checkpoints"]) == 1
+    text = ess("info", tmp_path / "run").stdout
+    assert "deeplabv3plus with mobilenetv2_100, loss knn, 1284 classes" in text and text.count("best") == 1
+
+
 def test_eval_prints_a_table_and_json(run, sample_dataset):
     assert "pixel accuracy" in ess("eval", run, sample_dataset, "--limit", 2).stdout
     scores = json.loads(ess("eval", run, sample_dataset, "--limit", 2, "--json").stdout)

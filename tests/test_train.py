@@ -7,16 +7,20 @@ import numpy as np
 import pytest
 import torch
 from runs import config, weights
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cocolvis.dataset import Dataset
 from cocolvis.errors import DataError
 from cocolvis.files import sha256
+from ess import journal, objective
 from ess import train as training
 from ess.checkpoint import Run
-from ess.config import load, preset_names
+from ess.config import load, preset_names, variant, variant_names
 from ess.evaluate import evaluate
 from ess.predict import Predictor
 from ess.train import train
+
+SMALL_ENCODER = {"encoder": "mobilenetv2_100"}
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +63,53 @@ def test_training_moves_every_parameter_group(run):
         {"negatives": "random"},
         {"negatives": "published", "normalize": "quarter"},
         {"distance": "cosine", "margin": 0.0, "norm": "group"},
+        {"precision": "bf16", "accumulate": 3, "norm": "group", "channels_last": True},
+        {"precision": "fp16", "optimizer": "adamw", "lr": 1e-4, "warmup": 1, "ema": 0.9},
+        {"loss": "exact", "federated": True, "class_crop": 0.5, "color_jitter": 0.5, "dropout": 0.2, "freeze_bn": True},
     ],
 )
-def test_every_kind_of_loss_trains(dataset, tmp_path, settings):
+def test_every_kind_of_training_works(dataset, tmp_path, settings):
     run = train(dataset, tmp_path / "run", config(steps=2, **settings))
     assert all(torch.isfinite(value).all() for value in weights(run.folder, 2).values())
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"), [("float32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_precision_is_that_of_the_network_and_of_nothing_else(dataset, tmp_path, monkeypatch, precision, expected):
+    seen = []
+    original = objective.SegmentationModel.forward
+
+    def watched(model, images):
+        hook = model.decoder.head[1].register_forward_hook(lambda m, inputs, output: seen.append(output.dtype))
+        output = original(model, images)
+        hook.remove()
+        return output
+
+    monkeypatch.setattr(objective.SegmentationModel, "forward", watched)
+    taken = objective.losses.knn_cross_entropy
+    monkeypatch.setattr(
+        objective.losses, "knn_cross_entropy", lambda *inputs, **s: seen.extend(i.dtype for i in inputs) or taken(*inputs, **s)
+    )
+    run = train(dataset, tmp_path / "run", config(steps=1, precision=precision))
+    assert seen == [expected, torch.float32, torch.int16, torch.float32]
+    assert {tensor.dtype for tensor in weights(run.folder, 1).values()} == {torch.float32, torch.int64}
+
+
+def test_a_run_shows_pictures_embeddings_and_scores_by_group(dataset, tmp_path):
+    run = train(dataset, tmp_path / "run", config(steps=1, eval_every=1, eval_limit=2))
+    board = EventAccumulator(str(next((run.folder / "tensorboard").iterdir())))
+    board.Reload()
+    tags = board.Tags()
+    assert {"train/loss", "train/lr", "val/miou", "val/miou_stuff"} <= set(tags["scalars"])
+    assert len(tags["images"]) == journal.PICTURES
+    (labels,) = (run.folder / "tensorboard").rglob("metadata.tsv")
+    assert len(labels.read_text().splitlines()) == 1285
+
+
+def test_a_tracker_that_is_not_installed_is_refused(dataset, tmp_path):
+    with pytest.raises(DataError, match=r"tracker 'scribe' is not installed; there are tensorboard.*, and none"):
+        train(dataset, tmp_path / "run", config(track="tensorboard,scribe"))
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_lr_and_images(dataset, tmp_path, monkeypatch):
@@ -81,12 +127,37 @@ def test_out_of_memory_names_batch_and_crop(dataset, tmp_path, monkeypatch):
         train(dataset, tmp_path / "run", config())
 
 
+def check_preset(dataset, folder, name, **settings):
+    """Two steps at 64 pixels without downloaded weights, one of them after a resume; then an evaluation."""
+    flags = {"weights": "none", "steps": 1, "batch_size": 2, "crop": 64, "workers": 0, "eval_every": None, "keep": 1}
+    train(dataset, folder, load(name, None, flags | settings))
+    trained = train(dataset, folder, load(name, None, flags | settings | {"steps": 2}), resume=True)
+    assert [path.name for path in trained.checkpoints()] == ["step-00000002"]
+    assert evaluate(Predictor.from_run(folder, "cpu"), dataset, limit=1)["images"] == 1
+
+
 @pytest.mark.parametrize("name", preset_names())
-def test_every_preset_trains_two_steps(dataset, tmp_path, name):
-    flags = {"weights": "none", "steps": 2, "batch_size": 2, "crop": 64, "workers": 0, "eval_every": None}
-    trained = train(dataset, tmp_path / "run", load(name, None, flags))
-    scores = evaluate(Predictor.from_run(trained.folder, "cpu"), dataset, limit=1)
-    assert scores["images"] == 1
+def test_every_preset_trains_is_resumed_and_evaluated(dataset, tmp_path, name):
+    check_preset(dataset, tmp_path / "run", name, **SMALL_ENCODER)
+
+
+@pytest.mark.parametrize("name", variant_names())
+def test_every_variant_trains_is_resumed_and_evaluated(dataset, tmp_path, name):
+    check_preset(dataset, tmp_path / "run", f"coco-lvis+{name}", **({} if "arch" in variant(name) else SMALL_ENCODER))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", [name for name in preset_names() if name != "demo"])
+@pytest.mark.parametrize("system", ["", "+baseline", "+group-norm", "+baseline+group-norm"])
+def test_every_system_of_the_paper(dataset, tmp_path, name, system):
+    check_preset(dataset, tmp_path / "run", name + system)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("encoder", ["mobilenetv2_100", "resnet50", "resnet101"])
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_every_network_of_the_paper(dataset, tmp_path, encoder, output_stride):
+    check_preset(dataset, tmp_path / "run", "coco-lvis", encoder=encoder, output_stride=output_stride)
 
 
 def test_the_papers_preset_trains_on_real_images(real, tmp_path):
