@@ -82,7 +82,7 @@ def build(coco, lvis, out, splits, limit, workers, scheduler, part, overwrite, r
     """
     from cocolvis.build import build as run
     from cocolvis.dataset import Dataset
-    from cocolvis.plan import BuildOptions
+    from cocolvis.merge_task import BuildOptions
     from cocolvis.sources import Sources
     from cocolvis.vocabulary import coco_lvis
 

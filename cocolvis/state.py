@@ -12,9 +12,8 @@ from cocolvis import dataset, digest
 from cocolvis.annotations import Fault
 from cocolvis.errors import DataError
 from cocolvis.files import read_json, sha256, sweep, write_json
-from cocolvis.plan import Plan
+from cocolvis.shard_plan import ShardPlan
 from cocolvis.shards import ShardReader
-from cocolvis.vocabulary import coco_lvis
 
 
 class BuildState:
@@ -45,7 +44,7 @@ class BuildState:
                 f"{self.out}: holds shards of an unknown build; choose another folder, or replace it with --overwrite"
             )
 
-    def begin(self, plan: Plan, description: dict, *, overwrite: bool) -> None:
+    def begin(self, plan: ShardPlan, description: dict, *, overwrite: bool) -> None:
         """Drop what is to be overwritten, make the folders, and note what is being built, unless that was done before."""
         if not overwrite and self._recorded.exists():
             return
@@ -124,7 +123,7 @@ class BuildState:
         return {
             "format": dataset.FORMAT,
             "version": dataset.VERSION,
-            "digest": digest.of_dataset(leaves, description["vocabulary"]),
+            "digest": digest.of_dataset(leaves, description["vocabulary"]["digest"]),
             "splits": splits,
             "shards": entries,
             "options": description["options"],
@@ -134,5 +133,5 @@ class BuildState:
                 "counts": dict(sorted(Counter(f.kind for f in faults).items())),
                 "faults": [f._asdict() for f in faults],
             },
-            "vocabulary": coco_lvis().to_json(),
+            "vocabulary": description["vocabulary"],
         }

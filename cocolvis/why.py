@@ -6,9 +6,9 @@ from cocolvis.annotations import Fault
 from cocolvis.dataset import Dataset
 from cocolvis.errors import DataError
 from cocolvis.merge import Region, stacked
-from cocolvis.plan import BuildOptions, ImageTask, Plan
+from cocolvis.merge_task import BuildOptions, ImageTask, regions
+from cocolvis.plan import Plan
 from cocolvis.rasterize import Spans
-from cocolvis.shard_task import regions
 from cocolvis.sources import Sources
 from cocolvis.vocabulary import UNLABELLED, coco_lvis
 
