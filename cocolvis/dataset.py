@@ -10,7 +10,7 @@ import numpy as np
 from cocolvis import checks
 from cocolvis.errors import DataError
 from cocolvis.shards import Sample, ShardReader
-from cocolvis.vocabulary import Vocabulary
+from cocolvis.vocabulary import Vocabulary, coco_lvis
 
 FORMAT = "cocolvis"
 VERSION = 2
@@ -46,6 +46,11 @@ class Dataset:
             return cls(folder, index, Path(image_root) if image_root else None)
         except DataError as error:
             raise DataError(f"{folder / INDEX}: {checks.line(error)}") from None
+
+    @property
+    def is_coco_lvis(self) -> bool:
+        """Whether COCO and LVIS annotations can say how the masks came about: not those of an import, or of other classes."""
+        return not checks.is_imported(self.index) and self.vocabulary.digest == coco_lvis().digest
 
     @property
     def splits(self) -> dict[str, int]:

@@ -23,9 +23,8 @@ def statistics(dataset: Dataset) -> dict[str, Any]:
 
     ``classes`` lists the classes that occur with "class", "name", "group", "images" and "pixels", most images first, then by
     class. ``image_quantiles``, ``pixel_quantiles`` (over these classes) and ``classes_an_image`` map a quantile such as "0.5"
-    to its value; ``groups`` has classes, classes present, images (of each class, summed) and pixels of each frequency group, and
-    is empty where the vocabulary has none;
-    ``pixels`` are all pixels, ``labelled`` those with a class.
+    to its value; ``groups`` has classes, classes present, images (of each class, summed) and pixels of each frequency group, if
+    the vocabulary has any; ``pixels`` are all pixels, ``labelled`` those with a class.
     """
     return {"splits": {name: _split_statistics(dataset, name) for name in dataset.splits}}
 

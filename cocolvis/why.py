@@ -76,7 +76,7 @@ def why(dataset: Dataset, sources: Sources, image_id: int, x: int, y: int) -> Ex
     Reads the LVIS file of the image's split and the stuff file of its folder. A DataError when the data set does not hold the
     image, the pixel lies outside of it, or the data set was built with another vocabulary or from other annotation files.
     """
-    if dataset.vocabulary.digest != coco_lvis().digest:
+    if not dataset.is_coco_lvis:
         raise DataError(f"{dataset.folder}: has another vocabulary than COCO+LVIS, which is all that can be explained")
     split, row = dataset.locate(image_id)
     mask = split.mask(row)

@@ -56,8 +56,8 @@ class Confusion:
     def summary(self, groups: Sequence[str | None] | None = None, *, published: bool = False) -> dict:
         """Everything in one dictionary that JSON can hold, fractions 0..1, None where there is nothing to average.
 
-        ``groups`` names the frequency group of each of the C classes, None for none; where no class has one, there are no scores
-        by group. ``published`` is as in :meth:`iou`.
+        ``groups`` names the frequency group of each of the C classes, None for none; there are no scores by group where no
+        class has one. ``published`` is as in :meth:`iou`.
         """
         if groups is not None and len(groups) != self.classes:
             raise ValueError(f"groups are given for {len(groups)} classes: expected {self.classes}")

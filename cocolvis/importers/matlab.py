@@ -1,6 +1,7 @@
 """One matrix of numbers from a MATLAB 5 file; nothing else in it is looked at, and no size is believed before it is checked.
 
-The layout is that of "MAT-File Format" by The MathWorks: a header of 128 bytes, then elements, each a tag (type, size) and a body.
+The layout is that of "MAT-File Format" by The MathWorks: a header of 128 bytes, then elements, each a tag (type, size) and its
+body.
 """
 
 import struct
