@@ -21,7 +21,6 @@ _STORED = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8
 _NUMERIC = range(6, 16)
 """Classes of arrays of numbers; others are cells, structures, text and sparse."""
 
-_COMPLEX = 0x0800
 _START = 512
 """Bytes in which an array says what it is: flags, two dimensions, and a name of at most 63 letters."""
 
@@ -89,21 +88,20 @@ def _inflated_if_named(packed: bytes, order: str, name: str) -> bytes | None:
         return None
     if size > _LARGEST:
         raise ValueError(f"the MATLAB file declares a matrix of {size} bytes; at most {_LARGEST} are read")
-    matrix = start[8:] + stream.decompress(stream.unconsumed_tail, max(1, size + 8 - len(start)))
-    if len(matrix) < size:
+    matrix = start[8:] + stream.decompress(stream.unconsumed_tail, max(0, size + 8 - len(start)) + 1)
+    if len(matrix) != size or not stream.eof:  # only at its end are the checksums compared
         raise ValueError("the MATLAB file breaks off")
-    return matrix[:size]
+    return matrix
 
 
 def _values(matrix: bytes, order: str) -> np.ndarray:
-    flags, dimensions, name, numbers, *imaginary = _elements(matrix, 0, order)
+    _, dimensions, name, *parts = _elements(matrix, 0, order)
     height, width = struct.unpack(order + "ii", dimensions.body)
     if not (height > 0 and width > 0 and height * width <= MAX_PIXELS):
         raise ValueError(f"{height} x {width} pixels are not in 1..{MAX_PIXELS}")
-    word = struct.unpack_from(order + "I", flags.body)[0]
-    if imaginary or word & _COMPLEX or numbers.kind not in _STORED:
+    if len(parts) != 1 or parts[0].kind not in _STORED:  # a second part is imaginary
         raise ValueError(f"{name.body.decode('latin-1')} holds no whole numbers")
-    stored = np.frombuffer(numbers.body, np.dtype(_STORED[numbers.kind]).newbyteorder(order))
+    stored = np.frombuffer(parts[0].body, np.dtype(_STORED[parts[0].kind]).newbyteorder(order))
     if stored.size != height * width:
         raise ValueError(f"the MATLAB file stores {stored.size} numbers for {height} x {width}")
     if not (stored.min() >= 0 and stored.max() < 2**16):  # NaN is neither
