@@ -75,14 +75,14 @@ def run(
     done, total = sum(counts[name] for name in reports), sum(counts[name] for name in names)
     runner = executors.cluster(scheduler) if scheduler else executors.processes(workers) if workers > 1 else None
     try:
-        state.begin(plan, description, overwrite=overwrite)
+        state.begin(plan, description, overwrite=overwrite, joined=part is not None)
         with nullcontext() if part else state.swept():
             for name, report in _reports(plan, state, left, runner, lambda images: progress(done + images, total)):
                 state.finish(name, report)
                 reports[name] = report
                 if strict:
                     _refuse([Fault(*fault) for fault in report["faults"]])
-        return None if part else state.complete(reports)
+        return None if part else state.complete(reports, plan.vocabulary)
     except Unwritable as error:
         raise DataError(f"{error}; {executors.KEPT}") from None
 
@@ -103,7 +103,7 @@ def join(out: Path) -> dict:
         reason = f"{len(missing)} of {len(names)} shards are missing or damaged: {first}"
         raise DataError(f"{out}: {reason}; run the parts again that hold them, with `cocolvis build ... --shard I/N`")
     with state.swept():
-        return state.complete(reports)
+        return state.complete(reports, state.vocabulary)
 
 
 def _check_target(out: Path, resume: bool, overwrite: bool) -> None:
@@ -123,7 +123,7 @@ def _check_target(out: Path, resume: bool, overwrite: bool) -> None:
 def _finished_index(out: Path, description: dict) -> dict:
     index = dataset.Dataset.open(out).index
     shutil.rmtree(BuildState(out).folder, ignore_errors=True)
-    if {name: index[name] for name in description} != description:
+    if {"options": index["options"], "inputs": index["inputs"], "vocabulary": index["vocabulary"]["digest"]} != description:
         raise DataError(f"{out}: is a finished data set of other inputs or options; replace it with --overwrite")
     return index
 

@@ -39,7 +39,9 @@ class Dataset:
         """Read the index; a DataError when there is none, it has another format, or anything in it is not as it must be."""
         folder = Path(folder)
         if checks.absent(folder / INDEX):
-            unfinished = "" if checks.absent(folder / "shards") else " yet: complete it with `cocolvis build ... --resume`"
+            unfinished = (
+                "" if checks.absent(folder / "shards") else " yet: complete it with `cocolvis build ... --resume`, or `import`"
+            )
             raise DataError(f"{folder}: holds no {INDEX}{unfinished}; expected a folder that `cocolvis build` wrote")
         index = checks.read_index(folder / INDEX, (FORMAT, VERSION))
         try:

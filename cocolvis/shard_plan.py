@@ -73,10 +73,10 @@ class ShardPlan(ABC):
         """Compile the kernels, or load them from their cache, before processes start that would each do it."""
 
     def description(self) -> dict:
-        """What decides the shards, as dataset.json records it: a build is resumed only with the same."""
+        """What decides the shards: a build is resumed only with the same."""
         root = self.image_root()
         options = asdict(self.options) | {"splits": list(self.options.splits), "image_root": str(root) if root else None}
-        return {"options": options, "inputs": self.inputs(), "vocabulary": self.vocabulary.to_json()}
+        return {"options": options, "inputs": self.inputs(), "vocabulary": self.vocabulary.digest}
 
     def shard_counts(self) -> dict[str, int]:
         """Shard name -> images in it, in order; an empty split has no shard."""

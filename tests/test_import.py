@@ -9,13 +9,15 @@ import sys
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from import_trees import TREES, ade20k, cocostuff10k, folder_of_export, make_picture, voc, write_labels
+from import_trees import TREES, ade20k, cityscapes, cocostuff10k, folder, folder_of_export, make_picture, voc, write_labels
 from PIL import Image
 from victims import contents, until
 
 from cli.cocolvis import main
 from cocolvis.dataset import Dataset
 from cocolvis.errors import DataError
+from cocolvis.importers.ade20k import find as find_ade20k
+from cocolvis.importers.plan import ImportOptions, ImportPlan
 from cocolvis.verify import verify
 from ess.config import Config
 from ess.evaluate import evaluate
@@ -62,10 +64,10 @@ def test_every_mask_and_picture_of_a_tree(make, tmp_path):
     assert all(data.find(image_id).content == picture.read_bytes() for image_id, picture in made.pictures.items())
 
 
-@pytest.mark.parametrize("make", TREES)
+@pytest.mark.parametrize("make", [ade20k, cityscapes, voc, cocostuff10k, folder])
 def test_a_network_learns_and_is_scored_on_an_import(make, tmp_path):
     data = imported(make(tmp_path), tmp_path / "data")
-    settings = {"encoder": "mobilenetv2_100", "weights": "none", "crop": 48, "batch_size": 2, "workers": 0, "steps": 2}
+    settings = {"encoder": "resnet18", "weights": "none", "crop": 48, "batch_size": 2, "workers": 0, "steps": 2}
     train(data, tmp_path / "run", Config(**settings, epochs=None))
     scores = evaluate(Predictor.from_run(tmp_path / "run"), data)
     assert 0 <= scores["miou"] <= 1 and scores["groups"] == {} and scores["images"] == 2
@@ -237,7 +239,7 @@ def test_an_interrupted_import_is_resumed(number, tmp_path):
     process.send_signal(number)
     process.wait(60)
     resumed = run(*made.arguments(out, *options, "--resume"))
-    assert "11 classes" not in resumed.stdout and contents(out) == contents(tmp_path / "whole")
+    assert "import: " in resumed.stderr and contents(out) == contents(tmp_path / "whole")
 
 
 def test_two_imports_never_mix(tmp_path):
@@ -257,7 +259,7 @@ def test_two_imports_never_mix(tmp_path):
 @pytest.mark.parametrize("make", TREES)
 def test_what_is_no_such_data_set_is_told_in_one_line(make, tmp_path):
     made = make(tmp_path / "there")
-    for src, told in ((tmp_path / "absent", "is no folder; expected "), (tmp_path, "is missing; expected ")):
+    for src, told in ((tmp_path / "absent", "is no folder; expected "), (tmp_path, ": holds no ")):
         said = run("import", made.name, src, "--out", tmp_path / "data", code=1).stderr.splitlines()
         assert len(said) == 1 and said[-1].startswith(f"Error: {src}: ") and told in said[-1]
     assert not (tmp_path / "data").exists()
@@ -287,6 +289,14 @@ def test_malformed_lists_of_classes(name, content, told, tmp_path):
     assert said.startswith(f"Error: {made.src}") and told in said
 
 
+def test_what_the_augmented_list_needs(tmp_path):
+    made = voc(tmp_path)
+    (made.src / "VOC2012/ImageSets/Segmentation/train_aug.txt").unlink()
+    said = run(*made.arguments(tmp_path / "data", "--augmented"), code=1).stderr
+    assert "holds no SegmentationClassAug/ with ImageSets/Segmentation/train_aug.txt or " in said
+    check(made, imported(made, tmp_path / "data"))
+
+
 def test_an_ignored_label_cannot_be_that_of_a_class(tmp_path):
     made = folder_of_export(tmp_path)
     said = run(*made.arguments(tmp_path / "data", "--ignore", 3), code=1).stderr
@@ -308,12 +318,9 @@ def test_an_index_that_calls_itself_imported_needs_no_options_of_a_build(tmp_pat
 
 
 def test_the_estimate_of_the_disk_is_enough_and_not_far_too_much(tmp_path):
-    from cocolvis.importers.ade20k import find
-    from cocolvis.importers.plan import ImportOptions, ImportPlan
-
     made = nine_images(tmp_path)
     for images in ("embed", "path"):
         imported(made, tmp_path / images, "--images", images, "--shard-size", 3)
-        plan = ImportPlan(find(made.src, ("train", "val")), ImportOptions(dataset="ade20k", images=images, shard_size=3))
+        plan = ImportPlan(find_ade20k(made.src, ("train", "val")), ImportOptions(dataset="ade20k", images=images, shard_size=3))
         taken = sum(entry["bytes"] for entry in Dataset.open(tmp_path / images).index["shards"])
         assert taken <= plan.bytes_needed(plan.shard_counts()) <= 2 * taken + 300_000

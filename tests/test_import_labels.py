@@ -38,8 +38,8 @@ SCIPY = {
 """Written by scipy.io.savemat 1.17: a cell array of two captions, S, and regionMapStuff, which is S + 1."""
 
 
-def png(bits: int, colour: int, values: np.ndarray, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG put together by hand; ``values`` (H, W) of so many bits each, ``chunks`` before the pixels."""
+def png(bits: int, colour: int, values: np.ndarray, *chunks: tuple[bytes, bytes], kept: int | None = None) -> bytes:
+    """A PNG put together by hand; ``values`` (H, W) of so many bits each, ``chunks`` before the pixels, of whose bytes so many are ``kept``."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -53,7 +53,7 @@ def png(bits: int, colour: int, values: np.ndarray, *chunks: tuple[bytes, bytes]
     parts = [
         chunk(b"IHDR", head),
         *(chunk(*c) for c in chunks),
-        chunk(b"IDAT", zlib.compress(b"".join(rows))),
+        chunk(b"IDAT", zlib.compress(b"".join(rows))[:kept]),
         chunk(b"IEND", b""),
     ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
@@ -77,6 +77,13 @@ def test_a_png_of_colours_is_refused(mode):
     Image.new(mode, (5, 4)).save(memory, "PNG")
     with pytest.raises(ValueError, match="holds colours; expected one channel"):
         read_labels(memory.getvalue())
+
+
+@pytest.mark.parametrize("kept", [0, 2, 60, -20])
+def test_a_png_whose_pixels_break_off_is_refused(kept):
+    values = np.random.default_rng(0).integers(0, 200, (11, 13))
+    with pytest.raises(ValueError, match=r"the PNG cannot be decoded: .*truncated"):
+        read_labels(png(8, 0, values, kept=kept))
 
 
 @pytest.mark.parametrize("name", SCIPY)

@@ -8,6 +8,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
+from cocolvis import runlength
 from cocolvis.images import image_size
 from cocolvis.importers import matlab
 from cocolvis.runlength import MAX_PIXELS
@@ -33,11 +34,11 @@ def read_labels(content: bytes) -> np.ndarray:
 
 def to_classes(labels: np.ndarray, known: Mapping[int, int]) -> tuple[np.ndarray, dict[int, int]]:
     """((H, W) uint16 class ids, 0 where a label is ignored or unknown; unknown label -> its pixels)."""
-    lookup = np.full(LABELS, -1, np.int32)
+    lookup = np.zeros(LABELS, np.uint16)
     lookup[list(known)] = list(known.values())
-    classes = lookup[labels]
-    strange, pixels = np.unique(labels[classes < 0], return_counts=True)
-    return classes.clip(0).astype(np.uint16), dict(zip(strange.tolist(), pixels.tolist(), strict=True))
+    pixels = np.bincount(*runlength.encode(labels)).astype(np.int64)
+    unknown = {label: int(pixels[label]) for label in np.flatnonzero(pixels).tolist() if label not in known}
+    return lookup.take(labels), unknown
 
 
 def _png(content: bytes) -> np.ndarray:

@@ -47,16 +47,14 @@ def find_root(src: Path, needed: Iterable[str], inside: Sequence[str], expected:
 
     ``expected`` is the layout in words.
     """
-    if not src.is_dir():
+    if not os.path.isdir(src):
         raise DataError(f"{src}: is no folder; expected {expected}")
     needed = list(needed)
     roots = [src, *(src / name for name in inside)]
-    missing = {root: [name for name in needed if not (root / name).exists()] for root in roots}
+    missing = {root: [name for name in needed if not os.path.exists(root / name)] for root in roots}
     root = min(roots, key=lambda root: len(missing[root]))
     if missing[root]:
-        raise DataError(
-            f"{root}: {' and '.join(missing[root])} is missing; expected {expected}; --split builds one split alone"
-        )
+        raise DataError(f"{root}: holds no {', '.join(missing[root])}; expected {expected}; --split builds one split alone")
     return root.resolve()
 
 
@@ -91,7 +89,7 @@ def listed(root: Path, names: str, pattern: str, picture: str, labels: Sequence[
             faults.append(Fault(kind, "image", None, None, f"{names}: {name[:100]!a}: {reason}"))
         elif number:
             places = [path.format(name) for path in labels]
-            there = next((path for path in places if (root / path).exists()), places[0])
+            there = next((path for path in places if os.path.exists(root / path)), places[0])
             found[name] = Pair(int("".join(number.groups())), picture.format(name), there)
     return list(found.values())
 
@@ -126,10 +124,15 @@ def _matching(root: Path, paths: Sequence[str], faults: list[Fault]) -> dict[str
 
 
 def _walk(root: Path, folder: str) -> Iterator[str]:
-    """The paths from ``root`` of all files below a folder that are not hidden."""
-    for here, folders, files in os.walk(root / folder):
+    """The paths from ``root`` of all files below a folder that are not hidden; none where there is no folder."""
+    for here, folders, files in os.walk(root / folder, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (os.path.relpath(os.path.join(here, name), root) for name in files if not name.startswith("."))
+
+
+def _refuse(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
 
 
 def _recordable(path: str) -> bool:

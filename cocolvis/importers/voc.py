@@ -23,16 +23,13 @@ def find(src: Path, splits: Collection[str], augmented: bool = False) -> Tree:
     """
     needed = ["JPEGImages", "SegmentationClass", *(f"{_LISTS}/{split}.txt" for split in splits)]
     root = find_root(src, needed, ["VOC2012", "VOCdevkit/VOC2012"], EXPECTED)
-    lists, labels = (
-        {split: f"{_LISTS}/{split}.txt" for split in splits},
-        {split: ["SegmentationClass/{}.png"] for split in splits},
-    )
+    found = {split: (f"{_LISTS}/{split}.txt", ["SegmentationClass/{}.png"]) for split in splits}
     there = next((name for name in _AUGMENTED_LISTS if (root / name).exists() and (root / _AUGMENTED).exists()), None)
     if augmented and there is None:
-        raise DataError(f"{root}: {_AUGMENTED}/ or {' or '.join(_AUGMENTED_LISTS)} is missing; leave out --augmented")
+        raise DataError(f"{root}: holds no {_AUGMENTED}/ with {' or '.join(_AUGMENTED_LISTS)}; leave out --augmented")
     if augmented and "train" in splits:
-        lists["train"], labels["train"] = there, [f"{_AUGMENTED}/{{}}.png", "SegmentationClass/{}.png"]
+        found["train"] = there, [f"{_AUGMENTED}/{{}}.png", "SegmentationClass/{}.png"]
     notes = [f"{there} is left aside; --augmented takes it"] if there and not augmented else []
     faults = []
-    images = {split: listed(root, lists[split], _NAME, "JPEGImages/{}.jpg", labels[split], faults) for split in splits}
+    images = {s: listed(root, names, _NAME, "JPEGImages/{}.jpg", labels, faults) for s, (names, labels) in found.items()}
     return Tree("voc", root, table("voc"), "voc", images, faults, notes)
