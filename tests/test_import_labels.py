@@ -39,7 +39,7 @@ SCIPY = {
 
 
 def png(bits: int, colour: int, values: np.ndarray, *chunks: tuple[bytes, bytes], kept: int | None = None) -> bytes:
-    """A PNG put together by hand; ``values`` (H, W) of so many bits each, ``chunks`` before the pixels, of whose bytes so many are ``kept``."""
+    """A PNG put together by hand: ``values`` (H, W) of so many bits each, ``chunks`` before them, so many bytes ``kept``."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
