@@ -108,6 +108,10 @@ class Plan(ShardPlan):
             not_exhaustive=image.not_exhaustive_category_ids,
         )
 
+    def warm_up(self) -> None:
+        """Compile or load the kernels that merge."""
+        merge_task.warm_up()
+
     def _picture(self, folder: str, name: str) -> Place | None:
         return None if self.options.images == "none" else self.sources.pictures(folder).find(name)
 
@@ -115,10 +119,6 @@ class Plan(ShardPlan):
         """Measured on some rows: pictures by their files, masks by their annotations."""
         looked_at = rows[:: max(1, len(rows) // _SAMPLED)]
         return len(rows) * sum(self._bytes_of(split, *row) for row in looked_at) // len(looked_at)
-
-    def warm_up(self) -> None:
-        """Compile or load the kernels that merge."""
-        merge_task.warm_up()
 
     def _bytes_of(self, split: str, image: ImageRecord, folder: str, name: str) -> int:
         segments = self.sources.things(split).segments(image.id) + self.sources.segments(folder, image.id)

@@ -58,7 +58,7 @@ class BuildState:
 
         Parts that are to be ``joined`` need their vocabulary noted, which is the larger part of the index.
         """
-        if not overwrite and self._recorded.exists() and self._vocabulary.exists() >= joined:
+        if not overwrite and self._recorded.exists() and (self._vocabulary.exists() or not joined):
             return
         try:
             if overwrite:

@@ -16,4 +16,4 @@ def find(src: Path, splits: Collection[str]) -> Tree:
     needed = [f"{kind}/{_FOLDERS[split]}" for split in splits for kind in ("images", "annotations")]
     root, faults = find_root(src, needed, ["ADEChallengeData2016"], EXPECTED), []
     layout = {split: ([f"images/{name}/{{}}.jpg"], [f"annotations/{name}/{{}}.png"]) for split, name in _FOLDERS.items()}
-    return Tree("ade20k", root, table("ade20k"), "ade20k", paired(root, layout, faults), faults)
+    return Tree(root, table("ade20k"), "ade20k", paired(root, layout, faults), faults)

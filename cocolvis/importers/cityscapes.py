@@ -22,4 +22,4 @@ def find(src: Path, splits: Collection[str]) -> Tree:
     has_ids = any(next((root / "gtFine" / split).glob(f"*/*{_LABEL_IDS}"), None) for split in SPLITS)
     ending, source = (_LABEL_IDS, "cityscapes") if has_ids else (_TRAIN_IDS, "cityscapes_train")
     layout = {s: ([f"leftImg8bit/{s}/{{}}_leftImg8bit.png"], [f"gtFine/{s}/{{}}{ending}"]) for s in SPLITS}
-    return Tree("cityscapes", root, table("cityscapes"), source, paired(root, layout, faults), faults)
+    return Tree(root, table("cityscapes"), source, paired(root, layout, faults), faults)

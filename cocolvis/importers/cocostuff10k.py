@@ -18,4 +18,4 @@ def find(src: Path, splits: Collection[str]) -> Tree:
     root = find_root(src, ["images", "annotations", *(_LISTS[split] for split in splits)], ["cocostuff-10k-v1.1"], EXPECTED)
     labels, faults = ["annotations/{}.mat", "annotations/{}.png"], []
     images = {split: listed(root, _LISTS[split], _NAME, "images/{}.jpg", labels, faults) for split in splits}
-    return Tree("cocostuff10k", root, table("cocostuff10k"), "cocostuff10k", images, faults)
+    return Tree(root, table("cocostuff10k"), "cocostuff10k", images, faults)

@@ -28,7 +28,7 @@ def find(src: Path, splits: Collection[str], first_label: int = 1, ignored: Coll
     vocabulary = _vocabulary(root, first_label, ignored)
     faults = []
     layout = {s: ([f"images/{s}/{{}}{end}" for end in _PICTURES], [f"masks/{s}/{{}}.png"]) for s in SPLITS}
-    return Tree("folder", root, vocabulary, _SOURCE, paired(root, layout, faults), faults)
+    return Tree(root, vocabulary, _SOURCE, paired(root, layout, faults), faults)
 
 
 def _vocabulary(root: Path, first_label: int, ignored: Collection[int]) -> Vocabulary:

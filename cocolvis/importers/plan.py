@@ -9,9 +9,8 @@ import numpy as np
 
 from cocolvis import runlength
 from cocolvis.annotations import Fault
-from cocolvis.archives import Place
 from cocolvis.importers.labels import read_labels, to_classes
-from cocolvis.importers.tree import Pair, Tree
+from cocolvis.importers.tree import LabelledImage, Tree
 from cocolvis.shard_plan import ROW_BYTES, ShardOptions, ShardPlan
 from cocolvis.shard_task import ShardTask, read_picture
 from cocolvis.shards import Sample
@@ -39,17 +38,6 @@ class ImportOptions(ShardOptions):
     def __post_init__(self):
         if self.shard_size is not None:
             ShardOptions.__post_init__(self)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LabelledImage:
-    """A picture and its label file: where they lie, and their paths in the data set's folder."""
-
-    image_id: int
-    path: str
-    labels_path: str
-    picture: Place
-    labels: Place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,11 +70,11 @@ class ImportTask(ShardTask):
 
 
 class ImportPlan(ShardPlan):
-    """The plan of a tree that was found; a row is a pair of picture and label file."""
+    """The plan of a tree that was found; a row is one image."""
 
     def __init__(self, tree: Tree, options: ImportOptions):
         self.tree, self.vocabulary, self.faults = tree, tree.vocabulary, list(tree.faults)
-        self._digests = {split: self._digest(tree.images[split]) for split in options.splits}
+        self._digests = {split: _digest(tree.images[split]) for split in options.splits}
         self.images = {split: list(tree.images[split][: options.limit]) for split in options.splits}
         self.options = options
         if options.shard_size is None:
@@ -100,53 +88,40 @@ class ImportPlan(ShardPlan):
         """The data set's folder, where pictures are referred to."""
         return self.tree.root if self.options.images == "path" else None
 
-    def task(self, name: str, split: str, rows: list[Pair]) -> ImportTask:
+    def task(self, name: str, split: str, rows: list[LabelledImage]) -> ImportTask:
         """The task of one shard."""
-        images = [
-            LabelledImage(
-                image_id=pair.image_id,
-                path=pair.picture,
-                labels_path=pair.labels,
-                picture=self._place(pair.picture),
-                labels=self._place(pair.labels),
-            )
-            for pair in rows
-        ]
-        known = self.vocabulary.lookup(self.tree.source)
-        digest = self.vocabulary.digest
-        return ImportTask(name=name, split=split, images=images, options=self.options, vocabulary=digest, known=known)
+        known, digest = self.vocabulary.lookup(self.tree.source), self.vocabulary.digest
+        return ImportTask(name=name, split=split, images=rows, options=self.options, vocabulary=digest, known=known)
 
-    def row_bytes(self, split: str, rows: list[Pair]) -> int:
+    def row_bytes(self, split: str, rows: list[LabelledImage]) -> int:
         """Pictures by their files, masks by those of a few images."""
         looked_at = rows[:: max(1, len(rows) // _SAMPLED)]
-        masks = len(rows) * sum(map(self._mask_bytes, looked_at)) / len(looked_at)
+        masks = len(rows) * sum(map(_mask_bytes, looked_at)) / len(looked_at)
         return len(rows) * ROW_BYTES + int(_SAFE * masks) + self._picture_bytes(rows)
 
     def warm_up(self) -> None:
         """Compile or load the kernels that code masks."""
         runlength.pixel_counts(*runlength.encode(np.zeros((1, 1), np.uint16)))
 
-    def _place(self, path: str) -> Place:
-        return Place(str(self.tree.root / path))
-
-    def _digest(self, pairs: Sequence[Pair]) -> str:
-        lines = (f"{path}\t{self._place(path).length()}\n" for pair in pairs for path in (pair.picture, pair.labels))
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
-
     def _shard_size(self) -> int:
         count = sum(map(len, self.images.values()))
         return max(1, min(_SHARD_SIZE, _SHARD_BYTES * count // max(1, sum(map(self._picture_bytes, self.images.values())))))
 
-    def _picture_bytes(self, rows: list[Pair]) -> int:
-        return sum(self._place(pair.picture).length() for pair in rows) if self.options.images == "embed" else 0
+    def _picture_bytes(self, rows: list[LabelledImage]) -> int:
+        return sum(image.picture.length() for image in rows) if self.options.images == "embed" else 0
 
-    def _mask_bytes(self, pair: Pair) -> int:
-        try:
-            labels = read_labels(self._place(pair.labels).read())
-        except (OSError, ValueError):
-            return 0
-        classes, lengths = runlength.encode(labels)
-        return classes.nbytes + lengths.nbytes
+
+def _digest(images: Sequence[LabelledImage]) -> str:
+    lines = (f"{i.path}\t{i.picture.length()}\n{i.labels_path}\t{i.labels.length()}\n" for i in images)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _mask_bytes(image: LabelledImage) -> int:
+    try:
+        classes, lengths = runlength.encode(read_labels(image.labels.read()))
+    except (OSError, ValueError):
+        return 0
+    return classes.nbytes + lengths.nbytes
 
 
 def _labels(image: LabelledImage, faults: list[Fault]) -> np.ndarray | None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from cocolvis import checks
 from cocolvis.annotations import Fault
+from cocolvis.archives import Place
 from cocolvis.errors import DataError
 from cocolvis.vocabulary import Vocabulary
 
@@ -17,27 +18,37 @@ _LARGEST_TEXT = 2**24
 """Bytes of the largest list of images or classes that is read."""
 
 
-class Pair(NamedTuple):
-    """An image: its id, and the paths of its picture and its label file, either of which may be missing."""
+class LabelledImage(NamedTuple):
+    """An image: its id, and the paths of its picture and its label file from ``root``, either of which may be missing."""
 
     image_id: int
-    picture: str
-    labels: str
+    root: str
+    path: str
+    labels_path: str
+
+    @property
+    def picture(self) -> Place:
+        """Where the picture lies."""
+        return Place(f"{self.root}/{self.path}")
+
+    @property
+    def labels(self) -> Place:
+        """Where the label file lies."""
+        return Place(f"{self.root}/{self.labels_path}")
 
 
 @dataclass(frozen=True)
 class Tree:
     """A data set as it was found.
 
-    ``images`` holds the pairs of each split in order; ``source`` is the numbering of ``vocabulary`` that the label files use;
+    ``images`` holds those of each split in order; ``source`` is the numbering of ``vocabulary`` that the label files use;
     ``notes`` are lines for the user.
     """
 
-    name: str
     root: Path
     vocabulary: Vocabulary
     source: str
-    images: Mapping[str, Sequence[Pair]]
+    images: Mapping[str, Sequence[LabelledImage]]
     faults: list[Fault] = field(default_factory=list)
     notes: Sequence[str] = ()
 
@@ -58,8 +69,8 @@ def find_root(src: Path, needed: Iterable[str], inside: Sequence[str], expected:
     return root.resolve()
 
 
-def paired(root: Path, layout: Mapping[str, tuple[Sequence[str], Sequence[str]]], faults: list[Fault]) -> dict[str, list[Pair]]:
-    """The pairs of each split, sorted by name; ids count from 1 over all splits.
+def paired(root: Path, layout: Mapping[str, tuple[Sequence[str], Sequence[str]]], faults: list[Fault]) -> dict[str, list]:
+    """The labelled images of each split, sorted by name; ids count from 1 over all splits.
 
     ``layout`` has the paths that pictures, and that label files, of a split may have, with {} for a name, which may hold
     folders. Of two files of one name that with the first path counts; what is not there has the first. Hidden files are none.
@@ -67,20 +78,21 @@ def paired(root: Path, layout: Mapping[str, tuple[Sequence[str], Sequence[str]]]
     numbers, found = count(1), {}
     for split, paths in layout.items():
         pictures, labels = (_matching(root, either, faults) for either in paths)
-        found[split] = [
-            Pair(next(numbers), pictures.get(name, paths[0][0].format(name)), labels.get(name, paths[1][0].format(name)))
-            for name in sorted(pictures.keys() | labels.keys())
-        ]
+        found[split] = []
+        for name in sorted(pictures.keys() | labels.keys()):
+            absent = [either[0].format(name) for either in paths]
+            both = pictures.get(name, absent[0]), labels.get(name, absent[1])
+            found[split].append(LabelledImage(next(numbers), str(root), *both))
     return found
 
 
-def listed(root: Path, names: str, pattern: str, picture: str, labels: Sequence[str], faults: list[Fault]) -> list[Pair]:
-    """The pairs of the image list ``names``, in its order; the groups of ``pattern``, put together, are an image's id.
+def listed(root: Path, names: str, pattern: str, picture: str, labels: Sequence[str], faults: list[Fault]) -> list:
+    """The labelled images of the list ``names``, in its order; the groups of ``pattern``, put together, are an image's id.
 
     Only the first word of a line counts, without folder and ending. ``picture`` and ``labels`` are paths with {} for the name;
     the first of ``labels`` that is there counts. What is no name, or comes twice, is a fault.
     """
-    found: dict[str, Pair] = {}
+    found: dict[str, LabelledImage] = {}
     for line in read_text(root / names).splitlines():
         name = PurePosixPath(line.split()[0]).stem if line.strip() else ""
         number = re.fullmatch(pattern, name, re.ASCII)
@@ -90,7 +102,7 @@ def listed(root: Path, names: str, pattern: str, picture: str, labels: Sequence[
         elif number:
             places = [path.format(name) for path in labels]
             there = next((path for path in places if os.path.exists(root / path)), places[0])
-            found[name] = Pair(int("".join(number.groups())), picture.format(name), there)
+            found[name] = LabelledImage(int("".join(number.groups())), str(root), picture.format(name), there)
     return list(found.values())
 
 

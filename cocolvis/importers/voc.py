@@ -32,4 +32,4 @@ def find(src: Path, splits: Collection[str], augmented: bool = False) -> Tree:
     notes = [f"{there} is left aside; --augmented takes it"] if there and not augmented else []
     faults = []
     images = {s: listed(root, names, _NAME, "JPEGImages/{}.jpg", labels, faults) for s, (names, labels) in found.items()}
-    return Tree("voc", root, table("voc"), "voc", images, faults, notes)
+    return Tree(root, table("voc"), "voc", images, faults, notes)
