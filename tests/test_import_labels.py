@@ -157,6 +157,15 @@ def test_hostile_matlab_files(spoil, told, tmp_path):
         read_labels(bytes(content))
 
 
+def test_the_checksum_of_a_compressed_matrix_counts(tmp_path):
+    content = matlab(tmp_path, np.arange(1200, dtype="u2").reshape(30, 40), compressed=True)
+    start = 136 + struct.unpack_from("<I", content, 132)[0]  # behind the text
+    end = start + 8 + struct.unpack_from("<I", content, start + 4)[0]
+    content[end - 1] ^= 1
+    with pytest.raises(ValueError, match=r"is damaged: .*incorrect data check"):
+        read_labels(bytes(content))
+
+
 @pytest.mark.parametrize(
     ("values", "told"),
     [([0.5], "no whole numbers"), ([-1.0], "labels are -1"), ([np.nan], "labels are nan"), ([65536.0], "65536")],
