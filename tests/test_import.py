@@ -290,6 +290,15 @@ def test_malformed_lists_of_classes(name, content, told, tmp_path):
     assert said.startswith(f"Error: {made.src}") and told in said
 
 
+def test_a_split_without_images_is_told(tmp_path):
+    made = folder_of_export(tmp_path)
+    for file in list(made.src.glob("*/val/*")):
+        file.rename(file.with_suffix(".tiff"))
+    said = run(*made.arguments(tmp_path / "data"), code=1).stderr.splitlines()[-1]
+    assert said == f"Error: {made.src}: split val has no images; check what lies there"
+    assert imported(made, tmp_path / "data", "--split", "train").splits == {"train": 3}
+
+
 def test_what_the_augmented_list_needs(tmp_path):
     made = voc(tmp_path)
     (made.src / "VOC2012/ImageSets/Segmentation/train_aug.txt").unlink()

@@ -9,6 +9,7 @@ import numpy as np
 
 from cocolvis import runlength
 from cocolvis.annotations import Fault
+from cocolvis.errors import DataError
 from cocolvis.importers.labels import read_labels, to_classes
 from cocolvis.importers.tree import LabelledImage, Tree
 from cocolvis.shard_plan import ROW_BYTES, ShardOptions, ShardPlan
@@ -70,9 +71,12 @@ class ImportTask(ShardTask):
 
 
 class ImportPlan(ShardPlan):
-    """The plan of a tree that was found; a row is one image."""
+    """The plan of a tree that was found, a DataError where a split of it is empty; a row is one image."""
 
     def __init__(self, tree: Tree, options: ImportOptions):
+        for split in options.splits:
+            if not tree.images[split]:
+                raise DataError(f"{tree.root}: split {split} has no images; check what lies there")
         self.tree, self.vocabulary, self.faults = tree, tree.vocabulary, list(tree.faults)
         self._digests = {split: _digest(tree.images[split]) for split in options.splits}
         self.images = {split: list(tree.images[split][: options.limit]) for split in options.splits}
