@@ -31,9 +31,9 @@ from cocolvis.dataset import Dataset
 from cocolvis.images import decode_rgb
 from cocolvis.memory import keep_freed
 from cocolvis.merge import Region, merge
-from cocolvis.plan import BuildOptions, ImageTask, Plan
+from cocolvis.merge_task import BuildOptions, ImageTask, warm_up
+from cocolvis.plan import Plan
 from cocolvis.rasterize import rasterize
-from cocolvis.shard_task import warm_up
 from cocolvis.sources import Sources
 from cocolvis.vocabulary import coco_lvis
 

@@ -1,17 +1,17 @@
 """The command ``cocolvis``: build COCO+LVIS masks, and look at what was built."""
 
-import re
 import sys
 from contextlib import redirect_stdout
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from cli import dataset_commands
+from cli.building import build_options, run_build
+from cli.import_command import importing
 from cli.listings import print_summary
-from cli.options import Group, cores, json_option, path_argument, path_option, print_json, print_table, progress, source_options
+from cli.options import Group, json_option, path_argument, path_option, print_json, print_table, progress, source_options
 from cocolvis.errors import DataError
 
 if TYPE_CHECKING:
@@ -24,41 +24,9 @@ def main() -> None:
     """Merge COCO-Stuff and LVIS annotations into the 1284-class COCO+LVIS masks, and look at them."""
 
 
-class _Part(click.ParamType):
-    name = "I/N"
-
-    def convert(self, value, param, ctx):
-        if isinstance(value, tuple):
-            return value
-        found = re.fullmatch(r"(\d+)/(\d+)", value)
-        if not found or not 1 <= int(found[1]) <= int(found[2]):
-            self.fail(f"{value!r} is no part I/N with 1 <= I <= N", param, ctx)
-        return int(found[1]), int(found[2])
-
-
 @main.command()
 @source_options()
-@path_option("--out", required=True, help="Folder to write the data set to.")
-@click.option(
-    "--split",
-    "splits",
-    multiple=True,
-    type=click.Choice(["train", "val"]),
-    default=("train", "val"),
-    help="Split to build; may be given twice. Default: both.",
-)
-@click.option("--limit", type=click.IntRange(min=0), help="Only the first N images of each split.")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes; 1 stays in this one. Default: the cores, at most 8.")
-@click.option("--scheduler", metavar="ADDRESS", help="Let the dask.distributed cluster at tcp://HOST:PORT do the work.")
-@click.option("--shard", "part", type=_Part(), help="Build part I of N only; `cocolvis join` completes the data set.")
-@click.option("--shard-size", type=click.IntRange(min=1), default=500, show_default=True, help="Images a shard.")
-@click.option(
-    "--images",
-    type=click.Choice(["embed", "path", "none"]),
-    default="embed",
-    show_default=True,
-    help="Store the pictures' bytes, only their paths, or masks alone (then no image folder is needed).",
-)
+@build_options(("embed", "path", "none"), 500)
 @click.option(
     "--overlap",
     type=click.Choice(["first", "small-on-top"]),
@@ -67,11 +35,7 @@ class _Part(click.ParamType):
     help="Which of two overlapping annotations of one source wins: the first in the file, or the smaller.",
 )
 @click.option("--compat", type=click.Choice(["essnet"]), help="Reproduce the published generator's masks, defects included.")
-@click.option("--overwrite", is_flag=True, help="Replace what is in --out.")
-@click.option("--resume", is_flag=True, help="Complete an interrupted build; finished shards are kept.")
-@click.option("--strict", is_flag=True, help="Stop at the first fault of the input instead of reporting it.")
-@json_option
-def build(coco, lvis, out, splits, limit, workers, scheduler, part, overwrite, resume, strict, as_json, **settings) -> None:
+def build(coco, lvis, out, splits, limit, images, shard_size, overlap, compat, **how) -> None:
     """Build the masks of both splits into HDF5 shards.
 
     Faults of single records are counted, listed and stored in dataset.json; they do not end the build.
@@ -80,28 +44,15 @@ def build(coco, lvis, out, splits, limit, workers, scheduler, part, overwrite, r
     Example:
       cocolvis build --coco ~/coco --lvis ~/lvis --out ~/cocolvis --workers 8
     """
-    from cocolvis.build import build as run
-    from cocolvis.dataset import Dataset
-    from cocolvis.plan import BuildOptions
+    from cocolvis.merge_task import BuildOptions
+    from cocolvis.plan import Plan
     from cocolvis.sources import Sources
     from cocolvis.vocabulary import coco_lvis
 
-    if scheduler and workers:
-        raise click.UsageError("--workers and --scheduler exclude each other: the cluster has its own workers")
-    if part and (overwrite or scheduler):
-        raise click.UsageError("--shard goes neither with --overwrite nor with --scheduler")
-    options = BuildOptions(splits=tuple(dict.fromkeys(splits)), limit=limit, **settings)
-    how = {"workers": workers or min(cores(), 8), "scheduler": scheduler, "part": part}
-    how |= {"resume": resume, "overwrite": overwrite, "strict": strict, "announce": partial(click.echo, err=True)}
-    with progress("build") as show:
-        index = run(Sources(coco, lvis, coco_lvis()), out, options, progress=show, **how)
-    if index is None:
-        number, parts = part
-        click.echo(f"part {number} of {parts} is built; when all are, complete the data set with `cocolvis join {out}`")
-        return
-    print_summary(Dataset.open(out), as_json)
-    if not as_json:
-        click.echo(f"\nThe data set lies in {out}; look at it with `cocolvis stats {out}` and `cocolvis show {out} IMAGE_ID`.")
+    splits = tuple(dict.fromkeys(splits))
+    kept = {"limit": limit, "images": images, "shard_size": shard_size}
+    options = BuildOptions(splits=splits, overlap=overlap, compat=compat, **kept)
+    run_build("build", lambda: Plan.make(Sources(coco, lvis, coco_lvis()), options), out, **how)
 
 
 @main.command()
@@ -201,7 +152,7 @@ def _print_plan(out: Path, jobs: "list[Job]", free: int) -> None:
     click.echo(f"\n{out}: {total[3]:,} MB are left to fetch; the disk has {free / 1e6:,.0f} MB free", err=True)
 
 
-for command in dataset_commands.COMMANDS:
+for command in (importing, *dataset_commands.COMMANDS):
     main.add_command(command)
 
 

@@ -38,7 +38,7 @@ def print_summary(dataset: "Dataset", as_json: bool) -> None:
         return
     rows = [(split, n["images"], n["shards"], size[split] / 2**20) for split, n in index["splits"].items()]
     print_table(("split", "images", "shards", "MiB"), rows)
-    shown = ("limit", "images", "overlap", "compat")
+    shown = ("dataset", "limit", "images", "overlap", "compat")
     options = ", ".join(f"{name} {index['options'][name]}" for name in shown if index["options"].get(name) is not None)
     click.echo(f"\n{len(dataset.vocabulary)} classes; {options}")
     click.echo(f"digest of all contents: {index['digest']}")
@@ -59,8 +59,9 @@ def print_split(name: str, split: dict, classes: int) -> None:
     click.echo(f"{name}: {split['images']:,} images, {present}, {labelled:.1%} of the pixels labelled\n")
     total = max(1, split["labelled"])
     rows = [(group, *list(n.values())[:3], f"{n['pixels'] / total:8.2%}") for group, n in split["groups"].items()]
-    print_table(("group", "classes", "present", "class x image", "pixels"), rows)
-    click.echo()
+    if rows:
+        print_table(("group", "classes", "present", "class x image", "pixels"), rows)
+        click.echo()
     rows = [(label, *(round(value) for value in split[key].values())) for label, key in _QUANTILES.items() if split[key]]
     if rows:
         print_table(("quantile", *split["classes_an_image"]), rows)
@@ -68,8 +69,9 @@ def print_split(name: str, split: dict, classes: int) -> None:
     for title, part in (("commonest", listed[:RANKED]), ("rarest", listed[RANKED:][-RANKED:])):
         if part:
             click.echo()
-            rows = [(row["name"], str(row["class"]), row["group"], row["images"], row["pixels"]) for row in part]
-            print_table((title, "class", "group", "images", "pixels"), rows)
+            columns = ("group", "images", "pixels") if split["groups"] else ("images", "pixels")
+            rows = [(row["name"], str(row["class"]), *(row[column] for column in columns)) for row in part]
+            print_table((title, "class", *columns), rows)
     click.echo()
 
 

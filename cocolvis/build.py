@@ -4,19 +4,21 @@ import shutil
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from cocolvis import dataset, executors
 from cocolvis.annotations import Fault
 from cocolvis.errors import DataError
 from cocolvis.files import Unwritable
-from cocolvis.plan import BuildOptions, Plan
-from cocolvis.shard_task import run_shard, warm_up
+from cocolvis.merge_task import BuildOptions
+from cocolvis.plan import Plan
+from cocolvis.shard_plan import ShardPlan
+from cocolvis.shard_task import run_shard
 from cocolvis.sources import Sources
 from cocolvis.state import BuildState
-from cocolvis.vocabulary import coco_lvis
 
 Progress = Callable[[int, int], None]
 """Called with (images done, images in total) now and then."""
@@ -25,10 +27,14 @@ _AHEAD = 2
 """Tasks a worker that are prepared before they are needed: bounds the memory of the planning process."""
 
 
-def build(
-    sources: Sources,
+def build(sources: Sources, out: Path, options: BuildOptions, **how: Any) -> dict | None:
+    """Build COCO+LVIS in ``out``; ``how`` and what is returned are those of :func:`run`."""
+    return run(partial(Plan.make, sources, options), out, **how)
+
+
+def run(
+    make_plan: Callable[[], ShardPlan],
     out: Path,
-    options: BuildOptions,
     *,
     workers: int = 1,
     scheduler: str | None = None,
@@ -39,9 +45,10 @@ def build(
     progress: Progress = lambda done, total: None,
     announce: Callable[[str], None] = lambda line: None,
 ) -> dict | None:
-    """Build the data set in ``out`` and return its index, as in dataset.json.
+    """Write the data set that a plan describes to ``out`` and return its index, as in dataset.json.
 
-    An existing folder is completed with ``resume``, replaced with ``overwrite``, and otherwise left alone with a DataError.
+    An existing folder is completed with ``resume``, replaced with ``overwrite``, and otherwise left alone with a DataError,
+    before ``make_plan`` is called.
     ``strict`` makes any fault of the input a DataError. Shards that are finished stay finished whatever is raised.
     The work is done by ``workers`` processes, or by the dask.distributed cluster at ``scheduler``. ``part`` (i, n) with
     1 <= i <= n builds every n-th shard from the i-th on, resumes by itself, and returns None: :func:`join` completes the data
@@ -51,8 +58,8 @@ def build(
     out = out.absolute()
     resume = resume or part is not None
     _check_target(out, resume, overwrite)
-    plan = Plan.make(sources, options)
-    description = _description(plan)
+    plan = make_plan()
+    description = plan.description()
     if resume and (out / dataset.INDEX).exists():
         return _finished_index(out, description)
     state = BuildState(out)
@@ -68,14 +75,14 @@ def build(
     done, total = sum(counts[name] for name in reports), sum(counts[name] for name in names)
     runner = executors.cluster(scheduler) if scheduler else executors.processes(workers) if workers > 1 else None
     try:
-        state.begin(plan, description, overwrite=overwrite)
+        state.begin(plan, description, overwrite=overwrite, joined=part is not None)
         with nullcontext() if part else state.swept():
-            for name, report in _run(plan, state, left, runner, lambda images: progress(done + images, total)):
+            for name, report in _reports(plan, state, left, runner, lambda images: progress(done + images, total)):
                 state.finish(name, report)
                 reports[name] = report
                 if strict:
                     _refuse([Fault(*fault) for fault in report["faults"]])
-        return None if part else state.complete(reports)
+        return None if part else state.complete(reports, plan.vocabulary)
     except Unwritable as error:
         raise DataError(f"{error}; {executors.KEPT}") from None
 
@@ -96,7 +103,7 @@ def join(out: Path) -> dict:
         reason = f"{len(missing)} of {len(names)} shards are missing or damaged: {first}"
         raise DataError(f"{out}: {reason}; run the parts again that hold them, with `cocolvis build ... --shard I/N`")
     with state.swept():
-        return state.complete(reports)
+        return state.complete(reports, state.vocabulary)
 
 
 def _check_target(out: Path, resume: bool, overwrite: bool) -> None:
@@ -111,13 +118,6 @@ def _check_target(out: Path, resume: bool, overwrite: bool) -> None:
         raise DataError(f"{out}: already holds a data set; replace it with --overwrite")
     if any(out.iterdir()):
         raise DataError(f"{out}: is not empty; complete an interrupted build with --resume, replace it with --overwrite")
-
-
-def _description(plan: Plan) -> dict:
-    """What decides the shards: a build is resumed only with the same."""
-    root = plan.image_root()
-    options = asdict(plan.options) | {"splits": list(plan.options.splits), "image_root": str(root) if root else None}
-    return {"options": options, "inputs": plan.sources.digests(), "vocabulary": coco_lvis().digest}
 
 
 def _finished_index(out: Path, description: dict) -> dict:
@@ -135,7 +135,7 @@ def _refuse(faults: list[Fault]) -> None:
         raise DataError(f"--strict: {len(faults)} faults, the first: {first.kind}: {where}: {first.reason}")
 
 
-def _check_disk(plan: Plan, out: Path, names: Collection[str], freed: int, announce: Callable[[str], None]) -> None:
+def _check_disk(plan: ShardPlan, out: Path, names: Collection[str], freed: int, announce: Callable[[str], None]) -> None:
     """Refuse before anything is written, or removed, where the disk cannot hold what is to come."""
     there = next(path for path in (out, *out.parents) if path.exists())
     usage, needed = shutil.disk_usage(there), plan.bytes_needed(names)
@@ -146,8 +146,8 @@ def _check_disk(plan: Plan, out: Path, names: Collection[str], freed: int, annou
     announce(f"needs {sizes}")
 
 
-def _run(
-    plan: Plan,
+def _reports(
+    plan: ShardPlan,
     state: BuildState,
     names: Collection[str],
     runner: AbstractContextManager | None,
@@ -158,10 +158,10 @@ def _run(
     if not names:
         return
     with executors.interrupts_deferred():
-        warm_up()
+        plan.warm_up()
     tasks = plan.tasks(names)
     if runner is None:
-        yield from _run_here(tasks, state, progress)
+        yield from _reports_here(tasks, state, progress)
         return
     waiting: dict[Future, str] = {}
     done = 0
@@ -181,7 +181,7 @@ def _run(
             progress(workers.images() if workers.images else done)
 
 
-def _run_here(tasks, state: BuildState, progress: Callable[[int], None]) -> Iterator[tuple[str, dict]]:
+def _reports_here(tasks, state: BuildState, progress: Callable[[int], None]) -> Iterator[tuple[str, dict]]:
     images = 0
 
     def tick() -> None:

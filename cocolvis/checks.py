@@ -212,20 +212,31 @@ class _Report(msgspec.Struct):
 
 class _Options(msgspec.Struct):
     images: Literal["embed", "path", "none"]
-    overlap: Literal["first", "small-on-top"]
-    compat: Literal["essnet"] | None
     limit: _Count | None
     image_root: str | None = None
+
+
+class _BuildOptions(_Options, kw_only=True):
+    overlap: Literal["first", "small-on-top"]
+    compat: Literal["essnet"] | None
+
+
+class _ImportOptions(_Options, kw_only=True):
+    dataset: Annotated[str, Meta(pattern=r"^\w+\Z")]
 
 
 class _Index(msgspec.Struct):
     digest: _Hash
     splits: dict[_SplitName, _Totals]
     shards: list[_Entry]
-    options: _Options
+    options: _BuildOptions
     inputs: dict[str, _Hash]
     report: _Report
     vocabulary: dict[str, Any]
+
+
+class _ImportedIndex(_Index):
+    options: _ImportOptions
 
 
 def read_index(path: Path, identity: tuple[str, int]) -> dict[str, Any]:
@@ -241,7 +252,7 @@ def read_index(path: Path, identity: tuple[str, int]) -> dict[str, Any]:
         found = (index.get("format"), index.get("version")) if isinstance(index, dict) else None
         if found != identity:
             raise DataError(f"{path}: format and version are {line(str(found))}, expected {identity}")
-        checked = msgspec.convert(index, _Index)
+        checked = msgspec.convert(index, _ImportedIndex if is_imported(index) else _Index)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except msgspec.ValidationError as error:
@@ -259,6 +270,11 @@ def read_index(path: Path, identity: tuple[str, int]) -> dict[str, Any]:
             raise DataError(f"{path}: shard {line(entry.file)} is of the split {line(repr(entry.split))}, which is not listed")
         seen.add(place)
     return index
+
+
+def is_imported(index: Mapping[str, Any]) -> bool:
+    """Whether dataset.json is of ``cocolvis import``, so that its options say nothing of COCO and LVIS."""
+    return isinstance(index.get("options"), dict) and "dataset" in index["options"]
 
 
 def picture(root: Path, path: str) -> bytes:

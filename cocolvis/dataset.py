@@ -10,7 +10,7 @@ import numpy as np
 from cocolvis import checks
 from cocolvis.errors import DataError
 from cocolvis.shards import Sample, ShardReader
-from cocolvis.vocabulary import Vocabulary
+from cocolvis.vocabulary import Vocabulary, coco_lvis
 
 FORMAT = "cocolvis"
 VERSION = 2
@@ -39,13 +39,20 @@ class Dataset:
         """Read the index; a DataError when there is none, it has another format, or anything in it is not as it must be."""
         folder = Path(folder)
         if checks.absent(folder / INDEX):
-            unfinished = "" if checks.absent(folder / "shards") else " yet: complete it with `cocolvis build ... --resume`"
+            unfinished = (
+                "" if checks.absent(folder / "shards") else " yet: complete it with `cocolvis build ... --resume`, or `import`"
+            )
             raise DataError(f"{folder}: holds no {INDEX}{unfinished}; expected a folder that `cocolvis build` wrote")
         index = checks.read_index(folder / INDEX, (FORMAT, VERSION))
         try:
             return cls(folder, index, Path(image_root) if image_root else None)
         except DataError as error:
             raise DataError(f"{folder / INDEX}: {checks.line(error)}") from None
+
+    @property
+    def is_coco_lvis(self) -> bool:
+        """Whether COCO and LVIS annotations can say how the masks came about: not those of an import, or of other classes."""
+        return not checks.is_imported(self.index) and self.vocabulary.digest == coco_lvis().digest
 
     @property
     def splits(self) -> dict[str, int]:

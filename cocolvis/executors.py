@@ -17,8 +17,7 @@ from typing import Any
 
 from cocolvis.errors import DataError
 from cocolvis.memory import keep_freed
-from cocolvis.plan import ShardTask
-from cocolvis.shard_task import run_shard
+from cocolvis.shard_task import ShardTask, run_shard
 
 _PATIENCE = 30
 """Seconds to wait for a scheduler to answer, and for it to have a worker, also when it has lost them all."""

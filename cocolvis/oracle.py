@@ -61,7 +61,7 @@ def check(
 
     A DataError when the data set has another vocabulary, or was built from other annotation files.
     """
-    if dataset.vocabulary.digest != coco_lvis().digest:
+    if not dataset.is_coco_lvis:
         raise DataError(f"{dataset.folder}: has another vocabulary than COCO+LVIS, which is all that --oracle can derive")
     oracle = _Oracle(dataset, coco, lvis)
     result = OracleResult()

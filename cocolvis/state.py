@@ -12,9 +12,9 @@ from cocolvis import dataset, digest
 from cocolvis.annotations import Fault
 from cocolvis.errors import DataError
 from cocolvis.files import read_json, sha256, sweep, write_json
-from cocolvis.plan import Plan
+from cocolvis.shard_plan import ShardPlan
 from cocolvis.shards import ShardReader
-from cocolvis.vocabulary import coco_lvis
+from cocolvis.vocabulary import Vocabulary
 
 
 class BuildState:
@@ -28,11 +28,19 @@ class BuildState:
         self.folder = out / ".build"
         self.shards = out / "shards"
         self._recorded = self.folder / "plan.json"
+        self._vocabulary = self.folder / "vocabulary.json"
 
     @property
     def plan(self) -> dict:
         """{"description", "shards", "faults"} as recorded; a DataError when nothing was begun."""
         return read_json(self._recorded)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The classes of a build in parts; a DataError when it was begun as a whole."""
+        if not self._vocabulary.exists():
+            raise DataError(f"{self.out}: was not begun in parts; complete it with --resume")
+        return Vocabulary.from_json(read_json(self._vocabulary))
 
     def check(self, description: dict) -> None:
         """A DataError where going on would mix two builds in one folder."""
@@ -45,9 +53,12 @@ class BuildState:
                 f"{self.out}: holds shards of an unknown build; choose another folder, or replace it with --overwrite"
             )
 
-    def begin(self, plan: Plan, description: dict, *, overwrite: bool) -> None:
-        """Drop what is to be overwritten, make the folders, and note what is being built, unless that was done before."""
-        if not overwrite and self._recorded.exists():
+    def begin(self, plan: ShardPlan, description: dict, *, overwrite: bool, joined: bool) -> None:
+        """Drop what is to be overwritten, make the folders, and note what is being built, unless that was done before.
+
+        Parts that are to be ``joined`` need their vocabulary noted, which is the larger part of the index.
+        """
+        if not overwrite and self._recorded.exists() and (self._vocabulary.exists() or not joined):
             return
         try:
             if overwrite:
@@ -57,6 +68,8 @@ class BuildState:
             self.shards.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"{self.out}: cannot be written: {error.strerror}") from None
+        if joined:
+            write_json(self._vocabulary, plan.vocabulary.to_json())
         write_json(self._recorded, {"description": description, "shards": plan.shard_counts(), "faults": plan.faults})
 
     def replaced(self) -> int:
@@ -96,14 +109,14 @@ class BuildState:
         for folder in (self.out, self.shards, self.folder):
             sweep(folder)
 
-    def complete(self, reports: Mapping[str, dict]) -> dict:
+    def complete(self, reports: Mapping[str, dict], vocabulary: Vocabulary) -> dict:
         """Write the index of a build whose shards are all there, and forget the state; the index."""
-        index = self._index(reports)
+        index = self._index(reports, vocabulary)
         write_json(self.out / dataset.INDEX, index)
         shutil.rmtree(self.folder)
         return index
 
-    def _index(self, reports: Mapping[str, dict]) -> dict:
+    def _index(self, reports: Mapping[str, dict], vocabulary: Vocabulary) -> dict:
         """The content of dataset.json."""
         plan = self.plan
         description = plan["description"]
@@ -134,5 +147,5 @@ class BuildState:
                 "counts": dict(sorted(Counter(f.kind for f in faults).items())),
                 "faults": [f._asdict() for f in faults],
             },
-            "vocabulary": coco_lvis().to_json(),
+            "vocabulary": vocabulary.to_json(),
         }

@@ -8,12 +8,14 @@ import numpy as np
 
 from cocolvis.dataset import Dataset
 from cocolvis.errors import DataError
-from cocolvis.vocabulary import GROUPS
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 COLOURS = {"frequent": "#1f6f8b", "common": "#e0a030", "rare": "#b5394f", "stuff": "#7a8f5a"}
 """One colour a frequency group, told apart by lightness too."""
+
+_COLOUR = "#1f6f8b"
+"""Of classes that belong to no group."""
 
 
 def statistics(dataset: Dataset) -> dict[str, Any]:
@@ -21,8 +23,8 @@ def statistics(dataset: Dataset) -> dict[str, Any]:
 
     ``classes`` lists the classes that occur with "class", "name", "group", "images" and "pixels", most images first, then by
     class. ``image_quantiles``, ``pixel_quantiles`` (over these classes) and ``classes_an_image`` map a quantile such as "0.5"
-    to its value; ``groups`` has classes, classes present, images (of each class, summed) and pixels of each frequency group;
-    ``pixels`` are all pixels, ``labelled`` those with a class.
+    to its value; ``groups`` has classes, classes present, images (of each class, summed) and pixels of each frequency group, if
+    the vocabulary has any; ``pixels`` are all pixels, ``labelled`` those with a class.
     """
     return {"splits": {name: _split_statistics(dataset, name) for name in dataset.splits}}
 
@@ -61,7 +63,7 @@ def _quantiles(values: np.ndarray) -> dict[str, float]:
 
 def _groups(dataset: Dataset, images: np.ndarray, pixels: np.ndarray) -> dict[str, dict[str, int]]:
     table = {}
-    for group in GROUPS:
+    for group in dataset.vocabulary.groups:
         members = np.array([c.id for c in dataset.vocabulary if c.group == group], dtype=np.int64)
         table[group] = {
             "classes": members.size,
@@ -88,7 +90,8 @@ def plot(stats: Mapping[str, Any], path: Path) -> None:
         left.set_title(f"{name}: {split['images']:,} images, {split['classes_present']:,} classes", loc="left", weight="bold")
     figure.align_ylabels()
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
-    figure.legend(*_key(), loc="outside lower center", ncols=len(GROUPS), frameon=False)
+    if any(split["groups"] for split in splits.values()):
+        figure.legend(*_key(), loc="outside lower center", ncols=len(COLOURS), frameon=False)
     try:
         figure.savefig(path, dpi=160)
     except (OSError, ValueError) as error:
@@ -112,7 +115,7 @@ def _panel(axes, classes: list[dict[str, Any]], what: str) -> None:
     axes.set_ylim(heights.min() * 0.7, heights.max() * 1.6)
     left, bottom = np.arange(len(ranked)) + 0.5, np.full(len(ranked), heights.min() * 0.1)
     corners = [(left, bottom), (left, heights), (left + 1, heights), (left + 1, bottom)]
-    colours = [COLOURS[row["group"]] for row in ranked]
+    colours = [COLOURS.get(row["group"], _COLOUR) for row in ranked]
     gap = {"edgecolors": "white", "linewidths": 0.4} if len(ranked) <= 150 else {"edgecolors": "face", "linewidths": 0.2}
     axes.add_collection(PolyCollection(np.transpose(corners, (2, 0, 1)), facecolors=colours, zorder=2, **gap))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")

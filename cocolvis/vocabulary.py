@@ -31,13 +31,13 @@ class ClassInfo:
     """One class of a vocabulary.
 
     ``sources`` maps the name of an annotation source ("lvis", "stuff") to the category id there; ``images`` is the number
-    of LVIS v1 training images, where LVIS knows the class.
+    of LVIS v1 training images, where LVIS knows the class. ``group`` is None in a vocabulary without frequency groups.
     """
 
     id: int
     name: str
     kind: str
-    group: str
+    group: str | None
     synset: str | None
     sources: Mapping[str, int]
     images: int | None = None
@@ -82,6 +82,11 @@ class Vocabulary:
         if not 1 <= class_id <= len(self.classes):
             raise DataError(f"class {class_id} is not in the vocabulary: ids are 1..{len(self.classes)}")
         return self.classes[class_id - 1]
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """``GROUPS``, or nothing where no class belongs to any."""
+        return GROUPS if any(c.group for c in self.classes) else ()
 
     def name(self, class_id: int) -> str:
         """The class's name; "unlabelled" for 0."""
@@ -143,7 +148,7 @@ class Vocabulary:
         except (KeyError, TypeError, ValueError, AttributeError, ValidationError) as error:
             raise DataError(f"malformed vocabulary: {error!r}") from None
         for number, c in enumerate(classes, 1):
-            if c.kind not in KINDS or c.group not in GROUPS or not (c.name and c.name.isprintable()):
+            if c.kind not in KINDS or c.group not in (*GROUPS, None) or not (c.name and c.name.isprintable()):
                 raise DataError(f"malformed vocabulary: class {number} has kind {c.kind!r}, group {c.group!r}, name {c.name!r}")
         vocabulary = cls(classes, ignored)
         if vocabulary.digest != digest:

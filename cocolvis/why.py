@@ -6,9 +6,9 @@ from cocolvis.annotations import Fault
 from cocolvis.dataset import Dataset
 from cocolvis.errors import DataError
 from cocolvis.merge import Region, stacked
-from cocolvis.plan import BuildOptions, ImageTask, Plan
+from cocolvis.merge_task import BuildOptions, ImageTask, regions
+from cocolvis.plan import Plan
 from cocolvis.rasterize import Spans
-from cocolvis.shard_task import regions
 from cocolvis.sources import Sources
 from cocolvis.vocabulary import UNLABELLED, coco_lvis
 
@@ -76,7 +76,7 @@ def why(dataset: Dataset, sources: Sources, image_id: int, x: int, y: int) -> Ex
     Reads the LVIS file of the image's split and the stuff file of its folder. A DataError when the data set does not hold the
     image, the pixel lies outside of it, or the data set was built with another vocabulary or from other annotation files.
     """
-    if dataset.vocabulary.digest != coco_lvis().digest:
+    if not dataset.is_coco_lvis:
         raise DataError(f"{dataset.folder}: has another vocabulary than COCO+LVIS, which is all that can be explained")
     split, row = dataset.locate(image_id)
     mask = split.mask(row)

@@ -53,23 +53,25 @@ class Confusion:
         present = truth + predicted > 0 if published else truth > 0
         return np.divide(right, truth + predicted - right, out=np.full(self.classes, np.nan), where=present)
 
-    def summary(self, groups: Sequence[str] | None = None, *, published: bool = False) -> dict:
+    def summary(self, groups: Sequence[str | None] | None = None, *, published: bool = False) -> dict:
         """Everything in one dictionary that JSON can hold, fractions 0..1, None where there is nothing to average.
 
-        ``groups`` names the frequency group of each of the C classes; ``published`` is as in :meth:`iou`.
+        ``groups`` names the frequency group of each of the C classes, None for none; there are no scores by group where no
+        class has one. ``published`` is as in :meth:`iou`.
         """
         if groups is not None and len(groups) != self.classes:
             raise ValueError(f"groups are given for {len(groups)} classes: expected {self.classes}")
         truth, _, right = self._totals()
         iou = self.iou(published)
         present = truth > 0
-        members = np.array(groups if groups is not None else [""] * self.classes)
+        members = np.array([name or "" for name in groups or [None] * self.classes])
+        names = dict.fromkeys((*GROUPS, *filter(None, groups or ()))) if groups is None or any(groups) else {}
         return {
             "miou": _mean(iou),
             "pixel_accuracy": float(right.sum() / truth.sum()) if present.any() else None,
             "mean_accuracy": _mean(right[present] / truth[present]),
             "fw_iou": float((truth[present] * iou[present]).sum() / truth.sum()) if present.any() else None,
-            "groups": {name: _mean(iou[members == name]) for name in dict.fromkeys((*GROUPS, *(groups or ())))},
+            "groups": {name: _mean(iou[members == name]) for name in names},
             "images": self.images,
         }
 

@@ -41,24 +41,28 @@ def shell(*arguments, **settings):
     return subprocess.run(command, capture_output=True, text=True, check=False, **settings)
 
 
-@pytest.mark.parametrize("name", sorted(main.commands))
+COMMANDS = main.commands | {f"import {name}": command for name, command in main.commands["import"].commands.items()}
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_is_helped_and_documented(name):
-    command = main.commands[name]
-    assert f"\n## {name}\n" in DOCUMENT
-    assert f"    cocolvis {name} " in DOCUMENT
+    command = COMMANDS[name]
+    assert f"\n## {name.split()[0]}\n" in DOCUMENT
+    assert f"    cocolvis {name.split()[0]} " in DOCUMENT
     assert "Example:" in command.help and f"cocolvis {name} " in command.help
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             assert parameter.help, f"{name} {parameter.name}"
-    assert run(name, "--help").stdout.startswith("Usage:")
+    assert run(*name.split(), "--help").stdout.startswith("Usage:")
     assert len(command.get_short_help_str(200)) > 20
 
 
 def test_documented_options_exist():
-    flags = {flag for command in main.commands.values() for option in command.params for flag in option.opts}
+    flags = {flag for command in COMMANDS.values() for option in command.params for flag in option.opts}
     mentioned = {word for word in DOCUMENT.replace("`", " ").replace("|", " ").split() if re.match(r"--\w", word)}
     assert mentioned - flags <= {"--help"} and len(mentioned) > 15
-    assert {o for p in main.commands["build"].params for o in p.opts} - mentioned <= {"--coco", "--lvis", "--out"}
+    for name in ("build", *(name for name in COMMANDS if name.startswith("import "))):
+        assert {o for p in COMMANDS[name].params for o in p.opts} - mentioned <= {"--coco", "--lvis", "--out", "src"}, name
 
 
 def test_the_whole_path(tmp_path):

@@ -105,6 +105,14 @@ def test_nothing_to_average_is_none():
     assert np.isnan(confusion.iou()).all()
 
 
+def test_without_groups_there_are_no_scores_by_group():
+    confusion = Confusion(3)
+    confusion.update(np.array([0, 1, 2]), np.array([0, 1, 1]))
+    assert confusion.summary([None] * 3)["groups"] == {}
+    assert confusion.summary([None, "own", None])["groups"]["own"] == 0.5
+    assert set(confusion.summary()["groups"]) == {"rare", "common", "frequent", "stuff"}
+
+
 def test_small_and_unsigned_types_do_not_wrap():
     confusion = Confusion(1284, ignore_index=65535)
     confusion.update(np.array([1283, 65535], np.uint16), np.array([1283, 5], np.int16))

@@ -1,0 +1,21 @@
+"""COCO-Stuff 10k, version 1.1: 91 things, of which 11 never occur, and 91 stuff classes; its split test becomes val."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from cocolvis.importers.tables import table
+from cocolvis.importers.tree import Tree, find_root, listed
+
+EXPECTED = "images/*.jpg, annotations/*.mat (or .png) and imageLists/{train,test}.txt, as in cocostuff-10k-v1.1.zip"
+
+_LISTS = {"train": "imageLists/train.txt", "val": "imageLists/test.txt"}
+
+_NAME = r"COCO_(?:train|val)2014_(\d{12})"
+
+
+def find(src: Path, splits: Collection[str]) -> Tree:
+    """The tree at ``src``; a DataError where a folder, or the list of one of the ``splits``, is missing."""
+    root = find_root(src, ["images", "annotations", *(_LISTS[split] for split in splits)], ["cocostuff-10k-v1.1"], EXPECTED)
+    labels, faults = ["annotations/{}.mat", "annotations/{}.png"], []
+    images = {split: listed(root, _LISTS[split], _NAME, "images/{}.jpg", labels, faults) for split in splits}
+    return Tree(root, table("cocostuff10k"), "cocostuff10k", images, faults)

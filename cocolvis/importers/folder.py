@@ -1,0 +1,75 @@
+"""A data set of one's own: pictures, label files of the same names, and a list of classes."""
+
+import csv
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from cocolvis.errors import DataError
+from cocolvis.files import read_json
+from cocolvis.importers.labels import LABELS
+from cocolvis.importers.tree import Tree, find_root, paired, read_text
+from cocolvis.locations import SPLITS
+from cocolvis.vocabulary import KINDS, ClassInfo, Vocabulary
+
+EXPECTED = "images/{train,val}/*.jpg or .png, masks/{train,val}/*.png and classes.txt, classes.csv or classes.json"
+
+_CLASSES = ("classes.txt", "classes.csv", "classes.json")
+_PICTURES = (".jpg", ".jpeg", ".png")
+_SOURCE = "folder"
+
+
+def find(src: Path, splits: Collection[str], first_label: int = 1, ignored: Collection[int] = ()) -> Tree:
+    """The tree at ``src``; a DataError where a folder of ``splits`` or the classes are missing, or these are malformed.
+
+    The first class has the label ``first_label``, 0 or 1, in the masks, and the others follow. Labels ``ignored`` are
+    unlabelled, and 0 is where it is no class.
+    """
+    root = find_root(src, [f"{kind}/{split}" for split in splits for kind in ("images", "masks")], [], EXPECTED)
+    vocabulary = _vocabulary(root, first_label, ignored)
+    faults = []
+    layout = {s: ([f"images/{s}/{{}}{end}" for end in _PICTURES], [f"masks/{s}/{{}}.png"]) for s in SPLITS}
+    return Tree(root, vocabulary, _SOURCE, paired(root, layout, faults), faults)
+
+
+def _vocabulary(root: Path, first_label: int, ignored: Collection[int]) -> Vocabulary:
+    there = [name for name in _CLASSES if (root / name).exists()]
+    if len(there) != 1:
+        raise DataError(f"{root}: holds {' and '.join(there) or 'no list of classes'}; expected one of {', '.join(_CLASSES)}")
+    path = root / there[0]
+    read = {".txt": _lines, ".csv": _table, ".json": _json}[path.suffix]
+    classes = []
+    for number, (name, kind) in enumerate(read(path), 1):
+        if not (isinstance(name, str) and name.strip() and name.isprintable()) or kind not in KINDS:
+            raise DataError(f"{path}: class {number} has name {name!r}, kind {kind!r}; expected a name, and one of {KINDS}")
+        classes.append(ClassInfo(number, name.strip(), kind, None, None, {_SOURCE: number - 1 + first_label}))
+    labels = range(first_label, first_label + len(classes))
+    if not 0 < len(classes) <= LABELS - 1:
+        raise DataError(f"{path}: lists {len(classes)} classes; expected 1 to {LABELS - 1}")
+    if clash := [label for label in ignored if label in labels]:
+        raise DataError(f"{path}: label {clash[0]} is ignored and that of a class: they have {labels[0]}..{labels[-1]}")
+    names = dict.fromkeys(ignored, "ignored") | ({0: "unlabelled"} if first_label else {})
+    try:
+        return Vocabulary(classes, {_SOURCE: names})
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """A name a line; a line left empty at the end is none."""
+    return ((name, "stuff") for name in read_text(path).rstrip().splitlines())
+
+
+def _table(path: Path) -> Iterator[tuple[str, str]]:
+    """A column "name" and, where there is one, "kind"."""
+    rows = csv.DictReader(read_text(path).splitlines())
+    if "name" not in (rows.fieldnames or ()):
+        raise DataError(f"{path}: has columns {rows.fieldnames}; expected a column 'name', and 'kind' where kinds are known")
+    return ((row["name"], row.get("kind") or "stuff") for row in rows)
+
+
+def _json(path: Path) -> Iterator[tuple[str, str]]:
+    """A list of names, or of objects with "name" and, where it is known, "kind"."""
+    content = read_json(path)
+    if not isinstance(content, list) or not all(isinstance(c, str) or (isinstance(c, dict) and "name" in c) for c in content):
+        raise DataError(f"{path}: expected a list of names, or of objects with 'name' and, where known, 'kind'")
+    return ((c, "stuff") if isinstance(c, str) else (c["name"], c.get("kind") or "stuff") for c in content)

@@ -1,0 +1,144 @@
+"""An import: the plan of its shards, and the work of one of them."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from cocolvis import runlength
+from cocolvis.annotations import Fault
+from cocolvis.errors import DataError
+from cocolvis.importers.labels import read_labels, to_classes
+from cocolvis.importers.tree import LabelledImage, Tree
+from cocolvis.shard_plan import ROW_BYTES, ShardOptions, ShardPlan
+from cocolvis.shard_task import ShardTask, read_picture
+from cocolvis.shards import Sample
+
+_SHARD_SIZE, _SHARD_BYTES = 500, 2**27
+"""Images a shard, and bytes of pictures, that a shard has at most where nobody says otherwise: it is put together in memory."""
+
+_SAMPLED, _SAFE = 24, 1.5
+"""Masks of a split that are decoded to estimate the disk that all will take, and what is added to be on the safe side."""
+
+_LISTED = 8
+"""Unknown labels of an image that are named."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportOptions(ShardOptions):
+    """What decides the shards of an import, but for the input: ``dataset`` is what it was imported as.
+
+    Without ``shard_size``, a shard has 500 images, or fewer where that would be more than 128 MiB of pictures.
+    """
+
+    shard_size: int | None = None
+    dataset: str
+
+    def __post_init__(self):
+        if self.shard_size is not None:
+            ShardOptions.__post_init__(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportTask(ShardTask):
+    """A shard of an import; ``known`` maps what label files hold to class ids, 0 for what is ignored."""
+
+    images: list[LabelledImage]
+    options: ImportOptions
+    known: Mapping[int, int]
+
+    def sample(self, image: LabelledImage, faults: list[Fault]) -> Sample | None:
+        """The image with its mask; None, and a fault, where picture or label file is absent, broken or of another size.
+
+        Pixels with an unknown label are unlabelled, and a fault.
+        """
+        labels = _labels(image, faults)
+        if labels is None:
+            return None
+        content = read_picture(image, labels.shape, "its mask is", faults)
+        if content is None:
+            return None
+        mask, unknown = to_classes(labels, self.known)
+        if unknown:
+            named = ", ".join(map(str, list(unknown)[:_LISTED])) + (", ..." if len(unknown) > _LISTED else "")
+            reason = f"{image.labels_path}: {sum(unknown.values())} pixels have labels that no class has: {named}"
+            faults.append(Fault("unknown label", "labels", image.image_id, None, reason))
+        none = np.zeros(0, np.uint16)
+        kept = content if self.options.images == "embed" else b""
+        return Sample(image_id=image.image_id, path=image.path, mask=mask, content=kept, neg=none, not_exhaustive=none)
+
+
+class ImportPlan(ShardPlan):
+    """The plan of a tree that was found, a DataError where a split of it is empty; a row is one image."""
+
+    def __init__(self, tree: Tree, options: ImportOptions):
+        for split in options.splits:
+            if not tree.images[split]:
+                raise DataError(f"{tree.root}: split {split} has no images; check what lies there")
+        self.tree, self.vocabulary, self.faults = tree, tree.vocabulary, list(tree.faults)
+        self._digests = {split: _digest(tree.images[split]) for split in options.splits}
+        self.images = {split: list(tree.images[split][: options.limit]) for split in options.splits}
+        self.options = options
+        if options.shard_size is None:
+            self.options = replace(options, shard_size=self._shard_size())
+
+    def inputs(self) -> dict[str, str]:
+        """Split -> SHA-256 over path and size of each picture and label file, in order; contents are not read for it."""
+        return self._digests
+
+    def image_root(self) -> Path | None:
+        """The data set's folder, where pictures are referred to."""
+        return self.tree.root if self.options.images == "path" else None
+
+    def task(self, name: str, split: str, rows: list[LabelledImage]) -> ImportTask:
+        """The task of one shard."""
+        known, digest = self.vocabulary.lookup(self.tree.source), self.vocabulary.digest
+        return ImportTask(name=name, split=split, images=rows, options=self.options, vocabulary=digest, known=known)
+
+    def row_bytes(self, split: str, rows: list[LabelledImage]) -> int:
+        """Pictures by their files, masks by those of a few images."""
+        looked_at = rows[:: max(1, len(rows) // _SAMPLED)]
+        masks = len(rows) * sum(map(_mask_bytes, looked_at)) / len(looked_at)
+        return len(rows) * ROW_BYTES + int(_SAFE * masks) + self._picture_bytes(rows)
+
+    def warm_up(self) -> None:
+        """Compile or load the kernels that code masks."""
+        runlength.pixel_counts(*runlength.encode(np.zeros((1, 1), np.uint16)))
+
+    def _shard_size(self) -> int:
+        count = sum(map(len, self.images.values()))
+        return max(1, min(_SHARD_SIZE, _SHARD_BYTES * count // max(1, sum(map(self._picture_bytes, self.images.values())))))
+
+    def _picture_bytes(self, rows: list[LabelledImage]) -> int:
+        return sum(image.picture.length() for image in rows) if self.options.images == "embed" else 0
+
+
+def _digest(images: Sequence[LabelledImage]) -> str:
+    lines = (f"{i.path}\t{i.picture.length()}\n{i.labels_path}\t{i.labels.length()}\n" for i in images)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _mask_bytes(image: LabelledImage) -> int:
+    try:
+        classes, lengths = runlength.encode(read_labels(image.labels.read()))
+    except (OSError, ValueError):
+        return 0
+    return classes.nbytes + lengths.nbytes
+
+
+def _labels(image: LabelledImage, faults: list[Fault]) -> np.ndarray | None:
+    """The (H, W) labels of an image; None, and a fault, where there are none."""
+
+    def fault(kind: str, reason: str) -> None:
+        faults.append(Fault(kind, "labels", image.image_id, None, f"{image.labels_path}: {reason}"))
+
+    try:
+        return read_labels(image.labels.read())
+    except (FileNotFoundError, NotADirectoryError):
+        return fault("missing mask", "does not exist")
+    except OSError as error:
+        return fault("unreadable mask", f"cannot be read: {error.strerror}")
+    except ValueError as error:
+        return fault("unreadable mask", str(error))

@@ -1,0 +1,102 @@
+"""Which images make which shard, whatever they come from, and what a build asks of its plan besides."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cocolvis.annotations import Fault
+from cocolvis.errors import DataError
+from cocolvis.locations import SPLITS
+from cocolvis.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from cocolvis.shard_task import ShardTask
+
+_SHARD_BYTES, _INDEX_BYTES, _FAULT_BYTES, _MARGIN = 16_000, 250_000, 250, 1.05
+"""HDF5's own bytes of a shard (7,500 measured) with its report and what file systems round up; dataset.json (its vocabulary:
+241,000 measured); one fault there; and the safe side of all."""
+
+ROW_BYTES = 400
+"""A shard's bytes an image besides mask and picture, on the safe side: 160 to 185 are measured."""
+
+IMAGES = ("embed", "path", "none")
+"""What a shard keeps of a picture: its bytes, only its path, or only its path while no picture is looked at."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardOptions:
+    """What decides the shards, but for the input.
+
+    ``limit`` takes the first images of each split; ``shard_size`` is images a shard; ``images`` is one of ``IMAGES``.
+    """
+
+    splits: tuple[str, ...] = SPLITS
+    limit: int | None = None
+    shard_size: int = 500
+    images: str = "embed"
+
+    def __post_init__(self):
+        if self.images not in IMAGES:
+            raise DataError(f"images is {self.images!r}; expected one of {IMAGES}")
+        if self.shard_size < 1 or (self.limit is not None and self.limit < 0):
+            raise DataError(f"shard size {self.shard_size} and limit {self.limit}: expected 1 or more, and 0 or more")
+
+
+class ShardPlan(ABC):
+    """The images of each split in order, and the faults that are known before any mask is made."""
+
+    options: ShardOptions
+    vocabulary: Vocabulary
+    images: dict[str, list[Any]]
+    faults: list[Fault]
+
+    @abstractmethod
+    def inputs(self) -> dict[str, str]:
+        """Name -> SHA-256 of everything that the data set is made of."""
+
+    @abstractmethod
+    def image_root(self) -> Path | None:
+        """The folder that the recorded paths start from, for a data set that refers to its pictures."""
+
+    @abstractmethod
+    def task(self, name: str, split: str, rows: list[Any]) -> "ShardTask":
+        """The task of one shard."""
+
+    @abstractmethod
+    def row_bytes(self, split: str, rows: list[Any]) -> int:
+        """About the bytes that these images take in shards."""
+
+    @abstractmethod
+    def warm_up(self) -> None:
+        """Compile the kernels, or load them from their cache, before processes start that would each do it."""
+
+    def description(self) -> dict:
+        """What decides the shards: a build is resumed only with the same."""
+        root = self.image_root()
+        options = asdict(self.options) | {"splits": list(self.options.splits), "image_root": str(root) if root else None}
+        return {"options": options, "inputs": self.inputs(), "vocabulary": self.vocabulary.digest}
+
+    def shard_counts(self) -> dict[str, int]:
+        """Shard name -> images in it, in order; an empty split has no shard."""
+        return {name: len(rows) for name, _, rows in self._shards()}
+
+    def tasks(self, names: Collection[str]) -> Iterator["ShardTask"]:
+        """The tasks of the named shards in order, made as they are asked for."""
+        return (self.task(name, split, rows) for name, split, rows in self._shards() if name in names)
+
+    def bytes_needed(self, names: Collection[str]) -> int:
+        """About the bytes that the named shards and the index take on disk."""
+        total = len(names) * _SHARD_BYTES + _INDEX_BYTES + len(self.faults) * _FAULT_BYTES
+        for split in self.images:
+            rows = [row for name, own, chosen in self._shards() if own == split and name in names for row in chosen]
+            total += self.row_bytes(split, rows) if rows else 0
+        return int(total * _MARGIN)
+
+    def _shards(self) -> Iterator[tuple[str, str, list[Any]]]:
+        """(shard name, split, its images)."""
+        size = self.options.shard_size
+        for split, images in self.images.items():
+            for number, start in enumerate(range(0, len(images), size)):
+                yield f"{split}-{number:05d}", split, images[start : start + size]

@@ -1,0 +1,267 @@
+"""Label files one by one: PNGs of every kind, MATLAB files, and what is broken or hostile; the tables of classes."""
+
+import base64
+import random
+import struct
+import tracemalloc
+import zlib
+from io import BytesIO
+
+import numpy as np
+import pytest
+from import_trees import CITYSCAPES, write_matlab
+from PIL import Image
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+from torchvision.models.segmentation import DeepLabV3_ResNet50_Weights
+
+from cocolvis.importers.labels import read_labels, to_classes
+from cocolvis.importers.tables import table
+from cocolvis.vocabulary import KINDS, Vocabulary, coco_lvis
+
+COCO_STUFF_MISSING = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91}
+"""The things that COCO gave up after it had numbered them."""
+
+SCIPY = {
+    "compressed": "TUFUTEFCIDUuMCBNQVQtZmlsZSBQbGF0Zm9ybTogcG9zaXgsIENyZWF0ZWQgb246IFNhdCBOb3YgMjEgMTI6MjI6MjEgMjAyNgAA"
+    "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAABSU0PAAAATgAAAHic42NgYNgAxGxAzAHE"
+    "jAwQwArlM0HFGKH85MSCksz8vGI+INsCSR8Lmj5GKBtmngCUn6iQnFgCpInRz4GmH8TPz1NIVMhNLAEANGcJyQ8AAAA9AAAAeJzj"
+    "Y2Bg8ABiNiDmAGJuBghghfKZgZgFiBmBMBjKlgCrcGBoYNjGEMAwgUGBIYFhAYMBQwHDBgYAa14Fuw8AAABNAAAAeJzjY2BgiABi"
+    "NiDmAGJuBghghfKZgZgFiBmBmA+Ii1LTM/PzfBMLgktK09IgchJgeUeGRobtDIEMExkUGRIZFjIYMhQybGQAAFxKCzs=",
+    "plain": "TUFUTEFCIDUuMCBNQVQtZmlsZSBQbGF0Zm9ybTogcG9zaXgsIENyZWF0ZWQgb246IFNhdCBOb3YgMjEgMTI6MjI6MjEgMjAyNgAA"
+    "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAABSU0OAAAAsAAAAAYAAAAIAAAAAQAAAAAA"
+    "AAAFAAAACAAAAAIAAAABAAAAAQAAAAgAAABjYXB0aW9ucw4AAAA4AAAABgAAAAgAAAAEAAAAAAAAAAUAAAAIAAAAAQAAAAUAAAAB"
+    "AAAAAAAAABAAAAAFAAAAYSBjYXQAAAAOAAAAOAAAAAYAAAAIAAAABAAAAAAAAAAFAAAACAAAAAEAAAAIAAAAAQAAAAAAAAAQAAAA"
+    "CAAAAG9uIGEgbWF0DgAAAEgAAAAGAAAACAAAAAsAAAAAAAAABQAAAAgAAAADAAAABAAAAAEAAQBTAAAABAAAABgAAAAAAEAAgAC2"
+    "AFAAkAAgAGAAoAAwAHAAsAAOAAAAWAAAAAYAAAAIAAAACwAAAAAAAAAFAAAACAAAAAMAAAAEAAAAAQAAAA4AAAByZWdpb25NYXBT"
+    "dHVmZgAABAAAABgAAAABAEEAgQC3AFEAkQAhAGEAoQAxAHEAsQA=",
+}
+"""Written by scipy.io.savemat 1.17: a cell array of two captions, S, and regionMapStuff, which is S + 1."""
+
+
+def png(bits: int, colour: int, values: np.ndarray, *chunks: tuple[bytes, bytes], kept: int | None = None) -> bytes:
+    """A PNG put together by hand: ``values`` (H, W) of so many bits each, ``chunks`` before them, so many bytes ``kept``."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    if bits == 16:
+        rows = [b"\0" + row.astype(">u2").tobytes() for row in values]
+    else:
+        spread = (values[..., None] >> np.arange(bits)[::-1]) & 1
+        rows = [b"\0" + np.packbits(row.reshape(-1).astype(np.uint8)).tobytes() for row in spread]
+    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, colour, 0, 0, 0)
+    parts = [
+        chunk(b"IHDR", head),
+        *(chunk(*c) for c in chunks),
+        chunk(b"IDAT", zlib.compress(b"".join(rows))[:kept]),
+        chunk(b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("colour", [0, 3])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_the_numbers_in_a_png_are_what_was_stored(bits, colour):
+    if (bits, colour) == (16, 3):
+        return
+    values = np.random.default_rng(bits).integers(0, 2**bits, (11, 13))
+    values[0, :2] = 0, 2**bits - 1
+    palette = (b"PLTE", bytes(range(255, -1, -1)) * 3) if bits == 8 else (b"PLTE", bytes(3 * 2 ** min(bits, 8)))
+    found = read_labels(png(bits, colour, values, *([palette, (b"tRNS", b"\0\x80")] if colour else [(b"tRNS", b"\0\1")])))
+    assert found.dtype == (np.uint16 if bits == 16 else np.uint8) and np.array_equal(found, values)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_a_png_of_colours_is_refused(mode):
+    memory = BytesIO()
+    Image.new(mode, (5, 4)).save(memory, "PNG")
+    with pytest.raises(ValueError, match="holds colours; expected one channel"):
+        read_labels(memory.getvalue())
+
+
+@pytest.mark.parametrize("kept", [0, 2, 60, -20])
+def test_a_png_whose_pixels_break_off_is_refused(kept):
+    values = np.random.default_rng(0).integers(0, 200, (11, 13))
+    with pytest.raises(ValueError, match=r"the PNG cannot be decoded: .*truncated"):
+        read_labels(png(8, 0, values, kept=kept))
+
+
+@pytest.mark.parametrize("name", SCIPY)
+def test_matlab_files_that_scipy_wrote(name):
+    found = read_labels(base64.b64decode(SCIPY[name]))
+    assert found.dtype == np.uint16 and found.tolist() == [[0, 182, 32, 48], [64, 80, 96, 112], [128, 144, 160, 176]]
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("dtype", ["u1", "u2", "f8"])
+def test_matlab_files_of_either_order(dtype, compressed, order, tmp_path):
+    labels = np.random.default_rng(0).integers(0, 200, (31, 17)).astype(dtype)
+    found = read_labels(write_matlab(tmp_path / "a.mat", labels, compressed, order).read_bytes())
+    assert np.array_equal(found, labels) and found.flags.c_contiguous
+
+
+def matlab(tmp_path, labels, compressed=False):
+    return bytearray(write_matlab(tmp_path / "a.mat", labels, compressed).read_bytes())
+
+
+def at(content, name=b"S\0"):
+    """The place of the matrix S in an uncompressed file: its dimensions stand 16 bytes before the tag of its name."""
+    return content.index(struct.pack("<II", 1, 1) + name)
+
+
+def huge(content):
+    content[at(content) - 8 : at(content)] = struct.pack("<ii", 2**30, 2**30)
+
+
+def negative(content):
+    content[at(content) - 8 : at(content)] = struct.pack("<ii", -3, -4)
+
+
+def wide(content):
+    content[at(content) - 8 : at(content)] = struct.pack("<ii", 3, 5)
+
+
+def far(content):
+    content[at(content) - 36 : at(content) - 32] = struct.pack("<I", 2**31)
+
+
+def a_cell(content):
+    content[at(content) - 24] = 1
+
+
+def renamed(content):
+    content[at(content) + 8] = ord("T")
+
+
+def version_7_3(content):
+    content[124:126] = struct.pack("<H", 0x0200)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (huge, r"1073741824 x 1073741824 pixels are not in 1\.\."),
+        (negative, "-3 x -4 pixels"),
+        (wide, "stores 12 numbers for 3 x 5"),
+        (far, "breaks off"),
+        (a_cell, "has no matrix S"),
+        (renamed, "has no matrix S"),
+        (version_7_3, r"version 0x0200; expected version 5: save it with -v7"),
+    ],
+)
+def test_hostile_matlab_files(spoil, told, tmp_path):
+    content = matlab(tmp_path, np.arange(12, dtype="u2").reshape(3, 4))
+    spoil(content)
+    with pytest.raises(ValueError, match=told):
+        read_labels(bytes(content))
+
+
+def test_the_checksum_of_a_compressed_matrix_counts(tmp_path):
+    content = matlab(tmp_path, np.arange(1200, dtype="u2").reshape(30, 40), compressed=True)
+    start = 136 + struct.unpack_from("<I", content, 132)[0]  # behind the text
+    end = start + 8 + struct.unpack_from("<I", content, start + 4)[0]
+    content[end - 1] ^= 1
+    with pytest.raises(ValueError, match=r"is damaged: .*incorrect data check"):
+        read_labels(bytes(content))
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [([0.5], "no whole numbers"), ([-1.0], "labels are -1"), ([np.nan], "labels are nan"), ([65536.0], "65536")],
+)
+def test_numbers_that_are_no_labels(values, told, tmp_path):
+    with pytest.raises(ValueError, match=told):
+        read_labels(bytes(matlab(tmp_path, np.array([values]))))
+
+
+def test_a_declared_size_is_not_allocated(tmp_path):
+    """A gigabyte of zeros in a compressed matrix, and a picture of as many pixels, cost nothing before they are refused."""
+    bomb = matlab(tmp_path, np.zeros((1, 1), "u2"))[:128]
+    zeros = zlib.compressobj(9)
+    start = struct.pack("<IIIIIIIIiiII", 14, 2**31, 6, 8, 11, 0, 5, 8, 2**15, 2**15, 1, 1) + b"S".ljust(8, b"\0")
+    packed = zeros.compress(start) + zeros.compress(bytes(2**24)) + zeros.flush()
+    bomb += struct.pack("<II", 15, len(packed)) + packed
+    picture = bytearray(png(8, 0, np.zeros((2, 2), int)))
+    picture[16:24] = struct.pack(">II", 2**15, 2**15)
+    for content, told in ((bomb, "at most 107"), (picture, "pixels are not in")):
+        tracemalloc.start()
+        with pytest.raises(ValueError, match=told):
+            read_labels(bytes(content))
+        assert tracemalloc.get_traced_memory()[1] < 10**6
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["png", "palette", "matlab", "compressed"])
+@pytest.mark.parametrize("rounds", [400, pytest.param(20_000, marks=pytest.mark.long)])
+def test_damaged_files_are_refused_or_read_whole(kind, rounds, tmp_path):
+    """Bytes that are wrong, bytes that are missing: a ValueError, or labels of some size; a file that is cut is never read."""
+    values = np.random.default_rng(0).integers(0, 200, (30, 40))
+    if kind in ("png", "palette"):
+        whole = png(8, 3 if kind == "palette" else 0, values, *([(b"PLTE", bytes(768))] if kind == "palette" else []))
+    else:
+        whole = bytes(matlab(tmp_path, values.astype("u2"), kind == "compressed"))
+    rng = random.Random(0)
+    end = len(whole) - 12 if kind in ("png", "palette") else len(whole) // 2  # where all that is read has come
+    for _ in range(rounds):
+        cut = whole[: rng.randrange(end)]
+        with pytest.raises(ValueError):
+            read_labels(cut)
+        wrong = bytearray(whole)
+        for _ in range(rng.choice((1, 2, 8))):
+            wrong[rng.randrange(len(wrong))] = rng.choice((0, 1, 127, 128, 255, rng.randrange(256)))
+        try:
+            assert read_labels(bytes(wrong)).ndim == 2
+        except ValueError as error:
+            assert str(error)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"MATLAB 5.0".ljust(200)])
+def test_what_is_no_label_file(content):
+    with pytest.raises(ValueError, match=r"empty|neither|breaks off"):
+        read_labels(content)
+
+
+def test_unknown_labels_become_unlabelled_and_are_counted():
+    labels = np.array([[0, 5, 9], [9, 255, 65535]], np.uint16)
+    classes, unknown = to_classes(labels, {5: 2, 255: 0, 65535: 1})
+    assert classes.tolist() == [[0, 2, 0], [0, 0, 1]] and classes.dtype == np.uint16
+    assert unknown == {0: 1, 9: 2}
+
+
+@pytest.mark.parametrize(("name", "classes"), [("ade20k", 150), ("cityscapes", 19), ("voc", 21), ("cocostuff10k", 182)])
+def test_the_tables_are_vocabularies(name, classes):
+    vocabulary = table(name)
+    assert len(vocabulary) == classes
+    assert {c.kind for c in vocabulary} == {"thing", "stuff"} < set(KINDS) and not any(c.group for c in vocabulary)
+    assert Vocabulary.from_json(vocabulary.to_json()).digest == vocabulary.digest
+
+
+def test_names_are_those_that_others_publish():
+    voc = DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.meta["categories"]
+    assert [c.name for c in table("voc")] == ["background", *voc[1:]]
+    coco = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    things, stuff = [c.name for c in table("cocostuff10k")][:91], [c.name for c in table("cocostuff10k")][91:]
+    assert {i for i in range(1, 91) if coco[i] == "N/A"} | {91} == COCO_STUFF_MISSING
+    assert all(things[i - 1] == coco[i] for i in range(1, 91) if i not in COCO_STUFF_MISSING)
+    assert [things[i - 1] for i in sorted(COCO_STUFF_MISSING)] == [
+        "street sign", "hat", "shoe", "eye glasses", "plate", "mirror", "window", "desk", "door", "blender", "hair brush",
+    ]  # fmt: skip
+    assert all(stuff[c.sources["stuff"] - 92] == c.name for c in coco_lvis() if c.kind == "stuff")
+
+
+def test_labels_of_cityscapes():
+    vocabulary = table("cityscapes")
+    known, train = vocabulary.lookup("cityscapes"), vocabulary.lookup("cityscapes_train")
+    assert {label: c for label, c in known.items() if c} == CITYSCAPES and set(known) == set(range(34))
+    assert train == {n: n + 1 for n in range(19)} | {255: 0}
+    things = ["person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"]
+    assert [c.name for c in vocabulary if c.kind == "thing"] == things
+
+
+def test_labels_of_the_others():
+    assert table("ade20k").lookup("ade20k") == {n: n for n in range(151)}
+    assert sum(c.kind == "thing" for c in table("ade20k")) == 100
+    assert [table("ade20k").name(n) for n in (1, 13, 21, 75, 150)] == ["wall", "person", "car", "computer", "flag"]
+    assert table("voc").lookup("voc") == {n: n + 1 for n in range(21)} | {255: 0}
+    assert table("cocostuff10k").lookup("cocostuff10k") == {n: n for n in range(183)}
