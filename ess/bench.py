@@ -26,9 +26,6 @@ from ess.models import SegmentationModel, model_from_config
 from ess.train import loss_of, make_optimizer
 from ess.transforms import normalize
 
-CONTESTANTS = ("network", "ours", "dense")
-"""The encoder and the decoder with d outputs and no loss at all; the embedding model; one output a class."""
-
 
 class Protocol(NamedTuple):
     """A row of the paper's Table 1: the size of its pictures, and seconds (ours, dense) an iteration and an image."""
@@ -49,7 +46,10 @@ PAPER = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One measurement. ``what``: "train" or "predict"; it lasts ``seconds`` or longer, after one turn that does not count."""
+    """One measurement, of "train" or "predict"; it lasts ``seconds`` or longer, after one turn that does not count.
+
+    The contestants: "ours" is the embedding model, "dense" has one output a class, "network" is ours without a loss.
+    """
 
     what: str
     contestant: str
@@ -164,32 +164,47 @@ def compare(
     why not; "ratio" is ours / dense by seconds, "ratio_per_image" by seconds an image, "beyond_network" the share of our step
     that the loss and its way back take, "paper_ratio" what the paper has; None where there is nothing to compare.
     """
-    paper = PAPER.get(classes)
-    height, width = (crop, crop) if crop else (paper.height, paper.width) if paper else (512, 512)
-    base = {"what": what, "classes": classes, "height": height, "width": width, "config": config, "seconds": seconds}
-    names = CONTESTANTS if what == "train" else CONTESTANTS[1:]
-    cases = {name: _with_batch(Case(contestant=name, batch_size=1, **base), batch_size) for name in names}
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    cases = _cases(what, classes, config, crop, batch_size, seconds)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in cases}
     for _ in range(rounds):
         for name, case in cases.items():
-            if not found[name] or "seconds" in found[name][0]:
+            if not found[name] or "seconds" in found[name][-1]:
                 found[name].append(measure(case) if case.batch_size else {"failed": "not even two images fit"})
         progress()
-    results = {name: _medians(rows) | {"batch_size": cases[name].batch_size} for name, rows in found.items()}
-    ratio = _ratio(results, "ours", "dense")
-    share = _ratio(results, "network", "ours")
-    images = {name: case.batch_size for name, case in cases.items()}
-    theirs = None if paper is None else getattr(paper, what)
+    ratio, network = _ratio(found, "ours", "dense"), _ratio(found, "network", "ours")
+    theirs = getattr(PAPER[classes], what) if classes in PAPER else None
     return {
         "classes": classes,
-        "height": height,
-        "width": width,
-        **results,
+        "height": cases["ours"].height,
+        "width": cases["ours"].width,
+        **{name: _medians(rows) | {"batch_size": cases[name].batch_size} for name, rows in found.items()},
         "ratio": ratio,
-        "ratio_per_image": ratio and ratio * images["dense"] / images["ours"],
-        "beyond_network": share and 1 - share,
+        "ratio_per_image": ratio and ratio * cases["dense"].batch_size / cases["ours"].batch_size,
+        "beyond_network": network and 1 - network,
         "paper_ratio": theirs and theirs[0] / theirs[1],
     }
+
+
+def _cases(
+    what: str, classes: int, config: Config, crop: int | None, batch_size: int | None, seconds: float
+) -> dict[str, Case]:
+    """The contestants' cases by name, those that train at their batch sizes: 0 where nothing fits."""
+    paper = PAPER.get(classes)
+    height, width = (crop, crop) if crop else (paper.height, paper.width) if paper else (512, 512)
+    sizes = {"classes": classes, "height": height, "width": width, "batch_size": 1}
+    ours = Case(what=what, contestant="ours", config=config, seconds=seconds, **sizes)
+    dense = replace(ours, contestant="dense")
+    if what == "predict":
+        return {"ours": ours, "dense": dense}
+    ours, dense = (replace(case, batch_size=batch_size or _most_images(case)) for case in (ours, dense))
+    return {"network": replace(ours, contestant="network"), "ours": ours, "dense": dense}
+
+
+def _most_images(case: Case) -> int:
+    """The largest batch of a GPU, two at least because BatchNorm cannot train on one, or 0; on the CPU 2."""
+    if choose_device(case.config.device).type == "cpu":
+        return 2
+    return largest(lambda images: "seconds" in measure(replace(case, batch_size=images, seconds=0.0)), 2)
 
 
 def loading(folder: Path, config: Config, *, seconds: float = 5.0, rounds: int = 3) -> dict[str, float]:
@@ -230,25 +245,16 @@ def _crops(folder: Path, config: Config, seconds: float) -> float:
     return count / (time.perf_counter() - start)
 
 
-def _with_batch(case: Case, batch_size: int | None) -> Case:
-    """The case at its batch size; 0 where nothing fits."""
-    if case.what == "predict":
-        return case
-    if batch_size is None and choose_device(case.config.device).type == "cpu":
-        batch_size = 2
-    if batch_size is None:  # two at least: BatchNorm cannot train on one
-        batch_size = largest(lambda size: "seconds" in measure(replace(case, batch_size=size, seconds=0.0)), 2)
-    return replace(case, batch_size=batch_size)
-
-
 def _medians(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    return {key: median(row[key] for row in rows) if key != "failed" else rows[0][key] for key in rows[0]}
+    """The median of each figure over the rounds, or what the last one says of its failure."""
+    return {name: median(row[name] for row in rows) for name in rows[0]} if "seconds" in rows[-1] else rows[-1]
 
 
-def _ratio(results: dict[str, dict], one: str, other: str) -> float | None:
-    if not all("seconds" in results.get(name, {}) for name in (one, other)):
+def _ratio(found: dict[str, list[dict[str, Any]]], one: str, other: str) -> float | None:
+    """The median over the rounds of one's seconds / the other's; None where either could not be measured."""
+    if not all("seconds" in found.get(name, [{}])[-1] for name in (one, other)):
         return None
-    return results[one]["seconds"] / results[other]["seconds"]
+    return median(a["seconds"] / b["seconds"] for a, b in zip(found[one], found[other], strict=True))
 
 
 def _in_a_process(work: Callable, *arguments: Any) -> Any:
