@@ -85,6 +85,15 @@ def test_comparison_without_a_process(monkeypatch):
     assert found["paper_ratio"] == 5.06 / 4.20 and (found["height"], found["width"]) == (512, 512)
 
 
+@pytest.mark.parametrize(
+    ("what", "contestant"), [("train", "ours"), ("train", "dense"), ("predict", "ours"), ("predict", "dense")]
+)
+def test_what_a_process_measures(what, contestant):
+    found = bench._measured(case(what=what, contestant=contestant), None)
+    assert found["seconds"] > 0 and found["peak_bytes"] > 50e6
+
+
+@pytest.mark.long
 def test_the_command_measures_everything(sample_dataset):
     arguments = ["--classes", "5", "--encoder", "resnet18", "--crop", "64", "--seconds", "0", "--repeats", "1"]
     arguments += ["--data", str(sample_dataset), "--workers", "1", "--batch-size", "2", "--device", "cpu", "--json"]
