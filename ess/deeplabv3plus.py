@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cocolvis.errors import DataError
-
 RATES = {16: (6, 12, 18), 8: (12, 24, 36)}
 """Output stride of the encoder -> dilation of the three 3x3 branches, the same in pixels of the image."""
 
@@ -36,8 +34,6 @@ class ASPP(nn.Module):
         self.project = nn.Sequential(_conv(256 * (len(rates) + 2), 256, 1), nn.Dropout(0.1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.training and len(x) == 1 and isinstance(self.pooling[1], nn.BatchNorm2d):
-            raise DataError("BatchNorm cannot train on batch size 1 behind image pooling: use a larger batch or norm 'group'")
         pooled = _resize(self.pooling(F.adaptive_avg_pool2d(x, 1)), x)
         return self.project(torch.cat([*(branch(x) for branch in self.branches), pooled], dim=1))
 

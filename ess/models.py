@@ -1,6 +1,5 @@
-"""The networks: an encoder, a decoder with one output a pixel, and the class embeddings; and what can be built of them."""
+"""The networks: an encoder, a decoder with one output a pixel, and the class embeddings."""
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,42 +10,15 @@ from torch import nn
 from cocolvis.errors import DataError
 from ess.config import Config
 from ess.deeplabv3plus import RATES, DeepLabV3PlusDecoder, to_group_norm
+from ess.encoders import ENCODERS, OPTIONS, PLAIN, check_pair
 from ess.neighbours import DISTANCES, nearest
+from ess.transforms import IMAGENET_MEAN, IMAGENET_STD
 from ess.weights import encoder_weights
 
 HEADS = ("embedding", "dense")
 NORMS = ("batch", "group")
 NORMALIZE = ("full", "quarter", None)
 
-_RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "resnest50d", "regnety_008")
-_CONVNEXTS = ("convnext_tiny", "convnext_small")
-_MOBILE = ("mobilenetv2_100", "mobilenetv3_large_100", "efficientnet_b0", "efficientnet_b3")
-_DILATED = (*_MOBILE, *_RESNETS, *_CONVNEXTS)  # can keep a resolution below stride 32
-_PYRAMIDS = ("densenet121", "swin_tiny_patch4_window7_224", "swin_base_patch4_window7_224", "pvt_v2_b0", "pvt_v2_b2")
-_PLAIN = ("deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224")  # one resolution throughout
-_STAGED = (*_DILATED, "hrnet_w18", *_PYRAMIDS)
-
-ENCODERS = {
-    "deeplabv3plus": _DILATED,
-    "unet": _STAGED,
-    "unetplusplus": _STAGED,
-    "manet": _STAGED,
-    "linknet": _STAGED,
-    "fpn": _STAGED,
-    "upernet": _STAGED,
-    "segformer": _STAGED,
-    "pspnet": (*_RESNETS, *_CONVNEXTS, *_PYRAMIDS),  # of the others it would leave parts unused
-    "pan": _DILATED,
-    "dpt": _PLAIN,
-}
-"""Architecture -> the timm encoders that it works with; all of these expect ImageNet's mean and standard deviation.
-
-"deeplabv3plus" is :mod:`ess.deeplabv3plus`, which also takes any other timm encoder with features at stride 4 and at the output
-stride; the others are the decoders of segmentation-models-pytorch.
-"""
-
-_ENCODER_OPTIONS = {name: {"strict_img_size": False} for name in _PYRAMIDS if name.startswith("swin")}
-_ENCODER_OPTIONS |= {name: {"dynamic_img_size": True, "num_classes": 0} for name in _PLAIN}
 _SMALLEST = {"pan": 128}  # smaller images are padded to this
 
 
@@ -57,7 +29,8 @@ class SegmentationModel(nn.Module):
     ``normalize``: "full" gives unit vectors at every pixel; "quarter" normalises what the decoder gives and upsamples then,
     as the published code does; None leaves pixel and class embeddings as they are. ``distance`` is by which predictions are
     nearest. Images are padded with zeros at the bottom and the right to a multiple of ``multiple`` and to ``smallest``, and
-    the outputs cropped accordingly.
+    the outputs cropped accordingly. ``mean`` and ``std`` are what the encoder was trained with: it gets the images as if they
+    had been normalised by these.
     """
 
     def __init__(
@@ -71,6 +44,8 @@ class SegmentationModel(nn.Module):
         distance: str = "euclidean",
         multiple: int = 32,
         smallest: int = 1,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
     ):
         super().__init__()
         self.encoder = encoder
@@ -80,12 +55,15 @@ class SegmentationModel(nn.Module):
         self.distance = distance
         self.multiple = multiple
         self.smallest = smallest
+        scale, shift = _restandardization(mean, std)
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, H, W) floating, less ImageNet's mean -> embeddings (B, d, H, W) float32, or logits (B, C, H, W)."""
         height, width = images.shape[-2:]
         padded = F.pad(images, (0, self._padded(width) - width, 0, self._padded(height) - height))
-        output = self.decoder(self.encoder(padded))
+        output = self._decoded(padded if self.scale is None else padded * self.scale + self.shift)
         if self.class_embeddings is None:
             return _resize(output, padded)[:, :, :height, :width]
         output = output.to(torch.promote_types(output.dtype, torch.float32))
@@ -114,6 +92,15 @@ class SegmentationModel(nn.Module):
         classes = [] if self.class_embeddings is None else [self.class_embeddings]
         return {"encoder": [*self.encoder.parameters()], "decoder": [*self.decoder.parameters()], "classes": classes}
 
+    def _decoded(self, images: torch.Tensor) -> torch.Tensor:
+        try:
+            return self.decoder(self.encoder(images))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            advice = "use a larger batch or norm 'group'"
+            raise DataError(f"BatchNorm cannot train on batch size 1 behind image pooling: {advice}") from None
+
     def _padded(self, length: int) -> int:
         return max(self.smallest, -(-length // self.multiple) * self.multiple)
 
@@ -132,12 +119,12 @@ def build_model(
     encoder_bn_momentum: float = 0.01,
     weights: str | Path | None = None,
 ) -> SegmentationModel:
-    """A model of one of :func:`pairs`, its encoder's BatchNorm at momentum 0.01 unless told otherwise, as published.
+    """A model of one of :func:`ess.encoders.pairs`, its encoder's BatchNorm at momentum 0.01 by default, as published.
 
     ``head`` "dense" gives C logits instead of ``dim`` channels; ``output_stride`` 8 or 16 is for "deeplabv3plus" alone;
     ``norm`` "group" puts GroupNorm for BatchNorm in the decoder. ``weights`` of the encoder: None, "imagenet", or a file.
     """
-    _check_pair(arch, encoder)
+    cfg = check_pair(arch, encoder)
     _check("head", head, HEADS)
     _check("norm", norm, NORMS)
     _check("normalize", normalize, NORMALIZE)
@@ -145,9 +132,9 @@ def build_model(
     _check("distance", distance, DISTANCES)
     state = None if weights is None else encoder_weights(encoder, weights)
     options = {"pretrained_cfg_overlay": {"state_dict": state}} if state else {}
-    options |= _ENCODER_OPTIONS.get(encoder, {})
+    options |= OPTIONS.get(cfg.architecture, {})
     channels = dim if head == "embedding" else classes
-    build = _deeplabv3plus if arch == "deeplabv3plus" else _smp
+    build = _deeplabv3plus if arch == "deeplabv3plus" else _plain if cfg.architecture in PLAIN else _smp
     encoder_module, decoder, multiple = build(arch, encoder, channels, output_stride, bool(state), options)
     if norm == "group":
         to_group_norm(decoder)
@@ -155,8 +142,8 @@ def build_model(
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = encoder_bn_momentum
     dim = dim if head == "embedding" else None
-    sizes = {"multiple": multiple, "smallest": _SMALLEST.get(arch, 1)}
-    return SegmentationModel(encoder_module, decoder, classes, dim, normalize=normalize, distance=distance, **sizes)
+    shared = {"multiple": multiple, "smallest": _SMALLEST.get(arch, 1), "mean": cfg.mean, "std": cfg.std}
+    return SegmentationModel(encoder_module, decoder, classes, dim, normalize=normalize, distance=distance, **shared)
 
 
 def model_from_config(config: Config, classes: int, *, weights: str | Path | None) -> SegmentationModel:
@@ -174,18 +161,6 @@ def model_from_config(config: Config, classes: int, *, weights: str | Path | Non
         encoder_bn_momentum=config.encoder_bn_momentum,
         weights=weights,
     )
-
-
-def pairs() -> list[tuple[str, str]]:
-    """Every (architecture, encoder) that :func:`build_model` builds."""
-    return [(arch, encoder) for arch, encoders in ENCODERS.items() for encoder in encoders]
-
-
-def encoders_of(arch: str) -> tuple[str, ...]:
-    """The timm encoders that an architecture is listed with; a DataError that names all when it is unknown."""
-    if arch not in ENCODERS:
-        raise DataError(f"no architecture is named {arch!r}{_meant(arch, ENCODERS)}: expected one of {', '.join(ENCODERS)}")
-    return ENCODERS[arch]
 
 
 def _deeplabv3plus(arch: str, encoder: str, channels: int, output_stride: int, pretrained: bool, options: dict) -> tuple:
@@ -211,10 +186,30 @@ def _smp(arch: str, encoder: str, channels: int, output_stride: int, pretrained:
     import segmentation_models_pytorch as smp
 
     model = smp.create_model(arch, f"tu-{encoder}", encoder_weights=pretrained or None, classes=channels, **options)
+    return model.encoder, _SmpDecoder(model.decoder, model.segmentation_head[0]), model.encoder.output_stride
+
+
+def _plain(arch: str, encoder: str, channels: int, output_stride: int, pretrained: bool, options: dict) -> tuple:
+    """(encoder, decoder, multiple) of a plain vision transformer: DPT as it is, other decoders behind a feature pyramid."""
+    from segmentation_models_pytorch.base import initialization
+    from segmentation_models_pytorch.decoders.dpt.decoder import DPTDecoder, DPTSegmentationHead
+    from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
+    from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
+
+    from ess.vit import FeaturePyramid, PlainEncoder
+
+    vit = PlainEncoder(encoder, pretrained=pretrained, **options)
+    if arch == "dpt":  # told that patches are 16 wide, because it halves and doubles the grid of patches, whatever their size
+        decoder, head = DPTDecoder([vit.width] * 4, [16] * 4), DPTSegmentationHead(256, channels).head
+    else:
+        pyramid = FeaturePyramid(vit.width)
+        decoder = {"upernet": UPerNetDecoder, "segformer": SegformerDecoder}[arch](pyramid.channels)
+        head = nn.Conv2d(256, channels, 1)
+    initialization.initialize_decoder(decoder)
+    initialization.initialize_head(head)
     if arch == "dpt":
-        model.encoder.model.norm = nn.Identity()  # stands behind the features, would never be trained
-    head = model.segmentation_head.head if arch == "dpt" else model.segmentation_head[0]
-    return model.encoder, _SmpDecoder(model.decoder, head), model.encoder.output_stride
+        return vit, _SmpDecoder(decoder, head), 2 * vit.patch
+    return vit, nn.Sequential(pyramid, _SmpDecoder(decoder, head)), vit.patch
 
 
 class _SmpDecoder(nn.Module):
@@ -235,22 +230,14 @@ def _resize(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
+def _restandardization(mean: Sequence[float], std: Sequence[float]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """(scale, shift), (3, 1, 1) each, from ImageNet's statistics to others; None where there is nothing to do."""
+    if (tuple(mean), tuple(std)) == (IMAGENET_MEAN, IMAGENET_STD):
+        return None, None
+    ours, theirs = torch.tensor([IMAGENET_MEAN, IMAGENET_STD]), torch.tensor([mean, std])
+    return (ours[1] / theirs[1]).view(3, 1, 1), ((ours[0] - theirs[0]) / theirs[1]).view(3, 1, 1)
+
+
 def _check(what: str, value, known: Sequence) -> None:
     if value not in known:
         raise DataError(f"{what} is {value!r}: expected {' or '.join(map(repr, known))}")
-
-
-def _check_pair(arch: str, encoder: str) -> None:
-    """A DataError that says what works, unless this pair does, or is our decoder on another encoder of timm: that is tried."""
-    import timm
-
-    listed = encoders_of(arch)
-    if encoder not in listed and not (arch == "deeplabv3plus" and timm.is_model(encoder)):
-        known = dict.fromkeys(name for names in ENCODERS.values() for name in names)
-        wrong = f"{arch} does not work with {encoder!r}" if encoder in known else f"no encoder is named {encoder!r}"
-        raise DataError(f"{wrong}{_meant(encoder, listed)}: with {arch} work {', '.join(listed)}")
-
-
-def _meant(name: str, known: Sequence) -> str:
-    near = difflib.get_close_matches(name, known)
-    return f"; did you mean {', '.join(near)}?" if near else ""

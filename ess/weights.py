@@ -1,10 +1,14 @@
 """Pretrained weights of encoders: from the hub's cache, the hub, or a file; never by unpickling."""
 
+import sys
 from pathlib import Path
 
 import torch
 
 from cocolvis.errors import DataError
+
+_SAFE_FILES = {"open_clip_pytorch_model.bin": "open_clip_model.safetensors"}
+"""The name of a file on the hub that is pickled, if not the usual one -> of the one beside it that is not."""
 
 
 def encoder_weights(encoder: str, weights: str | Path) -> dict[str, torch.Tensor]:
@@ -12,10 +16,9 @@ def encoder_weights(encoder: str, weights: str | Path) -> dict[str, torch.Tensor
 
     Nothing is unpickled. A DataError in one line, at once, when the hub cannot be reached, or the file does not fit.
     """
-    if weights == "imagenet":
-        return _read_weights(_hub_file(encoder))
-    state = _read_weights(Path(weights))
-    _check_weights(Path(weights), state, encoder)
+    path = _hub_file(encoder) if weights == "imagenet" else Path(weights)
+    state = _read_weights(path)
+    _check_weights(path, state, encoder)
     return state
 
 
@@ -36,14 +39,23 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _check_weights(path: Path, state: dict[str, torch.Tensor], encoder: str) -> None:
-    """A DataError when the file's names or shapes are not those of the timm model; the classifier does not count."""
+    """A DataError when the file's names or shapes are not those of the timm model, as its family reads them.
+
+    Other projects' names are translated, position embeddings of other sizes resized, the classifier does not count.
+    """
     import timm
 
     with torch.device("meta"):
         model = timm.create_model(encoder)
-    classifier = model.pretrained_cfg["classifier"]
-    ours = {name: tuple(t.shape) for name, t in model.state_dict().items() if not name.startswith(f"{classifier}.")}
-    theirs = {name: tuple(t.shape) for name, t in state.items() if not name.startswith(f"{classifier}.")}
+    translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    try:
+        state = translate(dict(state), model) if translate else state
+    except (KeyError, RuntimeError, AttributeError, ValueError, TypeError) as error:
+        raise DataError(f"{path}: is not of timm's {encoder} ({type(error).__name__}: {str(error).splitlines()[0]})") from None
+    classifiers = model.pretrained_cfg["classifier"] or ()
+    behind = tuple(f"{name.split('.')[0]}." for name in ([classifiers] if isinstance(classifiers, str) else classifiers))
+    ours = {name: tuple(t.shape) for name, t in model.state_dict().items() if not name.startswith(behind)}
+    theirs = {name: tuple(t.shape) for name, t in state.items() if not name.startswith(behind)}
     for what, names in (
         ("lacks", ours.keys() - theirs.keys()),
         ("has unknown", theirs.keys() - ours.keys()),
@@ -59,7 +71,10 @@ def _hub_file(encoder: str) -> Path:
     import huggingface_hub as hub
     import timm
 
-    repo, file = timm.get_pretrained_cfg(encoder).hf_hub_id, "model.safetensors"
+    cfg = timm.get_pretrained_cfg(encoder)
+    repo, file = cfg.hf_hub_id, _SAFE_FILES.get(cfg.hf_hub_filename, "model.safetensors")
+    if not repo:
+        raise DataError(f"timm knows no weights of {encoder}: use --weights none, or --weights FILE")
     cached = hub.try_to_load_from_cache(repo, file)
     if isinstance(cached, str):
         return Path(cached)

@@ -11,12 +11,21 @@ from torch import nn
 
 from cocolvis.errors import DataError
 from ess.config import Config
-from ess.models import ENCODERS, SegmentationModel, build_model, model_from_config, pairs
+from ess.encoders import ENCODERS, pairs, pretrained_tags
+from ess.models import SegmentationModel, build_model, model_from_config
+from ess.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 SMALL = "resnet18"
 QUICK = [("deeplabv3plus", e) for e in ("mobilenetv2_100", "resnet50", "efficientnet_b0", "convnext_tiny")]
 QUICK += [(arch, SMALL) for arch in ENCODERS if arch not in ("deeplabv3plus", "dpt")]
-QUICK += [("dpt", "deit_tiny_patch16_224"), ("unet", "swin_tiny_patch4_window7_224"), ("segformer", "pvt_v2_b0")]
+QUICK += [("unet", "swin_tiny_patch4_window7_224"), ("segformer", "pvt_v2_b0"), ("upernet", "swinv2_tiny_window8_256")]
+QUICK += [("dpt", "vit_small_patch14_dinov2"), ("upernet", "vit_tiny_patch16_224"), ("segformer", "vit_small_patch16_dinov3")]
+
+SMALLEST = ["mobilenetv2_100", "mobilenetv3_large_100", "efficientnet_b0", SMALL, "resnet50", "resnext50_32x4d", "resnest50d"]
+SMALLEST += ["regnety_008", "convnext_tiny", "convnextv2_tiny", "hrnet_w18", "densenet121", "swin_tiny_patch4_window7_224"]
+SMALLEST += ["swinv2_tiny_window8_256", "pvt_v2_b0", "deit_tiny_patch16_224", "deit3_small_patch16_224", "vit_tiny_patch16_224"]
+SMALLEST += ["vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", "eva02_small_patch14_336"]
+"""The smallest encoder of each family: the larger ones are built by the same code."""
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +35,37 @@ def small() -> SegmentationModel:
 
 
 def check_pair(arch, encoder):
-    """Forward and backward at 64x64: shape, unit length, and a gradient for every parameter."""
+    """Forward and backward at 64x64: shape, unit length, a gradient for every parameter; any size; what is saved is all."""
     torch.manual_seed(0)
     model = build_model(arch, encoder, classes=20, dim=6).train()
     output = model(torch.randn(2, 3, 64, 64))
     assert output.shape == (2, 6, 64, 64)
     torch.testing.assert_close(output.norm(dim=1), torch.ones(2, 64, 64))
     (output[:, 0].mean() + model.classes()[:, 0].mean()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+    images = torch.randn(1, 3, 61, 83)
+    with torch.no_grad():
+        output = model.eval()(images)
+        assert output.shape == (1, 6, 61, 83)
+        state = {name: value.clone() for name, value in model.state_dict().items()}
+        for value in model.state_dict().values():
+            value.zero_()
+        assert not torch.equal(model(images), output)
+        model.load_state_dict(state)
+        assert torch.equal(model(images), output)
+    assert model.predict(images).shape == (1, 61, 83)
+
+
+def check_structure(arch, encoder):
+    """The shapes and the gradients of :func:`check_pair` at several sizes, without a number computed: no memory, no time."""
+    with torch.device("meta"):
+        model = build_model(arch, encoder, classes=20, dim=6)
+        for size in ((64, 64), (61, 83), (13, 9), (70, 150)):
+            output = model(torch.empty(2, 3, *size))
+            assert output.shape == (2, 6, *size)
+        (output.mean() + model.classes().mean()).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    assert len(model.state_dict()) >= len(list(model.parameters()))
 
 
 @pytest.mark.parametrize(("arch", "encoder"), QUICK)
@@ -43,9 +75,45 @@ def test_pair(arch, encoder):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("arch", "encoder"), pairs())
-def test_every_pair(arch, encoder):
+@pytest.mark.parametrize(("arch", "encoder"), [pair for pair in pairs() if pair[1] in SMALLEST])
+def test_every_architecture_with_the_smallest_of_every_family(arch, encoder):
     check_pair(arch, encoder)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("arch", "encoder"), pairs())
+def test_the_structure_of_every_pair(arch, encoder):
+    check_structure(arch, encoder)
+
+
+@pytest.mark.parametrize("arch", ["upernet", "dpt"])
+def test_the_structure_of_a_large_pair(arch):
+    check_structure(arch, "vit_large_patch14_reg4_dinov2.lvd142m")
+
+
+def test_every_encoder_gets_the_statistics_that_its_weights_were_trained_with():
+    pixels = torch.rand(1, 3, 8, 8)
+    others = {}
+    for encoder in dict.fromkeys(encoder for _, encoder in pairs()):
+        cfg = timm.get_pretrained_cfg(encoder)
+        model = SegmentationModel(nn.Identity(), nn.Identity(), 2, None, multiple=1, mean=cfg.mean, std=cfg.std)
+        assert model.state_dict() == {}
+        assert pretrained_tags(encoder), encoder
+        wanted = (pixels - torch.tensor(cfg.mean).view(3, 1, 1)) / torch.tensor(cfg.std).view(3, 1, 1)
+        imagenet = (pixels - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
+        torch.testing.assert_close(model(imagenet), wanted)
+        if model.scale is not None:
+            others[encoder] = cfg.mean
+    assert {name[:4] for name in others} == {"vit_", "eva0"} and others["vit_tiny_patch16_224"] == (0.5, 0.5, 0.5)
+
+
+def test_a_built_model_has_the_statistics_of_its_tag():
+    def scale(encoder):
+        with torch.device("meta"):
+            return build_model("upernet", encoder, classes=5).scale
+
+    assert scale("convnext_base.clip_laion2b").shape == (3, 1, 1)
+    assert scale("vit_base_patch16_224.dino") is None
 
 
 @pytest.mark.parametrize(("arch", "encoder"), [("deeplabv3plus", SMALL), ("pan", SMALL), ("dpt", "deit_tiny_patch16_224")])
@@ -127,9 +195,15 @@ def test_norms(arch):
     assert not norms(group.decoder, nn.BatchNorm2d) and norms(group.encoder, nn.BatchNorm2d)
     assert group.train()(torch.randn(1, 3, 64, 64)).isfinite().all()
     if arch == "deeplabv3plus":
-        with pytest.raises(DataError, match=r"batch size 1 .* norm 'group'"):
-            batch.train()(torch.randn(1, 3, 64, 64))
         assert {(m.num_groups, m.num_channels) for m in norms(group.decoder, nn.GroupNorm)} == {(32, 256), (16, 48)}
+
+
+@pytest.mark.parametrize("arch", ["deeplabv3plus", "upernet"])
+def test_batch_norm_behind_image_pooling_wants_two_images(arch):
+    model = build_model(arch, SMALL, classes=20).train()
+    with pytest.raises(DataError, match=r"batch size 1 .* norm 'group'"):
+        model(torch.randn(1, 3, 64, 64))
+    assert build_model(arch, SMALL, classes=20, norm="group").train()(torch.randn(1, 3, 64, 64)).isfinite().all()
 
 
 @pytest.mark.parametrize(("output_stride", "rates"), [(16, (6, 12, 18)), (8, (12, 24, 36))])
@@ -184,6 +258,11 @@ def test_our_decoder_takes_encoders_of_timm_that_no_table_lists():
             "deeplabv3plus does not work with 'vgg11': it has no features at strides 4 and 16 .* work mobilenetv2",
         ),
         ({"arch": "dpt"}, "dpt does not work with 'resnet50': with dpt work deit_tiny"),
+        (
+            {"encoder": "resnet50.a1_in2k"},
+            "resnet50 has no weights tagged 'a1_in2k'; did you mean .*a1_in1k.*: there are a1_in1k",
+        ),
+        ({"encoder": "resnet5.a1_in1k"}, "no encoder is named 'resnet5.a1_in1k'; did you mean resnet50"),
         ({"head": "linear"}, "head is 'linear': expected 'embedding' or 'dense'"),
         ({"norm": "layer"}, "norm is 'layer': expected 'batch' or 'group'"),
         ({"normalize": "half"}, "normalize is 'half': expected 'full' or 'quarter' or None"),
@@ -231,6 +310,10 @@ LOADABLE = [
     ("upernet", "convnext_tiny", "stages.3.blocks.2.conv_dw.weight"),
     ("segformer", "swin_tiny_patch4_window7_224", "layers.3.blocks.1.mlp.fc2.weight"),
     ("dpt", "deit_tiny_patch16_224", "blocks.11.mlp.fc2.weight"),
+    ("upernet", "convnextv2_tiny.fcmae", "stages.3.blocks.2.conv_dw.weight"),
+    ("upernet", "swinv2_tiny_window8_256", "layers.3.blocks.1.mlp.fc2.weight"),
+    ("dpt", "vit_small_patch14_reg4_dinov2.lvd142m", "pos_embed"),
+    ("segformer", "vit_small_patch16_dinov3.lvd1689m", "blocks.11.attn.qkv.weight"),
 ]
 
 
@@ -255,6 +338,30 @@ def test_weights_of_the_cache_and_of_torch_files_arrive(tmp_path, monkeypatch):
         assert torch.equal(model.encoder.model.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
 
 
+def test_position_embeddings_of_another_size_are_resized(tmp_path):
+    state = whole_model("deit_tiny_patch16_224")
+    smooth = torch.linspace(0, 1, 14).view(1, 1, 14, 1).expand(1, 14, 14, 192).reshape(1, 196, 192)
+    state["pos_embed"] = torch.cat([torch.full((1, 1, 192), 5.0), smooth], dim=1)
+    larger = timm.create_model("deit_tiny_patch16_224", img_size=384).state_dict() | {"head.weight": torch.ones(7, 192)}
+    larger["pos_embed"] = timm.layers.resample_abs_pos_embed(state["pos_embed"], [24, 24], num_prefix_tokens=1)
+    safetensors.torch.save_file(larger, tmp_path / "384.safetensors")
+    model = build_model("dpt", "deit_tiny_patch16_224", classes=20, weights=tmp_path / "384.safetensors")
+    torch.testing.assert_close(model.encoder.model.pos_embed, state["pos_embed"], atol=0.03, rtol=0)
+    assert torch.equal(model.encoder.model.blocks[3].mlp.fc1.weight, larger["blocks.3.mlp.fc1.weight"])
+
+
+def test_the_names_of_the_project_that_trained_the_weights_are_understood(tmp_path):
+    """DINOv2's own file says "mask_token" and "register_tokens", and has its class token in the position embedding."""
+    state = timm.create_model("vit_small_patch14_reg4_dinov2").state_dict()
+    theirs = {name: value for name, value in state.items() if name not in ("reg_token", "pos_embed")}
+    theirs |= {"register_tokens": state["reg_token"], "mask_token": torch.zeros(1, 384)}
+    theirs["pos_embed"] = torch.cat([torch.zeros(1, 1, 384), state["pos_embed"]], dim=1)
+    torch.save(theirs, tmp_path / "dinov2.pth")
+    model = build_model("dpt", "vit_small_patch14_reg4_dinov2", classes=20, weights=tmp_path / "dinov2.pth")
+    for name in ("pos_embed", "reg_token", "blocks.7.ls1.gamma"):
+        assert torch.equal(model.encoder.model.get_parameter(name), state[name]), name
+
+
 def test_weights_that_do_not_fit_are_refused(tmp_path):
     def refuse(message, state=None, path=tmp_path / "w.safetensors"):
         if state is not None:
@@ -267,6 +374,8 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
     refuse("lacks 2 .* resnet18: bn1.bias, bn1.weight", {k: v for k, v in state.items() if k not in ("bn1.bias", "bn1.weight")})
     refuse("has unknown 1 .*: extra", state | {"extra": torch.ones(1)})
     refuse("has other shapes of 1 .*: bn1.bias", state | {"bn1.bias": torch.ones(3)})
+    with pytest.raises(DataError, match=r"lacks .* vit_small_patch14_dinov2: blocks"):
+        build_model("dpt", "vit_small_patch14_dinov2", weights=tmp_path / "w.safetensors")
     refuse("lacks 1", {k: v for k, v in whole_model("resnet34").items() if k != "conv1.weight"})
     (tmp_path / "bad.safetensors").write_bytes(b"not weights")
     refuse("cannot be read as weights", path=tmp_path / "bad.safetensors")
