@@ -19,11 +19,14 @@ from cocolvis.dataset import Dataset
 from cocolvis.errors import DataError
 from cocolvis.images import decode_rgb
 from cocolvis.memory import keep_freed
+from ess import team as teams
 from ess.config import Config
-from ess.data import training_batches, training_split
+from ess.data import Batch, training_batches, training_split
 from ess.device import choose_device, explain_out_of_memory
 from ess.models import SegmentationModel, model_from_config
-from ess.train import loss_of, make_optimizer
+from ess.objective import Objective
+from ess.state import make_optimizer
+from ess.train import optimise
 from ess.transforms import normalize
 
 
@@ -66,20 +69,6 @@ class Case:
         return copies * 4 * self.batch_size * self.classes * self.height * self.width
 
 
-def step(
-    model: SegmentationModel,
-    optimizer: torch.optim.Optimizer,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    config: Config | None,
-) -> None:
-    """One step as the trainer makes it: forward, loss, backward, optimiser; without a config the loss is a plain mean."""
-    loss = model(images).mean() if config is None else loss_of(model, images, labels, config)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-
-
 def label_blocks(images: int, height: int, width: int, classes: int) -> torch.Tensor:
     """(B, H, W) int16 labels 0..C-1 in blocks of 32 x 32, a twentieth of them ignored (-1)."""
     rows, columns = math.ceil(height / 32), math.ceil(width / 32)
@@ -110,17 +99,10 @@ def _measured(case: Case, limit: int | None) -> dict[str, float]:
 def _timed(case: Case, device: torch.device, limit: int | None) -> dict[str, float]:
     torch.manual_seed(0)
     config = replace(case.config, loss="dense") if case.contestant == "dense" else case.config
-    model = model_from_config(config, case.classes, weights=None).to(device)
+    model = model_from_config(config, case.classes, weights=None)
     if limit:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
-    shape = (case.batch_size, case.height, case.width)
-    images = normalize(torch.randint(256, (shape[0], 3, *shape[1:]), dtype=torch.uint8)).to(device)
-    if case.what == "predict":
-        model.eval()
-        turn = lambda: model.predict(images)  # noqa: E731
-    else:
-        labels, optimizer = label_blocks(*shape, case.classes).to(device), make_optimizer(model.train(), config)
-        turn = lambda: step(model, optimizer, images, labels, None if case.contestant == "network" else config)  # noqa: E731
+    turn = turn_of(case, model, config, device)
     turn()
     spent: list[float] = []
     while not spent or sum(spent) < case.seconds:
@@ -130,6 +112,23 @@ def _timed(case: Case, device: torch.device, limit: int | None) -> dict[str, flo
         _wait(device)
         spent.append(time.perf_counter() - start)
     return {"seconds": median(spent), "peak_bytes": _peak(device)}
+
+
+def turn_of(case: Case, model: SegmentationModel, config: Config, device: torch.device) -> Callable[[], Any]:
+    """What is measured: a prediction, or a step as the trainer makes it, on one batch of noise that lies on the device."""
+    shape = (case.batch_size, case.height, case.width)
+    images = torch.randint(256, (shape[0], 3, *shape[1:]), dtype=torch.uint8)
+    if case.what == "predict":
+        model, images = model.to(device).eval(), normalize(images.to(device))
+        return lambda: model.predict(images)
+    batch = Batch(images, label_blocks(*shape, case.classes), torch.arange(case.batch_size)).to(device)
+    team = teams.join(replace(config, track="none", batch_size=case.batch_size), Path())
+    objective = Objective(model, config).to(device).train()
+    optimizer = make_optimizer(model, config)
+    if case.contestant == "network":
+        objective.forward = lambda batch: (model(normalize(batch.images)).sum(), torch.zeros((), device=device))
+    objective, optimizer = team.prepare(objective, optimizer)
+    return lambda: optimise(team, objective, optimizer, batch)
 
 
 def largest(fits: Callable[[int], bool], least: int = 1) -> int:

@@ -71,47 +71,48 @@ class TrainingImages(TorchDataset):
         index, draw = item
         config, sample = self._config, self._split[index]
         rng = np.random.default_rng([config.seed, draw])
-        image, labels = sample.image(), to_labels(sample.mask)
         around, taking = None, ()
         if self._rarity is not None and rng.random() < config.class_crop:
-            around = pixel_of_a_rare_class(labels, self._rarity, rng)
+            around = pixel_of_a_rare_class(sample.mask, self._rarity, rng)
         if self._asked is not None:
-            taking = (torch.from_numpy(taking_part(labels, sample.neg, self._asked)),)
+            taking = (torch.from_numpy(taking_part(sample.mask, sample.neg, self._asked)),)
         scale = (config.scale_min, config.scale_max)
-        image, labels = random_crop(image, labels, rng, crop=config.crop, scale=scale, flip=config.flip, around=around)
+        image, mask = random_crop(
+            sample.image(), sample.mask, rng, crop=config.crop, scale=scale, flip=config.flip, around=around
+        )
         if config.color_jitter:
             image = color_jitter(image, rng, config.color_jitter)
-        return torch.from_numpy(image), torch.from_numpy(labels), sample.image_id, *taking
+        return torch.from_numpy(image), torch.from_numpy(to_labels(mask)), sample.image_id, *taking
 
 
-def pixel_of_a_rare_class(labels: np.ndarray, rarity: np.ndarray, rng: np.random.Generator) -> tuple[int, int] | None:
-    """(row, column) of a random pixel of a class that is drawn from those in ``labels`` with probability ~ ``rarity`` (C,).
+def pixel_of_a_rare_class(mask: np.ndarray, rarity: np.ndarray, rng: np.random.Generator) -> tuple[int, int] | None:
+    """(row, column) of a random pixel of a class that is drawn from those in ``mask`` with probability ~ ``rarity`` (C,).
 
-    ``labels`` (H, W) int16; None where nothing is labelled.
+    ``mask`` (H, W) uint16, 0 = unlabelled; None where nothing is labelled.
     """
-    present = np.flatnonzero(_counts(labels, len(rarity)))
+    present = np.flatnonzero(_counts(mask, len(rarity)))
     if not len(present):
         return None
     chosen = rng.choice(present, p=rarity[present] / rarity[present].sum())
-    places = np.flatnonzero(labels == chosen)
-    row, column = divmod(int(places[rng.integers(len(places))]), labels.shape[1])
+    places = np.flatnonzero(mask == chosen + 1)
+    row, column = divmod(int(places[rng.integers(len(places))]), mask.shape[1])
     return row, column
 
 
-def taking_part(labels: np.ndarray, neg: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """(C,) bool, the classes whose presence in an image is known: those in ``labels``, in ``neg``, and where ``asked``.
+def taking_part(mask: np.ndarray, neg: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """(C,) bool, the classes whose presence in an image is known: those in ``mask``, in ``neg``, and where ``asked``.
 
-    ``labels`` (H, W) int16 of the whole image; ``neg`` (n,) class ids 1..C verified absent; ``asked`` (C,) bool, True for the
+    ``mask`` (H, W) uint16 of the whole image; ``neg`` (n,) class ids 1..C verified absent; ``asked`` (C,) bool, True for the
     classes that are annotated in every image.
     """
-    known = asked | (_counts(labels, len(asked)) > 0)
+    known = asked | (_counts(mask, len(asked)) > 0)
     known[neg.astype(np.int64) - 1] = True
     return known
 
 
-def _counts(labels: np.ndarray, classes: int) -> np.ndarray:
+def _counts(mask: np.ndarray, classes: int) -> np.ndarray:
     """Pixels of each class, (C,)."""
-    return np.bincount(labels.reshape(-1) + 1, minlength=classes + 1)[1:]
+    return np.bincount(mask.reshape(-1), minlength=classes + 1)[1:]
 
 
 class StepBatches(Sampler[list[tuple[int, int]]]):

@@ -39,7 +39,7 @@ def join(config: Config, folder: Path) -> Accelerator:
         team = Accelerator(
             cpu=device.type == "cpu",
             mixed_precision=_PRECISIONS[config.precision],
-            log_with=_trackers(config.track),
+            log_with=_trackers(config.track) or None,
             project_dir=folder / "tensorboard",
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )

@@ -15,44 +15,49 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 
 def random_crop(
     image: np.ndarray,
-    labels: np.ndarray,
+    mask: np.ndarray,
     rng: np.random.Generator,
     *,
     crop: int,
     scale: tuple[float, float],
     flip: float,
     around: tuple[int, int] | None = None,
-    ignore_index: int = -1,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scale, crop, pad and mirror an image and its labels alike.
+    """Scale, crop, pad and mirror an image and its mask alike.
 
-    ``image`` (H, W, 3) uint8, ``labels`` (H, W) int16. The picture is resized by a factor drawn uniformly from ``scale``
-    (bilinear; labels nearest), a window of ``crop`` x ``crop`` is placed uniformly where it overlaps it most, and holds the
-    pixel ``around`` (row, column) if one is given; what lies outside is the mean colour and ``ignore_index``, and it is
-    mirrored with probability ``flip``. Returns ((crop, crop, 3) uint8, (crop, crop) int16).
+    ``image`` (H, W, 3) uint8, ``mask`` (H, W) uint16, 0 = unlabelled. The picture is resized by a factor drawn uniformly from
+    ``scale`` (bilinear; the mask nearest), a window of ``crop`` x ``crop`` is placed uniformly where it overlaps it most, and
+    holds the pixel ``around`` (row, column) if one is given; what lies outside is the mean colour and 0, and it is mirrored
+    with probability ``flip``. Only what the window shows is resized: windows begin at whole pixels of the picture.
+    Returns ((crop, crop, 3) uint8, (crop, crop) uint16).
     """
     factor = rng.uniform(*scale)
-    height, width = labels.shape
-    y, x = (None, None) if around is None else (round(factor * (place + 0.5) - 0.5) for place in around)
-    left = _offset(rng, round(width * factor) - crop, x, crop)
-    top = _offset(rng, round(height * factor) - crop, y, crop)
-    matrix = np.array([[factor, 0.0, (factor - 1) / 2 - left], [0.0, factor, (factor - 1) / 2 - top]])
+    height, width = mask.shape
+    y, x = (None, None) if around is None else around
+    columns, left = _window(rng, width, factor, crop, x)
+    rows, top = _window(rng, height, factor, crop, y)
+    size = (left.stop - left.start, top.stop - top.start)
+    picture = cv2.resize(image[rows, columns], size, interpolation=cv2.INTER_LINEAR)
+    classes = cv2.resize(mask[rows, columns], size, interpolation=cv2.INTER_NEAREST_EXACT)
+    if size != (crop, crop):
+        edges = (top.start, crop - top.stop, left.start, crop - left.stop, cv2.BORDER_CONSTANT)
+        picture = cv2.copyMakeBorder(picture, *edges, value=_FILL)
+        classes = cv2.copyMakeBorder(classes, *edges, value=0)
     if rng.random() < flip:
-        matrix[0] = -matrix[0] + [0.0, 0.0, crop - 1]
-    size = (crop, crop)
-    warped = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=_FILL)
-    truth = cv2.warpAffine(
-        labels, matrix, size, flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=ignore_index
-    )
-    return warped, truth
+        return cv2.flip(picture, 1), cv2.flip(classes, 1)
+    return picture, classes
 
 
-def _offset(rng: np.random.Generator, room: int, held: int | None, crop: int) -> int:
-    """Where the window starts in the scaled picture; negative where the picture is smaller and floats within the window."""
-    low, high = min(room, 0), max(room, 0)
-    if held is not None:
-        low, high = max(low, min(held - crop + 1, high)), min(high, max(held, low))
-    return int(rng.integers(low, high + 1))
+def _window(rng: np.random.Generator, side: int, factor: float, crop: int, held: int | None) -> tuple[slice, slice]:
+    """Along one side: which pixels of the picture are shown, and where in the window."""
+    shown = max(1, round(side * factor))
+    if shown <= crop:  # all of it, somewhere
+        first = int(rng.integers(0, crop - shown + 1))
+        return slice(0, side), slice(first, first + shown)
+    length = min(side, max(1, round(crop / factor)))
+    low, high = (0, side - length) if held is None else (max(0, held - length + 1), min(side - length, held))
+    first = int(rng.integers(low, high + 1))
+    return slice(first, first + length), slice(0, crop)
 
 
 def color_jitter(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:

@@ -5,6 +5,8 @@ import signal
 from pathlib import Path
 from typing import NamedTuple
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch comes: the tests' processes share the cores
+
 import pytest
 from trees import Tree
 

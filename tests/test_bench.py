@@ -8,10 +8,9 @@ from click.testing import CliRunner
 
 from cli.ess import main
 from ess import bench
-from ess.bench import Case, compare, label_blocks, largest, measure, step
+from ess.bench import Case, compare, label_blocks, largest, measure, turn_of
 from ess.config import Config
 from ess.models import model_from_config
-from ess.train import make_optimizer
 
 TINY = Config(encoder="resnet18", weights="none", loss="exact", device="cpu")
 
@@ -37,14 +36,14 @@ def test_labels_lie_in_blocks_and_some_are_ignored():
     assert (labels[:, :, 1:] != labels[:, :, :-1]).float().mean() < 0.04
 
 
-@pytest.mark.parametrize("config", [TINY, None])
-def test_a_step_changes_every_part_that_has_a_loss(config):
+@pytest.mark.parametrize("contestant", ["ours", "network"])
+def test_a_turn_changes_every_part_that_has_a_loss(contestant):
     torch.manual_seed(0)
-    model = model_from_config(TINY, 5, weights=None).train()
+    model = model_from_config(TINY, 7, weights=None)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    step(model, make_optimizer(model, TINY), torch.randn(2, 3, 64, 64), label_blocks(2, 64, 64, 5), config)
+    turn_of(case(contestant=contestant), model, TINY, torch.device("cpu"))()
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
-    assert ("class_embeddings" in changed) == (config is not None) and "encoder.conv1.weight" in changed
+    assert ("class_embeddings" in changed) == (contestant == "ours") and "encoder.conv1.weight" in changed
 
 
 def test_what_cannot_fit_is_not_tried(monkeypatch):

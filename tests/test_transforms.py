@@ -1,18 +1,18 @@
-"""Augmentation: image and labels move together, as a plain resize, crop and flip would move them."""
+"""Augmentation: image and mask move together, as a plain resize, crop and flip would move them."""
 
 import cv2
 import numpy as np
 import torch
 
-from ess.transforms import normalize, random_crop
+from ess.transforms import color_jitter, normalize, random_crop
 
 
 def picture(height=40, width=56, classes=5):
-    """An image whose red channel is 10 times the label, in blocks."""
-    labels = np.kron(np.arange(4 * 4).reshape(4, 4) % classes, np.ones((height // 4, width // 4))).astype(np.int16)
-    image = np.zeros((*labels.shape, 3), np.uint8)
-    image[..., 0] = labels * 10 + 100
-    return image, labels
+    """An image whose red channel is 10 times the class and 100, in blocks, and its mask of classes 1..5."""
+    mask = np.kron(np.arange(4 * 4).reshape(4, 4) % classes + 1, np.ones((height // 4, width // 4))).astype(np.uint16)
+    image = np.zeros((*mask.shape, 3), np.uint8)
+    image[..., 0] = mask * 10 + 100
+    return image, mask
 
 
 class Fixed:
@@ -33,50 +33,58 @@ class Fixed:
         return self.draw
 
 
-def crop(image, labels, factor=1.0, offsets=(0, 0), draw=0.9, size=24):
+def crop(image, mask, factor=1.0, offsets=(0, 0), draw=0.9, size=24):
     rng = Fixed(factor, offsets, draw)
-    return *random_crop(image, labels, rng, crop=size, scale=(0.5, 2.0), flip=0.5), rng
+    return *random_crop(image, mask, rng, crop=size, scale=(0.5, 2.0), flip=0.5), rng
 
 
 def test_without_scaling_it_is_a_plain_crop():
-    image, labels = picture()
-    warped, truth, rng = crop(image, labels, offsets=(7, 5))
+    image, mask = picture()
+    warped, truth, rng = crop(image, mask, offsets=(7, 5))
     assert np.array_equal(warped, image[5:29, 7:31])
-    assert np.array_equal(truth, labels[5:29, 7:31])
+    assert np.array_equal(truth, mask[5:29, 7:31])
     assert rng.bounds == [(0, 33), (0, 17)]
 
 
 def test_mirroring_flips_both():
-    image, labels = picture()
-    warped, truth, _ = crop(image, labels, offsets=(7, 5), draw=0.1)
+    image, mask = picture()
+    warped, truth, _ = crop(image, mask, offsets=(7, 5), draw=0.1)
     assert np.array_equal(warped, image[5:29, 7:31][:, ::-1])
-    assert np.array_equal(truth, labels[5:29, 7:31][:, ::-1])
+    assert np.array_equal(truth, mask[5:29, 7:31][:, ::-1])
 
 
 def test_scaling_is_that_of_a_resize():
-    image, labels = picture()
-    warped, truth, _ = crop(image, labels, factor=2.0, offsets=(11, 3))
-    resized = cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR)
-    assert np.abs(warped.astype(int) - resized[3:27, 11:35]).max() <= 1
-    assert np.array_equal(truth, np.kron(labels, np.ones((2, 2)))[3:27, 11:35])
+    image, mask = picture()
+    warped, truth, rng = crop(image, mask, factor=2.0, offsets=(11, 3))
+    assert rng.bounds == [(0, 45), (0, 29)]
+    resized = cv2.resize(image[3:15, 11:23], None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR)
+    assert np.array_equal(warped, resized)
+    assert np.array_equal(truth, np.kron(mask, np.ones((2, 2)))[6:30, 22:46])
+
+
+def test_a_shrunk_mask_has_the_pixel_under_each_centre():
+    image, mask = picture()
+    _, truth, _ = crop(image, mask, factor=0.75, offsets=(3, 2), size=24)
+    centres = np.floor((np.arange(24) + 0.5) / 0.75).astype(int)
+    assert np.array_equal(truth, mask[2 + centres[:, None], 3 + centres])
 
 
 def test_a_small_picture_floats_in_the_window_and_the_rest_is_ignored():
-    image, labels = picture()
-    warped, truth, rng = crop(image, labels, offsets=(-4, -20), size=64)
-    assert rng.bounds == [(-8, 1), (-24, 1)]
-    assert np.array_equal(truth[20:60, 4:60], labels)
-    assert (truth == -1).sum() == 64 * 64 - labels.size
+    image, mask = picture()
+    warped, truth, rng = crop(image, mask, offsets=(4, 20), size=64)
+    assert rng.bounds == [(0, 9), (0, 25)]
+    assert np.array_equal(truth[20:60, 4:60], mask)
+    assert (truth == 0).sum() == 64 * 64 - mask.size
     assert warped[0, 0].tolist() == [124, 116, 104]
 
 
-def test_labels_stay_labels_and_agree_with_the_image():
-    image, labels = picture()
+def test_mask_stay_mask_and_agree_with_the_image():
+    image, mask = picture()
     for seed in range(20):
-        warped, truth = random_crop(image, labels, np.random.default_rng(seed), crop=33, scale=(0.5, 2.0), flip=0.5)
-        assert set(np.unique(truth)) <= {-1, *range(5)}
-        inside = truth >= 0
-        agree = np.abs(warped[..., 0].astype(int) - (truth * 10 + 100)) <= 5
+        warped, truth = random_crop(image, mask, np.random.default_rng(seed), crop=33, scale=(0.5, 2.0), flip=0.5)
+        assert set(np.unique(truth)) <= set(range(6))
+        inside = truth > 0
+        agree = np.abs(warped[..., 0].astype(int) - (truth.astype(int) * 10 + 100)) <= 5
         assert agree[inside].mean() > 0.8
 
 
@@ -84,3 +92,27 @@ def test_normalize_has_imagenet_statistics():
     pixels = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
     assert torch.allclose(normalize(pixels).flatten(), torch.tensor([-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225]))
     assert normalize(pixels).dtype == torch.float32
+
+
+class Factors:
+    """Stands in for a generator: given brightness, contrast, saturation."""
+
+    def __init__(self, *factors):
+        self.factors = np.array(factors)
+
+    def uniform(self, low, high, count):
+        self.bounds = (low, high)
+        return self.factors
+
+
+def test_jittered_colours_are_those_of_the_three_formulas():
+    image = np.random.default_rng(0).integers(60, 160, (9, 7, 3), dtype=np.uint8)
+    for brightness, contrast, saturation in [(1.2, 1, 1), (1, 0.6, 1), (1, 1, 1.3), (0.9, 1.1, 0.7)]:
+        x = brightness * image.astype(float)
+        x = contrast * x + (1 - contrast) * (x @ [0.299, 0.587, 0.114]).mean()
+        x = saturation * x + (1 - saturation) * (x @ [0.299, 0.587, 0.114])[..., None]
+        rng = Factors(brightness, contrast, saturation)
+        assert np.abs(color_jitter(image, rng, 0.4) - x).max() < 1
+        assert rng.bounds == (0.6, 1.4)
+    assert np.array_equal(color_jitter(image, Factors(1, 1, 1), 0.0), image)
+    assert color_jitter(image, np.random.default_rng(1), 3.0).dtype == np.uint8
