@@ -1,0 +1,200 @@
+"""A run as one file that takes a picture and gives class ids: ONNX, or PyTorch's exported program."""
+
+import json
+import logging
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager, redirect_stdout
+from importlib.util import find_spec
+from io import StringIO
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cocolvis.errors import DataError
+from cocolvis.files import write_aside
+from ess.predict import Predictor
+from ess.transforms import normalize
+
+FORMATS = ("onnx", "torch")
+CLASSES = "classes"
+"""The name under which a file holds the names of its classes, a JSON list from class 1 on."""
+
+_BLOCK = 128
+"""Classes that the pixels meet at a time: a picture takes memory for so many scores a pixel, however many classes there are."""
+
+_EXAMPLE = (97, 131)
+_TIE = 1e-3
+"""Two classes tie at a pixel whose scores differ by less than this share of the largest score there."""
+
+
+class Deployed(nn.Module):
+    """Everything between a picture's bytes and its class ids.
+
+    Takes (H, W, 3) uint8 RGB of any size, which is how pictures lie in memory once they are decoded, so that whoever deploys it
+    has nothing to prepare; gives (H, W) int32 class ids 1..C as the predictor does for whole images, added classes included.
+    """
+
+    def __init__(self, predictor: Predictor):
+        super().__init__()
+        self.model = predictor.model
+        if self.model.class_embeddings is None:
+            return
+        self._negative = self.model.distance == "cosine"
+        classes = self.model.classes().detach()
+        added = torch.tensor([new.embedding for new in predictor.added]).view(-1, classes.shape[1])
+        self.register_buffer("_classes", classes)
+        self.register_buffer("_added", added.to(classes.device))
+        self._radii = [new.radius for new in predictor.added]
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """(H, W, 3) uint8 to (H, W) int32."""
+        height, width = image.shape[:2]
+        images = normalize(image.permute(2, 0, 1)[None])
+        images = F.pad(images, (0, self.model.padded(width) - width, 0, self.model.padded(height) - height))
+        output = self.model.output(images)[0]
+        # a slice would make the exporter distinguish sizes that need no padding
+        output = output.index_select(1, torch.arange(height, device=output.device))
+        output = output.index_select(2, torch.arange(width, device=output.device))
+        labels = output.argmax(dim=0) if self.model.class_embeddings is None else self._nearest(output.permute(1, 2, 0))
+        return (labels + 1).to(torch.int32)
+
+    def _nearest(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The nearest class of embeddings (H, W, D): (H, W) int64, the lower among equals."""
+        best, labels = self._best(pixels, self._classes[:_BLOCK])
+        for first in range(_BLOCK, len(self._classes), _BLOCK):
+            score, label = self._best(pixels, self._classes[first : first + _BLOCK])
+            labels = torch.where(score > best, label + first, labels)
+            best = torch.maximum(score, best)
+        offset = 0 if self._negative else pixels.square().sum(dim=2)
+        for place, radius in enumerate(self._radii):
+            score = self._scores(pixels, self._added[place : place + 1])[..., 0]
+            taken = (score > best) & (offset - score <= radius)
+            labels = torch.where(taken, len(self._classes) + place, labels)
+            best = torch.where(taken, score, best)
+        return labels
+
+    def _best(self, pixels: torch.Tensor, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._scores(pixels, classes).max(dim=2)
+
+    def _scores(self, pixels: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """(H, W, n), larger is nearer: the product with each class, or what is left of -|e - c|^2 without |e|^2."""
+        products = pixels @ classes.T
+        return products if self._negative else 2 * products - classes.square().sum(dim=1)
+
+
+class Agreement(NamedTuple):
+    """How a file's class ids compare with the predictor's: the shares of equal pixels, and of others without a tie."""
+
+    equal: float
+    wrong: float
+
+
+def export(predictor: Predictor, path: Path, kind: str) -> None:
+    """Write ``path``, "onnx" (opset 18 and on) or "torch" (a .pt2 of torch.export); whole or not at all.
+
+    A DataError where the packages for it are missing, or the exporter gives up on this network.
+    """
+    module = Deployed(predictor).to("cpu").eval()
+    names = json.dumps([c.name for c in predictor.vocabulary], ensure_ascii=False)
+    write = {"onnx": _write_onnx, "torch": _write_torch}[kind]
+    with write_aside(path) as aside:
+        try:
+            with _quiet(), torch.no_grad():
+                write(module, aside, names)
+        except (OSError, DataError):
+            raise
+        except Exception as error:  # exporters fail in ways of their own
+            reason = next((line for line in str(error).splitlines() if line.strip()), "")
+            raise DataError(f"{path}: PyTorch cannot export this network ({type(error).__name__}: {reason})") from error
+
+
+def check(predictor: Predictor, path: Path, kind: str) -> Agreement:
+    """Run a file on a picture of odd size, and compare with the predictor."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (1, 3, 9, 11)).astype(np.float32)
+    smooth = F.interpolate(torch.from_numpy(coarse), size=(75, 109), mode="bicubic").clamp(0, 255)
+    image = smooth[0].permute(1, 2, 0).to(torch.uint8).numpy()
+    found = load(path, kind)(image)
+    expected = predictor(image)
+    if found.shape != expected.shape:
+        raise DataError(f"{path}: gives class ids of shape {found.shape} for a picture of {expected.shape}")
+    differ = found != expected
+    return Agreement(float(1 - differ.mean()), float((differ & ~_ties(predictor, image, found, expected)).mean()))
+
+
+def load(path: Path, kind: str) -> Callable[[np.ndarray], np.ndarray]:
+    """What an exported file does: a function of (H, W, 3) uint8 that gives (H, W) int32."""
+    if kind == "torch":
+        program = torch.export.load(str(path)).module()
+        return lambda image: program(torch.from_numpy(image)).numpy()
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda image: session.run(None, {"image": image})[0]
+
+
+def missing_packages(kind: str) -> list[str]:
+    """The packages that writing ("onnx", "onnxscript") or running ("onnxruntime") such a file needs and that are not here."""
+    needed = ("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else ()
+    return [name for name in needed if find_spec(name) is None]
+
+
+def _write_onnx(module: Deployed, path: Path, names: str) -> None:
+    example, sizes = _example()
+    program = torch.onnx.export(
+        module,
+        (example,),
+        dynamo=True,
+        input_names=["image"],
+        output_names=[CLASSES],
+        dynamic_shapes=sizes,
+        verbose=False,
+    )
+    program.model.metadata_props[CLASSES] = names
+    program.save(str(path), external_data=False)
+
+
+def _write_torch(module: Deployed, path: Path, names: str) -> None:
+    example, sizes = _example()
+    program = torch.export.export(module, (example,), dynamic_shapes=sizes)
+    with path.open("wb") as file:
+        torch.export.save(program, file, extra_files={f"{CLASSES}.json": names})
+
+
+def _example() -> tuple[torch.Tensor, dict]:
+    """A picture whose sides nothing divides, and which of its sizes may change."""
+    return torch.zeros((*_EXAMPLE, 3), dtype=torch.uint8), {"image": {side: torch.export.Dim.DYNAMIC for side in (0, 1)}}
+
+
+def _ties(predictor: Predictor, image: np.ndarray, found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """(H, W) bool: where the scores of the two class ids are equal but for rounding."""
+    output = predictor.outputs([image])[0].cpu().flatten(1).T
+    model = predictor.model
+    a, b = (torch.from_numpy(labels.astype(np.int64).ravel()) - 1 for labels in (found, expected))
+    if model.class_embeddings is None:
+        scores = [output.gather(1, labels[:, None])[:, 0] for labels in (a, b)]
+        scale = output.abs().max()
+    else:
+        added = torch.tensor([new.embedding for new in predictor.added]).view(-1, output.shape[1])
+        classes = torch.cat([model.classes().detach().cpu(), added])
+        scores = [(output - classes[labels]).square().sum(dim=1) for labels in (a, b)]
+        scale = torch.stack(scores).max()
+    return ((scores[0] - scores[1]).abs() <= _TIE * scale).view(found.shape).numpy()
+
+
+@contextmanager
+def _quiet():
+    """The exporters write to stdout, warn and log of what they do."""
+    log = logging.getLogger("torch.onnx")
+    level, _ = log.level, log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
