@@ -22,9 +22,6 @@ FILE = "added.json"
 FORMAT = "ess-added"
 VERSION = 1
 
-WITHIN = 0.95
-"""The share of the examples' pixels that lie within a new class's radius, unless told otherwise."""
-
 log = logging.getLogger("ess")
 
 
@@ -102,35 +99,35 @@ def make_class(
     predictor: "Predictor",
     examples: Iterable[tuple[str, np.ndarray, np.ndarray]],
     *,
-    within: float = WITHIN,
     progress: Callable[[int], None] = lambda done: None,
 ) -> AddedClass:
     """The class that examples (file, image (H, W, 3) uint8, (H, W) bool where the class is) show; nothing is trained.
 
-    Its embedding is the mean over their pixels, of unit length where the model's are; its radius the distance within which a
-    share ``within`` of them lies. A DataError when no pixel is marked, the name is taken, or the head is dense.
+    Its embedding is the mean over their pixels, of unit length where the model's are; its radius the one that finds the class
+    best in the examples themselves, by IoU: their other pixels tell where it ends. A DataError when no pixel is marked or all
+    are, the name is taken, or the head is dense.
     """
-    if predictor.model.class_embeddings is None:
+    model, predictor = predictor.model, predictor.trained()
+    if model.class_embeddings is None:
         raise DataError("the run has a dense head, which has no embeddings: a class can be added to an embedding model alone")
-    predictor = predictor.trained()
     if not (name and name.isprintable()) or name in [c.name for c in predictor.vocabulary]:
         raise DataError(f"the new class's name is {name!r}: expected a printable name that no class of the run has")
-    found, files = [], []
+    pixels, marks, files = [], [], []
     for done, (file, image, marked) in enumerate(examples, 1):
         if marked.any():
-            found.append(predictor.outputs([image])[0].movedim(0, -1).cpu()[torch.from_numpy(marked)])
+            pixels.append(predictor.outputs([image])[0].flatten(1).T)
+            marks.append(torch.from_numpy(marked.ravel()).to(predictor.device))
             files.append(file)
         progress(done)
-    if not found:
-        raise DataError(f"no pixel of the examples is marked as {name!r}; expected masks with pixels that are not 0")
-    pixels = torch.cat(found)
-    embedding = pixels.mean(dim=0)
-    if predictor.model.normalize is not None:
+    if not files or all(marked.all() for marked in marks):
+        how = "all pixels of the examples are" if files else "no pixel of the examples is"
+        raise DataError(f"{how} marked as {name!r}; expected masks with the class and with something else")
+    pixels, marked = torch.cat(pixels), torch.cat(marks)
+    embedding = pixels[marked].mean(dim=0)
+    if model.normalize is not None:
         embedding = F.normalize(embedding, dim=0)
-    scores = _scores(pixels, embedding, predictor.model.distance).numpy()
-    return AddedClass(
-        name, embedding.tolist(), float(np.quantile(scores, within)), files, len(pixels), weights_digest(predictor.checkpoint)
-    )
+    radius = _best_radius(_scores(pixels, embedding, model.distance), marked)
+    return AddedClass(name, embedding.tolist(), radius, files, int(marked.sum()), weights_digest(predictor.checkpoint))
 
 
 def store(run: Run, new: AddedClass) -> None:
@@ -153,7 +150,8 @@ def claim(model: SegmentationModel, output: torch.Tensor, labels: torch.Tensor, 
     """Labels (H, W) int64 after added classes took theirs; ``output`` (D, H, W) are the embeddings of the pixels.
 
     A pixel becomes an added class when that is nearer than its nearest trained class, and within the class's radius: anything
-    unlike the examples stays what it was. Added classes are C, C + 1, ...; none changes what others compare with.
+    unlike the examples stays what it was. The radius decides: trained class embeddings lie apart from the pixels' (softmax asks
+    only that the right one be the nearest), so that a mean of pixels is nearer to most pixels than these are.
     """
     pixels, classes = output.flatten(1).T, model.classes()
     labels, shape = labels.flatten(), labels.shape
@@ -164,6 +162,14 @@ def claim(model: SegmentationModel, output: torch.Tensor, labels: torch.Tensor, 
         labels = torch.where(taken, label, labels)
         nearest = torch.where(taken, scores, nearest)
     return labels.view(shape)
+
+
+def _best_radius(scores: torch.Tensor, marked: torch.Tensor) -> float:
+    """The r for which {scores <= r} has the largest IoU with the ``marked`` pixels; both are (P,)."""
+    order = scores.argsort()
+    right = marked[order].long().cumsum(dim=0)
+    taken = torch.arange(1, len(order) + 1, device=order.device)
+    return scores[order][(right / (marked.sum() + taken - right)).argmax()].item()
 
 
 def _scores(pixels: torch.Tensor, classes: torch.Tensor, distance: str) -> torch.Tensor:

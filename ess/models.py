@@ -124,7 +124,7 @@ class SegmentationModel(nn.Module):
 
     def padded(self, length: int) -> int:
         """The side, in pixels, that images of this side are padded to."""
-        return max(self.smallest, -(-length // self.multiple) * self.multiple)
+        return max(self.smallest, (length + self.multiple - 1) // self.multiple * self.multiple)
 
 
 def build_model(

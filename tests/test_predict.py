@@ -51,7 +51,7 @@ def predictor(model: SegmentationModel, **settings) -> Predictor:
 
 
 def views(model: SegmentationModel, image: np.ndarray, scales, mirrors) -> torch.Tensor:
-    """The outputs for a picture at each scale, mirrored or not, back at its size: (views, D, H, W); by plain calls of the model."""
+    """The outputs for a picture at each scale, mirrored or not, back at its size: (views, D, H, W)."""
     pixels, found = normalize(torch.from_numpy(image).permute(2, 0, 1)[None]), []
     for scale in scales:
         size = [round(side * scale) for side in image.shape[:2]]
@@ -168,7 +168,11 @@ def test_run_lengths_are_read_by_pycocotools(tmp_path):
     assert [entry["category_id"] for entry in entries] == [3, 7, 1284] * 2
     assert {entry["image_id"] for entry in entries} == {139, "photo.png"} and {e.get("frame") for e in entries} == {None, 8}
     truth = COCO()
-    truth.dataset = {"images": [{"id": 139, "height": 37, "width": 52}], "annotations": [], "categories": [{"id": c} for c in (3, 7, 1284)]}
+    truth.dataset = {
+        "images": [{"id": 139, "height": 37, "width": 52}],
+        "annotations": [],
+        "categories": [{"id": c} for c in (3, 7, 1284)],
+    }
     truth.createIndex()
     (tmp_path / "results.json").write_text(json.dumps(entries[:3]))
     loaded = truth.loadRes(str(tmp_path / "results.json"))
@@ -293,7 +297,18 @@ def test_what_is_no_video_is_told_and_stops_nothing(film, tmp_path, small):
 def test_the_command_takes_paths_from_stdin_and_goes_on_after_a_broken_picture(untrained_run, pictures, tmp_path):
     (pictures / "broken.jpg").write_bytes(b"")
     names = f"{pictures / 'a.png'}\n{pictures / 'broken.jpg'}\n\n"
-    arguments = ["predict", str(untrained_run), "-", "--out", str(tmp_path / "out"), "--format", "png", "--window", "32", "--flip"]
+    arguments = [
+        "predict",
+        str(untrained_run),
+        "-",
+        "--out",
+        str(tmp_path / "out"),
+        "--format",
+        "png",
+        "--window",
+        "32",
+        "--flip",
+    ]
     result = CliRunner().invoke(main, [*arguments, "--scales", "0.75,1", "--batch-size", "3", "--device", "cpu"], input=names)
     assert result.exit_code == 1, result.output
     assert "broken.jpg: the picture cannot be decoded; expected a JPEG or PNG" in result.stderr
