@@ -76,7 +76,7 @@ def add_class(run, name, images, masks, value, remove, listing, checkpoint, devi
     if as_json:
         print_json({"added": [{"class": i, "name": c.name, "examples": c.examples, "pixels": c.pixels} for i, c in rows]})
         return
-    print_table(("class", "name", "examples", "pixels"), [(i, c.name, len(c.examples), c.pixels) for i, c in rows])
+    print_table(("class", "name", "examples", "pixels"), [(str(i), c.name, len(c.examples), c.pixels) for i, c in rows])
 
 
 def _add(run: Path, name: str, images, masks, value, checkpoint, device) -> None:

@@ -192,7 +192,7 @@ def _check_names(inputs: Sequence[Input], out: Path, formats: Sequence[str]) -> 
         for path in paths:
             if counts[path] > 1:
                 raise DataError(
-                    f"{one.path}: {counts[path]} inputs would be written as {path}; predict them apart, or the folder that"
+                    f"{one.path}: {counts[path]} inputs would be written as {path.relative_to(out)}; predict them apart, or the folder that"
                     " holds them: results keep its folders"
                 )
             if path.resolve() in own:
