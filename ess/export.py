@@ -1,5 +1,6 @@
 """A run as one file that takes a picture and gives class ids: ONNX, or PyTorch's exported program."""
 
+import copy
 import json
 import logging
 import warnings
@@ -40,7 +41,7 @@ class Deployed(nn.Module):
 
     def __init__(self, predictor: Predictor):
         super().__init__()
-        self.model = predictor.model
+        self.model = _with_exportable_pooling(copy.deepcopy(predictor.model))
         if self.model.class_embeddings is None:
             return
         self._negative = self.model.distance == "cosine"
@@ -84,6 +85,35 @@ class Deployed(nn.Module):
         """(H, W, n), larger is nearer: the product with each class, or what is left of -|e - c|^2 without |e|^2."""
         products = pixels @ classes.T
         return products if self._negative else 2 * products - classes.square().sum(dim=1)
+
+
+class _AdaptivePooling(nn.Module):
+    """``nn.AdaptiveAvgPool2d`` as products with matrices made for the size at hand: ONNX's has the example's size built in."""
+
+    def __init__(self, bins: int):
+        super().__init__()
+        self.bins = bins
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) to (B, C, bins, bins)."""
+        return self._means(x.shape[2], x) @ x @ self._means(x.shape[3], x).T
+
+    def _means(self, length: int, like: torch.Tensor) -> torch.Tensor:
+        """(bins, length): row i takes the mean of places i * length / bins to (i + 1) * length / bins, rounded outwards."""
+        bins, places = torch.arange(self.bins, device=like.device)[:, None], torch.arange(length, device=like.device)
+        starts, ends = bins * length // self.bins, ((bins + 1) * length + self.bins - 1) // self.bins
+        return ((places >= starts) & (places < ends)) / (ends - starts).to(like.dtype)
+
+
+def _with_exportable_pooling(module: nn.Module) -> nn.Module:
+    """The module after its adaptive poolings to more than one place were replaced."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.AdaptiveAvgPool2d):
+            height, width = child.output_size if isinstance(child.output_size, tuple) else (child.output_size,) * 2
+            if height == width != 1:
+                setattr(module, name, _AdaptivePooling(height))
+        _with_exportable_pooling(child)
+    return module
 
 
 def export(predictor: Predictor, path: Path, kind: str, *, check: bool = True) -> float | None:

@@ -78,6 +78,13 @@ def test_a_file_of_every_kind_of_network(arch, encoder, head, kind, tmp_path):
     check_pair(arch, encoder, head, kind, tmp_path / "model")
 
 
+@pytest.mark.parametrize("bins", [2, 3, 6])
+def test_pooling_that_can_be_exported_is_pytorchs(bins):
+    for size in ((1, 4), (7, 6), (13, 20)):
+        x = torch.rand(2, 3, *size)
+        torch.testing.assert_close(exporting._AdaptivePooling(bins)(x), torch.nn.functional.adaptive_avg_pool2d(x, bins))
+
+
 @pytest.mark.parametrize("kind", exporting.FORMATS)
 @pytest.mark.parametrize(
     "settings", [{}, {"normalize": None}, {"normalize": None, "distance": "cosine"}, {"normalize": "quarter", "smallest": 128}]
