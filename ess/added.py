@@ -59,9 +59,8 @@ def read_added(run: Run) -> list[AddedClass]:
         raise DataError(f"{path}: format and version are {(content.format, content.version)}, expected {(FORMAT, VERSION)}")
     for new in content.classes:
         if len(new.embedding) != run.config.dim or not np.isfinite([*new.embedding, new.radius]).all():
-            raise DataError(
-                f"{path}: the embedding of {new.name!r} is not {run.config.dim} finite numbers; add the class again"
-            )
+            wrong = f"the embedding of {new.name!r} is not {run.config.dim} finite numbers"
+            raise DataError(f"{path}: malformed: {wrong}; remove it, and add the classes again")
     extended(run.vocabulary, content.classes)
     return content.classes
 

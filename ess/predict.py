@@ -1,6 +1,7 @@
 """Images to class ids with a trained model: NumPy in and out."""
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
@@ -87,15 +88,20 @@ class Predictor:
 
     def outputs(self, images: Sequence[np.ndarray]) -> list[torch.Tensor]:
         """The blended embeddings or logits (D, H, W) float32 of images of equal padded size, on the device."""
-        pixels = [torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).to(self.device) for image in images]
-        return self.inference.outputs(self.model, pixels)
+        with self._memory(images):
+            pixels = [torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).to(self.device) for image in images]
+            return self.inference.outputs(self.model, pixels)
+
+    def _memory(self, images: Sequence[np.ndarray]) -> AbstractContextManager:
+        """What to do when it runs out over these images."""
+        size = "{} x {}".format(*images[0].shape[:2])
+        what = f"the image is {size}" if len(images) == 1 else f"{len(images)} images of {size}"
+        return explain_out_of_memory(f"{what}; predict with a smaller --batch-size, with --window, or on --device cpu")
 
     def _predict(self, batch: Sequence[tuple[Key, np.ndarray]]) -> Iterator[tuple[Key, np.ndarray, np.ndarray]]:
-        height, width = batch[0][1].shape[:2]
-        what = f"the image is {height} x {width}" if len(batch) == 1 else f"{len(batch)} images of {height} x {width}"
-        with explain_out_of_memory(f"{what}; predict with a smaller --batch-size, with --window, or on --device cpu"):
-            outputs = self.outputs([image for _, image in batch])
-            masks = [to_class_ids(self._classify(output).cpu().numpy()) for output in outputs]
+        images = [image for _, image in batch]
+        with self._memory(images):
+            masks = [to_class_ids(self._classify(output).cpu().numpy()) for output in self.outputs(images)]
         for (key, image), mask in zip(batch, masks, strict=True):
             yield key, image, mask
 

@@ -193,8 +193,8 @@ def _check_names(inputs: Sequence[Input], out: Path, formats: Sequence[str]) -> 
             if counts[path] > 1:
                 name = path.relative_to(out)
                 raise DataError(
-                    f"{one.path}: {counts[path]} inputs would be written as {name}; predict them apart, or the folder that holds"
-                    " them: results keep its folders"
+                    f"{one.path}: {counts[path]} inputs would be written as {name}; predict them apart, or the folder with"
+                    " both: results keep its folders"
                 )
             if path.resolve() in own:
                 raise DataError(f"{one.path}: its result would overwrite the input {path}; choose another --out")

@@ -16,6 +16,7 @@ from torch import nn
 from cli.ess import main
 from cocolvis.errors import DataError
 from cocolvis.vocabulary import Vocabulary, coco_lvis
+from ess.ahead import ahead
 from ess.inference import Inference
 from ess.inputs import find_inputs
 from ess.models import SegmentationModel, build_model
@@ -72,7 +73,9 @@ def test_blended_views_have_the_least_mean_squared_distance_or_the_largest_mean_
     else:
         distances = torch.stack([(outputs - c[:, None, None]).square().sum(dim=1).mean(dim=0) for c in model.classes()])
         expected = distances.argmin(dim=0)
-    found = predictor(model, scales=(0.75, 1.0, 1.25), flip=True)(image)
+    blending = predictor(model, scales=(0.75, 1.0, 1.25), flip=True)
+    found = blending(image)
+    torch.testing.assert_close(blending.outputs([image])[0], outputs.mean(dim=0), atol=1e-4, rtol=1e-4)
     assert (found == expected.numpy() + 1).mean() > 0.999
     assert (found != predictor(model)(image)).any()
 
@@ -152,6 +155,28 @@ def test_only_images_of_equal_padded_size_share_a_pass_and_few_wait():
 def test_settings_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(DataError, match=message):
         Inference(**settings)
+
+
+def test_memory_that_runs_out_is_one_line(monkeypatch):
+    def exhausted(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model = PerPixel().eval()
+    monkeypatch.setattr(model, "classify", exhausted)
+    with pytest.raises(DataError, match="the image is 9 x 8; predict with a smaller --batch-size, with --window"):
+        Predictor(model, few(5), CPU)(photo(9, 8))
+    monkeypatch.setattr(model, "output", exhausted)
+    with pytest.raises(DataError, match="2 images of 9 x 8"):
+        Predictor(model, few(5), CPU, Inference(batch_size=2))([photo(9, 8), photo(9, 8)])
+
+
+def test_work_ahead_keeps_its_order_and_is_bounded():
+    taken = []
+    found = ahead(lambda n: n * n, (taken.append(n) or n for n in range(20)), threads=2)
+    assert next(found) == 0 and len(taken) == 5
+    assert [*found] == [n * n for n in range(1, 20)]
+    with pytest.raises(ZeroDivisionError):
+        [*ahead(lambda n: 1 // n, [1, 0, 1], threads=1)]
 
 
 def test_a_vision_transformer_takes_any_size():
@@ -243,6 +268,8 @@ def test_results_of_a_folder_in_every_form_and_again(pictures, tmp_path, small):
     after = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
     assert {path.name for path in before if before[path] != after[path]} == {"a.png", "a_overlay.png"}
     assert json.loads((out / "predictions.json").read_text()) == entries
+    predict_files(small, inputs, out, ("png", "overlay"))
+    assert not {path for path in after if path.stat().st_mtime_ns == after[path]}
 
 
 def test_what_was_predicted_before_an_interruption_is_kept(pictures, tmp_path, small):
