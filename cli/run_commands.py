@@ -1,73 +1,113 @@
-"""The commands of ``ess`` that use a trained run: evaluate, predict."""
+"""The commands of ``ess`` that use a trained run: evaluate, predict; those that make something new of it stand beside."""
 
-from pathlib import Path
+import sys
 
 import click
 
+from cli import made_commands
 from cli.options import json_option, path_argument, path_option, print_json, print_table, progress
-
-_run = path_argument("run")
-_data = path_argument("data")
-_device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
-_checkpoint = click.option(
-    "--checkpoint", default="newest", show_default=True, type=click.Choice(["newest", "best"]), help="Best by mIoU on val."
-)
-_image_root = path_option("--image-root", help="Where the pictures lie, for a data set built with --images path.")
+from cli.run_options import Numbers, checkpoint_option, device_option, inference_options, run_argument
 
 
 @click.command(name="eval")
-@_run
-@_data
+@run_argument
+@path_argument("data")
 @click.option("--split", default="val", show_default=True, help="Split to evaluate on.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N images.")
+@click.option("--top-n", type=Numbers(int), default=(), help="mIoU of the N classes with the most training images: N[,N...].")
+@path_option("--per-class", help="CSV to write: pixels, IoU and accuracy of each class.")
+@path_option("--plot", help="Picture to draw: mIoU against the n most frequent classes.")
 @click.option("--published", is_flag=True, help="Average the IoU as the published code does: absent but predicted counts 0.")
-@_checkpoint
-@_device
-@_image_root
+@inference_options
+@checkpoint_option
+@device_option
+@path_option("--image-root", help="Where the pictures lie, for a data set built with --images path.")
 @json_option
-def evaluate(run, data, split, limit, published, checkpoint, device, image_root, as_json) -> None:
+def evaluate(
+    run, data, split, limit, top_n, per_class, plot, published, checkpoint, device, image_root, as_json, **inference
+) -> None:
     """Score a run: mIoU, accuracies and mIoU by frequency group, over classes that occur in the truth.
 
     \b
     Example:
-      ess eval run ~/cocolvis --split val
+      ess eval run ~/cocolvis --top-n 50,200,1284 --per-class classes.csv
     """
     from cocolvis.dataset import Dataset
-    from ess.evaluate import evaluate as score
+    from ess import reports
+    from ess.evaluate import count, first, scores_of
+    from ess.inference import Inference
     from ess.predict import Predictor
 
     dataset = Dataset.open(data, image_root)
+    images = reports.training_images(dataset) if top_n or per_class or plot else None
+    reports.check_top(top_n, dataset)
     with progress("eval") as show:
-        predictor = Predictor.from_run(run, device, checkpoint)
-        scores = score(predictor, dataset, split=split, limit=limit, published=published, progress=show)
+        predictor = Predictor.from_run(run, device, checkpoint, Inference(**inference))
+        confusion = count(predictor, dataset, split=split, indices=first(dataset, split, limit), progress=show)
+    scores = scores_of(confusion, dataset, published=published)
+    if images is not None:
+        curve = reports.frequency_curve(confusion.iou(published), images)
+        scores |= {"top_n": reports.top_scores(curve, top_n)} if top_n else {}
+    if per_class:
+        reports.write_classes(per_class, confusion, dataset, images, published=published)
+    if plot:
+        reports.plot_curve(plot, curve, images)
     if as_json:
         print_json(scores)
         return
-    groups = {f"mIoU, {name}": value for name, value in scores["groups"].items()}
-    named = {"mIoU": "miou", "pixel accuracy": "pixel_accuracy", "mean accuracy": "mean_accuracy", "fw IoU": "fw_iou"}
-    rows = {name: scores[key] for name, key in named.items()} | groups
-    print_table(("score", "value"), [(name, "none" if value is None else f"{value:.4f}") for name, value in rows.items()])
+    _print_scores(scores)
     click.echo(f"\n{scores['images']} images of split {split}")
 
 
+def _print_scores(scores: dict) -> None:
+    named = {"mIoU": "miou", "pixel accuracy": "pixel_accuracy", "mean accuracy": "mean_accuracy", "fw IoU": "fw_iou"}
+    rows = {name: scores[key] for name, key in named.items()}
+    rows |= {f"mIoU, {name}": value for name, value in scores["groups"].items()}
+    rows |= {f"mIoU, {top['n']} most frequent": top["miou"] for top in scores.get("top_n", ())}
+    print_table(("score", "value"), [(name, "none" if value is None else f"{value:.4f}") for name, value in rows.items()])
+
+
 @click.command()
-@_run
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
-@path_option("--out", required=True, help="Folder for the PNGs.")
-@_checkpoint
-@_device
-def predict(run, images, out, checkpoint, device) -> None:
-    """Segment pictures of any size: NAME.png holds 16-bit class ids, NAME_overlay.png shows them with their names.
+@run_argument
+@click.argument("images", nargs=-1, required=True, metavar="INPUT...")
+@path_option("--out", required=True, help="Folder for the results.")
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    type=click.Choice(["png", "overlay", "rle"]),
+    default=("png", "overlay"),
+    show_default=True,
+    help="png: 16-bit class ids; overlay: with names; rle: predictions.json in COCO's form. May be repeated.",
+)
+@click.option("--every", type=click.IntRange(min=1), default=1, show_default=True, help="Of a video, every Nth frame.")
+@click.option("--skip-existing", is_flag=True, help="Go on where an earlier call ended: what has its results is left alone.")
+@inference_options
+@checkpoint_option
+@device_option
+def predict(run, images, out, formats, every, skip_existing, checkpoint, device, **inference) -> None:
+    """Segment pictures of any size, and videos: files, folders, globs, or - for a list of paths on stdin.
 
     \b
     Example:
-      ess predict run photo.jpg --out predictions
+      ess predict run photo.jpg holiday/ --out predictions
     """
-    from ess.predict import Predictor, predict_files
+    from ess.inference import Inference
+    from ess.inputs import find_inputs
+    from ess.predict import Predictor
+    from ess.results import predict_files
 
+    lines = [line for line in sys.stdin.read().splitlines() if line.strip()] if "-" in images else []
+    inputs = find_inputs([name for name in images if name != "-"] + lines, leave=out)
     with progress("predict") as show:
-        predict_files(Predictor.from_run(run, device, checkpoint), images, out, progress=show)
-    click.echo(f"The predictions lie in {out}.")
+        predictor = Predictor.from_run(run, device, checkpoint, Inference(**inference))
+        faults = predict_files(predictor, inputs, out, formats, every=every, skip_existing=skip_existing, progress=show)
+    if len(faults) < len(inputs):
+        click.echo(f"The predictions lie in {out}.")
+    for fault in faults:
+        click.echo(f"Error: {fault}", err=True)
+    if faults:
+        raise click.exceptions.Exit(1)
 
 
-COMMANDS = (evaluate, predict)
+COMMANDS = (evaluate, predict, *made_commands.COMMANDS)

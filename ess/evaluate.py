@@ -1,9 +1,12 @@
 """How good a model is on a split of a data set: one confusion matrix over all its images, each at its own size."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from cocolvis.dataset import Dataset
 from cocolvis.errors import DataError
+from ess.ahead import ahead
 from ess.data import to_labels
 from ess.metrics import Confusion
 from ess.predict import Predictor
@@ -18,20 +21,49 @@ def evaluate(
     published: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict:
-    """The scores of :meth:`ess.metrics.Confusion.summary` on a split, or on its first ``limit`` images.
+    """The scores of :func:`scores_of` on a split, or on its first ``limit`` images; a DataError when it has none."""
+    confusion = count(predictor, dataset, split=split, indices=first(dataset, split, limit), progress=progress)
+    return scores_of(confusion, dataset, published=published)
 
-    A DataError when the data set has another vocabulary than the model, or nothing to evaluate on.
+
+def first(dataset: Dataset, split: str, limit: int | None = None) -> range:
+    """The images to evaluate on; a DataError when the split has none."""
+    images = len(dataset.split(split))
+    if not images:
+        raise DataError(f"{dataset.folder}: split {split!r} has no images to evaluate on; choose another --split")
+    return range(min(images, limit or images))
+
+
+def count(
+    predictor: Predictor,
+    dataset: Dataset,
+    *,
+    split: str = "val",
+    indices: Sequence[int],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Confusion:
+    """The pixels of some images of a split, by true and predicted class; several processes' counts add up.
+
+    Classes that were added to the model after its training do not take part. A DataError when the data set has another
+    vocabulary than the model.
     """
+    predictor = predictor.trained()
     if dataset.vocabulary.digest != predictor.vocabulary.digest:
         raise DataError(f"{dataset.folder}: has another vocabulary than the model was trained with; build the data set it was")
     images = dataset.split(split)
-    total = min(len(images), limit or len(images))
-    if not total:
-        raise DataError(f"{dataset.folder}: split {split!r} has no images to evaluate on; choose another --split")
-    confusion = Confusion(len(dataset.vocabulary))
-    for index in range(total):
+
+    def load(index: int) -> tuple[np.ndarray, np.ndarray]:
         sample = images[index]
-        truth = to_labels(sample.mask)
-        confusion.update(truth, to_labels(predictor(sample.image())))
-        progress(index + 1, total)
+        return to_labels(sample.mask), sample.image()
+
+    confusion = Confusion(len(dataset.vocabulary))
+    loaded = ahead(load, indices, threads=1)  # a split is read by one thread
+    for done, (truth, _, prediction) in enumerate(predictor.stream(loaded), 1):
+        confusion.update(truth, to_labels(prediction))
+        progress(done, len(indices))
+    return confusion
+
+
+def scores_of(confusion: Confusion, dataset: Dataset, *, published: bool = False) -> dict:
+    """:meth:`ess.metrics.Confusion.summary` with the frequency groups of the data set's vocabulary."""
     return confusion.summary([c.group for c in dataset.vocabulary], published=published)

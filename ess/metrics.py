@@ -49,7 +49,7 @@ class Confusion:
 
         ``published`` keeps a class that is absent from the truth, with 0, when it was predicted, as the published code does.
         """
-        truth, predicted, right = self._totals()
+        truth, predicted, right = self.totals()
         present = truth + predicted > 0 if published else truth > 0
         return np.divide(right, truth + predicted - right, out=np.full(self.classes, np.nan), where=present)
 
@@ -61,7 +61,7 @@ class Confusion:
         """
         if groups is not None and len(groups) != self.classes:
             raise ValueError(f"groups are given for {len(groups)} classes: expected {self.classes}")
-        truth, _, right = self._totals()
+        truth, _, right = self.totals()
         iou = self.iou(published)
         present = truth > 0
         members = np.array([name or "" for name in groups or [None] * self.classes])
@@ -75,10 +75,20 @@ class Confusion:
             "images": self.images,
         }
 
-    def _totals(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def totals(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pixels of each class in the truth, in the prediction and in both: (C,) int64 each."""
         matrix = self.matrix.numpy()
         return matrix.sum(axis=1), matrix.sum(axis=0), matrix.diagonal()
+
+
+def miou_curve(iou: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """The mIoU over the first n classes of ``order``, for n = 1..C: (C,) float64, NaN while all of these are NaN.
+
+    ``iou`` (C,) as :meth:`Confusion.iou` gives it, ``order`` (C,) the classes 0..C-1 in the order that counts.
+    """
+    ranked = iou[order]
+    counted = np.cumsum(~np.isnan(ranked))
+    return np.divide(np.nancumsum(ranked), counted, out=np.full(len(ranked), np.nan), where=counted > 0)
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -62,14 +62,18 @@ class SegmentationModel(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, H, W) floating, less ImageNet's mean -> embeddings (B, d, H, W) float32, or logits (B, C, H, W)."""
         height, width = images.shape[-2:]
-        padded = F.pad(images, (0, self._padded(width) - width, 0, self._padded(height) - height))
+        padded = F.pad(images, (0, self.padded(width) - width, 0, self.padded(height) - height))
+        return self.output(padded)[:, :, :height, :width]
+
+    def output(self, padded: torch.Tensor) -> torch.Tensor:
+        """:meth:`forward` of images whose sides are as :meth:`padded` makes them."""
         output = self._decoded(padded if self.scale is None else padded * self.scale + self.shift)
         if self.class_embeddings is None:
-            return _resize(output, padded)[:, :, :height, :width]
+            return _resize(output, padded)
         output = output.to(torch.promote_types(output.dtype, torch.float32))
         if self.normalize == "quarter":
             output = F.normalize(output, dim=1)
-        output = _resize(output, padded)[:, :, :height, :width]
+        output = _resize(output, padded)
         return F.normalize(output, dim=1) if self.normalize == "full" else output
 
     def classes(self) -> torch.Tensor:
@@ -81,7 +85,11 @@ class SegmentationModel(nn.Module):
     @torch.no_grad()
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         """Images as in :meth:`forward` -> (B, H, W) int64, the index 0..C-1 of the nearest class or the largest logit."""
-        output = self(images)
+        return self.classify(self(images))
+
+    @torch.no_grad()
+    def classify(self, output: torch.Tensor) -> torch.Tensor:
+        """What :meth:`forward` gives -> (B, H, W) int64, the index 0..C-1 of the nearest class or the largest logit."""
         if self.class_embeddings is None:
             return output.argmax(dim=1)
         pixels = output.permute(0, 2, 3, 1)
@@ -92,6 +100,10 @@ class SegmentationModel(nn.Module):
         classes = [] if self.class_embeddings is None else [self.class_embeddings]
         return {"encoder": [*self.encoder.parameters()], "decoder": [*self.decoder.parameters()], "classes": classes}
 
+    def padded(self, length: int) -> int:
+        """The side, in pixels, that images of this side are padded to."""
+        return max(self.smallest, (length + self.multiple - 1) // self.multiple * self.multiple)
+
     def _decoded(self, images: torch.Tensor) -> torch.Tensor:
         try:
             return self.decoder(self.encoder(images))
@@ -100,9 +112,6 @@ class SegmentationModel(nn.Module):
                 raise
             advice = "use a larger batch or norm 'group'"
             raise DataError(f"BatchNorm cannot train on batch size 1 behind image pooling: {advice}") from None
-
-    def _padded(self, length: int) -> int:
-        return max(self.smallest, -(-length // self.multiple) * self.multiple)
 
 
 def build_model(

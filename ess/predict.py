@@ -1,78 +1,112 @@
 """Images to class ids with a trained model: NumPy in and out."""
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 
-from cocolvis.errors import DataError
-from cocolvis.images import decode_rgb, write_png
-from cocolvis.render import enlarge, overlay
 from cocolvis.vocabulary import Vocabulary
-from ess.checkpoint import Run
+from ess.added import AddedClass, claim, extended, usable_classes
+from ess.checkpoint import Checkpoint, Run
 from ess.data import to_class_ids
 from ess.device import choose_device, explain_out_of_memory
+from ess.inference import Inference
 from ess.models import SegmentationModel, model_from_config
-from ess.transforms import normalize
+
+Key = TypeVar("Key")
+
+_WAITING = 8
+"""Batches' worth of images that wait at most for others of their padded size."""
 
 
 class Predictor:
-    """A model with the vocabulary that gives its classes their names.
+    """A model with the vocabulary that gives its classes their names, and how it looks at images.
 
-    ``predictor(image)`` takes one picture of any size, (H, W, 3) uint8 RGB, and returns (H, W) uint16 class ids 1..C.
+    ``predictor(image)`` takes one picture of any size, (H, W, 3) uint8 RGB, and returns (H, W) uint16 class ids 1..C; a list of
+    pictures gives a list. ``vocabulary`` has the trained classes first, then those of ``added``.
     """
 
-    def __init__(self, model: SegmentationModel, vocabulary: Vocabulary, device: torch.device):
+    def __init__(
+        self,
+        model: SegmentationModel,
+        vocabulary: Vocabulary,
+        device: torch.device,
+        inference: Inference | None = None,
+        *,
+        added: Sequence[AddedClass] = (),
+        checkpoint: Checkpoint | None = None,
+    ):
         self.model = model
-        self.vocabulary = vocabulary
+        self.vocabulary = extended(vocabulary, added)
         self.device = device
+        self.inference = inference or Inference()
+        self.added = tuple(added)
+        self.checkpoint = checkpoint
+        self._trained = vocabulary
 
     @classmethod
-    def from_run(cls, folder: str | Path, device: str = "auto", checkpoint: str = "newest") -> "Predictor":
-        """The "newest" or "best" checkpoint of a run, ready to predict. Touches no network."""
+    def from_run(
+        cls, folder: str | Path, device: str = "auto", checkpoint: str = "newest", inference: Inference | None = None
+    ) -> "Predictor":
+        """The "newest" or "best" checkpoint of a run, with the classes added to it, ready to predict. Touches no network."""
         run = Run.open(folder)
         chosen = choose_device(device)
         model = model_from_config(run.config, len(run.vocabulary), weights=None)
-        run.load(model, checkpoint)
-        return cls(model.to(chosen).eval(), run.vocabulary, chosen)
+        loaded = run.load(model, checkpoint)
+        added = usable_classes(run, loaded)
+        return cls(model.to(chosen).eval(), run.vocabulary, chosen, inference, added=added, checkpoint=loaded)
+
+    def trained(self) -> "Predictor":
+        """The same without the added classes."""
+        return Predictor(self.model, self._trained, self.device, self.inference, checkpoint=self.checkpoint)
+
+    def __call__(self, image: np.ndarray | Sequence[np.ndarray]) -> np.ndarray | list[np.ndarray]:
+        """Class ids of one picture, or of each of a list; a ValueError for anything else than (H, W, 3) uint8."""
+        if isinstance(image, np.ndarray):
+            return next(self.stream([(None, image)]))[2]
+        masks = {place: mask for place, _, mask in self.stream(enumerate(image))}
+        return [masks[place] for place in range(len(masks))]
+
+    def stream(self, images: Iterable[tuple[Key, np.ndarray]]) -> Iterator[tuple[Key, np.ndarray, np.ndarray]]:
+        """(key, image) pairs to (key, image, class ids), in another order: images of equal padded size go together."""
+        waiting: dict[Hashable, list[tuple[Key, np.ndarray]]] = {}
+        most = self.inference.images_at_a_time
+        for key, image in images:
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+                raise ValueError(f"the image is {image.dtype} {image.shape}; expected uint8 (H, W, 3)")
+            size = self.inference.padded_sizes(self.model, image.shape[:2])
+            waiting.setdefault(size, []).append((key, image))
+            if len(waiting[size]) == most:
+                yield from self._predict(waiting.pop(size))
+            elif sum(map(len, waiting.values())) == _WAITING * most:
+                yield from self._predict(waiting.pop(max(waiting, key=lambda size: len(waiting[size]))))
+        for batch in waiting.values():
+            yield from self._predict(batch)
+
+    def outputs(self, images: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        """The blended embeddings or logits (D, H, W) float32 of images of equal padded size, on the device."""
+        with self._memory(images):
+            pixels = [torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).to(self.device) for image in images]
+            return self.inference.outputs(self.model, pixels)
+
+    def _memory(self, images: Sequence[np.ndarray]) -> AbstractContextManager:
+        """What to do when it runs out over these images."""
+        size = "{} x {}".format(*images[0].shape[:2])
+        what = f"the image is {size}" if len(images) == 1 else f"{len(images)} images of {size}"
+        return explain_out_of_memory(f"{what}; predict with a smaller --batch-size, with --window, or on --device cpu")
+
+    def _predict(self, batch: Sequence[tuple[Key, np.ndarray]]) -> Iterator[tuple[Key, np.ndarray, np.ndarray]]:
+        images = [image for _, image in batch]
+        with self._memory(images):
+            masks = [to_class_ids(self._classify(output).cpu().numpy()) for output in self.outputs(images)]
+        for (key, image), mask in zip(batch, masks, strict=True):
+            yield key, image, mask
 
     @torch.inference_mode()
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(f"the image is {image.dtype} {image.shape}; expected uint8 (H, W, 3)")
-        with explain_out_of_memory(
-            f"the image is {image.shape[0]} x {image.shape[1]}; predict a smaller one, or on --device cpu"
-        ):
-            pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].to(self.device)
-            labels = self.model.predict(normalize(pixels))[0]
-        return to_class_ids(labels.cpu().numpy())
-
-
-def predict_files(
-    predictor: Predictor,
-    paths: Sequence[Path],
-    out: Path,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> None:
-    """Write ``out/NAME.png`` (16-bit class ids, the picture's own size) and ``out/NAME_overlay.png`` for each picture.
-
-    Names and presence are checked before any work; a picture that cannot be decoded is a DataError that leaves the earlier
-    results whole.
-    """
-    names = Counter(path.stem for path in paths)
-    for path in paths:
-        if names[path.stem] > 1:
-            raise DataError(f"{path}: {names[path.stem]} pictures would be written as {path.stem}.png; predict them one by one")
-        if not path.is_file():
-            raise DataError(f"{path}: is no file; expected a picture (JPEG or PNG)")
-    for done, path in enumerate(paths, 1):
-        try:
-            image = decode_rgb(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}; expected a JPEG or PNG") from None
-        mask = predictor(image)
-        write_png(out / f"{path.stem}.png", mask)
-        write_png(out / f"{path.stem}_overlay.png", overlay(*enlarge(image, mask), predictor.vocabulary))
-        progress(done, len(paths))
+    def _classify(self, output: torch.Tensor) -> torch.Tensor:
+        """(D, H, W) to labels (H, W) int64, 0..C-1."""
+        labels = self.model.classify(output[None])[0]
+        return claim(self.model, output, labels, self.added) if self.added else labels

@@ -68,3 +68,14 @@ def real(tmp_path_factory) -> Built:
 def sample_dataset(sample) -> Path:
     """The folder of the data set that was built from the generated sample."""
     return sample.data
+
+
+@pytest.fixture(scope="session")
+def untrained_run(sample_dataset, tmp_path_factory) -> Path:
+    """A run of one step over the generated sample: a small model whose predictions mean nothing."""
+    from ess.config import Config  # torch is slow to import, and most tests need none of it
+    from ess.train import train
+
+    settings = {"encoder": "mobilenetv2_100", "weights": "none", "crop": 48, "batch_size": 2, "workers": 0, "dim": 6}
+    config = Config(**settings, steps=1, epochs=None, device="cpu")
+    return train(Dataset.open(sample_dataset), tmp_path_factory.mktemp("untrained") / "run", config).folder

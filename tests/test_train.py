@@ -1,9 +1,7 @@
-"""Training: what a run leaves, exact resume, the schedules, refusals; then evaluation and prediction from the run."""
+"""Training: what a run leaves, exact resume, the schedules, refusals."""
 
-import dataclasses
 import json
 
-import numpy as np
 import pytest
 import torch
 from runs import config, weights
@@ -174,53 +172,7 @@ def test_the_papers_preset_trains_on_real_images(real, tmp_path):
     assert all(torch.isfinite(value).all() for value in weights(trained.folder, 2).values())
 
 
-def test_scores_are_those_of_a_plain_count(dataset):
-    """A stand-in for the predictor that is right in the right half of every image."""
-    samples = [dataset.split("val")[index] for index in range(3)]
-    predictions = [sample.mask.copy() for sample in samples]
-    for prediction in predictions:
-        prediction[prediction == 0] = 1
-        prediction[:, : prediction.shape[1] // 2] = 5
-
-    class HalfRight:
-        vocabulary = dataset.vocabulary
-        left = iter(predictions)
-
-        def __call__(self, image):
-            return next(self.left)
-
-    scores = evaluate(HalfRight(), dataset, limit=3)
-    truth, predicted = (np.concatenate([m.ravel() for m in masks]) for masks in ([s.mask for s in samples], predictions))
-    truth, predicted = truth[truth > 0], predicted[truth > 0]
-    iou = {
-        c: ((truth == c) & (predicted == c)).sum() / ((truth == c) | (predicted == c)).sum() for c in np.unique(truth).tolist()
-    }
-    stuff = [value for c, value in iou.items() if dataset.vocabulary[c].group == "stuff"]
-    assert 0.2 < scores["pixel_accuracy"] < 0.8
-    assert scores["pixel_accuracy"] == pytest.approx((truth == predicted).mean())
-    assert scores["miou"] == pytest.approx(np.mean(list(iou.values())))
-    assert scores["groups"]["stuff"] == pytest.approx(np.mean(stuff))
-    assert set(scores) == {"miou", "pixel_accuracy", "mean_accuracy", "fw_iou", "groups", "images"}
-    assert set(scores["groups"]) == {"rare", "common", "frequent", "stuff"} and scores["images"] == 3
-
-
 def test_evaluation_during_training_stands_in_the_checkpoint(dataset, tmp_path):
     run = train(dataset, tmp_path / "run", config(steps=1, eval_every=1, eval_limit=2))
     scores = json.loads((run.checkpoints()[-1] / "state.json").read_text())["scores"]
     assert scores["images"] == 2
-
-
-def test_another_vocabulary_is_refused(run, dataset, monkeypatch):
-    predictor = Predictor.from_run(run.folder, "cpu")
-    other = dataclasses.replace(dataset.vocabulary[1284], name="timber")
-    monkeypatch.setattr(predictor, "vocabulary", type(dataset.vocabulary)([*dataset.vocabulary.classes[:-1], other]))
-    with pytest.raises(DataError, match="another vocabulary"):
-        evaluate(predictor, dataset)
-
-
-def test_predictor_takes_any_size_and_refuses_what_is_no_image(run):
-    predictor = Predictor.from_run(run.folder, "cpu")
-    rng = np.random.default_rng(0)
-    assert predictor(rng.integers(0, 256, (43, 64, 3), dtype=np.uint8)).shape == (43, 64)
-    with pytest.raises(ValueError, match="expected uint8"):
-        predictor(np.zeros((4, 4), np.uint8))

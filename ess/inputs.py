@@ -1,0 +1,94 @@
+"""What is to be predicted: pictures and videos from files, folders and globs, and where their results go."""
+
+import glob
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from cocolvis.errors import DataError
+
+PICTURES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
+VIDEOS = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"))
+"""Endings, in lower case: which files of a folder count, and which file is a video."""
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A picture or a video; ``name`` is where its results lie in the output folder, without an ending."""
+
+    path: Path
+    name: Path
+
+    @property
+    def is_video(self) -> bool:
+        """Whether the file's ending is that of a video."""
+        return self.path.suffix.lower() in VIDEOS
+
+
+def find_inputs(arguments: Iterable[str], leave: Path | None = None) -> list[Input]:
+    """The pictures and videos that files, folders (with all below them) and globs such as "photos/**/*.jpg" name.
+
+    A file is named by its stem; one from a folder or a glob keeps the folders below that. What lies in the folder ``leave`` is
+    not looked at. A DataError for what is not there, and for folders without any.
+    """
+    found: dict[Path, Input] = {}
+    left = leave.resolve() if leave else None
+    for argument in arguments:
+        for one in _named(argument):
+            path = one.path.resolve()
+            if left not in path.parents or one.path == Path(argument):
+                found.setdefault(path, one)
+    return [*found.values()]
+
+
+def _named(argument: str) -> list[Input]:
+    path = Path(argument)
+    if path.is_file():
+        return [Input(path, Path(path.stem))]
+    if path.is_dir():
+        root, files = path, sorted(path.rglob("*"))
+    elif glob.has_magic(argument):
+        parts = path.parts
+        root = Path(*parts[: next(place for place, part in enumerate(parts) if glob.has_magic(part))])
+        files = [Path(file) for file in sorted(glob.glob(argument, recursive=True))]
+    else:
+        raise DataError(f"{path}: is no file; expected a picture (JPEG or PNG), a video, a folder of such, or a glob")
+    known = [file for file in files if file.suffix.lower() in PICTURES | VIDEOS and file.is_file()]
+    if not known:
+        raise DataError(f"{path}: no pictures or videos there; expected files ending in {', '.join(sorted(PICTURES | VIDEOS))}")
+    return [Input(file, file.relative_to(root).with_suffix("")) for file in known]
+
+
+def frames(path: Path, every: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+    """(number from 0, (H, W, 3) uint8 RGB) of each ``every``-th frame of a video; a ValueError when it has none."""
+    video, number = _open(path), 0
+    try:
+        while video.grab():
+            if number % every == 0:
+                done, pixels = video.retrieve()
+                if not done:
+                    break
+                yield number, np.ascontiguousarray(pixels[..., ::-1])
+            number += 1
+    finally:
+        video.release()
+    if not number:
+        raise ValueError("the video has no frame that can be decoded")
+
+
+def video_facts(path: Path) -> tuple[int, float]:
+    """(frames, frames a second) as the video's header states them; a ValueError when it cannot be opened."""
+    video = _open(path)
+    facts = int(max(0, video.get(cv2.CAP_PROP_FRAME_COUNT))), float(video.get(cv2.CAP_PROP_FPS))
+    video.release()
+    return facts
+
+
+def _open(path: Path) -> cv2.VideoCapture:
+    video = cv2.VideoCapture(str(path))
+    if not video.isOpened():
+        raise ValueError("the video cannot be opened")
+    return video
