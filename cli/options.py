@@ -19,6 +19,9 @@ _LIBRARIES = {"libGL.so.1": "libgl1", "libgthread": "libglib2.0-0", "libglib": "
 _PLAIN_INTERVAL = 10.0
 """Seconds between two progress lines when stderr is no terminal."""
 
+_GOING_ON = ("resume", "skip_existing")
+"""Options with which an interrupted command goes on."""
+
 Progress = Callable[[int, int], None]
 """Called with (done, total) now and then."""
 
@@ -35,7 +38,10 @@ class Group(click.Group):
         except DataError as error:
             raise click.ClickException(str(error)) from None
         except KeyboardInterrupt:
-            click.echo("interrupted; finished work is kept; go on with --resume", err=True)
+            command = self.commands.get(ctx.invoked_subcommand or "")
+            known = {option.name for option in command.params} if command else set()
+            advice = next((f"; go on with --{name.replace('_', '-')}" for name in _GOING_ON if name in known), "")
+            click.echo(f"interrupted; finished work is kept{advice}", err=True)
             raise click.exceptions.Exit(130) from None
         except ImportError as error:
             package = next((package for library, package in _LIBRARIES.items() if library in str(error)), None)

@@ -33,8 +33,8 @@ class Confusion:
             wrong = labels[(labels < 0) | (labels >= self.classes)]
             if len(wrong):
                 raise ValueError(f"{name} holds {wrong[0].item()}: expected 0..{self.classes - 1}")
-        counts = torch.bincount(truth * self.classes + prediction, minlength=self.classes**2)
-        self.matrix += counts.view(self.classes, self.classes).cpu()
+        pairs = (truth * self.classes + prediction).cpu()
+        self.matrix.view(-1).index_add_(0, pairs, torch.ones_like(pairs))
         self.images += 1
 
     def __iadd__(self, other: "Confusion") -> "Confusion":

@@ -10,6 +10,9 @@ from ess.longtail import NO_TAIL, Tail
 from ess.models import SegmentationModel
 from ess.transforms import normalize
 
+_HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""What the network computes in, by name; losses and class embeddings stay float32."""
+
 
 class Objective(nn.Module):
     """A model with its loss as one module, so that wrappers for several devices see all that gradients come from.
@@ -40,9 +43,10 @@ class Objective(nn.Module):
 
         What divides the sum is :meth:`counted`, of all processes and parts of a step together.
         """
-        output = self._network(normalize(batch.images).contiguous(memory_format=self._order))
-        with torch.autocast(output.device.type, enabled=False):
-            return self._losses(output, batch)
+        images = normalize(batch.images).contiguous(memory_format=self._order)
+        with torch.autocast(images.device.type, _HALVES.get(self.config.precision), enabled=self.config.precision in _HALVES):
+            output = self._network(images)
+        return self._losses(output, batch)
 
     def counted(self, batch: Batch) -> torch.Tensor:
         """The number of pixels that count, or the sum of their weights: a float32 scalar."""

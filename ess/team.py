@@ -15,13 +15,11 @@ from ess.config import Config
 from ess.device import choose_device
 from ess.models import SegmentationModel
 
-_PRECISIONS = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
-
 
 def join(config: Config, folder: Path) -> Accelerator:
-    """This process's place among those that train: its device, its rank, mixed precision, and trackers.
+    """This process's place among those that train: its device, its rank, the scale of float16 losses, and trackers.
 
-    A DataError when the device, the precision or a tracker is not to be had, or a batch cannot be shared equally.
+    A DataError when the device or a tracker is not to be had, or a batch cannot be shared equally.
     """
     device = choose_device(config.device)
     processes = int(os.environ.get("WORLD_SIZE", 1))
@@ -35,17 +33,14 @@ def join(config: Config, folder: Path) -> Accelerator:
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     AcceleratorState._reset_state(reset_partial_state=True)  # else the settings of an earlier run in this process win
-    try:
-        team = Accelerator(
-            cpu=device.type == "cpu",
-            mixed_precision=_PRECISIONS[config.precision],
-            log_with=_trackers(config.track) or None,
-            project_dir=folder / "tensorboard",
-            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-        )
-    except ValueError as error:
-        raise DataError(f"precision {config.precision!r} on {device}: {error}; choose --precision float32") from None
-    if config.precision == "fp16" and team.scaler is None:
+    team = Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="no",  # the objective knows which part of it takes which precision
+        log_with=_trackers(config.track) or None,
+        project_dir=folder / "tensorboard",
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+    if config.precision == "fp16":
         team.scaler = torch.amp.GradScaler(team.device.type)
     return team
 

@@ -19,7 +19,7 @@ from ess.checkpoint import Run
 from ess.config import Config
 from ess.data import Batch, epoch_length, training_batches, training_split
 from ess.device import explain_out_of_memory
-from ess.evaluate import evaluate
+from ess.evaluate import count, first, scores_of
 from ess.journal import Journal
 from ess.longtail import tail_of
 from ess.models import model_from_config
@@ -78,7 +78,7 @@ def train(dataset: Dataset, folder: Path, config: Config, *, resume: bool = Fals
             evaluating = config.eval_every is not None and (done % config.eval_every == 0 or done == steps)
             if evaluating:
                 predictor = Predictor(state.result.eval(), dataset.vocabulary, team.device)
-                scores = evaluate(predictor, dataset, limit=config.eval_limit)
+                scores = _evaluate(team, predictor, dataset, config.eval_limit)
                 journal.evaluation(done, scores)
                 journal.pictures(done, predictor, dataset)
                 objective.train()
@@ -137,6 +137,15 @@ def _begin(
         run.write()
         log.info("resumed %s at step %d", folder, checkpoint.step)
     return run, checkpoint.step
+
+
+def _evaluate(team: Accelerator, predictor: Predictor, dataset: Dataset, limit: int | None) -> dict:
+    """The scores on the split "val" or its first images, which the processes share."""
+    own = first(dataset, "val", limit)[team.process_index :: team.num_processes]
+    confusion = count(predictor, dataset, indices=own)
+    confusion.matrix = team.reduce(confusion.matrix.to(team.device), "sum").cpu()
+    confusion.images = len(first(dataset, "val", limit))
+    return scores_of(confusion, dataset)
 
 
 def _save(team: Accelerator, run: Run, step: int, state: TrainingState, scores: dict | None) -> None:

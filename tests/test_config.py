@@ -61,7 +61,7 @@ def test_malformed_toml_is_one_line(tmp_path):
 
 
 def test_unknown_preset_lists_the_presets():
-    with pytest.raises(DataError, match="coco-lvis, demo"):
+    with pytest.raises(DataError, match="cityscapes, coco-lvis, cocostuff10k, demo"):
         load("coco")
 
 

@@ -113,17 +113,14 @@ def test_frozen_batch_norm_neither_learns_nor_counts(batch):
     assert Objective(model, Config()).train().model.encoder.model.bn1.training
 
 
-def test_memory_order_and_compilation_change_nothing_but_rounding(model, batch):
+@pytest.mark.parametrize("settings", [{"channels_last": True}, pytest.param({"compile": True}, marks=pytest.mark.long)])
+def test_memory_order_and_compilation_change_nothing_but_rounding(model, batch, settings):
     batch = batch._replace(classes=None)
-    found = []
-    for settings in ({}, {"channels_last": True}, {"compile": True}):
-        objective = Objective(copy.deepcopy(model), Config(loss="exact", freeze_bn=True, **settings)).train()
-        seen = []
-        objective.model.encoder.register_forward_pre_hook(
-            lambda module, inputs, seen=seen: seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
-        )
+    found, seen = [], []
+    for chosen in ({}, settings):
+        objective = Objective(copy.deepcopy(model), Config(loss="exact", freeze_bn=True, **chosen)).train()
+        watch = lambda module, inputs: seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))  # noqa: E731
+        objective.model.encoder.register_forward_pre_hook(watch)
         found.append(objective(batch)[0])
-        if "compile" not in settings:
-            assert seen == [settings.get("channels_last", False)]
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=0)
-    torch.testing.assert_close(found[2], found[0], rtol=1e-4, atol=0)
+    assert seen[:2] == [False, True] or "compile" in settings

@@ -146,7 +146,13 @@ def test_every_preset_trains_is_resumed_and_evaluated(dataset, tmp_path, name):
     check_preset(dataset, tmp_path / "run", name, **SMALL_ENCODER)
 
 
-@pytest.mark.parametrize("name", variant_names())
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long) if "arch" in variant(name) and name != "dinov3-dpt" else name
+        for name in variant_names()
+    ],
+)
 def test_every_variant_trains_is_resumed_and_evaluated(dataset, tmp_path, name):
     encoder = SIBLINGS.get(variant(name).get("encoder"), "mobilenetv2_100")
     check_preset(dataset, tmp_path / "run", f"coco-lvis+{name}", encoder=encoder)
