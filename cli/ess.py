@@ -1,6 +1,7 @@
 """The command ``ess``: train embedding segmentation models; what uses them stands in the modules beside this one."""
 
 import logging
+import os
 import sys
 
 import click
@@ -43,7 +44,8 @@ def train(data, out, preset, config_file, resume, image_root, **flags) -> None:
     _log_to_stderr()
     dataset = Dataset.open(data, image_root)
     run(dataset, out, config, resume=resume)
-    click.echo(f"The run lies in {out}; evaluate it with `ess eval {out} {data}`.")
+    if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+        click.echo(f"The run lies in {out}; evaluate it with `ess eval {out} {data}`.")
 
 
 def _resumed(out, given: dict) -> Config:

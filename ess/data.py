@@ -27,7 +27,7 @@ _GRACE = 30
 
 def to_labels(mask: np.ndarray) -> np.ndarray:
     """(H, W) uint16 class ids, 0 = unlabelled, to (H, W) int16 labels: 0..C-1, -1 = ignored. The only place that maps them."""
-    return mask.astype(np.int16) - 1
+    return mask.view(np.int16) - np.int16(1)
 
 
 def to_class_ids(labels: np.ndarray) -> np.ndarray:
