@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -121,7 +122,7 @@ def turn_of(case: Case, model: SegmentationModel, config: Config, device: torch.
     if case.what == "predict":
         model, images = model.to(device).eval(), normalize(images.to(device))
         return lambda: model.predict(images)
-    batch = Batch(images, label_blocks(*shape, case.classes), torch.arange(case.batch_size)).to(device)
+    batch = Batch(images.to(device), label_blocks(*shape, case.classes).to(device), torch.arange(case.batch_size))
     team = teams.join(replace(config, track="none", batch_size=case.batch_size), Path())
     objective = Objective(model, config).to(device).train()
     optimizer = make_optimizer(model, config)
@@ -235,13 +236,13 @@ def _decodes(folder: Path, config: Config, seconds: float) -> float:
 
 def _crops(folder: Path, config: Config, seconds: float) -> float:
     """Crops a second that the loader gives to a process that does nothing else, once its processes are under way."""
-    batches = training_batches(training_split(Dataset.open(folder), config), config, 2**40)
-    for _ in range(1 + 2 * config.workers):
-        next(batches)
-    count, start = 0, time.perf_counter()
-    while not count or time.perf_counter() - start < seconds:
-        count += len(next(batches)[0])
-    return count / (time.perf_counter() - start)
+    with closing(training_batches(training_split(Dataset.open(folder), config), config, 2**40)) as batches:
+        for _ in range(1 + 2 * config.workers):
+            next(batches)
+        count, start = 0, time.perf_counter()
+        while not count or time.perf_counter() - start < seconds:
+            count += len(next(batches).ids)
+        return count / (time.perf_counter() - start)
 
 
 def _medians(rows: list[dict[str, Any]]) -> dict[str, Any]:

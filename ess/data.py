@@ -2,13 +2,13 @@
 
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler, default_collate
+from torch.utils.data import DataLoader, Sampler, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from cocolvis.dataset import Dataset, Split
@@ -16,7 +16,7 @@ from cocolvis.errors import DataError
 from cocolvis.memory import keep_freed
 from ess.config import Config
 from ess.longtail import NO_TAIL, Tail
-from ess.transforms import color_jitter, random_crop
+from ess.transforms import Placement, color_jitter, random_placement, render_image, render_labels
 
 IGNORE_INDEX = -1
 """The label of unlabelled pixels, which no loss and no metric counts."""
@@ -27,7 +27,7 @@ _GRACE = 30
 
 def to_labels(mask: np.ndarray) -> np.ndarray:
     """(H, W) uint16 class ids, 0 = unlabelled, to (H, W) int16 labels: 0..C-1, -1 = ignored. The only place that maps them."""
-    return mask.view(np.int16) - np.int16(1)
+    return mask.astype(np.int16) - np.int16(1)
 
 
 def to_class_ids(labels: np.ndarray) -> np.ndarray:
@@ -36,7 +36,7 @@ def to_class_ids(labels: np.ndarray) -> np.ndarray:
 
 
 class Batch(NamedTuple):
-    """Crops of a step: ``images`` (B, 3, crop, crop) uint8 RGB in any memory order, ``labels`` (B, crop, crop) int16.
+    """Crops of a step: ``images`` (B, 3, crop, crop) uint8 RGB, ``labels`` (B, crop, crop) int16.
 
     ``ids`` (B,) int64 of the images; ``classes`` (B, C) bool, where a class takes part in the loss, or None: all do.
     """
@@ -51,16 +51,39 @@ class Batch(NamedTuple):
         columns = [[None] * count if column is None else column.chunk(count) for column in self]
         return [Batch(*part) for part in zip(*columns, strict=True)]
 
-    def to(self, device: torch.device) -> "Batch":
-        """All of it on a device; the ids, which are for messages, stay."""
-        images, labels, classes = (
-            None if t is None else t.to(device, non_blocking=True) for t in (self.images, self.labels, self.classes)
-        )
-        return Batch(images, labels, self.ids, classes)
+
+class Windows(NamedTuple):
+    """The parts of pictures that the crops of a step show, not yet resized: that is the device's, which is faster at it.
+
+    ``pixels`` (sum of h * w * 3,) uint8 and ``labels`` (sum of h * w,) int16 lie one window after another; ``places`` are their
+    :class:`ess.transforms.Placement`; ``ids`` and ``classes`` as in :class:`Batch`.
+    """
+
+    pixels: torch.Tensor
+    labels: torch.Tensor
+    places: list[Placement]
+    ids: torch.Tensor
+    classes: torch.Tensor | None
+
+    def crops(self, crop: int, device: torch.device) -> Batch:
+        """The crops, rendered on a device; the ids, which are for messages, stay."""
+        pixels, labels = (flat.to(device, non_blocking=True) for flat in (self.pixels, self.labels))
+        images, truths, at = [], [], 0
+        for place in self.places:
+            shape = (place.rows.stop - place.rows.start, place.columns.stop - place.columns.start)
+            end = at + shape[0] * shape[1]
+            images.append(render_image(pixels[3 * at : 3 * end].view(*shape, 3), place, crop))
+            truths.append(render_labels(labels[at:end].view(shape), place, crop, IGNORE_INDEX))
+            at = end
+        classes = None if self.classes is None else self.classes.to(device, non_blocking=True)
+        return Batch(torch.stack(images), torch.stack(truths), self.ids, classes)
 
 
 class TrainingImages(TorchDataset):
-    """Augmented crops: item (index, draw) is image ``index`` under the random numbers of ``draw``, as :class:`Batch` has it."""
+    """Augmented crops: item (index, draw) is image ``index`` under the random numbers of ``draw``.
+
+    An item is (pixels (h, w, 3) uint8, labels (h, w) int16, placement, image id, the classes that take part (C,) bool or None).
+    """
 
     def __init__(self, split: Split, config: Config, tail: Tail = NO_TAIL):
         self._split = split
@@ -71,18 +94,17 @@ class TrainingImages(TorchDataset):
         index, draw = item
         config, sample = self._config, self._split[index]
         rng = np.random.default_rng([config.seed, draw])
-        around, taking = None, ()
+        around, taking = None, None
         if self._rarity is not None and rng.random() < config.class_crop:
             around = pixel_of_a_rare_class(sample.mask, self._rarity, rng)
         if self._asked is not None:
-            taking = (torch.from_numpy(taking_part(sample.mask, sample.neg, self._asked)),)
+            taking = taking_part(sample.mask, sample.neg, self._asked)
         scale = (config.scale_min, config.scale_max)
-        image, mask = random_crop(
-            sample.image(), sample.mask, rng, crop=config.crop, scale=scale, flip=config.flip, around=around
-        )
+        place = random_placement(sample.mask.shape, rng, crop=config.crop, scale=scale, flip=config.flip, around=around)
+        pixels = sample.image()[place.rows, place.columns]
         if config.color_jitter:
-            image = color_jitter(image, rng, config.color_jitter)
-        return torch.from_numpy(image), torch.from_numpy(to_labels(mask)), sample.image_id, *taking
+            pixels = color_jitter(pixels, rng, config.color_jitter)
+        return pixels, to_labels(sample.mask[place.rows, place.columns]), place, sample.image_id, taking
 
 
 def pixel_of_a_rare_class(mask: np.ndarray, rarity: np.ndarray, rng: np.random.Generator) -> tuple[int, int] | None:
@@ -182,7 +204,7 @@ def training_split(dataset: Dataset, config: Config) -> Split:
 
 def training_batches(
     split: Split, config: Config, steps: int, start: int = 0, tail: Tail = NO_TAIL, share: tuple[int, int] = (0, 1)
-) -> Iterator[Batch]:
+) -> Iterator[Windows]:
     """The batches of steps ``start``..``steps`` - 1, or a ``share`` of each, as :class:`StepBatches` has it.
 
     Faults of worker processes become a DataError that says what to change.
@@ -210,9 +232,25 @@ def training_batches(
         ) from None
 
 
-def _collate(items: list[tuple]) -> Batch:
-    images, *others = default_collate(items)
-    return Batch(images.permute(0, 3, 1, 2), *others)
+def _collate(items: list[tuple]) -> Windows:
+    pixels, labels, places, ids, taking = zip(*items, strict=True)
+    classes = None if taking[0] is None else torch.from_numpy(np.stack(taking))
+    return Windows(_flat(pixels, torch.uint8), _flat(labels, torch.int16), list(places), torch.tensor(ids), classes)
+
+
+def _flat(parts: Sequence[np.ndarray], dtype: torch.dtype) -> torch.Tensor:
+    """The values of arrays, one after another; in a loader process in the memory that it shares with the trainer."""
+    size = sum(part.size for part in parts)
+    flat = torch.empty(0, dtype=dtype)
+    if get_worker_info() is None:
+        flat = flat.new_empty(size)
+    else:  # as torch's own collate does
+        flat = flat.new(flat._typed_storage()._new_shared(size, device="cpu")).resize_(size)
+    array, at = flat.numpy(), 0
+    for part in parts:
+        array[at : at + part.size].reshape(part.shape)[...] = part
+        at += part.size
+    return flat
 
 
 def _start_worker(number: int) -> None:

@@ -62,16 +62,16 @@ def train(dataset: Dataset, folder: Path, config: Config, *, resume: bool = Fals
         stop_requests() as stop,
         explain_out_of_memory(advice),
     ):
-        for step, batch in enumerate(training_batches(split, config, steps, start, tail, share), start):
+        for step, windows in enumerate(training_batches(split, config, steps, start, tail, share), start):
             set_learning_rates(state.optimizer, config, step, steps)
             seed_step(config.seed, step, team.process_index)
-            loss = optimise(team, wrapped, optimizer, batch.to(team.device), config.accumulate)
+            loss = optimise(team, wrapped, optimizer, windows.crops(config.crop, team.device), config.accumulate)
             state.after_step()
 
             done, lr = step + 1, state.optimizer.param_groups[1]["lr"]
             value, stopping = team.reduce(torch.stack([loss, loss.new_tensor(stop.is_set())]), "mean").tolist()
             if not math.isfinite(value):
-                ids = team.gather(batch.ids.to(team.device)).tolist()
+                ids = team.gather(windows.ids.to(team.device)).tolist()
                 raise DataError(f"loss is {value} at step {done}, lr {lr:.3g}, images {ids}; try a smaller --lr")
             journal.step(done, value, lr)
 

@@ -1,8 +1,11 @@
-"""Joint augmentation of image and labels, in one affine warp; and the normalisation that ImageNet encoders expect."""
+"""Joint augmentation of image and labels: where crops lie, how they are resized; and ImageNet's normalisation."""
+
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -13,39 +16,61 @@ _FILL = tuple(round(255 * channel) for channel in IMAGENET_MEAN)
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
-def random_crop(
-    image: np.ndarray,
-    mask: np.ndarray,
+class Placement(NamedTuple):
+    """Where a crop comes from, pixels ``rows`` x ``columns`` of a picture, and what they fill of it when resized."""
+
+    rows: slice
+    columns: slice
+    down: slice
+    across: slice
+    mirrored: bool
+
+
+def random_placement(
+    shape: tuple[int, int],
     rng: np.random.Generator,
     *,
     crop: int,
     scale: tuple[float, float],
     flip: float,
     around: tuple[int, int] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scale, crop, pad and mirror an image and its mask alike.
+) -> Placement:
+    """A random crop of a picture of ``shape`` (H, W).
 
-    ``image`` (H, W, 3) uint8, ``mask`` (H, W) uint16, 0 = unlabelled. The picture is resized by a factor drawn uniformly from
-    ``scale`` (bilinear; the mask nearest), a window of ``crop`` x ``crop`` is placed uniformly where it overlaps it most, and
-    holds the pixel ``around`` (row, column) if one is given; what lies outside is the mean colour and 0, and it is mirrored
-    with probability ``flip``. Only what the window shows is resized: windows begin at whole pixels of the picture.
-    Returns ((crop, crop, 3) uint8, (crop, crop) uint16).
+    The picture is resized by a factor drawn uniformly from ``scale``, a window of ``crop`` x ``crop`` is placed uniformly where
+    it overlaps it most, and holds the pixel ``around`` (row, column) if one is given, and is mirrored with probability
+    ``flip``. Windows begin at whole pixels of the picture, so that only what they show has to be resized.
     """
     factor = rng.uniform(*scale)
-    height, width = mask.shape
     y, x = (None, None) if around is None else around
-    columns, left = _window(rng, width, factor, crop, x)
-    rows, top = _window(rng, height, factor, crop, y)
-    size = (left.stop - left.start, top.stop - top.start)
-    picture = cv2.resize(image[rows, columns], size, interpolation=cv2.INTER_LINEAR)
-    classes = cv2.resize(mask[rows, columns], size, interpolation=cv2.INTER_NEAREST_EXACT)
-    if size != (crop, crop):
-        edges = (top.start, crop - top.stop, left.start, crop - left.stop, cv2.BORDER_CONSTANT)
-        picture = cv2.copyMakeBorder(picture, *edges, value=_FILL)
-        classes = cv2.copyMakeBorder(classes, *edges, value=0)
-    if rng.random() < flip:
-        return cv2.flip(picture, 1), cv2.flip(classes, 1)
-    return picture, classes
+    columns, across = _window(rng, shape[1], factor, crop, x)
+    rows, down = _window(rng, shape[0], factor, crop, y)
+    return Placement(rows, columns, down, across, bool(rng.random() < flip))
+
+
+def render_image(pixels: torch.Tensor, place: Placement, crop: int) -> torch.Tensor:
+    """The pixels (h, w, 3) uint8 that a placement shows, resized bilinearly: (3, crop, crop) uint8, the mean colour outside."""
+    size = (place.down.stop - place.down.start, place.across.stop - place.across.start)
+    shown = F.interpolate(pixels.permute(2, 0, 1)[None].float(), size=size, mode="bilinear", align_corners=False)[0]
+    image = torch.tensor(_FILL, dtype=torch.uint8, device=pixels.device).view(3, 1, 1).repeat(1, crop, crop)
+    image[:, place.down, place.across] = shown.round_().to(torch.uint8)
+    return image.flip(2) if place.mirrored else image
+
+
+def render_labels(labels: torch.Tensor, place: Placement, crop: int, ignore_index: int = -1) -> torch.Tensor:
+    """(h, w) integer labels, as :func:`render_image` renders pixels, to (crop, crop): the nearest, outside ``ignore_index``."""
+    rows, columns = (
+        _nearest(length, part.stop - part.start, labels.device)
+        for length, part in zip(labels.shape, (place.down, place.across), strict=True)
+    )
+    image = labels.new_full((crop, crop), ignore_index)
+    image[place.down, place.across] = labels[rows[:, None], columns]
+    return image.flip(1) if place.mirrored else image
+
+
+def _nearest(length: int, size: int, device: torch.device) -> torch.Tensor:
+    """(size,) int64, of ``length`` pixels those under the centres of ``size``."""
+    return (2 * torch.arange(size, device=device) + 1) * length // (2 * size)
 
 
 def _window(rng: np.random.Generator, side: int, factor: float, crop: int, held: int | None) -> tuple[slice, slice]:

@@ -19,7 +19,11 @@ def config(**settings):
 
 def batches(dataset, steps=3, start=0, **settings):
     chosen = config(**settings)
-    return list(training_batches(training_split(dataset, chosen), chosen, steps, start))
+    return crops(training_batches(training_split(dataset, chosen), chosen, steps, start))
+
+
+def crops(windows, crop=48):
+    return [window.crops(crop, torch.device("cpu")) for window in windows]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +57,7 @@ def test_a_later_start_continues_the_same_sequence():
 def test_processes_together_see_the_batches_of_one(dataset):
     chosen = config(batch_size=6)
     split = training_split(dataset, chosen)
-    whole, *parts = (list(training_batches(split, chosen, 2, share=share)) for share in ((0, 1), (0, 3), (1, 3), (2, 3)))
+    whole, *parts = (crops(training_batches(split, chosen, 2, share=share)) for share in ((0, 1), (0, 3), (1, 3), (2, 3)))
     for step, batch in enumerate(whole):
         for place in range(3):
             assert torch.equal(torch.cat([part[step][place] for part in parts]), batch[place])
@@ -118,6 +122,6 @@ def die(*arguments, **settings):
 
 
 def test_a_killed_loader_process_names_what_to_change(dataset, monkeypatch):
-    monkeypatch.setattr("ess.data.random_crop", die)
+    monkeypatch.setattr("ess.data.random_placement", die)
     with pytest.raises(DataError, match=r"a loader process died .* try --workers 0 or a smaller --batch-size or --crop"):
         batches(dataset, workers=1, start_method="fork")

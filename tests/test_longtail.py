@@ -13,7 +13,7 @@ from ess import data
 from ess.config import Config
 from ess.data import StepBatches, epoch_length, pixel_of_a_rare_class, to_labels, training_batches
 from ess.longtail import Frequencies, Tail, always_asked, class_bias, class_weight, rarity, repeat_factors, tail_of
-from ess.transforms import random_crop
+from ess.transforms import random_placement, render_labels
 
 
 @pytest.fixture(scope="module")
@@ -122,17 +122,19 @@ def test_a_crop_holds_the_pixel_that_it_is_placed_around(size, scale):
         y, x = (int(rng.integers(side)) for side in size)
         mask = np.zeros(size, np.uint16)
         mask[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2] = 7  # three pixels wide: half the scale still hits one
-        image = np.zeros((*size, 3), np.uint8)
-        _, crop = random_crop(image, mask, rng, crop=16, scale=scale, flip=0.5, around=(y, x))
-        assert (crop == 7).any()
+        place = random_placement(size, rng, crop=16, scale=scale, flip=0.5, around=(y, x))
+        crop = render_labels(torch.from_numpy(to_labels(mask[place.rows, place.columns])), place, 16).numpy() + 1
+        assert (crop == 7).any() and mask[place.rows, place.columns][y - place.rows.start, x - place.columns.start] == 7
         starts.add(tuple(np.argwhere(crop == 7)[0]))
     assert len(starts) > 50
 
 
 def test_a_share_of_the_crops_is_placed_around_rare_classes(dataset, monkeypatch):
     placed = []
-    original = data.random_crop
-    monkeypatch.setattr(data, "random_crop", lambda *a, around, **k: placed.append(around) or original(*a, around=around, **k))
+    original = data.random_placement
+    monkeypatch.setattr(
+        data, "random_placement", lambda *a, around, **k: placed.append(around) or original(*a, around=around, **k)
+    )
     config = Config(class_crop=0.25, crop=32, batch_size=4, workers=0)
     split = dataset.split("train")
     assert len([*training_batches(split, config, 100, 0, tail_of(split, dataset.vocabulary, config))]) == 100
