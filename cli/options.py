@@ -38,8 +38,7 @@ class Group(click.Group):
         except DataError as error:
             raise click.ClickException(str(error)) from None
         except KeyboardInterrupt:
-            command = self.commands.get(ctx.invoked_subcommand or "")
-            known = {option.name for option in command.params} if command else set()
+            known = _option_names(self.commands.get(ctx.invoked_subcommand or ""))
             advice = next((f"; go on with --{name.replace('_', '-')}" for name in _GOING_ON if name in known), "")
             click.echo(f"interrupted; finished work is kept{advice}", err=True)
             raise click.exceptions.Exit(130) from None
@@ -49,6 +48,14 @@ class Group(click.Group):
                 raise
             reason = f"a system library is missing ({error}); on Debian and Ubuntu: apt-get install {package}"
             raise click.ClickException(reason) from None
+
+
+def _option_names(command: click.Command | None) -> set[str | None]:
+    """Of a command, or of those of a group."""
+    if command is None:
+        return set()
+    below = command.commands.values() if isinstance(command, click.Group) else ()
+    return {option.name for option in command.params}.union(*map(_option_names, below))
 
 
 def path_argument(name: str) -> Callable:

@@ -21,13 +21,16 @@ from ess.transforms import Placement, color_jitter, random_placement, render_ima
 IGNORE_INDEX = -1
 """The label of unlabelled pixels, which no loss and no metric counts."""
 
+_AHEAD = 2
+"""Batches that a loader process makes before they are asked for."""
+
 _GRACE = 30
 """Seconds that a loader process outlives SIGTERM."""
 
 
 def to_labels(mask: np.ndarray) -> np.ndarray:
     """(H, W) uint16 class ids, 0 = unlabelled, to (H, W) int16 labels: 0..C-1, -1 = ignored. The only place that maps them."""
-    return mask.astype(np.int16) - np.int16(1)
+    return (mask - np.uint16(1)).view(np.int16)
 
 
 def to_class_ids(labels: np.ndarray) -> np.ndarray:
@@ -54,6 +57,8 @@ class Batch(NamedTuple):
 
 class Windows(NamedTuple):
     """The parts of pictures that the crops of a step show, not yet resized: that is the device's, which is faster at it.
+
+    Valid until the next ones are asked for.
 
     ``pixels`` (sum of h * w * 3,) uint8 and ``labels`` (sum of h * w,) int16 lie one window after another; ``places`` are their
     :class:`ess.transforms.Placement`; ``ids`` and ``classes`` as in :class:`Batch`.
@@ -212,8 +217,9 @@ def training_batches(
     loader = DataLoader(
         TrainingImages(split, config, tail),
         batch_sampler=StepBatches(len(split), config.batch_size, steps, config.seed, start, tail.repeats, share),
-        collate_fn=_collate,
+        collate_fn=_Collate(_AHEAD),
         num_workers=config.workers,
+        prefetch_factor=_AHEAD if config.workers else None,
         multiprocessing_context=config.start_method if config.workers else None,
         worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
@@ -232,25 +238,43 @@ def training_batches(
         ) from None
 
 
-def _collate(items: list[tuple]) -> Windows:
-    pixels, labels, places, ids, taking = zip(*items, strict=True)
-    classes = None if taking[0] is None else torch.from_numpy(np.stack(taking))
-    return Windows(_flat(pixels, torch.uint8), _flat(labels, torch.int16), list(places), torch.tensor(ids), classes)
+class _Collate:
+    """Items to :class:`Windows`. A loader process writes them into shared memory that it uses again.
 
+    New shared memory would have to be cleared by the system, page by page, which costs up to half of decoding a picture. A
+    process begins a batch when the trainer has asked for the one ``ahead`` before it, which is then in use at the most; the
+    memory of still earlier ones is free.
+    """
 
-def _flat(parts: Sequence[np.ndarray], dtype: torch.dtype) -> torch.Tensor:
-    """The values of arrays, one after another; in a loader process in the memory that it shares with the trainer."""
-    size = sum(part.size for part in parts)
-    flat = torch.empty(0, dtype=dtype)
-    if get_worker_info() is None:
-        flat = flat.new_empty(size)
-    else:  # as torch's own collate does
-        flat = flat.new(flat._typed_storage()._new_shared(size, device="cpu")).resize_(size)
-    array, at = flat.numpy(), 0
-    for part in parts:
-        array[at : at + part.size].reshape(part.shape)[...] = part
-        at += part.size
-    return flat
+    def __init__(self, ahead: int):
+        self._turns = ahead + 2
+        self._turn = 0
+        self._buffers: dict[tuple[int, torch.dtype], torch.Tensor] = {}
+
+    def __call__(self, items: list[tuple]) -> Windows:
+        pixels, labels, places, ids, taking = zip(*items, strict=True)
+        classes = None if taking[0] is None else torch.from_numpy(np.stack(taking))
+        self._turn = (self._turn + 1) % self._turns
+        return Windows(
+            self._flat(pixels, torch.uint8), self._flat(labels, torch.int16), list(places), torch.tensor(ids), classes
+        )
+
+    def _flat(self, parts: Sequence[np.ndarray], dtype: torch.dtype) -> torch.Tensor:
+        """The values of arrays, one after another."""
+        flat = self._empty(sum(part.size for part in parts), dtype)
+        array, at = flat.numpy(), 0
+        for part in parts:
+            array[at : at + part.size].reshape(part.shape)[...] = part
+            at += part.size
+        return flat
+
+    def _empty(self, size: int, dtype: torch.dtype) -> torch.Tensor:
+        if get_worker_info() is None:
+            return torch.empty(size, dtype=dtype)
+        kept = self._buffers.get((self._turn, dtype))
+        if kept is None or len(kept) < size:
+            kept = self._buffers[self._turn, dtype] = torch.empty(size * 5 // 4, dtype=dtype).share_memory_()
+        return kept[:size]
 
 
 def _start_worker(number: int) -> None:

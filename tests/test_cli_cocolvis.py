@@ -199,7 +199,7 @@ def test_faults_are_one_line_on_stderr_with_an_exit_code(arguments, code, messag
     ("error", "code", "message"),
     [
         (DataError("the data are odd"), 1, "Error: the data are odd\n"),
-        (KeyboardInterrupt(), 130, "interrupted; finished work is kept; go on with --resume\n"),
+        (KeyboardInterrupt(), 130, "interrupted; finished work is kept\n"),
         (ImportError("libGL.so.1: cannot open shared object file"), 1, "apt-get install libgl1\n"),
         (ImportError("libgthread-2.0.so.0: cannot open shared object file"), 1, "apt-get install libglib2.0-0\n"),
     ],
@@ -216,6 +216,28 @@ def test_what_users_can_mend_is_told_without_a_traceback(error, code, message):
     result = CliRunner().invoke(group, ["fail"])
     assert (result.exit_code, result.stdout) == (code, "")
     assert result.stderr.endswith(message) and len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("option", ["--resume", "--skip-existing"])
+@pytest.mark.parametrize("words", [["fail"], ["inner", "fail"]])
+def test_an_interrupted_command_names_the_option_that_goes_on(option, words):
+    @click.group(cls=options.Group)
+    def group():
+        pass
+
+    @group.group()
+    def inner():
+        pass
+
+    for parent in (group, inner):
+
+        @parent.command(name="fail")
+        @click.option(option, is_flag=True)
+        def fail(**given):
+            raise KeyboardInterrupt
+
+    result = CliRunner().invoke(group, words)
+    assert (result.exit_code, result.stderr) == (130, f"interrupted; finished work is kept; go on with {option}\n")
 
 
 def test_other_import_errors_are_not_hidden():
