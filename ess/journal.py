@@ -83,10 +83,6 @@ class Journal:
             vectors = predictor.model.classes().float().cpu()
         board.add_embedding(vectors, names, tag="classes", global_step=done, metadata_header=["name", "kind", "group"])
 
-    def note(self, message: str, *values) -> None:
-        """A line of its own."""
-        self._say(message, *values)
-
     def _say(self, message: str, *values) -> None:
         if self._team.is_main_process:
             log.info(message, *values)

@@ -141,10 +141,10 @@ def _begin(
 
 def _evaluate(team: Accelerator, predictor: Predictor, dataset: Dataset, limit: int | None) -> dict:
     """The scores on the split "val" or its first images, which the processes share."""
-    own = first(dataset, "val", limit)[team.process_index :: team.num_processes]
-    confusion = count(predictor, dataset, indices=own)
+    images = first(dataset, "val", limit)
+    confusion = count(predictor, dataset, indices=images[team.process_index :: team.num_processes])
     confusion.matrix = team.reduce(confusion.matrix.to(team.device), "sum").cpu()
-    confusion.images = len(first(dataset, "val", limit))
+    confusion.images = len(images)
     return scores_of(confusion, dataset)
 
 

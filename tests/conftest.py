@@ -71,6 +71,22 @@ def sample_dataset(sample) -> Path:
 
 
 @pytest.fixture(scope="session")
+def dataset(sample_dataset) -> Dataset:
+    """The data set that was built from the generated sample."""
+    return Dataset.open(sample_dataset)
+
+
+@pytest.fixture(scope="session")
+def run(dataset, tmp_path_factory):
+    """Four undisturbed steps of the small run of ``runs.config``; tests must not change it."""
+    from runs import config  # torch is slow to import, and most tests need none of it
+
+    from ess.train import train
+
+    return train(dataset, tmp_path_factory.mktemp("runs") / "run", config())
+
+
+@pytest.fixture(scope="session")
 def untrained_run(sample_dataset, tmp_path_factory) -> Path:
     """A run of one step over the generated sample: a small model whose predictions mean nothing."""
     from ess.config import Config  # torch is slow to import, and most tests need none of it

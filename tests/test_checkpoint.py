@@ -8,23 +8,11 @@ import pytest
 import torch
 from runs import config, same, weights
 
-from cocolvis.dataset import Dataset
 from cocolvis.errors import DataError
 from ess.checkpoint import Run
 from ess.models import model_from_config
 from ess.predict import Predictor
 from ess.train import train
-
-
-@pytest.fixture(scope="module")
-def dataset(sample_dataset):
-    return Dataset.open(sample_dataset)
-
-
-@pytest.fixture(scope="module")
-def run(dataset, tmp_path_factory) -> Run:
-    """Four undisturbed steps."""
-    return train(dataset, tmp_path_factory.mktemp("runs") / "run", config())
 
 
 def cut(path):

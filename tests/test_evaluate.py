@@ -11,7 +11,6 @@ from click.testing import CliRunner
 from torch import nn
 
 from cli.ess import main
-from cocolvis.dataset import Dataset
 from cocolvis.errors import DataError
 from cocolvis.vocabulary import Vocabulary
 from ess.evaluate import count, evaluate, first, scores_of
@@ -20,11 +19,6 @@ from ess.metrics import miou_curve
 from ess.models import SegmentationModel
 from ess.predict import Predictor
 from ess.reports import COLUMNS, frequency_curve, top_scores, training_images, write_classes
-
-
-@pytest.fixture(scope="module")
-def dataset(sample_dataset) -> Dataset:
-    return Dataset.open(sample_dataset)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from cocolvis.dataset import Dataset
 from cocolvis.errors import DataError
 from cocolvis.vocabulary import ClassInfo, Vocabulary, coco_lvis
 from ess import data
@@ -14,11 +13,6 @@ from ess.config import Config
 from ess.data import StepBatches, epoch_length, pixel_of_a_rare_class, to_labels, training_batches
 from ess.longtail import Frequencies, Tail, always_asked, class_bias, class_weight, rarity, repeat_factors, tail_of
 from ess.transforms import random_placement, render_labels
-
-
-@pytest.fixture(scope="module")
-def dataset(sample_dataset):
-    return Dataset.open(sample_dataset)
 
 
 @pytest.fixture(scope="module")

@@ -20,17 +20,6 @@ from ess.checkpoint import Run
 from ess.train import train
 
 
-@pytest.fixture(scope="module")
-def dataset(sample_dataset):
-    return Dataset.open(sample_dataset)
-
-
-@pytest.fixture(scope="module")
-def run(dataset, tmp_path_factory) -> Run:
-    """Four undisturbed steps."""
-    return train(dataset, tmp_path_factory.mktemp("runs") / "run", config())
-
-
 def test_a_run_that_was_killed_before_its_first_steps_keeps_its_first_weights(dataset, tmp_path, monkeypatch):
     def killed(*arguments):
         raise RuntimeError("killed")

@@ -12,7 +12,6 @@ from cocolvis.errors import DataError
 from cocolvis.files import sha256
 from ess import journal, objective
 from ess import train as training
-from ess.checkpoint import Run
 from ess.config import load, preset_names, variant, variant_names
 from ess.evaluate import evaluate
 from ess.predict import Predictor
@@ -26,17 +25,6 @@ SIBLINGS = {
     "vit_base_patch16_dinov3": "vit_small_patch16_dinov3",
 }
 """Encoder of a variant -> the smallest of its family."""
-
-
-@pytest.fixture(scope="module")
-def dataset(sample_dataset):
-    return Dataset.open(sample_dataset)
-
-
-@pytest.fixture(scope="module")
-def run(dataset, tmp_path_factory) -> Run:
-    """Four undisturbed steps."""
-    return train(dataset, tmp_path_factory.mktemp("runs") / "run", config())
 
 
 def test_a_run_holds_settings_vocabulary_and_checkpoints(run, dataset):
