@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ class Split:
     def mask(self, index: int) -> np.ndarray:
         """(H, W) uint16 mask of sample ``index``; the picture is left alone."""
         shard, row = self._place(index)
-        return shard.mask(row)
+        return shard.runs(row).mask()
 
     def image_ids(self) -> np.ndarray:
         """(N,) int64 image ids in order."""
@@ -141,8 +142,7 @@ class Split:
             content = checks.picture(self.image_root, sample.path)
         except DataError as error:
             raise DataError(f"{error}; say where the images lie with --image-root") from None
-        fields = {name: getattr(sample, name) for name in Sample.__dataclass_fields__}
-        return Sample(**fields | {"content": content})
+        return replace(sample, content=content)
 
     def _place(self, index: int) -> tuple[ShardReader, int]:
         if not 0 <= index < len(self):

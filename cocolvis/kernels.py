@@ -289,6 +289,33 @@ def expand(classes, lengths, pixels):
 
 
 @entry()
+def window(classes, lengths, width, top, bottom, left, right):
+    """(classes uint16, lengths int32) of the runs of rows top:bottom and columns left:right of a mask that runs fill.
+
+    Neighbouring runs differ in class.
+    """
+    most = len(classes) + bottom - top  # each begins where a run does, or a row
+    found, sizes, count = np.empty(most, np.uint16), np.empty(most, np.int32), 0
+    at, row, last = 0, top * width, bottom * width
+    for run in range(len(classes)):
+        start, end = max(at, row), min(at + lengths[run], last)
+        while start < end:
+            low, high = max(start, row + left), min(end, row + right)
+            if low < high and count and found[count - 1] == classes[run]:
+                sizes[count - 1] += high - low
+            elif low < high:
+                found[count], sizes[count] = classes[run], high - low
+                count += 1
+            start = min(end, row + width)
+            if start == row + width:
+                row = start
+        at += lengths[run]
+        if at >= last:
+            break
+    return found[:count], sizes[:count]
+
+
+@entry()
 def pixels_of(classes, lengths):
     """(classes that occur but 0, ascending uint16; their pixels uint32) of runs."""
     pixels = np.zeros(int(classes.max()) + 1 if len(classes) else 1, np.uint32)

@@ -11,6 +11,7 @@ from cocolvis.archives import Place
 from cocolvis.errors import DataError
 from cocolvis.merge import OVERLAPS, Region, merge
 from cocolvis.rasterize import BadSegmentation, Spans, rasterize
+from cocolvis.runlength import Runs
 from cocolvis.shard_plan import ShardOptions
 from cocolvis.shard_task import ShardTask, read_picture
 from cocolvis.shards import Sample
@@ -92,7 +93,7 @@ def build_sample(image: ImageTask, options: BuildOptions, faults: list[Fault]) -
     return Sample(
         image_id=image.image_id,
         path=image.path,
-        mask=mask,
+        runs=Runs.of(mask),
         content=content if options.images == "embed" else b"",
         neg=_class_ids(image.neg, things),
         not_exhaustive=_class_ids(image.not_exhaustive, things),

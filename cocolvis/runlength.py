@@ -1,9 +1,43 @@
 """Masks as row-major runs of equal class: the form in which they lie on disk."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 MAX_PIXELS = 2**27
 """Masks with more pixels than this are refused: a fault of the data, or an attack on memory."""
+
+
+class Runs(NamedTuple):
+    """A mask (``height``, ``width``) as runs: ``classes`` (R,) uint16, 0 = unlabelled, and ``lengths`` (R,) uint16."""
+
+    classes: np.ndarray
+    lengths: np.ndarray
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, mask: np.ndarray) -> "Runs":
+        """Those of an (H, W) uint16 mask."""
+        return cls(*encode(mask), *mask.shape)
+
+    def check(self, largest: int) -> None:
+        """A ValueError unless they fill the mask exactly, which has at most MAX_PIXELS, with classes up to ``largest``."""
+        _check_pixels(self.height, self.width)
+        if self.lengths.sum(dtype=np.int64) != self.height * self.width:
+            raise _unfilled(*self[1:])
+        if self.classes.max() > largest:
+            raise ValueError(f"holds class {self.classes.max()}, the vocabulary has 1..{largest}")
+
+    def mask(self) -> np.ndarray:
+        """The mask, (H, W) uint16; a ValueError as for :func:`decode`."""
+        return decode(*self)
+
+    def window(self, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray]:
+        """(classes (R,) uint16, lengths (R,) int32) of a part of the mask, row-major, without decoding it."""
+        from cocolvis import kernels
+
+        return kernels.window(self.classes, self.lengths, self.width, rows.start, rows.stop, columns.start, columns.stop)
 
 
 def encode(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -21,14 +55,12 @@ def encode(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def decode(classes: np.ndarray, lengths: np.ndarray, height: int, width: int) -> np.ndarray:
     """The (H, W) uint16 mask of runs; a ValueError when they do not fill it exactly, or it is over MAX_PIXELS."""
-    pixels = height * width
-    if pixels > MAX_PIXELS:
-        raise ValueError(f"{height} x {width} pixels are more than {MAX_PIXELS}")
+    _check_pixels(height, width)
     from cocolvis import kernels  # numba is slow to import, and who only counts never decodes
 
-    mask = kernels.expand(classes, lengths, pixels)
-    if len(mask) < pixels:
-        raise ValueError(f"runs cover {lengths.sum(dtype=np.uint64)} pixels, expected {height} x {width} = {pixels}")
+    mask = kernels.expand(classes, lengths, height * width)
+    if len(mask) < height * width:
+        raise _unfilled(lengths, height, width)
     return mask.reshape(height, width)
 
 
@@ -37,3 +69,13 @@ def pixel_counts(classes: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, 
     from cocolvis import kernels
 
     return kernels.pixels_of(classes, lengths)
+
+
+def _check_pixels(height: int, width: int) -> None:
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"{height} x {width} pixels are more than {MAX_PIXELS}")
+
+
+def _unfilled(lengths: np.ndarray, height: int, width: int) -> ValueError:
+    covered = lengths.sum(dtype=np.uint64)
+    return ValueError(f"runs cover {covered} pixels, expected {height} x {width} = {height * width}")

@@ -6,6 +6,7 @@ import os
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
@@ -18,6 +19,7 @@ from cocolvis import checks, digest, runlength
 from cocolvis.errors import DataError
 from cocolvis.files import write_aside
 from cocolvis.images import decode_rgb
+from cocolvis.runlength import Runs
 
 FORMAT = "cocolvis-shard"
 VERSION = 2
@@ -46,20 +48,30 @@ _SHORTER = "the file has become shorter"
 _ADVICE = "`cocolvis verify` checks the whole data set"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One image of a data set.
+    """One image of a data set, as it is stored.
 
-    ``mask`` (H, W) uint16, 0 = unlabelled; ``content`` the encoded picture as it came, empty where the data set embeds none;
-    ``neg`` and ``not_exhaustive`` the class ids that LVIS verified absent, or did not annotate exhaustively, (n,) uint16.
+    ``runs`` are its mask's; ``content`` is the encoded picture as it came, empty where the data set embeds none; ``neg`` and
+    ``not_exhaustive`` are the class ids that LVIS verified absent, or did not annotate exhaustively, (n,) uint16.
     """
 
     image_id: int
     path: str
-    mask: np.ndarray
+    runs: Runs
     content: bytes
     neg: np.ndarray
     not_exhaustive: np.ndarray
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) in pixels, of mask and picture."""
+        return self.runs.height, self.runs.width
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """(H, W) uint16 class ids, 0 = unlabelled; decoded when it is first asked for."""
+        return self.runs.mask()
 
     def image(self) -> np.ndarray:
         """(H, W, 3) uint8 RGB; a DataError when it is absent, broken, or of another size than the mask."""
@@ -68,8 +80,8 @@ class Sample:
         except ValueError as error:
             reason = error if self.content else "no picture is stored"
             raise DataError(f"image {self.image_id} ({self.path}): {reason}") from None
-        if pixels.shape[:2] != self.mask.shape:
-            raise DataError(f"image {self.image_id} ({self.path}): is {pixels.shape[:2]}, its mask is {self.mask.shape}")
+        if pixels.shape[:2] != self.size:
+            raise DataError(f"image {self.image_id} ({self.path}): is {pixels.shape[:2]}, its mask is {self.size}")
         return pixels
 
 
@@ -86,9 +98,9 @@ class ShardWriter:
 
     def add(self, sample: Sample) -> None:
         """Append one image; order is kept."""
-        classes, lengths = runlength.encode(sample.mask)
+        classes, lengths = sample.runs[:2]
         present, pixels = runlength.pixel_counts(classes, lengths)
-        fixed = {"id": [sample.image_id], "size": sample.mask.shape}
+        fixed = {"id": [sample.image_id], "size": sample.size}
         ragged = {
             "path": (sample.path.encode(),),
             "image": (sample.content,),
@@ -226,25 +238,19 @@ class ShardReader:
         """(n,) uint16: all classes that occur in /neg and /not_exhaustive."""
         return np.concatenate([self._small["neg/class"], self._small["not_exhaustive/class"]])
 
-    def runs(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """(classes (R,) uint16, lengths (R,) uint16) of the mask of image number ``row``, unchecked."""
-        return self._slice("mask", "class", row), self._slice("mask", "length", row)
-
-    def mask(self, row: int) -> np.ndarray:
-        """(H, W) uint16 mask of image number ``row``; a DataError when its runs do not fill it, or hold other classes."""
-        height, width = self._small["size"][row].tolist()
+    def runs(self, row: int) -> Runs:
+        """The mask of image number ``row``; a DataError when its runs do not fill it, or hold other classes."""
         try:
-            classes, lengths = self.runs(row)
-            mask = runlength.decode(classes, lengths, height, width)
-            if classes.max() > self._classes:
-                raise ValueError(f"holds class {classes.max()}, the vocabulary has 1..{self._classes}")
+            columns = (self._slice("mask", column, row) for column in _RAGGED["mask"])
+            runs = Runs(*columns, *self._small["size"][row].tolist())
+            runs.check(self._classes)
         except (ValueError, OSError) as error:
             raise self._fault("mask of image", row, error) from None
-        return mask
+        return runs
 
     def sample(self, row: int) -> Sample:
-        """Image number ``row`` of the shard, mask decoded; a DataError as for :meth:`mask`, or where the disk fails."""
-        mask = self.mask(row)
+        """Image number ``row`` of the shard; a DataError as for :meth:`runs`, or where the disk fails."""
+        runs = self.runs(row)
         try:
             content = self._content(row)
         except (ValueError, OSError) as error:
@@ -252,7 +258,7 @@ class ShardReader:
         return Sample(
             image_id=int(self._small["id"][row]),
             path=self._slice("path", "bytes", row).tobytes().decode("utf-8", "replace"),
-            mask=mask,
+            runs=runs,
             content=content,
             neg=self._slice("neg", "class", row),
             not_exhaustive=self._slice("not_exhaustive", "class", row),

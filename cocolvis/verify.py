@@ -78,12 +78,12 @@ def _image_faults(reader: ShardReader, leaves: list[bytes]) -> Iterator[str]:
             if leaves[-1] != recorded.tobytes():
                 found = f"image {image_id} has the digest {leaves[-1].hex()}, the shard says {recorded.tobytes().hex()}"
                 yield f"{reader.path}: {found}"
-            reader.mask(row)
+            runs = reader.runs(row)
         except DataError as error:
             yield str(error)
             continue
         if offsets is not None:
-            counted = np.bincount(*reader.runs(row))
+            counted = np.bincount(runs.classes, runs.lengths)
             counted[0] = 0
             of_image = slice(int(offsets[row]), int(offsets[row + 1]))
             found = np.flatnonzero(counted)

@@ -21,8 +21,9 @@ from cocolvis.errors import DataError
 from cocolvis.images import decode_rgb
 from cocolvis.memory import keep_freed
 from ess import team as teams
+from ess.batches import Batch
 from ess.config import Config
-from ess.data import Batch, training_batches, training_split
+from ess.data import training_batches, training_split
 from ess.device import choose_device, explain_out_of_memory
 from ess.models import SegmentationModel, model_from_config
 from ess.objective import Objective

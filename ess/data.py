@@ -3,33 +3,28 @@
 import math
 import signal
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from cocolvis.dataset import Dataset, Split
 from cocolvis.errors import DataError
 from cocolvis.memory import keep_freed
+from cocolvis.shards import Sample
+from ess.batches import AHEAD, Packer, Parcel, Window, Windows, unpack
 from ess.config import Config
 from ess.longtail import NO_TAIL, Tail
-from ess.transforms import Placement, color_jitter, random_placement, render_image, render_labels
-
-IGNORE_INDEX = -1
-"""The label of unlabelled pixels, which no loss and no metric counts."""
-
-_AHEAD = 2
-"""Batches that a loader process makes before they are asked for."""
+from ess.transforms import Placement, color_jitter, random_placement
 
 _GRACE = 30
 """Seconds that a loader process outlives SIGTERM."""
 
 
 def to_labels(mask: np.ndarray) -> np.ndarray:
-    """(H, W) uint16 class ids, 0 = unlabelled, to (H, W) int16 labels: 0..C-1, -1 = ignored. The only place that maps them."""
+    """uint16 class ids, 0 = unlabelled, to int16 labels: 0..C-1, -1 = ignored; of any shape. The only place that maps them."""
     return (mask - np.uint16(1)).view(np.int16)
 
 
@@ -38,78 +33,42 @@ def to_class_ids(labels: np.ndarray) -> np.ndarray:
     return (labels + 1).astype(np.uint16)
 
 
-class Batch(NamedTuple):
-    """Crops of a step: ``images`` (B, 3, crop, crop) uint8 RGB, ``labels`` (B, crop, crop) int16.
-
-    ``ids`` (B,) int64 of the images; ``classes`` (B, C) bool, where a class takes part in the loss, or None: all do.
-    """
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    ids: torch.Tensor
-    classes: torch.Tensor | None = None
-
-    def parts(self, count: int) -> list["Batch"]:
-        """The same crops in so many parts of equal size, in order."""
-        columns = [[None] * count if column is None else column.chunk(count) for column in self]
-        return [Batch(*part) for part in zip(*columns, strict=True)]
-
-
-class Windows(NamedTuple):
-    """The parts of pictures that the crops of a step show, not yet resized: that is the device's, which is faster at it.
-
-    Valid until the next ones are asked for.
-
-    ``pixels`` (sum of h * w * 3,) uint8 and ``labels`` (sum of h * w,) int16 lie one window after another; ``places`` are their
-    :class:`ess.transforms.Placement`; ``ids`` and ``classes`` as in :class:`Batch`.
-    """
-
-    pixels: torch.Tensor
-    labels: torch.Tensor
-    places: list[Placement]
-    ids: torch.Tensor
-    classes: torch.Tensor | None
-
-    def crops(self, crop: int, device: torch.device) -> Batch:
-        """The crops, rendered on a device; the ids, which are for messages, stay."""
-        pixels, labels = (flat.to(device, non_blocking=True) for flat in (self.pixels, self.labels))
-        images, truths, at = [], [], 0
-        for place in self.places:
-            shape = (place.rows.stop - place.rows.start, place.columns.stop - place.columns.start)
-            end = at + shape[0] * shape[1]
-            images.append(render_image(pixels[3 * at : 3 * end].view(*shape, 3), place, crop))
-            truths.append(render_labels(labels[at:end].view(shape), place, crop, IGNORE_INDEX))
-            at = end
-        classes = None if self.classes is None else self.classes.to(device, non_blocking=True)
-        return Batch(torch.stack(images), torch.stack(truths), self.ids, classes)
-
-
 class TrainingImages(TorchDataset):
-    """Augmented crops: item (index, draw) is image ``index`` under the random numbers of ``draw``.
-
-    An item is (pixels (h, w, 3) uint8, labels (h, w) int16, placement, image id, the classes that take part (C,) bool or None).
-    """
+    """Augmented crops: item (index, draw) is image ``index`` under the random numbers of ``draw``. Read a batch at a time."""
 
     def __init__(self, split: Split, config: Config, tail: Tail = NO_TAIL):
         self._split = split
         self._config = config
         self._rarity, self._asked = tail.rarity, tail.asked
+        self._packer = Packer()
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple:
-        index, draw = item
-        config, sample = self._config, self._split[index]
-        rng = np.random.default_rng([config.seed, draw])
+    def __getitems__(self, items: Sequence[tuple[int, int]]) -> Parcel:
+        """The windows of a batch: each stage for all of them, for then the processor's cache holds what it needs."""
+        samples = [self._split[index] for index, _ in items]
+        rngs = [np.random.default_rng([self._config.seed, draw]) for _, draw in items]
+        windows = [self._window(sample, rng) for sample, rng in zip(samples, rngs, strict=True)]
+        room, at = self._packer.room(3 * sum(window.place.area for window in windows)), 0
+        for sample, rng, window in zip(samples, rngs, windows, strict=True):
+            pixels = self._pixels(sample, rng, window.place)
+            room[at : at + pixels.size].reshape(pixels.shape)[...] = pixels
+            at += pixels.size
+        return self._packer.pack(windows)
+
+    def _window(self, sample: Sample, rng: np.random.Generator) -> Window:
+        config = self._config
         around, taking = None, None
         if self._rarity is not None and rng.random() < config.class_crop:
             around = pixel_of_a_rare_class(sample.mask, self._rarity, rng)
         if self._asked is not None:
             taking = taking_part(sample.mask, sample.neg, self._asked)
         scale = (config.scale_min, config.scale_max)
-        place = random_placement(sample.mask.shape, rng, crop=config.crop, scale=scale, flip=config.flip, around=around)
+        place = random_placement(sample.size, rng, crop=config.crop, scale=scale, flip=config.flip, around=around)
+        classes, lengths = sample.runs.window(place.rows, place.columns)
+        return Window(place, sample.image_id, taking, to_labels(classes), lengths)
+
+    def _pixels(self, sample: Sample, rng: np.random.Generator, place: Placement) -> np.ndarray:
         pixels = sample.image()[place.rows, place.columns]
-        if config.color_jitter:
-            pixels = color_jitter(pixels, rng, config.color_jitter)
-        return pixels, to_labels(sample.mask[place.rows, place.columns]), place, sample.image_id, taking
+        return color_jitter(pixels, rng, self._config.color_jitter) if self._config.color_jitter else pixels
 
 
 def pixel_of_a_rare_class(mask: np.ndarray, rarity: np.ndarray, rng: np.random.Generator) -> tuple[int, int] | None:
@@ -217,16 +176,15 @@ def training_batches(
     loader = DataLoader(
         TrainingImages(split, config, tail),
         batch_sampler=StepBatches(len(split), config.batch_size, steps, config.seed, start, tail.repeats, share),
-        collate_fn=_Collate(_AHEAD),
+        collate_fn=_as_it_is,
         num_workers=config.workers,
-        prefetch_factor=_AHEAD if config.workers else None,
+        prefetch_factor=AHEAD if config.workers else None,
         multiprocessing_context=config.start_method if config.workers else None,
         worker_init_fn=_start_worker,
-        pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else it draws from the random numbers of the model
     )
     try:
-        yield from loader
+        yield from unpack(loader)
     except DataError as error:  # from a worker it arrives with the worker's traceback before it
         raise DataError(str(error).strip().splitlines()[-1].removeprefix("cocolvis.errors.DataError: ")) from None
     except RuntimeError as error:
@@ -238,43 +196,8 @@ def training_batches(
         ) from None
 
 
-class _Collate:
-    """Items to :class:`Windows`. A loader process writes them into shared memory that it uses again.
-
-    New shared memory would have to be cleared by the system, page by page, which costs up to half of decoding a picture. A
-    process begins a batch when the trainer has asked for the one ``ahead`` before it, which is then in use at the most; the
-    memory of still earlier ones is free.
-    """
-
-    def __init__(self, ahead: int):
-        self._turns = ahead + 2
-        self._turn = 0
-        self._buffers: dict[tuple[int, torch.dtype], torch.Tensor] = {}
-
-    def __call__(self, items: list[tuple]) -> Windows:
-        pixels, labels, places, ids, taking = zip(*items, strict=True)
-        classes = None if taking[0] is None else torch.from_numpy(np.stack(taking))
-        self._turn = (self._turn + 1) % self._turns
-        return Windows(
-            self._flat(pixels, torch.uint8), self._flat(labels, torch.int16), list(places), torch.tensor(ids), classes
-        )
-
-    def _flat(self, parts: Sequence[np.ndarray], dtype: torch.dtype) -> torch.Tensor:
-        """The values of arrays, one after another."""
-        flat = self._empty(sum(part.size for part in parts), dtype)
-        array, at = flat.numpy(), 0
-        for part in parts:
-            array[at : at + part.size].reshape(part.shape)[...] = part
-            at += part.size
-        return flat
-
-    def _empty(self, size: int, dtype: torch.dtype) -> torch.Tensor:
-        if get_worker_info() is None:
-            return torch.empty(size, dtype=dtype)
-        kept = self._buffers.get((self._turn, dtype))
-        if kept is None or len(kept) < size:
-            kept = self._buffers[self._turn, dtype] = torch.empty(size * 5 // 4, dtype=dtype).share_memory_()
-        return kept[:size]
+def _as_it_is(parcel: Parcel) -> Parcel:
+    return parcel
 
 
 def _start_worker(number: int) -> None:

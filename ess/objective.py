@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from ess import losses
+from ess.batches import IGNORE_INDEX, Batch
 from ess.config import Config
-from ess.data import IGNORE_INDEX, Batch
 from ess.longtail import NO_TAIL, Tail
 from ess.models import SegmentationModel
 from ess.transforms import normalize

@@ -15,9 +15,10 @@ from accelerate import Accelerator
 from cocolvis.dataset import Dataset
 from cocolvis.errors import DataError
 from ess import team as teams
+from ess.batches import Batch
 from ess.checkpoint import Run
 from ess.config import Config
-from ess.data import Batch, epoch_length, training_batches, training_split
+from ess.data import epoch_length, training_batches, training_split
 from ess.device import explain_out_of_memory
 from ess.evaluate import count, first, scores_of
 from ess.journal import Journal

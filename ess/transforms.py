@@ -25,6 +25,16 @@ class Placement(NamedTuple):
     across: slice
     mirrored: bool
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(h, w) of the pixels of the picture."""
+        return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
+
+    @property
+    def area(self) -> int:
+        """h * w."""
+        return self.shape[0] * self.shape[1]
+
 
 def random_placement(
     shape: tuple[int, int],

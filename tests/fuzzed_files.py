@@ -45,7 +45,7 @@ class Playground:
 
     def masks(self, index: dict) -> dict[int, np.ndarray]:
         readers = [ShardReader(self._tree.root / "data" / shard["file"]) for shard in index["shards"]]
-        found = {i: reader.mask(row) for reader in readers for row, i in enumerate(reader.image_ids().tolist())}
+        found = {i: reader.runs(row).mask() for reader in readers for row, i in enumerate(reader.image_ids().tolist())}
         for reader in readers:
             reader.close()
         return found

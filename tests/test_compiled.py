@@ -35,6 +35,7 @@ def merge_and_store():
         classes, lengths = runlength.encode(variant)
         assert np.array_equal(runlength.decode(classes, lengths, *variant.shape), variant)
         runlength.pixel_counts(classes, lengths)
+        runlength.Runs(classes, lengths, *variant.shape).window(slice(0, 1), slice(1, 2))
 
 
 def lose():

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
+from ess.batches import Batch
 from ess.config import Config
-from ess.data import Batch
 from ess.longtail import Tail
 from ess.models import build_model
 from ess.objective import Objective

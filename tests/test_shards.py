@@ -14,12 +14,15 @@ from hypothesis import strategies as st
 from cocolvis import runlength
 from cocolvis.dataset import Dataset
 from cocolvis.errors import DataError
+from cocolvis.runlength import Runs
 from cocolvis.shards import Sample, ShardReader, ShardWriter
 
 
 def make(image_id, mask, content=b"", neg=(), not_exhaustive=()):
     classes = {"neg": np.array(neg, np.uint16), "not_exhaustive": np.array(not_exhaustive, np.uint16)}
-    return Sample(image_id=image_id, path=f"f/{image_id}.jpg", mask=np.array(mask, np.uint16), content=content, **classes)
+    return Sample(
+        image_id=image_id, path=f"f/{image_id}.jpg", runs=Runs.of(np.array(mask, np.uint16)), content=content, **classes
+    )
 
 
 @pytest.fixture
@@ -56,6 +59,24 @@ def test_long_runs_are_several(length):
     assert runlength.pixel_counts(values, lengths)[1].tolist() == [3, length]
 
 
+@settings(max_examples=200, deadline=None)
+@given(seed=st.integers(0, 2**32), height=st.integers(1, 30), width=st.integers(1, 30), classes=st.integers(1, 4))
+def test_the_runs_of_a_window_are_those_of_the_mask_there(seed, height, width, classes):
+    rng = np.random.default_rng(seed)
+    mask = rng.choice(np.array([0, 7, 1284, 65535], np.uint16)[:classes], (height, width))
+    (top, bottom), (left, right) = (sorted(rng.choice(side + 1, 2, replace=False)) for side in mask.shape)
+    values, lengths = Runs.of(mask).window(slice(top, bottom), slice(left, right))
+    assert (values.dtype, lengths.dtype) == (np.uint16, np.int32)
+    assert np.array_equal(np.repeat(values, lengths), mask[top:bottom, left:right].ravel())
+    assert lengths.min() > 0 and not (values[1:] == values[:-1]).any()
+
+
+def test_a_window_of_long_runs_is_whole():
+    mask = np.full((400, 500), 9, np.uint16)
+    mask[399, 499] = 3
+    assert [part.tolist() for part in Runs.of(mask).window(slice(0, 400), slice(0, 500))] == [[9, 3], [199_999, 1]]
+
+
 def test_many_runs_fit():
     mask = np.arange(40_000, dtype=np.uint16).reshape(200, 200)
     values, lengths = runlength.encode(mask)
@@ -72,7 +93,7 @@ def test_what_is_written_is_read(shard):
     assert (second.image_id, second.mask.shape, second.mask.any(), second.content) == (2**40, (4, 2), False, b"")
     assert second.not_exhaustive.tolist() == [1284]
     assert (third.mask.tolist(), third.content) == ([[1284]], b"\0\xff")
-    assert np.array_equal(reader.mask(0), first.mask)
+    assert np.array_equal(reader.runs(0).mask(), first.mask)
     assert reader.image_ids().tolist() == [5, 2**40, 0]
     assert reader.sizes().tolist() == [[2, 3], [4, 2], [1, 1]]
     offsets, classes, pixels = reader.present()
@@ -185,7 +206,7 @@ def test_runs_that_do_not_fill_the_mask_are_refused(shard):
     with h5py.File(shard, "r+") as file:
         file["mask/length"][0] = 1
     with pytest.raises(DataError, match="mask of image 5: runs cover 5 pixels, expected 2 x 3 = 6"):
-        ShardReader(shard).mask(0)
+        ShardReader(shard).sample(0)
 
 
 @pytest.mark.parametrize(

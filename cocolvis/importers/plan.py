@@ -12,6 +12,7 @@ from cocolvis.annotations import Fault
 from cocolvis.errors import DataError
 from cocolvis.importers.labels import read_labels, to_classes
 from cocolvis.importers.tree import LabelledImage, Tree
+from cocolvis.runlength import Runs
 from cocolvis.shard_plan import ROW_BYTES, ShardOptions, ShardPlan
 from cocolvis.shard_task import ShardTask, read_picture
 from cocolvis.shards import Sample
@@ -67,7 +68,7 @@ class ImportTask(ShardTask):
             faults.append(Fault("unknown label", "labels", image.image_id, None, reason))
         none = np.zeros(0, np.uint16)
         kept = content if self.options.images == "embed" else b""
-        return Sample(image_id=image.image_id, path=image.path, mask=mask, content=kept, neg=none, not_exhaustive=none)
+        return Sample(image_id=image.image_id, path=image.path, runs=Runs.of(mask), content=kept, neg=none, not_exhaustive=none)
 
 
 class ImportPlan(ShardPlan):
