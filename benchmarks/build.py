@@ -227,9 +227,9 @@ def reading(bench: Bench) -> dict[str, float]:
     def decode(i: int) -> None:
         decode_rgb(pictures[i])
 
-    def from_shards(i: int) -> None:
+    def from_shards(i: int) -> tuple[np.ndarray, np.ndarray]:
         sample = split[i]
-        sample.image()
+        return sample.image(), sample.mask
 
     def from_files(i: int) -> None:
         cv2.imread(str(jpegs[i]), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)

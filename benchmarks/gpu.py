@@ -22,17 +22,13 @@ from statistics import median
 import click
 import torch
 import torch.nn.functional as F
+from contenders import MOST, NEIGHBOURS, TEMPERATURE, as_rows, dense, dense_logits, linear, linear_losses, published
 
 from ess.losses import exact_cross_entropy, knn_cross_entropy
 from ess.neighbours import DISTANCES, nearest
 
-TEMPERATURE, NEIGHBOURS = 20.0, 7
-
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
-
-MOST = 1 << 30
-"""Numbers in the largest array that a contender may make."""
 
 PAIRS = 1 << 34
 """Pixels times classes of contenders that are not expected to be fast."""
@@ -72,45 +68,15 @@ def search(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str =
     return search_triton.search(queries, classes, k, products=distance == "cosine")
 
 
-def as_rows(images: torch.Tensor) -> torch.Tensor:
-    """(B, D, H, W) as (B * H * W, D)."""
-    return images.permute(0, 2, 3, 1).flatten(0, 2)
+def by_torch(pixels: torch.Tensor, classes: torch.Tensor, k: int) -> torch.Tensor:
+    """The k nearest, from distances to all classes in chunks."""
+    parts = pixels.split(max(1, (1 << 27) // len(classes)))
+    return torch.cat([torch.cdist(part, classes).topk(k, largest=False).indices for part in parts])
 
 
-def published(images: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """Search, gather, norm, cross entropy; in float32."""
-    pixels, classes, targets = as_rows(images).float(), classes.float(), labels.flatten()
-    k = min(NEIGHBOURS, len(classes))
-    with torch.no_grad():
-        parts = pixels.split(max(1, (1 << 27) // len(classes)))
-        found = torch.cat([torch.cdist(part, classes).topk(k, largest=False).indices for part in parts])
-    found = torch.where(found == targets[:, None], (found - 1).clamp_min(0), found)
-    candidates = F.embedding(torch.cat([targets[:, None], found], dim=1), classes)
-    logits = -TEMPERATURE * (pixels[:, None] - candidates).norm(dim=2)
-    return F.cross_entropy(logits, torch.zeros_like(targets))
-
-
-def enlarged(images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """The baseline's logits (B, C, H, W): at a quarter of the resolution, as a convolution makes them, enlarged."""
-    small = TEMPERATURE * F.conv2d(images[:, :, ::4, ::4], classes[:, :, None, None])
-    return F.interpolate(small, size=images.shape[2:], mode="bilinear")
-
-
-def dense(images: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """The baseline's loss."""
-    return F.cross_entropy(enlarged(images, classes), labels)
-
-
-def linear(loss: Callable, images: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """A loss of a linear layer that does not keep its logits, ``loss(pixels, classes, targets)``."""
-    return loss(TEMPERATURE * as_rows(images), classes, labels.flatten())
-
-
-def linear_losses() -> dict[str, Callable]:
-    """Those of others, as far as they are installed."""
-    found = {}
-    if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # some pixels at a time; without, logits of all
-        found["linear_cross_entropy"] = partial(F.linear_cross_entropy, options=torch.nn.LinearCrossEntropyOptions())
+def installed_losses() -> dict[str, Callable]:
+    """Losses of linear layers by others, as far as they are installed."""
+    found = linear_losses()
     try:
         from cut_cross_entropy import linear_cross_entropy
 
@@ -132,7 +98,7 @@ def contenders(count: int, dim: int) -> dict[str, tuple[Callable, float]]:
     few, slow = MOST // (dim * (NEIGHBOURS + 1)), PAIRS // count
     torch_exact = partial(exact_cross_entropy, backend="torch")
     found = {
-        "published": (partial(trained, published), min(few, slow)),
+        "published": (partial(trained, partial(published, by_torch)), min(few, slow)),
         "exact, Triton": (partial(fused, "euclidean"), math.inf),
         "exact, cosine, Triton": (partial(fused, "cosine"), math.inf),
         "exact, torch": (partial(trained, torch_exact), slow),
@@ -140,7 +106,7 @@ def contenders(count: int, dim: int) -> dict[str, tuple[Callable, float]]:
         "k-NN": (partial(trained, knn_cross_entropy), min(few, slow)),
         "dense": (partial(trained, dense), MOST // count),
     }
-    return found | {name: (partial(trained, partial(linear, loss)), slow) for name, loss in linear_losses().items()}
+    return found | {name: (partial(trained, partial(linear, loss)), slow) for name, loss in installed_losses().items()}
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -253,7 +219,7 @@ def measure_search(count: int, dim: int, images: int, size: int, rounds: int) ->
 
     with torch.no_grad():
         works = {
-            "dense": work(lambda part: enlarged(part, classes).argmax(dim=1), MOST // count),
+            "dense": work(lambda part: dense_logits(part, classes).argmax(dim=1), MOST // count),
             "k = 1, Triton": work(lambda part: search(as_rows(part), classes, 1), math.inf),
             "k = 1, torch": work(lambda part: nearest(as_rows(part), classes, 1, backend="torch"), PAIRS // count),
             f"k = {k}, Triton": work(lambda part: search(as_rows(part), classes, k), math.inf),

@@ -22,53 +22,29 @@ import faiss
 import faiss.contrib.torch_utils
 import torch
 import torch.nn.functional as F
+from contenders import MOST, NEIGHBOURS, dense, linear, linear_losses, published
 
 from ess.losses import exact_cross_entropy, knn_cross_entropy
 
-TEMPERATURE, NEIGHBOURS = 20.0, 7
 
-MOST = 1 << 30
-"""Numbers in the largest array that a contender may make: 4 GiB in float32."""
-
-
-def published(embeddings: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """Search, gather, norm, cross entropy."""
-    pixels, targets = embeddings.permute(0, 2, 3, 1).flatten(0, 2), labels.flatten()
+def search(pixels: torch.Tensor, classes: torch.Tensor, k: int) -> torch.Tensor:
+    """The k nearest by a flat index of faiss."""
     index = faiss.IndexFlatL2(classes.shape[1])
-    index.add(classes.detach())
-    _, found = index.search(pixels.detach().contiguous(), min(NEIGHBOURS, len(classes)))
-    found = torch.where(found == targets[:, None], (found - 1).clamp_min(0), found)
-    candidates = F.embedding(torch.cat([targets[:, None], found], dim=1), classes)
-    logits = -TEMPERATURE * (pixels[:, None] - candidates).norm(dim=2)
-    return F.cross_entropy(logits, torch.zeros_like(targets))
-
-
-def dense(embeddings: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """The baseline: one logit a class at a quarter of the resolution, enlarged."""
-    small = TEMPERATURE * F.conv2d(embeddings[:, :, ::4, ::4], classes[:, :, None, None])
-    return F.cross_entropy(F.interpolate(small, size=labels.shape[1:], mode="bilinear"), labels)
-
-
-def linear(embeddings: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """torch's own loss of a linear layer, some pixels at a time."""
-    pixels = TEMPERATURE * embeddings.permute(0, 2, 3, 1).flatten(0, 2)
-    return F.linear_cross_entropy(pixels, classes, labels.flatten(), options=torch.nn.LinearCrossEntropyOptions())
+    index.add(classes)
+    return index.search(pixels.contiguous(), k)[1]
 
 
 CONTENDERS: dict[str, tuple[Callable, Callable[[int], int]]] = {
-    "published": (published, lambda count: 12 * (NEIGHBOURS + 1)),
+    "published": (partial(published, search), lambda count: 12 * (NEIGHBOURS + 1)),
     "exact": (exact_cross_entropy, lambda count: 1),
     "exact, cosine": (partial(exact_cross_entropy, distance="cosine"), lambda count: 1),
     "k-NN": (knn_cross_entropy, lambda count: 1),
     "k-NN, query_stride 4": (partial(knn_cross_entropy, query_stride=4), lambda count: 1),
     "k-NN, clustered": (partial(knn_cross_entropy, search="clustered"), lambda count: 1),
     "dense": (dense, lambda count: count),
-    "linear_cross_entropy": (linear, lambda count: 1),
+    **{name: (partial(linear, loss), lambda count: 1) for name, loss in linear_losses().items()},
 }
 """Name -> the loss, and numbers a pixel in its largest array."""
-
-if not hasattr(torch.nn, "LinearCrossEntropyOptions"):
-    del CONTENDERS["linear_cross_entropy"]
 
 
 def problem(count: int, dim: int, images: int, rows: int, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

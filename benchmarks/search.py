@@ -15,13 +15,12 @@ from statistics import median
 import click
 import torch
 import torch.nn.functional as F
+from contenders import MOST, dense_logits
 
 from ess.neighbours import nearest
 
 K = 8
 SEARCHES = ("numba", "faiss", "clustered")
-MOST = 1 << 30
-"""Numbers in the largest array that dense logits may make: 4 GiB in float32."""
 
 
 def points(kind: str, count: int, pixels: int, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,14 +70,12 @@ def predict_all(count: int, dim: int, size: int, rounds: int) -> dict[str, float
     queries, classes = points("random", count, size * size, dim)
     image = queries.T.reshape(1, dim, size, size)
     rows = max(4, min(size, MOST // (count * size) // 4 * 4))
-    small = image[:, :, :rows:4, ::4].contiguous()
-
-    def dense() -> None:
-        logits = F.conv2d(small, classes[:, :, None, None])
-        F.interpolate(logits, size=(rows, size), mode="bilinear").argmax(dim=1)
-
+    calls = {
+        "nearest": lambda: nearest(queries, classes, 1),
+        "dense": lambda: dense_logits(image[:, :, :rows], classes).argmax(dim=1),
+    }
     with torch.inference_mode():
-        times = medians({"nearest": lambda: nearest(queries, classes, 1), "dense": dense}, rounds)
+        times = medians(calls, rounds)
     ours, theirs = times["nearest"] / size**2 * 1e6, times["dense"] / (rows * size) * 1e6
     return {"nearest_us": ours, "dense_us": theirs, "times_as_fast_as_dense": theirs / ours, "dense_pixels": rows * size}
 

@@ -57,10 +57,10 @@ def check_pair(arch, encoder):
 
 
 def check_structure(arch, encoder):
-    """The shapes and the gradients of :func:`check_pair` at several sizes, without a number computed: no memory, no time."""
+    """The shapes and the gradients of :func:`check_pair` at odd sizes, without a number computed: no memory, little time."""
     with torch.device("meta"):
         model = build_model(arch, encoder, classes=20, dim=6)
-        for size in ((64, 64), (61, 83), (13, 9), (70, 150)):
+        for size in ((13, 9), (61, 83)):
             output = model(torch.empty(2, 3, *size))
             assert output.shape == (2, 6, *size)
         (output.mean() + model.classes().mean()).backward()
