@@ -1,6 +1,7 @@
 """The options that the commands on a trained run share: which checkpoint, which device, how images meet the model."""
 
 from collections.abc import Callable
+from functools import wraps
 
 import click
 
@@ -11,6 +12,9 @@ device_option = click.option("--device", default="auto", show_default=True, help
 checkpoint_option = click.option(
     "--checkpoint", default="newest", show_default=True, type=click.Choice(["newest", "best"]), help="Best by mIoU on val."
 )
+
+_TTA_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+"""What papers mean by multi-scale testing."""
 
 
 class Numbers(click.ParamType):
@@ -32,13 +36,14 @@ class Numbers(click.ParamType):
 
 
 def inference_options(command: Callable) -> Callable:
-    """--window, --stride, --flip, --scales and --batch-size, the fields of ``ess.inference.Inference``."""
+    """--window, --stride, --flip, --scales and --batch-size, the fields of ``ess.inference.Inference``, and --tta for two of them."""
     positive = click.IntRange(min=1)
     decorators = (
         click.option("--window", type=positive, help="Look in windows of N x N pixels and blend them; for large images."),
         click.option("--stride", type=positive, help="Pixels from one window to the next; two thirds of it by default."),
         click.option("--flip", is_flag=True, help="Blend with the mirrored image."),
-        click.option("--scales", type=Numbers(float), default="1", show_default=True, help="Blend sizes, e.g. 0.75,1,1.25."),
+        click.option("--scales", type=Numbers(float), help="Blend sizes, e.g. 0.75,1,1.25.  [default: 1]"),
+        click.option("--tta", is_flag=True, help=f"--flip --scales {','.join(f'{s:g}' for s in _TTA_SCALES)}, as papers do."),
         click.option(
             "--batch-size",
             type=positive,
@@ -47,6 +52,11 @@ def inference_options(command: Callable) -> Callable:
             help="Images of one padded size, or windows, at a time.",
         ),
     )
+
+    @wraps(command)
+    def with_views(*, flip: bool, scales: tuple | None, tta: bool, **given) -> None:
+        command(flip=flip or tta, scales=scales or (_TTA_SCALES if tta else (1.0,)), **given)
+
     for decorate in reversed(decorators):
-        command = decorate(command)
-    return command
+        with_views = decorate(with_views)
+    return with_views

@@ -10,9 +10,29 @@ import pytest
 from click.testing import CliRunner
 
 from cli.ess import main
+from cli.run_options import inference_options
+from ess.inference import Inference
 
 DOCS = Path(__file__).parent.parent / "docs" / "ess.md"
 SMALL = ["--encoder", "mobilenetv2_100", "--weights", "none", "--crop", "48", "--batch-size", "2", "--workers", "0"]
+
+
+@pytest.mark.parametrize(
+    ("given", "flip", "scales"),
+    [
+        ("", False, (1.0,)),
+        ("--flip --scales 0.5,1", True, (0.5, 1.0)),
+        ("--tta", True, (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)),
+        ("--tta --scales 1,2", True, (1.0, 2.0)),
+    ],
+)
+def test_how_images_are_looked_at(given, flip, scales):
+    @click.command()
+    @inference_options
+    def look(**settings):
+        assert Inference(**settings) == Inference(flip=flip, scales=scales)
+
+    assert CliRunner().invoke(look, given.split()).exit_code == 0
 
 
 def ess(*arguments, code=0):
