@@ -19,7 +19,7 @@ HEADS = ("embedding", "dense")
 NORMS = ("batch", "group")
 NORMALIZE = ("full", "quarter", None)
 
-_SMALLEST = {"pan": 128}  # smaller images are padded to this
+_SMALLEST = {"pan": 128, "pspnet": 32}  # smaller images are padded to this
 
 
 class SegmentationModel(nn.Module):

@@ -86,9 +86,12 @@ def test_the_structure_of_every_pair(arch, encoder):
     check_structure(arch, encoder)
 
 
-@pytest.mark.parametrize("arch", ["upernet", "dpt"])
-def test_the_structure_of_a_large_pair(arch):
-    check_structure(arch, "vit_large_patch14_reg4_dinov2.lvd142m")
+LARGE = "vit_large_patch14_reg4_dinov2.lvd142m"
+
+
+@pytest.mark.parametrize(("arch", "encoder"), [("upernet", LARGE), ("dpt", LARGE), ("pspnet", "pvt_v2_b0")])
+def test_the_structure_of_pairs_with_demands(arch, encoder):
+    check_structure(arch, encoder)
 
 
 def test_every_encoder_gets_the_statistics_that_its_weights_were_trained_with():
