@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cocolvis.errors import DataError
+from ess.batches import AHEAD
 from ess.config import Config
 from ess.data import StepBatches, TrainingImages, to_class_ids, to_labels, training_batches, training_split
 
@@ -73,6 +74,12 @@ def test_processes_and_their_start_method_change_nothing(dataset, method):
     together = batches(dataset, steps=14, workers=2, start_method=method)
     for one, other in zip(alone, together, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
+
+
+def test_memory_is_handed_over_once(dataset):
+    images = TrainingImages(training_split(dataset, config()), config())
+    parcels = [images.__getitems__([(0, 0), (1, 1)]) for _ in range(AHEAD + 5)]
+    assert [parcel.pixels is None for parcel in parcels] == [False] * (AHEAD + 2) + [True] * 3
 
 
 def test_a_resumed_loader_repeats_the_same_augmentations(dataset):
