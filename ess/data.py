@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
@@ -181,7 +180,6 @@ def training_batches(
         prefetch_factor=AHEAD if config.workers else None,
         multiprocessing_context=config.start_method if config.workers else None,
         worker_init_fn=_start_worker,
-        generator=torch.Generator(),  # else it draws from the random numbers of the model
     )
     try:
         yield from unpack(loader)

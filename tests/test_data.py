@@ -68,6 +68,16 @@ def test_batches_have_the_promised_form(dataset):
     assert set(ids.tolist()) <= set(dataset.split("train").image_ids().tolist())
 
 
+def test_what_lies_outside_a_picture_is_ignored(dataset):
+    chosen = config(scale_min=0.4, scale_max=0.4)
+    for window in training_batches(training_split(dataset, chosen), chosen, 2):
+        for place, labels in zip(window.places, window.crops(48, torch.device("cpu")).labels, strict=True):
+            outside = torch.ones(48, 48, dtype=torch.bool)
+            outside[place.down, place.across] = False
+            assert outside.any()
+            assert (labels.flip(1) if place.mirrored else labels)[outside].eq(-1).all()
+
+
 @pytest.mark.parametrize("method", [m for m in ("fork", "spawn") if m in multiprocessing.get_all_start_methods()])
 def test_processes_and_their_start_method_change_nothing(dataset, method):
     alone = batches(dataset, steps=14)  # so many that memory is used again

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from ess.batches import Batch
 from ess.config import Config
 from ess.longtail import Tail
+from ess.losses import margin_penalty
 from ess.models import build_model
 from ess.objective import Objective
 from ess.train import optimise
@@ -63,7 +64,8 @@ TAIL = Tail(bias=torch.linspace(-2, 1, CLASSES), weight=torch.linspace(0.1, 3, C
     [({"loss": "exact"}, Tail()), ({"loss": "auto"}, Tail()), ({"loss": "exact", "federated": True}, TAIL), ({"k": 8}, Tail())],
 )
 def test_a_step_in_parts_is_the_step_on_the_mean_of_all_pixels(model, batch, settings, tail, accumulate):
-    config = Config(margin=0.5, freeze_bn=True, **settings)
+    config = Config(margin=1.0, freeze_bn=True, **settings)
+    assert margin_penalty(model.classes(), margin=config.margin) > 0.05
     if not config.federated:
         batch = batch._replace(classes=None)
     ours, plain = copy.deepcopy(model), copy.deepcopy(model)
