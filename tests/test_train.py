@@ -1,9 +1,11 @@
 """Training: what a run leaves, exact resume, the schedules, refusals."""
 
+import copy
 import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from runs import config, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -13,10 +15,14 @@ from cocolvis.files import sha256
 from ess import journal, objective
 from ess import train as training
 from ess.config import load, preset_names, variant, variant_names
+from ess.data import training_batches
 from ess.evaluate import evaluate
+from ess.models import model_from_config
 from ess.predict import Predictor
 from ess.train import train
+from ess.transforms import normalize
 
+EXACT = "donot_use_mm_for_euclid_dist"
 SMALL_ENCODER = {"encoder": "mobilenetv2_100"}
 SIBLINGS = {
     "convnext_base": "convnext_tiny",
@@ -44,6 +50,53 @@ def test_training_moves_every_parameter_group(run):
     before, after = weights(run.folder, 2), weights(run.folder, 4)
     for prefix in ("encoder.", "decoder.", "class_embeddings"):
         assert any(not torch.equal(before[n], after[n]) for n in before if n.startswith(prefix)), prefix
+
+
+def test_a_run_is_the_plain_loop(dataset, tmp_path):
+    """The published optimiser and schedule, the margin penalty, averaged weights: step by step in plain torch."""
+    chosen = config(steps=2, keep=9, loss="exact", margin=1.0, ema=0.5, warmup=1, weight_decay=0.01)
+    run = train(dataset, tmp_path / "run", chosen)
+    torch.manual_seed(chosen.seed)
+    model = model_from_config(chosen, len(dataset.vocabulary), weights=None).train()
+    average = copy.deepcopy(model.state_dict())
+    rates = {
+        "encoder": (chosen.lr * chosen.encoder_lr, chosen.momentum, chosen.power),
+        "decoder": (chosen.lr, chosen.momentum, chosen.power),
+    }
+    rates["classes"] = (chosen.lr, chosen.embedding_momentum, chosen.embedding_power)
+    groups = [{"params": model.parameter_groups()[name], "momentum": momentum} for name, (_, momentum, _) in rates.items()]
+    optimizer = torch.optim.SGD(groups, lr=0, weight_decay=0.01)
+    for step, windows in enumerate(training_batches(dataset.split("train"), chosen, 2)):
+        for group, (lr, _, power) in zip(optimizer.param_groups, rates.values(), strict=True):
+            group["lr"] = max(min(1, (step + 1) / 2) * lr * (1 - step / 2) ** power, chosen.min_lr)
+        images, labels, *_ = windows.crops(chosen.crop, torch.device("cpu"))
+        training.seed_step(chosen.seed, step, 0)
+        embeddings, classes = model(normalize(images)).permute(0, 2, 3, 1), model.classes()
+        logits = -chosen.temperature * torch.cdist(embeddings.flatten(0, 2), classes, compute_mode=EXACT)
+        gaps = torch.cdist(classes, classes, compute_mode=EXACT) + 9 * torch.eye(len(classes))
+        loss = F.cross_entropy(logits, labels.flatten().long(), ignore_index=-1) + (1 - gaps.amin(dim=1)).clamp_min(0).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        for name, value in model.state_dict().items():
+            average[name] = (average[name] + value) / 2 if value.is_floating_point() else value
+    start, kept, raw = weights(run.folder, 0), weights(run.folder, 2), weights(run.folder, 2, "training")
+    plain = dict(model.named_parameters())
+    for group in ("encoder.", "decoder.", "class_embeddings"):
+        names = [name for name in plain if name.startswith(group)]
+        moved = sum((plain[n] - start[n]).square().sum() for n in names)
+        for found, expected in (({n: raw[f"weights/{n}"] for n in names}, plain), (kept, average)):
+            error = sum((found[n] - expected[n]).square().sum() for n in names)
+            assert error < 0.02**2 * moved, group
+
+
+def test_random_numbers_differ_by_run_step_and_process():
+    def drawn(*numbers):
+        training.seed_step(*numbers)
+        return torch.rand(1).item()
+
+    assert len({drawn(0, 0, 0), drawn(1, 0, 0), drawn(0, 1, 0), drawn(0, 0, 1)}) == 4
+    assert drawn(3, 5, 1) == drawn(3, 5, 1)
 
 
 @pytest.mark.parametrize(
