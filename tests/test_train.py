@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import config, weights
+from runs import config, same, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cocolvis.dataset import Dataset
@@ -217,6 +217,11 @@ def test_the_papers_preset_trains_on_real_images(real, tmp_path):
     flags = {"weights": "none", "steps": 2, "batch_size": 2, "crop": 64, "workers": 0}
     trained = train(Dataset.open(real.data), tmp_path / "run", load("coco-lvis", None, flags))
     assert all(torch.isfinite(value).all() for value in weights(trained.folder, 2).values())
+
+
+def test_evaluations_change_nothing_of_the_training(run, dataset, tmp_path):
+    evaluated = train(dataset, tmp_path / "run", config(eval_every=1, eval_limit=1))
+    assert same(weights(evaluated.folder, 4), weights(run.folder, 4))
 
 
 def test_evaluation_during_training_stands_in_the_checkpoint(dataset, tmp_path):
