@@ -81,9 +81,9 @@ def test_a_run_is_the_plain_loop(dataset, tmp_path):
         for name, value in model.state_dict().items():
             average[name] = (average[name] + value) / 2 if value.is_floating_point() else value
     start, kept, raw = weights(run.folder, 0), weights(run.folder, 2), weights(run.folder, 2, "training")
-    plain = dict(model.named_parameters())
-    for group in ("encoder.", "decoder.", "class_embeddings"):
-        names = [name for name in plain if name.startswith(group)]
+    plain, learned = model.state_dict(), [name for name, _ in model.named_parameters()]
+    for group in ("encoder.", "decoder.", "class_embeddings", "running"):
+        names = [n for n in plain if (group in n if group == "running" else n in learned and n.startswith(group))]
         moved = sum((plain[n] - start[n]).square().sum() for n in names)
         for found, expected in (({n: raw[f"weights/{n}"] for n in names}, plain), (kept, average)):
             error = sum((found[n] - expected[n]).square().sum() for n in names)
