@@ -78,7 +78,7 @@ class HostileTree(Tree):
 
 def masks(shards: list[Path]) -> dict[int, np.ndarray]:
     readers = [ShardReader(path) for path in shards]
-    return {image_id: r.mask(row) for r in readers for row, image_id in enumerate(r.image_ids().tolist())}
+    return {image_id: r.runs(row).mask() for r in readers for row, image_id in enumerate(r.image_ids().tolist())}
 
 
 @pytest.fixture
