@@ -21,17 +21,21 @@ class Runs(NamedTuple):
         """Those of an (H, W) uint16 mask."""
         return cls(*encode(mask), *mask.shape)
 
-    def check(self, largest: int) -> None:
+    def check(self, largest: int = 2**16 - 1) -> None:
         """A ValueError unless they fill the mask exactly, which has at most MAX_PIXELS, with classes up to ``largest``."""
-        _check_pixels(self.height, self.width)
-        if self.lengths.sum(dtype=np.int64) != self.height * self.width:
-            raise _unfilled(*self[1:])
-        if self.classes.max() > largest:
+        pixels, covered = self.height * self.width, self.lengths.sum(dtype=np.int64)
+        if pixels > MAX_PIXELS:
+            raise ValueError(f"{self.height} x {self.width} pixels are more than {MAX_PIXELS}")
+        if covered != pixels:
+            raise ValueError(f"runs cover {covered} pixels, expected {self.height} x {self.width} = {pixels}")
+        if self.classes.max(initial=0) > largest:
             raise ValueError(f"holds class {self.classes.max()}, the vocabulary has 1..{largest}")
 
     def mask(self) -> np.ndarray:
-        """The mask, (H, W) uint16; a ValueError as for :func:`decode`."""
-        return decode(*self)
+        """The mask, (H, W) uint16, of runs that were checked."""
+        from cocolvis import kernels  # numba is slow to import, and who only counts never decodes
+
+        return kernels.expand(self.classes, self.lengths, self.height * self.width).reshape(self.height, self.width)
 
     def window(self, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray]:
         """(classes (R,) uint16, lengths (R,) int32) of a part of the mask, row-major, without decoding it."""
@@ -55,13 +59,9 @@ def encode(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def decode(classes: np.ndarray, lengths: np.ndarray, height: int, width: int) -> np.ndarray:
     """The (H, W) uint16 mask of runs; a ValueError when they do not fill it exactly, or it is over MAX_PIXELS."""
-    _check_pixels(height, width)
-    from cocolvis import kernels  # numba is slow to import, and who only counts never decodes
-
-    mask = kernels.expand(classes, lengths, height * width)
-    if len(mask) < height * width:
-        raise _unfilled(lengths, height, width)
-    return mask.reshape(height, width)
+    runs = Runs(classes, lengths, height, width)
+    runs.check()
+    return runs.mask()
 
 
 def pixel_counts(classes: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -69,13 +69,3 @@ def pixel_counts(classes: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, 
     from cocolvis import kernels
 
     return kernels.pixels_of(classes, lengths)
-
-
-def _check_pixels(height: int, width: int) -> None:
-    if height * width > MAX_PIXELS:
-        raise ValueError(f"{height} x {width} pixels are more than {MAX_PIXELS}")
-
-
-def _unfilled(lengths: np.ndarray, height: int, width: int) -> ValueError:
-    covered = lengths.sum(dtype=np.uint64)
-    return ValueError(f"runs cover {covered} pixels, expected {height} x {width} = {height * width}")

@@ -59,7 +59,7 @@ class TrainingImages(TorchDataset):
         if self._rarity is not None and rng.random() < config.class_crop:
             around = pixel_of_a_rare_class(sample.mask, self._rarity, rng)
         if self._asked is not None:
-            taking = taking_part(sample.mask, sample.neg, self._asked)
+            taking = taking_part(sample.runs.classes, sample.neg, self._asked)
         scale = (config.scale_min, config.scale_max)
         place = random_placement(sample.size, rng, crop=config.crop, scale=scale, flip=config.flip, around=around)
         classes, lengths = sample.runs.window(place.rows, place.columns)
@@ -75,7 +75,7 @@ def pixel_of_a_rare_class(mask: np.ndarray, rarity: np.ndarray, rng: np.random.G
 
     ``mask`` (H, W) uint16, 0 = unlabelled; None where nothing is labelled.
     """
-    present = np.flatnonzero(_counts(mask, len(rarity)))
+    present = np.flatnonzero(np.bincount(mask.reshape(-1))[1:])
     if not len(present):
         return None
     chosen = rng.choice(present, p=rarity[present] / rarity[present].sum())
@@ -84,20 +84,15 @@ def pixel_of_a_rare_class(mask: np.ndarray, rarity: np.ndarray, rng: np.random.G
     return row, column
 
 
-def taking_part(mask: np.ndarray, neg: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """(C,) bool, the classes whose presence in an image is known: those in ``mask``, in ``neg``, and where ``asked``.
+def taking_part(shown: np.ndarray, neg: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """(C,) bool, the classes whose presence in an image is known: those ``shown``, in ``neg``, and where ``asked``.
 
-    ``mask`` (H, W) uint16 of the whole image; ``neg`` (n,) class ids 1..C verified absent; ``asked`` (C,) bool, True for the
-    classes that are annotated in every image.
+    ``shown`` (r,) class ids of the whole image, each as often as it likes, 0 = unlabelled; ``neg`` (n,) class ids 1..C verified
+    absent; ``asked`` (C,) bool, True for the classes that are annotated in every image.
     """
-    known = asked | (_counts(mask, len(asked)) > 0)
-    known[neg.astype(np.int64) - 1] = True
-    return known
-
-
-def _counts(mask: np.ndarray, classes: int) -> np.ndarray:
-    """Pixels of each class, (C,)."""
-    return np.bincount(mask.reshape(-1), minlength=classes + 1)[1:]
+    known = np.append(False, asked)
+    known[shown] = known[neg] = True
+    return known[1:]
 
 
 class StepBatches(Sampler[list[tuple[int, int]]]):

@@ -62,8 +62,8 @@ def test_a_run_is_the_plain_loop(dataset, tmp_path):
     rates = {
         "encoder": (chosen.lr * chosen.encoder_lr, chosen.momentum, chosen.power),
         "decoder": (chosen.lr, chosen.momentum, chosen.power),
+        "classes": (chosen.lr, chosen.embedding_momentum, chosen.embedding_power),
     }
-    rates["classes"] = (chosen.lr, chosen.embedding_momentum, chosen.embedding_power)
     groups = [{"params": model.parameter_groups()[name], "momentum": momentum} for name, (_, momentum, _) in rates.items()]
     optimizer = torch.optim.SGD(groups, lr=0, weight_decay=0.01)
     for step, windows in enumerate(training_batches(dataset.split("train"), chosen, 2)):
