@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 _IMAGES = {"embed": "the pictures' bytes", "path": "only their paths", "none": "masks alone (then no image folder is needed)"}
 
 
+MISSING = "Leave out what cannot be read, however much it is, also where a disk is to blame."
+
+
 class _Part(click.ParamType):
     name = "I/N"
 
@@ -56,6 +59,7 @@ def build_options(images: Sequence[str], shard_size: int | None) -> Callable:
         click.option("--overwrite", is_flag=True, help="Replace what is in --out."),
         click.option("--resume", is_flag=True, help="Complete an interrupted build; finished shards are kept."),
         click.option("--strict", is_flag=True, help="Stop at the first fault of the input instead of reporting it."),
+        click.option("--allow-missing", is_flag=True, help=MISSING),
         json_option,
     )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli import dataset_commands
-from cli.building import build_options, run_build
+from cli.building import MISSING, build_options, run_build
 from cli.import_command import importing
 from cli.listings import print_summary
 from cli.options import Group, json_option, path_argument, path_option, print_json, print_table, progress, source_options
@@ -57,8 +57,9 @@ def build(coco, lvis, out, splits, limit, images, shard_size, overlap, compat, *
 
 @main.command()
 @path_argument("dir")
+@click.option("--allow-missing", is_flag=True, help=MISSING)
 @json_option
-def join(dir, as_json) -> None:
+def join(dir, allow_missing, as_json) -> None:
     """Complete a data set whose shards were built in parts with `build --shard I/N`.
 
     \b
@@ -68,7 +69,7 @@ def join(dir, as_json) -> None:
     from cocolvis.build import join as complete
     from cocolvis.dataset import Dataset
 
-    complete(dir)
+    complete(dir, allow_missing=allow_missing)
     print_summary(Dataset.open(dir), as_json)
 
 

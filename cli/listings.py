@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # these modules are slow to import; a command that prints has
     from cocolvis.why import Explanation
 
 LISTED = 3
-"""Faults of a kind that are listed on the screen; dataset.json holds all."""
+"""Faults of a kind that are listed on the screen; the folder of the data set holds all."""
 
 RANKED = 10
 """Classes, images or pairs at either end of a ranking that are printed; --json holds all."""
@@ -27,6 +27,7 @@ def print_summary(dataset: "Dataset", as_json: bool) -> None:
     size = {split: sum(s["bytes"] for s in index["shards"] if s["split"] == split) for split in dataset.splits}
     report = index["report"]
     if as_json:
+        everything = {"counts": report["counts"], "faults": list(dataset.faults())}
         splits = {split: counts | {"bytes": size[split]} for split, counts in index["splits"].items()}
         described = {
             "folder": str(dataset.folder),
@@ -34,7 +35,7 @@ def print_summary(dataset: "Dataset", as_json: bool) -> None:
             "classes": len(dataset.vocabulary),
             "splits": splits,
         }
-        print_json(described | {"options": index["options"], "inputs": index["inputs"], "report": report})
+        print_json(described | {"options": index["options"], "inputs": index["inputs"], "report": everything})
         return
     rows = [(split, n["images"], n["shards"], size[split] / 2**20) for split, n in index["splits"].items()]
     print_table(("split", "images", "shards", "MiB"), rows)
@@ -42,6 +43,7 @@ def print_summary(dataset: "Dataset", as_json: bool) -> None:
     options = ", ".join(f"{name} {index['options'][name]}" for name in shown if index["options"].get(name) is not None)
     click.echo(f"\n{len(dataset.vocabulary)} classes; {options}")
     click.echo(f"digest of all contents: {index['digest']}")
+    listing = "faults.jsonl" if report.get("file") else "dataset.json"
     for kind, count in report["counts"].items():
         click.echo(f"\n{kind}: {count}")
         faults = [fault for fault in report["faults"] if fault["kind"] == kind]
@@ -49,7 +51,7 @@ def print_summary(dataset: "Dataset", as_json: bool) -> None:
             annotation = "" if fault["annotation_id"] is None else f", annotation {fault['annotation_id']}"
             click.echo(f"  image {fault['image_id']}{annotation} ({fault['source']}): {fault['reason']}")
         if count > LISTED:
-            click.echo(f"  ... and {count - LISTED} more, listed in {dataset.folder / 'dataset.json'}")
+            click.echo(f"  ... and {count - LISTED} more, listed in {dataset.folder / listing}")
 
 
 def print_split(name: str, split: dict, classes: int) -> None:

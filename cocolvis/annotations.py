@@ -7,20 +7,32 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
+from cocolvis import checks
 from cocolvis.archives import Buffer
 from cocolvis.errors import DataError
 from cocolvis.lenient import KEY, records
 from cocolvis.runlength import MAX_PIXELS
 
 
-class Fault(NamedTuple):
-    """Something that was skipped, or that is missing: it stands in the report of a build."""
-
+class _Fault(NamedTuple):
     kind: str
     source: str
     image_id: int | None
     annotation_id: int | None
     reason: str
+
+
+class Fault(_Fault):
+    """Something that was skipped, or that is missing: it stands in the report of a build.
+
+    ``reason`` is one printable line of bounded length, whatever the input made of it.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, kind: str, source: str, image_id: int | None, annotation_id: int | None, reason: str) -> "Fault":
+        """The fault with its reason as :func:`cocolvis.checks.line` has it."""
+        return super().__new__(cls, kind, source, image_id, annotation_id, checks.line(reason))
 
 
 class Segment(msgspec.Struct, gc=False):

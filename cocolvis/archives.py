@@ -6,11 +6,15 @@ import stat
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+from cocolvis import reading
 from cocolvis.errors import DataError
+
+_T = TypeVar("_T")
 
 Buffer = bytes | bytearray | mmap.mmap
 
@@ -32,7 +36,8 @@ _BROKEN = (OSError, ValueError, EOFError, MemoryError, OverflowError, RuntimeErr
 class Place(NamedTuple):
     """A file: ``path`` itself, or the member of the zip ``path`` whose header begins at ``offset``.
 
-    Holds all that reading takes, so that a worker needs no table of contents; pickles small.
+    Holds all that reading takes, so that a worker needs no table of contents; pickles small. ``folder`` is the folder that
+    holds a file beside others like it, by default the one in which it lies; without it, no file of it is missing by itself.
     """
 
     path: str
@@ -42,16 +47,26 @@ class Place(NamedTuple):
     size: int = 0
     deflated: bool = False
     crc: int = 0
+    folder: str = ""
 
     def __str__(self) -> str:
         return self.path if self.member is None else f"{self.path}: {self.member}"
 
     def read(self) -> bytes:
-        """The bytes of a small file; an OSError or ValueError that says why not."""
-        if self.member is None:
-            return self._whole()
+        """The bytes of a small file, read patiently; an OSError or ValueError that says what is wrong with it.
+
+        A DataError where something else is wrong: with the disk, its folder, or the zip that holds it.
+        """
         if max(self.size, self.packed) > MAX_PICTURE:
             raise ValueError(f"the zip declares {self.size} bytes for it; at most {MAX_PICTURE} are read")
+        return self._patiently(self._whole if self.member is None else self._member)
+
+    def _patiently(self, read: Callable[[], _T]) -> _T:
+        folder = self.folder or os.path.dirname(self.path) or "."
+        reason = reading.of_a_file(self.path, folder) if self.member is None else reading.of_an_archive
+        return reading.patiently(read, str(self), reason)
+
+    def _member(self) -> bytes:
         with open(self.path, "rb") as file:
             file.seek(self.offset)
             header = file.read(_LOCAL_HEADER.size)
@@ -76,9 +91,9 @@ class Place(NamedTuple):
             return file.read()
 
     def length(self) -> int:
-        """The bytes that :meth:`read` will bring; 0 where it will refuse."""
+        """The bytes that :meth:`read` will bring; 0 where something is wrong with the file. A DataError as there."""
         try:
-            size = self.size if self.member is not None else os.stat(self.path).st_size
+            size = self.size if self.member is not None else self._patiently(lambda: os.stat(self.path)).st_size
         except OSError:
             return 0
         return size if size <= MAX_PICTURE else 0
@@ -86,13 +101,13 @@ class Place(NamedTuple):
     def map(self) -> Buffer:
         """The bytes of a large file: a memory map where it lies unpacked. A DataError that names it where that fails."""
         try:
-            if self.member is None:
-                with open(self.path, "rb") as file:
-                    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            return self._unpacked()
+            return reading.patiently(self._mapped if self.member is None else self._unpacked, str(self), reading.of_the_system)
         except _BROKEN as error:
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise DataError(f"{self}: cannot be read: {reason}") from None
+            raise DataError(f"{self}: cannot be read: {_in_words(error)}") from None
+
+    def _mapped(self) -> mmap.mmap:
+        with open(self.path, "rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def _unpacked(self) -> bytearray:
         if self.packed > os.stat(self.path).st_size or self.size > _EXPANSION * self.packed:
@@ -111,21 +126,34 @@ def _inflated(packed: bytes, size: int) -> bytes:
     """At most ``size`` + 1 bytes of a raw deflate stream, whatever it would grow to."""
     try:
         return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, size + 1)
-    except zlib.error as error:
-        raise ValueError(f"its compressed bytes are damaged: {error}") from None
+    except zlib.error:
+        raise ValueError("its compressed bytes are damaged") from None
 
 
 @lru_cache(maxsize=8)
 def members(archive: Path) -> dict[str, Place]:
     """Member name -> place, of the files in a zip that can be read; a DataError when it is no zip."""
     try:
-        with zipfile.ZipFile(archive) as opened:
-            return {
-                m.filename: Place(
-                    str(archive), m.filename, m.header_offset, m.compress_size, m.file_size, m.compress_type != 0, m.CRC
-                )
-                for m in opened.infolist()
-                if not m.is_dir() and m.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) and not m.flag_bits & 1
-            }
+        return reading.patiently(lambda: _listed(archive), str(archive), reading.of_the_system)
     except _BROKEN as error:
-        raise DataError(f"{archive}: cannot be read as a zip: {error}; download it again") from None
+        raise DataError(f"{archive}: cannot be read as a zip: {_in_words(error)}; download it again") from None
+
+
+def _listed(archive: Path) -> dict[str, Place]:
+    with zipfile.ZipFile(archive) as opened:
+        return {
+            m.filename: Place(
+                str(archive), m.filename, m.header_offset, m.compress_size, m.file_size, m.compress_type != 0, m.CRC
+            )
+            for m in opened.infolist()
+            if not m.is_dir() and m.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) and not m.flag_bits & 1
+        }
+
+
+def _in_words(error: Exception) -> str:
+    """What is wrong with a file, whatever a library says of it."""
+    if isinstance(error, OSError):
+        return reading.strerror(error)
+    if isinstance(error, ValueError):  # these are ours, or the system's
+        return str(error)
+    return "memory does not suffice" if isinstance(error, MemoryError) else "its bytes are damaged"

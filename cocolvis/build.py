@@ -4,17 +4,19 @@ import shutil
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cocolvis import dataset, executors
+from cocolvis import dataset, executors, reading
 from cocolvis.annotations import Fault
 from cocolvis.errors import DataError
 from cocolvis.files import Unwritable
 from cocolvis.merge_task import BuildOptions
 from cocolvis.plan import Plan
+from cocolvis.report import lossy
 from cocolvis.shard_plan import ShardPlan
 from cocolvis.shard_task import run_shard
 from cocolvis.sources import Sources
@@ -42,6 +44,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     strict: bool = False,
+    allow_missing: bool = False,
     progress: Progress = lambda done, total: None,
     announce: Callable[[str], None] = lambda line: None,
 ) -> dict | None:
@@ -50,45 +53,71 @@ def run(
     An existing folder is completed with ``resume``, replaced with ``overwrite``, and otherwise left alone with a DataError,
     before ``make_plan`` is called.
     ``strict`` makes any fault of the input a DataError. Shards that are finished stay finished whatever is raised.
+    Input that cannot be read for a reason that is not its own, such as a disk that is gone, and a split that lost too many
+    images, are DataErrors; with ``allow_missing`` what cannot be read is left out, however much it is.
     The work is done by ``workers`` processes, or by the dask.distributed cluster at ``scheduler``. ``part`` (i, n) with
     1 <= i <= n builds every n-th shard from the i-th on, resumes by itself, and returns None: :func:`join` completes the data
     set.
     ``announce`` gets lines for the user.
     """
+    how = {"workers": workers, "scheduler": scheduler, "part": part, "overwrite": overwrite, "strict": strict}
     out = out.absolute()
     resume = resume or part is not None
     _check_target(out, resume, overwrite)
-    plan = make_plan()
-    description = plan.description()
-    if resume and (out / dataset.INDEX).exists():
-        return _finished_index(out, description)
-    state = BuildState(out)
-    if strict:
-        _refuse(plan.faults)
-    if not overwrite:
-        state.check(description)
-    counts = plan.shard_counts()
-    names = list(counts)[part[0] - 1 :: part[1]] if part else list(counts)
-    reports = {} if overwrite else state.finished(names)
-    left = [name for name in names if name not in reports]
-    _check_disk(plan, out, left, state.replaced() if overwrite else 0, announce)
-    done, total = sum(counts[name] for name in reports), sum(counts[name] for name in names)
-    runner = executors.cluster(scheduler) if scheduler else executors.processes(workers) if workers > 1 else None
     try:
-        state.begin(plan, description, overwrite=overwrite, joined=part is not None)
-        with nullcontext() if part else state.swept():
-            for name, report in _reports(plan, state, left, runner, lambda images: progress(done + images, total)):
-                state.finish(name, report)
-                reports[name] = report
-                if strict:
-                    _refuse([Fault(*fault) for fault in report["faults"]])
-        return None if part else state.complete(reports, plan.vocabulary)
+        with reading.allowing(allow_missing):
+            plan = make_plan()
+            if resume and (out / dataset.INDEX).exists():
+                return _finished_index(out, plan.description())
+            return _run(plan, BuildState(out), **how, progress=progress, announce=announce)
+    except MemoryError:
+        raise DataError(f"memory does not suffice; take fewer --workers; {executors.KEPT}") from None
     except Unwritable as error:
         raise DataError(f"{error}; {executors.KEPT}") from None
 
 
-def join(out: Path) -> dict:
-    """Complete a data set whose shards were built in parts; its index. A DataError that says what is missing."""
+def _run(
+    plan: ShardPlan,
+    state: BuildState,
+    *,
+    workers: int,
+    scheduler: str | None,
+    part: tuple[int, int] | None,
+    overwrite: bool,
+    strict: bool,
+    progress: Progress,
+    announce: Callable[[str], None],
+) -> dict | None:
+    if strict:
+        _refuse(plan.faults)
+    description = plan.description() if overwrite else state.check(plan)
+    counts = plan.shard_counts()
+    names = list(counts)[part[0] - 1 :: part[1]] if part else list(counts)
+    reports = {} if overwrite else state.finished(names)
+    for name in _to_read_again(state, counts, reports, description, announce):
+        del reports[name]
+    left = [name for name in names if name not in reports]
+    _check_disk(plan, state.out, left, state.replaced() if overwrite else 0, announce)
+    done, total = sum(counts[name] for name in reports), sum(counts[name] for name in names)
+    runner = executors.cluster(scheduler) if scheduler else executors.processes(workers) if workers > 1 else None
+    state.begin(plan, description, overwrite=overwrite, joined=part is not None)
+    with nullcontext() if part else state.swept():
+        for name, report in _reports(plan, state, left, runner, lambda images: progress(done + images, total)):
+            state.finish(name, report)
+            reports[name] = report
+            if strict:
+                _refuse([Fault(*fault) for fault in report["faults"]])
+    if part:
+        return None
+    _check_losses(state, reports, "--resume reads them again, --resume --allow-missing does without")
+    return state.complete(reports, plan.vocabulary)
+
+
+def join(out: Path, *, allow_missing: bool = False) -> dict:
+    """Complete a data set whose shards were built in parts; its index. A DataError that says what is missing.
+
+    A split that lost too many images is a DataError too, unless they are ``allow_missing``.
+    """
     out = out.absolute()
     state = BuildState(out)
     if (out / dataset.INDEX).exists():
@@ -102,8 +131,32 @@ def join(out: Path) -> dict:
         first = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         reason = f"{len(missing)} of {len(names)} shards are missing or damaged: {first}"
         raise DataError(f"{out}: {reason}; run the parts again that hold them, with `cocolvis build ... --shard I/N`")
-    with state.swept():
+    with reading.allowing(allow_missing), state.swept():
+        _check_losses(state, reports, "parts that run again read them again, `join --allow-missing` does without")
         return state.complete(reports, state.vocabulary)
+
+
+def _to_read_again(
+    state: BuildState, names: Collection[str], reports: dict, description: dict, announce: Callable[[str], None]
+) -> list[str]:
+    """Finished shards that lack images, where files came back, or so many were lost that no data set could be made of them.
+
+    In parts, what the others have finished counts too.
+    """
+    if not reports or reading.allowed():
+        return []
+    spoilt = lossy(reports)
+    found_again = state.plan["description"] != description
+    if not spoilt or not (found_again or state.losses(state.noted(names) | reports, all_there=False)):
+        return []
+    announce(f"{len(spoilt)} of the finished shards lack images that could not be read: these are built again")
+    return spoilt
+
+
+def _check_losses(state: BuildState, reports: dict[str, dict], advice: str) -> None:
+    found = [] if reading.allowed() else state.losses(reports, all_there=True)
+    if found:
+        raise DataError(f"{state.out}: {', and '.join(found)}; finished shards are kept: {advice}")
 
 
 def _check_target(out: Path, resume: bool, overwrite: bool) -> None:
@@ -159,7 +212,7 @@ def _reports(
         return
     with executors.interrupts_deferred():
         plan.warm_up()
-    tasks = plan.tasks(names)
+    tasks = (replace(task, allow_missing=reading.allowed()) for task in plan.tasks(names))
     if runner is None:
         yield from _reports_here(tasks, state, progress)
         return

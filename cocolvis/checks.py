@@ -3,7 +3,7 @@
 import os
 import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -22,6 +22,9 @@ MAX_WHOLE = 2**28
 MAX_INDEX = 2**28
 """Bytes of the largest dataset.json; a million faults take two thirds of it."""
 
+MAX_FAULTS, _MAX_FAULT = 2**30, 2**16
+"""Bytes of the largest list of faults, and of one of its lines; the former are some four million faults."""
+
 _HDF5 = b"\x89HDF\r\n\x1a\n\x03"
 """How a file of format 1.10 begins."""
 
@@ -29,10 +32,17 @@ REFUSED = (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeE
 """What HDF5 and h5py raise on files that they cannot read, and the checks below on those that nobody should."""
 
 
+LINE = 300
+"""Characters of the longest message."""
+
+
 def line(error: Exception | str) -> str:
     """The first line of a message, without control characters, and not longer than a reader endures."""
-    text = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return "".join(c if c.isprintable() else "?" for c in text[:300])
+    text = str(error)
+    if 0 < len(text) <= LINE and text.isprintable():
+        return text
+    text = next(iter(text.splitlines()), "") or type(error).__name__
+    return "".join(c if c.isprintable() else "?" for c in text[:LINE])
 
 
 def absent(path: Path) -> bool:
@@ -205,9 +215,15 @@ class _Fault(msgspec.Struct, gc=False):
     reason: str
 
 
+class _FaultFile(msgspec.Struct):
+    bytes: _Count
+    sha256: _Hash
+
+
 class _Report(msgspec.Struct):
     counts: Annotated[dict[str, _Count], Meta(max_length=100)]
     faults: list[_Fault]
+    file: _FaultFile | None = None
 
 
 class _Options(msgspec.Struct):
@@ -270,6 +286,24 @@ def read_index(path: Path, identity: tuple[str, int]) -> dict[str, Any]:
             raise DataError(f"{path}: shard {line(entry.file)} is of the split {line(repr(entry.split))}, which is not listed")
         seen.add(place)
     return index
+
+
+def read_faults(path: Path) -> Iterator[dict[str, Any]]:
+    """The faults in a file of one JSON object a line; a DataError where a line is none, or the file is too large."""
+    size = regular_file(path).st_size
+    if size > MAX_FAULTS:
+        raise DataError(f"{path}: has {size} bytes; at most {MAX_FAULTS} are read")
+    decode = msgspec.json.Decoder(_Fault).decode
+    try:
+        with path.open("rb") as file:
+            for number, text in enumerate(iter(lambda: file.readline(_MAX_FAULT), b""), 1):
+                if not text.endswith(b"\n"):
+                    raise DataError(f"{path}: line {number} has no end, or more than {_MAX_FAULT} bytes")
+                yield msgspec.structs.asdict(decode(text))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # a ValidationError is a DecodeError
+        raise DataError(f"{path}: line {number} is no fault: {line(error)}") from None
 
 
 def is_imported(index: Mapping[str, Any]) -> bool:

@@ -1,14 +1,14 @@
 """A built data set: its index dataset.json, and its splits as sequences of samples."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cocolvis import checks
+from cocolvis import checks, report
 from cocolvis.errors import DataError
 from cocolvis.shards import Sample, ShardReader
 from cocolvis.vocabulary import Vocabulary, coco_lvis
@@ -59,6 +59,10 @@ class Dataset:
     def splits(self) -> dict[str, int]:
         """Split name -> number of images."""
         return {name: split["images"] for name, split in self.index["splits"].items()}
+
+    def faults(self) -> Iterator[dict[str, Any]]:
+        """All faults that the build reported; a DataError where the file that holds them is not as dataset.json says."""
+        return report.read(self.folder, self.index["report"])
 
     def split(self, name: str) -> "Split":
         """The samples of a split; a DataError that lists the splits when there is none of this name."""

@@ -1,9 +1,9 @@
 """Where the COCO and LVIS downloads keep their files: the official layout and its usual variants, unpacked or not."""
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from cocolvis import reading
 from cocolvis.archives import Place, members
 from cocolvis.errors import DataError
 
@@ -65,7 +65,7 @@ def pictures(roots: Roots, folder: str) -> Pictures:
     """The pictures of ``folder``; a DataError that lists what was looked for."""
     names = (folder, f"images/{folder}", f"{folder}.zip", f"images/{folder}.zip")
     looked = [path for name in names for path in _below(roots, name)]
-    place = next((path for path in looked if (path.is_file() if path.suffix == ".zip" else path.is_dir())), None)
+    place = next((path for path in looked if (reading.is_file if path.suffix == ".zip" else reading.is_folder)(path)), None)
     if place is None:
         where = ", ".join(str(path) for path in looked) or f"{folder}.zip among the given zip files"
         raise DataError(f"no pictures of {folder}: looked for {where}; check --coco, or take --images none")
@@ -87,11 +87,11 @@ def _annotation_places(roots: Roots, name: str, zips: Sequence[str]) -> Iterator
         yield None, f"{' or '.join(zips)} among the given zip files"
     for folder in ("annotations/", ""):
         for path in _below(roots, folder + name):
-            yield (Place(str(path)) if os.path.isfile(path) else None), str(path)
+            yield (Place(str(path)) if reading.is_file(path) else None), str(path)
     for folder in ("", "annotations/"):
         for archive in zips:
             for path in _below(roots, folder + archive):
-                found = members(path) if path.is_file() else {}
+                found = members(path) if reading.is_file(path) else {}
                 member = next((place for inside, place in found.items() if inside.rpartition("/")[2] == name), None)
                 yield member, f"{name} in {path}"
 

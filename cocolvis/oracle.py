@@ -95,7 +95,7 @@ class _Oracle:
         self._coco_roots, self._lvis_roots = coco, lvis
         self._inputs = dataset.index["inputs"]
         self._options = dataset.index["options"]
-        faults = dataset.index["report"]["faults"]
+        faults = list(dataset.faults())
         self._annotations = _reported(faults, _SKIPPED_ANNOTATION)
         self._images = _reported(faults, _SKIPPED_IMAGE)
         self._pictures = {fault["image_id"] for fault in faults if fault["kind"] in _SKIPPED_PICTURE}
@@ -197,7 +197,7 @@ def _reported(faults: list[dict], kinds: set[str]) -> dict[str, Counter]:
     """Source -> how often each (image id, annotation id) was reported."""
     counts: dict[str, Counter] = {"lvis": Counter(), "stuff": Counter()}
     for fault in faults:
-        if fault["kind"] in kinds:
+        if fault["kind"] in kinds and fault["source"] in counts:
             counts[fault["source"]][fault["image_id"], fault["annotation_id"]] += 1
     return counts
 

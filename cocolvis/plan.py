@@ -28,6 +28,7 @@ class Plan(ShardPlan):
     options: BuildOptions
     images: dict[str, list[tuple[ImageRecord, str, str]]] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
+    _unusable: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def make(cls, sources: Sources, options: BuildOptions) -> "Plan":
@@ -35,13 +36,15 @@ class Plan(ShardPlan):
         plan = cls(sources, options)
         stuff_files = {}
         for split in options.splits:
-            things = sources.things(split)
+            things, known = sources.things(split), len(plan.faults)
             plan.faults += things.faults
             plan.images[split] = []
             for image, folder, name in plan._located(things, split):
                 stuff_files[folder] = sources.stuff(folder)
                 if plan._belongs(image, folder, things.count(image.id) > 0):
                     plan.images[split].append((image, folder, name))
+            malformed = sum(fault.kind == "malformed image" for fault in plan.faults[known:])
+            plan._unusable[split] = 0 if options.limit == 0 else malformed
         plan.faults += [fault for file in stuff_files.values() for fault in file.faults]
         return plan
 
@@ -74,6 +77,10 @@ class Plan(ShardPlan):
     def vocabulary(self) -> Vocabulary:
         """The 1284 classes."""
         return coco_lvis()
+
+    def unusable(self) -> dict[str, int]:
+        """Split -> images of the LVIS file whose records are malformed; 0 where none was asked for."""
+        return self._unusable
 
     def inputs(self) -> dict[str, str]:
         """File name -> SHA-256 of each annotation file that was read."""

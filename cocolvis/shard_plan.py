@@ -14,9 +14,13 @@ from cocolvis.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from cocolvis.shard_task import ShardTask
 
-_SHARD_BYTES, _INDEX_BYTES, _FAULT_BYTES, _MARGIN = 16_000, 250_000, 250, 1.05
+_SHARD_BYTES, _INDEX_BYTES, _MARGIN = 16_000, 250_000, 1.05
 """HDF5's own bytes of a shard (7,500 measured) with its report and what file systems round up; dataset.json (its vocabulary:
-241,000 measured); one fault there; and the safe side of all."""
+241,000 measured); and the safe side of both."""
+
+_FAULT_BYTES, _FAULT_COPIES = 300, 2
+"""A fault without its reason in plan.json and faults.jsonl, or dataset.json (110 + 100 measured, 180 in the last); how often
+each reason is written."""
 
 ROW_BYTES = 400
 """A shard's bytes an image besides mask and picture, on the safe side: 160 to 185 are measured."""
@@ -78,6 +82,23 @@ class ShardPlan(ABC):
         options = asdict(self.options) | {"splits": list(self.options.splits), "image_root": str(root) if root else None}
         return {"options": options, "inputs": self.inputs(), "vocabulary": self.vocabulary.digest}
 
+    def unusable(self) -> dict[str, int]:
+        """Split -> images that its annotations list in records of which no shard can be made."""
+        return {}
+
+    def files(self) -> dict[str, Any] | None:
+        """What an unfinished build notes of the files that it reads, so that it goes on when some are lost or found again."""
+        return None
+
+    def resumed(self, noted: dict[str, Any], unsettled: Collection[str]) -> dict[str, Any] | None:
+        """The description under which an unfinished build goes on with this plan; None where it is another build.
+
+        ``noted`` holds its "description", and "files" as :meth:`files` has them; ``unsettled`` are the shards that are not
+        finished, or lack images.
+        """
+        own = self.description()
+        return own if own == noted["description"] else None
+
     def shard_counts(self) -> dict[str, int]:
         """Shard name -> images in it, in order; an empty split has no shard."""
         return {name: len(rows) for name, _, rows in self._shards()}
@@ -88,15 +109,20 @@ class ShardPlan(ABC):
 
     def bytes_needed(self, names: Collection[str]) -> int:
         """About the bytes that the named shards and the index take on disk."""
-        total = len(names) * _SHARD_BYTES + _INDEX_BYTES + len(self.faults) * _FAULT_BYTES
+        faults = sum(_FAULT_BYTES + _FAULT_COPIES * len(fault.reason) for fault in self.faults)
+        total = len(names) * _SHARD_BYTES + _INDEX_BYTES + faults
         for split in self.images:
             rows = [row for name, own, chosen in self._shards() if own == split and name in names for row in chosen]
             total += self.row_bytes(split, rows) if rows else 0
         return int(total * _MARGIN)
 
+    def shard_name(self, split: str, row: int) -> str:
+        """The shard that holds an image of a split."""
+        return f"{split}-{row // self.options.shard_size:05d}"
+
     def _shards(self) -> Iterator[tuple[str, str, list[Any]]]:
         """(shard name, split, its images)."""
         size = self.options.shard_size
         for split, images in self.images.items():
-            for number, start in enumerate(range(0, len(images), size)):
-                yield f"{split}-{number:05d}", split, images[start : start + size]
+            for start in range(0, len(images), size):
+                yield self.shard_name(split, start), split, images[start : start + size]

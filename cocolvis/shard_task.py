@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from cocolvis import reading
 from cocolvis.annotations import Fault
 from cocolvis.archives import Place
 from cocolvis.images import image_size
@@ -25,7 +26,8 @@ class Picture(Protocol):
 class ShardTask(ABC):
     """Everything that one shard is made of; pickles, so that it may run anywhere that sees the same folders.
 
-    ``vocabulary`` is the digest of the classes.
+    ``vocabulary`` is the digest of the classes. With ``allow_missing``, input that cannot be read is a fault whatever the
+    reason; it plays no part in what a build is made of.
     """
 
     name: str
@@ -33,6 +35,7 @@ class ShardTask(ABC):
     images: Sequence
     options: ShardOptions
     vocabulary: str
+    allow_missing: bool = False
 
     @abstractmethod
     def sample(self, image: Picture, faults: list[Fault]) -> Sample | None:
@@ -42,8 +45,14 @@ class ShardTask(ABC):
 def run_shard(task: ShardTask, shard: Path, tick: Callable[[], None] = lambda: None) -> dict:
     """Write the shard and return what the index needs: {"images", "bytes", "sha256", "faults"}.
 
-    ``tick`` is called after each image. Faults of single records are collected; a file that cannot be written raises.
+    ``tick`` is called after each image. Faults of single records are collected; a file that cannot be written, or input
+    that cannot be read for a reason that is not its own, raises a DataError.
     """
+    with reading.allowing(task.allow_missing):
+        return _run(task, shard, tick)
+
+
+def _run(task: ShardTask, shard: Path, tick: Callable[[], None]) -> dict:
     faults: list[Fault] = []
     writer = ShardWriter(shard, {"split": task.split, "images": task.options.images, "vocabulary": task.vocabulary})
     for image in task.images:
@@ -57,7 +66,8 @@ def run_shard(task: ShardTask, shard: Path, tick: Callable[[], None] = lambda: N
 def read_picture(image: Picture, expected: tuple[int, int], said: str, faults: list[Fault]) -> bytes | None:
     """The bytes of an image's picture; None, and a fault, where it is absent, broken or not of the ``expected`` size.
 
-    ``said`` is the words in which a fault tells who expects (height, width).
+    ``said`` is the words in which a fault tells who expects (height, width). A DataError where it cannot be read for a reason
+    that is not its own.
     """
 
     def fault(kind: str, reason: str) -> None:
@@ -69,7 +79,7 @@ def read_picture(image: Picture, expected: tuple[int, int], said: str, faults: l
     except (FileNotFoundError, NotADirectoryError):
         return fault("missing image", "does not exist")
     except OSError as error:
-        return fault("unreadable image", f"cannot be read: {error.strerror}")
+        return fault("unreadable image", f"cannot be read: {reading.strerror(error)}")
     except (ValueError, IndexError) as error:
         return fault("unreadable image", str(error))
     if size != expected:

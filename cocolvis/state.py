@@ -1,14 +1,13 @@
 """The folder of a build on its way: what is being built, which shards are whole, and in the end the index."""
 
 import shutil
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 
-from cocolvis import dataset, digest
+from cocolvis import dataset, digest, report
 from cocolvis.annotations import Fault
 from cocolvis.errors import DataError
 from cocolvis.files import read_json, sha256, sweep, write_json
@@ -42,27 +41,34 @@ class BuildState:
             raise DataError(f"{self.out}: was not begun in parts; complete it with --resume")
         return Vocabulary.from_json(read_json(self._vocabulary))
 
-    def check(self, description: dict) -> None:
-        """A DataError where going on would mix two builds in one folder."""
+    def check(self, plan: ShardPlan) -> dict:
+        """The description under which a plan is built here; a DataError where going on would mix two builds in one folder."""
         if self._recorded.exists():
-            if self.plan["description"] != description:
+            settled = self.noted(plan.shard_counts())
+            unsettled = {*plan.shard_counts()} - {*settled} | {*report.lossy(settled)}
+            if (description := plan.resumed(self.plan, unsettled)) is None:
                 advice = "resume with the same, or replace it with --overwrite"
                 raise DataError(f"{self.out}: was begun with other inputs or options; {advice}")
         elif self.shards.exists() and any(self.shards.glob("*.h5")):
             raise DataError(
                 f"{self.out}: holds shards of an unknown build; choose another folder, or replace it with --overwrite"
             )
+        else:
+            description = plan.description()
+        return description
 
     def begin(self, plan: ShardPlan, description: dict, *, overwrite: bool, joined: bool) -> None:
         """Drop what is to be overwritten, make the folders, and note what is being built, unless that was done before.
 
         Parts that are to be ``joined`` need their vocabulary noted, which is the larger part of the index.
         """
-        if not overwrite and self._recorded.exists() and (self._vocabulary.exists() or not joined):
+        known = not overwrite and self._recorded.exists() and self.plan["description"] == description
+        if known and (self._vocabulary.exists() or not joined):
             return
         try:
             if overwrite:
-                (self.out / dataset.INDEX).unlink(missing_ok=True)
+                for name in (dataset.INDEX, report.FILE):
+                    (self.out / name).unlink(missing_ok=True)
                 for folder in (self.folder, self.shards):
                     shutil.rmtree(folder, ignore_errors=True)
             self.shards.mkdir(parents=True, exist_ok=True)
@@ -70,7 +76,8 @@ class BuildState:
             raise DataError(f"{self.out}: cannot be written: {error.strerror}") from None
         if joined:
             write_json(self._vocabulary, plan.vocabulary.to_json())
-        write_json(self._recorded, {"description": description, "shards": plan.shard_counts(), "faults": plan.faults})
+        noted = {"description": description, "shards": plan.shard_counts(), "faults": plan.faults}
+        write_json(self._recorded, noted | {"unusable": plan.unusable(), "files": plan.files()})
 
     def replaced(self) -> int:
         """The bytes of what ``begin`` drops."""
@@ -85,16 +92,26 @@ class BuildState:
         """Shard name -> report, for the shards that are whole; a shard without a report, or of another size, is built again."""
         reports = {}
         for name in names:
-            shard, report = self.shard(name), self.folder / f"{name}.json"
-            if shard.exists() and report.exists():
-                found = read_json(report)
+            shard, noted = self.shard(name), self.folder / f"{name}.json"
+            if shard.exists() and noted.exists():
+                found = read_json(noted)
                 if found["bytes"] == shard.stat().st_size and found["sha256"] == sha256(shard):
                     reports[name] = found
         return reports
 
-    def finish(self, name: str, report: dict) -> None:
-        """Note that a shard is whole."""
-        write_json(self.folder / f"{name}.json", report)
+    def noted(self, names: Collection[str]) -> dict[str, dict]:
+        """Shard name -> report, for the shards that were finished, whether or not they are still whole."""
+        paths = {name: self.folder / f"{name}.json" for name in names}
+        return {name: read_json(path) for name, path in paths.items() if path.exists()}
+
+    def losses(self, reports: Mapping[str, dict], *, all_there: bool) -> list[str]:
+        """One line for each split that lost too much in these shards; with ``all_there`` they are all that there will be."""
+        plan = self.plan
+        return report.losses(plan["shards"], reports, plan.get("unusable", {}) if all_there else {})
+
+    def finish(self, name: str, found: dict) -> None:
+        """Note that a shard is whole, with its report."""
+        write_json(self.folder / f"{name}.json", found)
 
     @contextmanager
     def swept(self) -> Iterator[None]:
@@ -121,7 +138,7 @@ class BuildState:
         plan = self.plan
         description = plan["description"]
         entries = [
-            {"file": f"shards/{name}.h5", "split": name.rsplit("-", 1)[0]}
+            {"file": f"shards/{name}.h5", "split": report.split_of(name)}
             | {k: v for k, v in reports[name].items() if k != "faults"}
             for name in plan["shards"]
         ]
@@ -143,9 +160,6 @@ class BuildState:
             "options": description["options"],
             "inputs": description["inputs"],
             "hdf5": h5py.version.hdf5_version,
-            "report": {
-                "counts": dict(sorted(Counter(f.kind for f in faults).items())),
-                "faults": [f._asdict() for f in faults],
-            },
+            "report": report.write(self.out, faults),
             "vocabulary": vocabulary.to_json(),
         }

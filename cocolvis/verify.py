@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cocolvis import checks, digest
+from cocolvis import checks, digest, report
 from cocolvis.dataset import Dataset
 from cocolvis.errors import DataError
 from cocolvis.files import sha256
@@ -37,7 +37,8 @@ def verify(dataset: Dataset, progress: Callable[[int, int], None] = lambda done,
             faults += _image_faults(reader, leaves.setdefault(entry["split"], []))
             reader.close()
         progress(number, len(shards))
-    return faults + list(_index_faults(dataset, ids, leaves))
+    lost = report.check(dataset.folder, dataset.index["report"])
+    return faults + list(_index_faults(dataset, ids, leaves)) + ([lost] if lost else [])
 
 
 def _file_faults(path: Path, entry: dict[str, Any]) -> Iterator[str]:

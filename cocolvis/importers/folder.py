@@ -4,6 +4,7 @@ import csv
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from cocolvis import reading
 from cocolvis.errors import DataError
 from cocolvis.files import read_json
 from cocolvis.importers.labels import LABELS
@@ -32,7 +33,7 @@ def find(src: Path, splits: Collection[str], first_label: int = 1, ignored: Coll
 
 
 def _vocabulary(root: Path, first_label: int, ignored: Collection[int]) -> Vocabulary:
-    there = [name for name in _CLASSES if (root / name).exists()]
+    there = [name for name in _CLASSES if reading.exists(root / name)]
     if len(there) != 1:
         raise DataError(f"{root}: holds {' and '.join(there) or 'no list of classes'}; expected one of {', '.join(_CLASSES)}")
     path = root / there[0]

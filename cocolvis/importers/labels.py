@@ -52,7 +52,9 @@ def _png(content: bytes) -> np.ndarray:
         with Image.open(BytesIO(content), formats=["PNG"]) as image:
             labels = np.asarray(image)
     except _BROKEN as error:
-        raise ValueError(f"the PNG cannot be decoded: {error}") from None
+        if getattr(error, "errno", None):  # of the system, not of these bytes
+            raise
+        raise ValueError("the PNG is damaged: its pixels cannot be decoded") from None
     if colour == 0 and bits in (2, 4):  # Pillow spreads grey values over 0..255
         labels = labels // (255 // (2**bits - 1))
     return labels.astype(np.uint16 if bits == 16 else np.uint8)

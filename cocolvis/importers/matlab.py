@@ -44,8 +44,8 @@ def read_matrix(content: bytes, name: str) -> np.ndarray:
                 return _values(body, order)
             if kind == _COMPRESSED and (inflated := _inflated_if_named(body, order, name)):
                 return _values(inflated, order)
-    except (struct.error, zlib.error) as error:
-        raise ValueError(f"the MATLAB file is damaged: {error}") from None
+    except (struct.error, zlib.error):
+        raise ValueError("the MATLAB file is damaged") from None
     raise ValueError(f"the MATLAB file has no matrix {name}")
 
 
@@ -101,7 +101,10 @@ def _values(matrix: bytes, order: str) -> np.ndarray:
         raise ValueError(f"{height} x {width} pixels are not in 1..{MAX_PIXELS}")
     if len(parts) != 1 or parts[0].kind not in _STORED:  # a second part is imaginary
         raise ValueError(f"{name.body.decode('latin-1')} holds no whole numbers")
-    stored = np.frombuffer(parts[0].body, np.dtype(_STORED[parts[0].kind]).newbyteorder(order))
+    kind = np.dtype(_STORED[parts[0].kind]).newbyteorder(order)
+    if len(parts[0].body) % kind.itemsize:
+        raise ValueError(f"the MATLAB file stores {len(parts[0].body)} bytes of numbers with {kind.itemsize} each")
+    stored = np.frombuffer(parts[0].body, kind)
     if stored.size != height * width:
         raise ValueError(f"the MATLAB file stores {stored.size} numbers for {height} x {width}")
     if not (stored.min() >= 0 and stored.max() < 2**16):  # NaN is neither

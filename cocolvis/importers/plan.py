@@ -1,13 +1,15 @@
 """An import: the plan of its shards, and the work of one of them."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from cocolvis import runlength
+from cocolvis import reading, runlength
 from cocolvis.annotations import Fault
 from cocolvis.errors import DataError
 from cocolvis.importers.labels import read_labels, to_classes
@@ -79,15 +81,40 @@ class ImportPlan(ShardPlan):
             if not tree.images[split]:
                 raise DataError(f"{tree.root}: split {split} has no images; check what lies there")
         self.tree, self.vocabulary, self.faults = tree, tree.vocabulary, list(tree.faults)
-        self._digests = {split: _digest(tree.images[split]) for split in options.splits}
+        self._sizes = {split: _sizes(tree.images[split]) for split in options.splits}
         self.images = {split: list(tree.images[split][: options.limit]) for split in options.splits}
-        self.options = options
+        self.options, self._chooses_size = options, options.shard_size is None
         if options.shard_size is None:
             self.options = replace(options, shard_size=self._shard_size())
 
     def inputs(self) -> dict[str, str]:
         """Split -> SHA-256 over path and size of each picture and label file, in order; contents are not read for it."""
-        return self._digests
+        return {split: _digest(self.tree.images[split], sizes) for split, sizes in self._sizes.items()}
+
+    def files(self) -> dict[str, Any]:
+        """A digest of the ids and names of all images, and the sizes of their pictures and label files, 0 for what is lost."""
+        names = (f"{split}\t{_name(image)}\n" for split in self._sizes for image in self.tree.images[split])
+        return {"names": hashlib.sha256("".join(names).encode()).hexdigest(), "sizes": self._sizes}
+
+    def resumed(self, noted: dict[str, Any], unsettled: Collection[str]) -> dict[str, Any] | None:
+        """The same images are the same build where files are lost since; files found again, or mended, are those of the
+        ``unsettled`` shards, and make the description this plan's. The size of shards stays what it was.
+        """
+        own, known, before, now = self.description(), noted["description"], noted.get("files"), self.files()
+        if own == known or not before or before["names"] != now["names"]:
+            return own if own == known else None
+        if self._chooses_size:
+            self.options = replace(self.options, shard_size=known["options"]["shard_size"])
+        found = False
+        for split, sizes in self._sizes.items():
+            for row, (size, then) in enumerate(zip(sizes, before["sizes"][split], strict=False)):
+                other = [(a, b) for a, b in zip(size, then, strict=False) if a and a != b]
+                if any(b for _, b in other) and self.shard_name(split, row) not in unsettled:
+                    return None
+                found |= bool(other)
+                sizes[row] = tuple(a or b for a, b in zip(size, then, strict=False))
+        own = self.description()
+        return None if own | {"inputs": None} != known | {"inputs": None} else own if found else known
 
     def image_root(self) -> Path | None:
         """The data set's folder, where pictures are referred to."""
@@ -116,14 +143,31 @@ class ImportPlan(ShardPlan):
         return sum(image.picture.length() for image in rows) if self.options.images == "embed" else 0
 
 
-def _digest(images: Sequence[LabelledImage]) -> str:
-    lines = (f"{i.path}\t{i.picture.length()}\n{i.labels_path}\t{i.labels.length()}\n" for i in images)
+def _sizes(images: Sequence[LabelledImage]) -> list[tuple[int, int]]:
+    return [(image.picture.length(), image.labels.length()) for image in images]
+
+
+def _name(image: LabelledImage) -> str:
+    """Id and path of an image without the ending, which one that is lost does not tell."""
+    return f"{image.image_id}\t{os.path.splitext(image.path)[0]}"
+
+
+def _digest(images: Sequence[LabelledImage], sizes: Sequence[tuple[int, int]]) -> str:
+    lines = (f"{i.path}\t{picture}\n{i.labels_path}\t{labels}\n" for i, (picture, labels) in zip(images, sizes, strict=True))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _decoded(image: LabelledImage) -> np.ndarray:
+    content = image.labels.read()
+    try:
+        return read_labels(content)
+    except (OSError, MemoryError) as error:  # not what the file holds: that is a ValueError
+        raise reading.given_up(str(image.labels), error) from None
 
 
 def _mask_bytes(image: LabelledImage) -> int:
     try:
-        classes, lengths = runlength.encode(read_labels(image.labels.read()))
+        classes, lengths = runlength.encode(_decoded(image))
     except (OSError, ValueError):
         return 0
     return classes.nbytes + lengths.nbytes
@@ -136,10 +180,10 @@ def _labels(image: LabelledImage, faults: list[Fault]) -> np.ndarray | None:
         faults.append(Fault(kind, "labels", image.image_id, None, f"{image.labels_path}: {reason}"))
 
     try:
-        return read_labels(image.labels.read())
+        return _decoded(image)
     except (FileNotFoundError, NotADirectoryError):
         return fault("missing mask", "does not exist")
     except OSError as error:
-        return fault("unreadable mask", f"cannot be read: {error.strerror}")
+        return fault("unreadable mask", f"cannot be read: {reading.strerror(error)}")
     except ValueError as error:
         return fault("unreadable mask", str(error))

@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from cocolvis import checks
+from cocolvis import checks, reading
 from cocolvis.annotations import Fault
 from cocolvis.archives import Place
 from cocolvis.errors import DataError
@@ -19,22 +19,29 @@ _LARGEST_TEXT = 2**24
 
 
 class LabelledImage(NamedTuple):
-    """An image: its id, and the paths of its picture and its label file from ``root``, either of which may be missing."""
+    """An image: its id, and the paths of its picture and its label file from ``root``, either of which may be missing.
+
+    ``folders`` are those that hold all pictures and all label files, where names hold folders of their own.
+    """
 
     image_id: int
     root: str
     path: str
     labels_path: str
+    folders: tuple[str, str] = ("", "")
 
     @property
     def picture(self) -> Place:
         """Where the picture lies."""
-        return Place(f"{self.root}/{self.path}")
+        return self._place(self.path, self.folders[0])
 
     @property
     def labels(self) -> Place:
         """Where the label file lies."""
-        return Place(f"{self.root}/{self.labels_path}")
+        return self._place(self.labels_path, self.folders[1])
+
+    def _place(self, path: str, folder: str) -> Place:
+        return Place(f"{self.root}/{path}", folder=f"{self.root}/{folder}" if folder else "")
 
 
 @dataclass(frozen=True)
@@ -58,11 +65,11 @@ def find_root(src: Path, needed: Iterable[str], inside: Sequence[str], expected:
 
     ``expected`` is the layout in words.
     """
-    if not os.path.isdir(src):
+    if not reading.is_folder(src):
         raise DataError(f"{src}: is no folder; expected {expected}")
     needed = list(needed)
     roots = [src, *(src / name for name in inside)]
-    missing = {root: [name for name in needed if not os.path.exists(root / name)] for root in roots}
+    missing = {root: [name for name in needed if not reading.exists(root / name)] for root in roots}
     root = min(roots, key=lambda root: len(missing[root]))
     if missing[root]:
         raise DataError(f"{root}: holds no {', '.join(missing[root])}; expected {expected}; --split builds one split alone")
@@ -79,10 +86,11 @@ def paired(root: Path, layout: Mapping[str, tuple[Sequence[str], Sequence[str]]]
     for split, paths in layout.items():
         pictures, labels = (_matching(root, either, faults) for either in paths)
         found[split] = []
+        folders = tuple(either[0].partition("{}")[0].rstrip("/") for either in paths)
         for name in sorted(pictures.keys() | labels.keys()):
             absent = [either[0].format(name) for either in paths]
             both = pictures.get(name, absent[0]), labels.get(name, absent[1])
-            found[split].append(LabelledImage(next(numbers), str(root), *both))
+            found[split].append(LabelledImage(next(numbers), str(root), *both, folders))
     return found
 
 
@@ -101,7 +109,7 @@ def listed(root: Path, names: str, pattern: str, picture: str, labels: Sequence[
             faults.append(Fault(kind, "image", None, None, f"{names}: {name[:100]!a}: {reason}"))
         elif number:
             places = [path.format(name) for path in labels]
-            there = next((path for path in places if os.path.exists(root / path)), places[0])
+            there = next((path for path in places if reading.exists(root / path)), places[0])
             found[name] = LabelledImage(int("".join(number.groups())), str(root), picture.format(name), there)
     return list(found.values())
 
@@ -123,7 +131,7 @@ def _matching(root: Path, paths: Sequence[str], faults: list[Fault]) -> dict[str
     """Name -> path of the files that have one of these paths; endings in upper and lower case alike."""
     found: dict[str, str] = {}
     for folder, _, ending in (path.partition("{}") for path in paths):
-        for path in sorted(path for path in _walk(root, folder) if path.lower().endswith(ending.lower())):
+        for path in sorted(path for path in _files(root, folder) if path.lower().endswith(ending.lower())):
             name = path[len(folder) : -len(ending)]
             if not _recordable(path):
                 reason = f"{path!a}: expected UTF-8 without control characters"
@@ -135,16 +143,23 @@ def _matching(root: Path, paths: Sequence[str], faults: list[Fault]) -> dict[str
     return found
 
 
-def _walk(root: Path, folder: str) -> Iterator[str]:
+def _files(root: Path, folder: str) -> list[str]:
     """The paths from ``root`` of all files below a folder that are not hidden; none where there is no folder."""
-    for here, folders, files in os.walk(root / folder, onerror=_refuse):
+    top = root / folder
+    try:
+        return reading.patiently(lambda: list(_walk(root, top)), str(top), reading.of_the_system) if reading.exists(top) else []
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read: {reading.strerror(error)}") from None
+
+
+def _walk(root: Path, top: Path) -> Iterator[str]:
+    for here, folders, files in os.walk(top, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (os.path.relpath(os.path.join(here, name), root) for name in files if not name.startswith("."))
 
 
 def _refuse(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
-        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
+    raise error
 
 
 def _recordable(path: str) -> bool:

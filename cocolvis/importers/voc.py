@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from pathlib import Path
 
+from cocolvis import reading
 from cocolvis.errors import DataError
 from cocolvis.importers.tables import table
 from cocolvis.importers.tree import Tree, find_root, listed
@@ -24,7 +25,7 @@ def find(src: Path, splits: Collection[str], augmented: bool = False) -> Tree:
     needed = ["JPEGImages", "SegmentationClass", *(f"{_LISTS}/{split}.txt" for split in splits)]
     root = find_root(src, needed, ["VOC2012", "VOCdevkit/VOC2012"], EXPECTED)
     found = {split: (f"{_LISTS}/{split}.txt", ["SegmentationClass/{}.png"]) for split in splits}
-    there = next((name for name in _AUGMENTED_LISTS if (root / name).exists() and (root / _AUGMENTED).exists()), None)
+    there = next((name for name in _AUGMENTED_LISTS if reading.exists(root / name) and reading.exists(root / _AUGMENTED)), None)
     if augmented and there is None:
         raise DataError(f"{root}: holds no {_AUGMENTED}/ with {' or '.join(_AUGMENTED_LISTS)}; leave out --augmented")
     if augmented and "train" in splits:
