@@ -139,23 +139,25 @@ def join(out: Path, *, allow_missing: bool = False) -> dict:
 def _to_read_again(
     state: BuildState, names: Collection[str], reports: dict, description: dict, announce: Callable[[str], None]
 ) -> list[str]:
-    """Finished shards that lack images, where files came back, or so many were lost that no data set could be made of them.
+    """Finished shards that lack images, where files came back, or so many were lost that no data set can be made of them.
 
     In parts, what the others have finished counts too.
     """
     if not reports or reading.allowed():
         return []
     spoilt = lossy(reports)
-    found_again = state.plan["description"] != description
-    if not spoilt or not (found_again or state.losses(state.noted(names) | reports, all_there=False)):
-        return []
-    announce(f"{len(spoilt)} of the finished shards lack images that could not be read: these are built again")
+    if state.plan["description"] == description and not state.losses(state.noted(names) | reports, all_there=False):
+        spoilt = [name for name in spoilt if reports[name].get("again")]
+    if spoilt:
+        announce(f"{len(spoilt)} of the finished shards lack images that could not be read: these are built again")
+        state.mark(spoilt, reports)
     return spoilt
 
 
 def _check_losses(state: BuildState, reports: dict[str, dict], advice: str) -> None:
     found = [] if reading.allowed() else state.losses(reports, all_there=True)
     if found:
+        state.mark(lossy(reports), reports)
         raise DataError(f"{state.out}: {', and '.join(found)}; finished shards are kept: {advice}")
 
 

@@ -40,7 +40,7 @@ class Pictures:
         """Where a picture lies; reading the place fails when it is not there."""
         if self._members is None:
             return Place(str(self.place / name))
-        return self._members.get(name, Place(str(self.place / name)))
+        return self._members.get(name, Place(str(self.place / name), folder=str(self.place.parent)))
 
 
 def lvis_place(roots: Roots, split: str) -> Place:

@@ -104,6 +104,11 @@ class BuildState:
         paths = {name: self.folder / f"{name}.json" for name in names}
         return {name: read_json(path) for name, path in paths.items() if path.exists()}
 
+    def mark(self, names: Collection[str], reports: Mapping[str, dict]) -> None:
+        """Note that finished shards are to be built again, however much of that an interruption leaves undone."""
+        for name in names:
+            self.finish(name, reports[name] | {"again": True})
+
     def losses(self, reports: Mapping[str, dict], *, all_there: bool) -> list[str]:
         """One line for each split that lost too much in these shards; with ``all_there`` they are all that there will be."""
         plan = self.plan
@@ -139,7 +144,7 @@ class BuildState:
         description = plan["description"]
         entries = [
             {"file": f"shards/{name}.h5", "split": report.split_of(name)}
-            | {k: v for k, v in reports[name].items() if k != "faults"}
+            | {key: reports[name][key] for key in ("images", "bytes", "sha256")}
             for name in plan["shards"]
         ]
         splits, leaves = {}, {}

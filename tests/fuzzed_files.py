@@ -41,7 +41,7 @@ class Playground:
 
     def _build(self) -> dict:
         with patch.object(Vocabulary, "to_json", lambda vocabulary: {}):  # else it takes most of the time
-            return build(self._tree.sources(), self._tree.root / "data", BuildOptions(), overwrite=True)
+            return build(self._tree.sources(), self._tree.root / "data", BuildOptions(), overwrite=True, allow_missing=True)
 
     def masks(self, index: dict) -> dict[int, np.ndarray]:
         readers = [ShardReader(self._tree.root / "data" / shard["file"]) for shard in index["shards"]]

@@ -162,7 +162,7 @@ def test_the_checksum_of_a_compressed_matrix_counts(tmp_path):
     start = 136 + struct.unpack_from("<I", content, 132)[0]  # behind the text
     end = start + 8 + struct.unpack_from("<I", content, start + 4)[0]
     content[end - 1] ^= 1
-    with pytest.raises(ValueError, match=r"is damaged: .*incorrect data check"):
+    with pytest.raises(ValueError, match="the MATLAB file is damaged"):
         read_labels(bytes(content))
 
 

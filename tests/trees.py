@@ -88,10 +88,11 @@ class Tree:
         """The tree as a build takes it."""
         return Sources(self.coco, self.lvis, coco_lvis())
 
-    def build(self, out: str = "data", *, workers: int = 1, strict: bool = False, **options) -> Dataset:
+    def build(self, out: str = "data", *, workers: int = 1, strict: bool = False, allow_missing=False, **options) -> Dataset:
         """Write and build; the data set."""
         self.write()
-        build(self.sources(), self.root / out, BuildOptions(**options), workers=workers, strict=strict, overwrite=True)
+        how = {"workers": workers, "strict": strict, "allow_missing": allow_missing, "overwrite": True}
+        build(self.sources(), self.root / out, BuildOptions(**options), **how)
         return Dataset.open(self.root / out)
 
     def mask(self, image_id: int, **options) -> np.ndarray:
