@@ -27,43 +27,9 @@ from cocolvis.verify import verify
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
-NOT_OF_ONE_FILE = [
-    "ESTALE",
-    "EMFILE",
-    "ENFILE",
-    "ENOMEM",
-    "ETIMEDOUT",
-    "ENOTCONN",
-    "EHOSTDOWN",
-    "EIO",
-    "EHOSTUNREACH",
-    "ENETDOWN",
-    "ENETUNREACH",
-    "ENODEV",
-    "ENXIO",
-    "EREMOTEIO",
-    "ENOLINK",
-    "ECONNRESET",
-    "ECONNREFUSED",
-    "ECONNABORTED",
-    "ESHUTDOWN",
-    "EAGAIN",
-    "EBUSY",
-    "EINTR",
-    "EPIPE",
-    "EPROTO",
-    "ENOBUFS",
-    "EDQUOT",
-    "EUCLEAN",
-    "EBADMSG",
-    "ENOKEY",
-]
-OF_ONE_FILE = {
-    "ENOENT": "missing image",
-    "EACCES": "unreadable image",
-    "ELOOP": "unreadable image",
-    "EISDIR": "unreadable image",
-}
+NOT_OF_ONE_FILE = """ESTALE EMFILE ENFILE ENOMEM ETIMEDOUT ENOTCONN EHOSTDOWN EIO EHOSTUNREACH ENETDOWN ENETUNREACH ENODEV ENXIO
+EREMOTEIO ENOLINK ECONNRESET ECONNREFUSED ECONNABORTED ESHUTDOWN EAGAIN EBUSY EINTR EPIPE EPROTO ENOBUFS EDQUOT EUCLEAN"""
+OF_ONE_FILE = {"ENOENT": "missing image"} | dict.fromkeys(("EACCES", "ELOOP", "EISDIR", "ENAMETOOLONG"), "unreadable image")
 
 
 @pytest.fixture(autouse=True)
