@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from victims import GUARD, Victim, check_unfinished, contents, kept, reports, un
 
 from cocolvis import executors
 from cocolvis.build import build
+from cocolvis.dataset import Dataset
 from cocolvis.errors import DataError
 from cocolvis.plan import BuildOptions
 from cocolvis.sources import Sources
@@ -137,6 +139,24 @@ def test_a_scheduler_that_dies_costs_no_finished_work(sample, whole, tmp_path):
         found.workers[0].send_signal(signal.SIGKILL)
         found.workers[0].wait()
         completed_here(sample, tmp_path / "data", whole)
+
+
+def test_a_disk_that_stumbles_is_told_by_the_cluster_in_one_line(sample, tmp_path):
+    shutil.copytree(sample.coco, tmp_path / "coco")
+    built = sample._replace(coco=tmp_path / "coco")
+    bad = sorted((tmp_path / "coco/train2017").iterdir())[-1]
+    bad.unlink()
+    bad.symlink_to("/proc/self/mem")  # an input/output error
+    with cluster(tmp_path / "cluster", workers=1) as found:
+        victim = build_on(found.address, built, tmp_path / "data")
+        assert victim.ended() == 1
+        assert victim.error().startswith(
+            f"Error: {bad}: cannot be read: Input/output error; finished shards are kept: go on with "
+        )
+        check_unfinished(tmp_path / "data")
+        allowed = build_on(found.address, built, tmp_path / "data", 30, "--resume", "--allow-missing")
+        assert allowed.ended() == 0, allowed.said
+    assert sum(Dataset.open(tmp_path / "data").splits.values()) == SHARDS - 1
 
 
 @contextmanager
