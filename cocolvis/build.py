@@ -90,17 +90,17 @@ def _run(
 ) -> dict | None:
     if strict:
         _refuse(plan.faults)
-    description = plan.description() if overwrite else state.check(plan)
+    found = not overwrite and state.check(plan)
     counts = plan.shard_counts()
     names = list(counts)[part[0] - 1 :: part[1]] if part else list(counts)
     reports = {} if overwrite else state.finished(names)
-    for name in _to_read_again(state, counts, reports, description, announce):
+    for name in _to_read_again(plan, state, reports, found, announce):
         del reports[name]
     left = [name for name in names if name not in reports]
     _check_disk(plan, state.out, left, state.replaced() if overwrite else 0, announce)
     done, total = sum(counts[name] for name in reports), sum(counts[name] for name in names)
     runner = executors.cluster(scheduler) if scheduler else executors.processes(workers) if workers > 1 else None
-    state.begin(plan, description, overwrite=overwrite, joined=part is not None)
+    state.begin(plan, plan.description(), overwrite=overwrite, joined=part is not None)
     with nullcontext() if part else state.swept():
         for name, report in _reports(plan, state, left, runner, lambda images: progress(done + images, total)):
             state.finish(name, report)
@@ -137,20 +137,22 @@ def join(out: Path, *, allow_missing: bool = False) -> dict:
 
 
 def _to_read_again(
-    state: BuildState, names: Collection[str], reports: dict, description: dict, announce: Callable[[str], None]
+    plan: ShardPlan, state: BuildState, reports: dict, found: bool, announce: Callable[[str], None]
 ) -> list[str]:
-    """Finished shards that lack images, where files came back, or so many were lost that no data set can be made of them.
+    """Finished shards that lack images, where files were ``found`` again, or no data set could be made of so few images.
 
     In parts, what the others have finished counts too.
     """
-    if not reports or reading.allowed():
+    if reading.allowed():
         return []
     spoilt = lossy(reports)
-    if state.plan["description"] == description and not state.losses(state.noted(names) | reports, all_there=False):
+    if reports and not found and not state.losses(state.noted(plan.shard_counts()) | reports, all_there=False):
         spoilt = [name for name in spoilt if reports[name].get("again")]
     if spoilt:
         announce(f"{len(spoilt)} of the finished shards lack images that could not be read: these are built again")
         state.mark(spoilt, reports)
+    if found:
+        state.note_files(plan)
     return spoilt
 
 

@@ -90,14 +90,13 @@ class ShardPlan(ABC):
         """What an unfinished build notes of the files that it reads, so that it goes on when some are lost or found again."""
         return None
 
-    def resumed(self, noted: dict[str, Any], unsettled: Collection[str]) -> dict[str, Any] | None:
-        """The description under which an unfinished build goes on with this plan; None where it is another build.
+    def resumed(self, begun: dict[str, Any], files: dict[str, Any] | None, unsettled: Collection[str]) -> bool | None:
+        """Whether files were found again since an unfinished build was begun; None where this plan is of another build.
 
-        ``noted`` holds its "description", and "files" as :meth:`files` has them; ``unsettled`` are the shards that are not
-        finished, or lack images.
+        ``begun`` is the description of that build, ``files`` what it noted as :meth:`files` has it; ``unsettled`` are shards
+        that are not finished, or lack images.
         """
-        own = self.description()
-        return own if own == noted["description"] else None
+        return False if self.description() == begun else None
 
     def shard_counts(self) -> dict[str, int]:
         """Shard name -> images in it, in order; an empty split has no shard."""

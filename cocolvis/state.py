@@ -27,6 +27,7 @@ class BuildState:
         self.folder = out / ".build"
         self.shards = out / "shards"
         self._recorded = self.folder / "plan.json"
+        self._noted_files = self.folder / "files.json"
         self._vocabulary = self.folder / "vocabulary.json"
 
     @property
@@ -41,29 +42,36 @@ class BuildState:
             raise DataError(f"{self.out}: was not begun in parts; complete it with --resume")
         return Vocabulary.from_json(read_json(self._vocabulary))
 
-    def check(self, plan: ShardPlan) -> dict:
-        """The description under which a plan is built here; a DataError where going on would mix two builds in one folder."""
+    def check(self, plan: ShardPlan) -> bool:
+        """Whether files were found again since the build was begun; a DataError where going on would mix two builds."""
         if self._recorded.exists():
             settled = self.noted(plan.shard_counts())
             unsettled = {*plan.shard_counts()} - {*settled} | {*report.lossy(settled)}
-            if (description := plan.resumed(self.plan, unsettled)) is None:
+            found = plan.resumed(self.plan["description"], self._files(), unsettled)
+            if found is None:
                 advice = "resume with the same, or replace it with --overwrite"
                 raise DataError(f"{self.out}: was begun with other inputs or options; {advice}")
-        elif self.shards.exists() and any(self.shards.glob("*.h5")):
+            return found
+        if self.shards.exists() and any(self.shards.glob("*.h5")):
             raise DataError(
                 f"{self.out}: holds shards of an unknown build; choose another folder, or replace it with --overwrite"
             )
-        else:
-            description = plan.description()
-        return description
+        return False
+
+    def _files(self) -> dict | None:
+        return read_json(self._noted_files) if self._noted_files.exists() else None
+
+    def note_files(self, plan: ShardPlan) -> None:
+        """Note what the plan says of the files that it reads."""
+        if (files := plan.files()) is not None:
+            write_json(self._noted_files, files)
 
     def begin(self, plan: ShardPlan, description: dict, *, overwrite: bool, joined: bool) -> None:
         """Drop what is to be overwritten, make the folders, and note what is being built, unless that was done before.
 
         Parts that are to be ``joined`` need their vocabulary noted, which is the larger part of the index.
         """
-        known = not overwrite and self._recorded.exists() and self.plan["description"] == description
-        if known and (self._vocabulary.exists() or not joined):
+        if not overwrite and self._recorded.exists() and (self._vocabulary.exists() or not joined):
             return
         try:
             if overwrite:
@@ -77,7 +85,8 @@ class BuildState:
         if joined:
             write_json(self._vocabulary, plan.vocabulary.to_json())
         noted = {"description": description, "shards": plan.shard_counts(), "faults": plan.faults}
-        write_json(self._recorded, noted | {"unusable": plan.unusable(), "files": plan.files()})
+        self.note_files(plan)
+        write_json(self._recorded, noted | {"unusable": plan.unusable()})
 
     def replaced(self) -> int:
         """The bytes of what ``begin`` drops."""
@@ -163,7 +172,7 @@ class BuildState:
             "splits": splits,
             "shards": entries,
             "options": description["options"],
-            "inputs": description["inputs"],
+            "inputs": (self._files() or description)["inputs"],
             "hdf5": h5py.version.hdf5_version,
             "report": report.write(self.out, faults),
             "vocabulary": vocabulary.to_json(),

@@ -94,27 +94,28 @@ class ImportPlan(ShardPlan):
     def files(self) -> dict[str, Any]:
         """A digest of the ids and names of all images, and the sizes of their pictures and label files, 0 for what is lost."""
         names = (f"{split}\t{_name(image)}\n" for split in self._sizes for image in self.tree.images[split])
-        return {"names": hashlib.sha256("".join(names).encode()).hexdigest(), "sizes": self._sizes}
+        digest = hashlib.sha256("".join(names).encode()).hexdigest()
+        return {"inputs": self.inputs(), "names": digest, "sizes": self._sizes}
 
-    def resumed(self, noted: dict[str, Any], unsettled: Collection[str]) -> dict[str, Any] | None:
-        """The same images are the same build where files are lost since; files found again, or mended, are those of the
-        ``unsettled`` shards, and make the description this plan's. The size of shards stays what it was.
+    def resumed(self, begun: dict[str, Any], files: dict[str, Any] | None, unsettled: Collection[str]) -> bool | None:
+        """The same images are the same build where files are lost since; those found again, or mended, must be of the
+        ``unsettled`` shards. The size of shards stays what it was.
         """
-        own, known, before, now = self.description(), noted["description"], noted.get("files"), self.files()
-        if own == known or not before or before["names"] != now["names"]:
-            return own if own == known else None
+        if files is None or files["names"] != self.files()["names"]:
+            return ShardPlan.resumed(self, begun, files, unsettled)
         if self._chooses_size:
-            self.options = replace(self.options, shard_size=known["options"]["shard_size"])
+            self.options = replace(self.options, shard_size=begun["options"]["shard_size"])
+        if self.description() | {"inputs": None} != begun | {"inputs": None}:
+            return None
         found = False
         for split, sizes in self._sizes.items():
-            for row, (size, then) in enumerate(zip(sizes, before["sizes"][split], strict=False)):
-                other = [(a, b) for a, b in zip(size, then, strict=False) if a and a != b]
-                if any(b for _, b in other) and self.shard_name(split, row) not in unsettled:
+            for row, (size, then) in enumerate(zip(sizes, files["sizes"][split], strict=False)):
+                other = [before for now, before in zip(size, then, strict=False) if now and now != before]
+                if any(other) and self.shard_name(split, row) not in unsettled:
                     return None
                 found |= bool(other)
-                sizes[row] = tuple(a or b for a, b in zip(size, then, strict=False))
-        own = self.description()
-        return None if own | {"inputs": None} != known | {"inputs": None} else own if found else known
+                sizes[row] = tuple(now or before for now, before in zip(size, then, strict=False))
+        return found
 
     def image_root(self) -> Path | None:
         """The data set's folder, where pictures are referred to."""
