@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,7 @@ def join(dir, as_json) -> None:
     from cocolvis.build import join as complete
     from cocolvis.dataset import Dataset
 
-    complete(dir)
+    complete(dir, partial(click.echo, err=True))
     print_summary(Dataset.open(dir), as_json)
 
 

@@ -195,6 +195,7 @@ class _Entry(msgspec.Struct):
     images: _Count
     bytes: _Count
     sha256: _Hash
+    hdf5: Annotated[str, Meta(max_length=100)] | None = None
 
 
 class _Fault(msgspec.Struct, gc=False):
@@ -233,6 +234,7 @@ class _Index(msgspec.Struct):
     inputs: dict[str, _Hash]
     report: _Report
     vocabulary: dict[str, Any]
+    mask_rule: _Count | None = None
 
 
 class _ImportedIndex(_Index):
@@ -250,15 +252,22 @@ def read_index(path: Path, identity: tuple[str, int]) -> dict[str, Any]:
     try:
         index = msgspec.json.decode(path.read_bytes())
         found = (index.get("format"), index.get("version")) if isinstance(index, dict) else None
-        if found != identity:
-            raise DataError(f"{path}: format and version are {line(str(found))}, expected {identity}")
-        checked = msgspec.convert(index, _ImportedIndex if is_imported(index) else _Index)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except msgspec.ValidationError as error:
-        raise DataError(f"{path}: {line(error)}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path}: is not JSON: {line(error)}") from None
+    if found != identity:
+        raise DataError(f"{path}: format and version are {line(str(found))}, expected {identity}")
+    check_index(path, index)
+    return index
+
+
+def check_index(path: Path, index: dict[str, Any]) -> None:
+    """A DataError unless this may be the content of dataset.json at ``path``, as :func:`read_index` expects it."""
+    try:
+        checked = msgspec.convert(index, _ImportedIndex if is_imported(index) else _Index)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise DataError(f"{path}: {line(error)}") from None
     seen: set[PurePosixPath] = set()
     for entry in checked.shards:
         place = PurePosixPath(entry.file)
@@ -269,7 +278,6 @@ def read_index(path: Path, identity: tuple[str, int]) -> dict[str, Any]:
         if entry.split not in checked.splits:
             raise DataError(f"{path}: shard {line(entry.file)} is of the split {line(repr(entry.split))}, which is not listed")
         seen.add(place)
-    return index
 
 
 def is_imported(index: Mapping[str, Any]) -> bool:

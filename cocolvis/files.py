@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,32 +17,75 @@ class Unwritable(DataError):
 
 
 @contextmanager
-def write_aside(path: Path) -> Iterator[Path]:
+def write_aside(path: Path, permit: Callable[[], None] = lambda: None) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on a clean exit it is synced and takes the name, otherwise it is removed.
 
+    ``permit`` is called before anything is written, and again before the file takes its name: it raises where that must not be.
     An Unwritable, which is a DataError, where the file system refuses.
     """
+    with _aside(path, permit) as aside:
+        yield aside
+        _sync(aside)
+        permit()
+        os.replace(aside, path)
+        sync_folder(path.parent)
+
+
+def create_json(path: Path, content: Any, permit: Callable[[], None] = lambda: None) -> bool:
+    """Write readable JSON, whole, unless something has the name; whether it was written. An Unwritable as above.
+
+    Of several processes that do this at the same time exactly one succeeds.
+    """
+    with _aside(path, permit) as aside:
+        aside.write_text(_pretty(content), encoding="utf-8")
+        _sync(aside)
+        permit()
+        try:
+            os.link(aside, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links
+            try:
+                with path.open("xb") as file:
+                    file.write(aside.read_bytes())
+                    os.fsync(file.fileno())
+            except FileExistsError:
+                return False
+        sync_folder(path.parent)
+    return True
+
+
+@contextmanager
+def _aside(path: Path, permit: Callable[[], None]) -> Iterator[Path]:
+    """A temporary path beside ``path`` in a folder that exists, removed in the end; an OSError becomes an Unwritable."""
+    permit()
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-        sync_folder(path.parent)
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]  # HDF5 writes paragraphs
-        raise Unwritable(f"{path}: cannot be written: {reason}") from error
+        raise Unwritable(f"{path}: cannot be written: {reason(error)}") from error
     finally:
         with suppress(OSError):
             aside.unlink()
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed processes left half-written in a folder; nobody else may be at work."""
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def reason(error: OSError) -> str:
+    """What the system says of a failure, on one line."""
+    return os.strerror(error.errno) if error.errno else str(error).splitlines()[0]  # HDF5 writes paragraphs
+
+
+def sweep(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> None:
+    """Remove what killed processes left half-written of ``wanted`` files in a folder; nobody else may be at work on them."""
     for left in folder.glob(f".*.{'[0-9a-f]' * 12}.tmp"):
-        with suppress(OSError):
-            left.unlink()
+        if wanted(left.name[1:-17]):
+            with suppress(OSError):
+                left.unlink()
 
 
 def sync_folder(folder: Path) -> None:
@@ -54,10 +97,14 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write readable JSON, whole or not at all."""
-    with write_aside(path) as aside:
-        aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+def write_json(path: Path, content: Any, permit: Callable[[], None] = lambda: None) -> None:
+    """Write readable JSON, whole or not at all; ``permit`` as for :func:`write_aside`."""
+    with write_aside(path, permit) as aside:
+        aside.write_text(_pretty(content), encoding="utf-8")
+
+
+def _pretty(content: Any) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path) -> Any:

@@ -108,6 +108,11 @@ class Plan(ShardPlan):
             not_exhaustive=image.not_exhaustive_category_ids,
         )
 
+    def row_name(self, row: tuple[ImageRecord, str, str]) -> tuple[int, str]:
+        """The image's id, and its path from the folder of the pictures."""
+        image, folder, name = row
+        return image.id, f"{folder}/{name}"
+
     def warm_up(self) -> None:
         """Compile or load the kernels that merge."""
         merge_task.warm_up()

@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import h5py
+
 from cocolvis.annotations import Fault
 from cocolvis.archives import Place
 from cocolvis.images import image_size
+from cocolvis.lock import Lease
+from cocolvis.merge import MASK_RULE
 from cocolvis.shard_plan import ShardOptions
-from cocolvis.shards import Sample, ShardWriter
+from cocolvis.shards import VERSION, Sample, ShardWriter
 
 
 class Picture(Protocol):
@@ -39,19 +43,23 @@ class ShardTask(ABC):
         """One of the ``images`` as a sample; None where it is left out. Whatever is skipped is added to ``faults``."""
 
 
-def run_shard(task: ShardTask, shard: Path, tick: Callable[[], None] = lambda: None) -> dict:
-    """Write the shard and return what the index needs: {"images", "bytes", "sha256", "faults"}.
+def run_shard(task: ShardTask, shard: Path, lease: Lease, tick: Callable[[], None] = lambda: None) -> dict:
+    """Write the shard and return its report: {"images", "bytes", "sha256", "hdf5", "mask_rule", "version", "faults"}.
 
-    ``tick`` is called after each image. Faults of single records are collected; a file that cannot be written raises.
+    ``hdf5`` is the version of the library here, as workers may have others than the process that asks them. ``tick`` is called
+    after each image. Faults of single records are collected; a file that cannot be written raises, and so does a folder whose
+    ``lease`` was lost.
     """
     faults: list[Fault] = []
-    writer = ShardWriter(shard, {"split": task.split, "images": task.options.images, "vocabulary": task.vocabulary})
+    attributes = {"split": task.split, "images": task.options.images, "vocabulary": task.vocabulary}
+    writer = ShardWriter(shard, attributes, lease.check)
     for image in task.images:
         sample = task.sample(image, faults)
         if sample is not None:
             writer.add(sample)
         tick()
-    return writer.finish() | {"faults": faults}
+    made_by = {"hdf5": h5py.version.hdf5_version, "mask_rule": MASK_RULE, "version": VERSION}
+    return writer.finish() | made_by | {"faults": faults}
 
 
 def read_picture(image: Picture, expected: tuple[int, int], said: str, faults: list[Fault]) -> bytes | None:

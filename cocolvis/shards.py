@@ -4,7 +4,7 @@ import hashlib
 import math
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -86,10 +86,14 @@ class Sample:
 
 
 class ShardWriter:
-    """Collects samples and writes them as one shard; as a context manager, nothing is written after an exception."""
+    """Collects samples and writes them as one shard; as a context manager, nothing is written after an exception.
 
-    def __init__(self, path: Path, attributes: Mapping[str, str]):
+    ``permit`` is that of :func:`cocolvis.files.write_aside`.
+    """
+
+    def __init__(self, path: Path, attributes: Mapping[str, str], permit: Callable[[], None] = lambda: None):
         self._path = path
+        self._permit = permit
         self._attributes = dict(attributes)
         self._fixed = {name: bytearray() for name in _FIXED}
         self._ragged = {group: {column: bytearray() for column in columns} for group, columns in _RAGGED.items()}
@@ -144,7 +148,7 @@ class ShardWriter:
                 for column, dtype in columns.items():
                     group.create_dataset(column, data=_values(self._ragged[name].pop(column), dtype))
         content = memory.getbuffer()
-        with write_aside(self._path) as aside:
+        with write_aside(self._path, self._permit) as aside:
             aside.write_bytes(content)
         return {"images": self._images, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
@@ -163,6 +167,16 @@ class _Column(NamedTuple):
     at: int
     dtype: np.dtype
     shape: tuple[int, ...]
+
+
+def is_shard(path: Path) -> bool:
+    """Whether a file says of itself that it is a shard, of whatever version; nothing else of it is checked."""
+    try:
+        checks.hdf5(path)
+        with h5py.File(path, "r", locking=False) as file:
+            return checks.attributes(file, {"format": FORMAT}, ()) == {}
+    except (DataError, *checks.REFUSED):
+        return False
 
 
 class ShardReader:

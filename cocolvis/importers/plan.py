@@ -104,6 +104,10 @@ class ImportPlan(ShardPlan):
         masks = len(rows) * sum(map(_mask_bytes, looked_at)) / len(looked_at)
         return len(rows) * ROW_BYTES + int(_SAFE * masks) + self._picture_bytes(rows)
 
+    def row_name(self, row: LabelledImage) -> tuple[int, str]:
+        """The image's id, and its path from the data set's folder."""
+        return row.image_id, row.path
+
     def warm_up(self) -> None:
         """Compile or load the kernels that code masks."""
         runlength.pixel_counts(*runlength.encode(np.zeros((1, 1), np.uint16)))
