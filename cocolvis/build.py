@@ -160,6 +160,8 @@ def _check_folder(out: Path) -> None:
 
 
 def _check_target(out: Path, resume: bool, overwrite: bool) -> None:
+    if overwrite:
+        inventory(out)  # refuses folders that lead elsewhere
     if resume or overwrite:
         return
     if (out / dataset.INDEX).exists():

@@ -44,7 +44,7 @@ class Inventory:
     def refuse_foreign(self, names: Collection[str]) -> None:
         """A DataError where a build of shards with these names would replace a file that is not ours."""
         places = [self.out / name for name in (dataset.INDEX, FAULTS, ".build/plan.json")]
-        places += [*(self.out / "shards" / f"{name}.h5" for name in names)]
+        places += [self.out / "shards" / f"{name}.h5" for name in names]
         foreign = next((path for path in places if path in set(self.others)), None)
         if foreign:
             advice = "move it away, or choose another --out"
