@@ -31,6 +31,7 @@ def print_summary(dataset: "Dataset", as_json: bool) -> None:
         described = {
             "folder": str(dataset.folder),
             "digest": index["digest"],
+            "mask_rule": index.get("mask_rule"),
             "classes": len(dataset.vocabulary),
             "splits": splits,
         }
@@ -40,7 +41,7 @@ def print_summary(dataset: "Dataset", as_json: bool) -> None:
     print_table(("split", "images", "shards", "MiB"), rows)
     shown = ("dataset", "limit", "images", "overlap", "compat")
     options = ", ".join(f"{name} {index['options'][name]}" for name in shown if index["options"].get(name) is not None)
-    click.echo(f"\n{len(dataset.vocabulary)} classes; {options}")
+    click.echo(f"\n{len(dataset.vocabulary)} classes; {options}, mask rule {index.get('mask_rule', 'not recorded')}")
     click.echo(f"digest of all contents: {index['digest']}")
     for kind, count in report["counts"].items():
         click.echo(f"\n{kind}: {count}")

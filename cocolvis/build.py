@@ -72,6 +72,8 @@ def run(
             return _finished_index(state, description)
         if strict:
             _refuse(plan.faults)
+        if not overwrite:
+            state.check(description)
         names = list(plan.shard_counts())[part[0] - 1 :: part[1]] if part else list(plan.shard_counts())
         work = _Work(plan, state, scheduler, workers, strict, progress, announce)
         try:
@@ -97,8 +99,6 @@ class _Work:
     def run(self, names: list[str], description: dict, overwrite: bool) -> dict[str, dict]:
         """Build the named shards that are not finished; the reports of all."""
         plan, state = self.plan, self.state
-        if not overwrite:
-            state.check(description)
         reports = {} if overwrite else state.finished(names)
         left = [name for name in names if name not in reports]
         _check_disk(plan, state.out, left, inventory(state.out).bytes if overwrite else 0, self.announce)
@@ -127,7 +127,7 @@ def join(out: Path, announce: Callable[[str], None] = lambda line: None) -> dict
     with lock.held(out, None, announce, "a join") as lease:
         state = BuildState(out, lease)
         if (out / dataset.INDEX).exists():
-            return dataset.Dataset.open(out).index
+            return _opened(out)
         if checks.absent(state.folder / "plan.json"):
             raise DataError(f"{out}: {_NO_PARTS}")
         with state.swept():
@@ -170,8 +170,16 @@ def _check_target(out: Path, resume: bool, overwrite: bool) -> None:
         raise DataError(f"{out}: is not empty; complete an interrupted build with --resume, replace it with --overwrite")
 
 
+def _opened(out: Path) -> dict:
+    """The index of a finished data set; a DataError that says how to go on where it is damaged."""
+    try:
+        return dataset.Dataset.open(out).index
+    except DataError as error:
+        raise DataError(f"{error}; build it anew with `cocolvis build --overwrite`, or `import`") from None
+
+
 def _finished_index(state: BuildState, description: dict) -> dict:
-    index, out = dataset.Dataset.open(state.out).index, state.out
+    index, out = _opened(state.out), state.out
     rule = index.get("mask_rule", "not recorded")
     if rule != description["mask_rule"]:
         found = f"its {len(index['shards'])} shards have mask rule {rule}, this cocolvis has {description['mask_rule']}"

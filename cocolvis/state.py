@@ -85,6 +85,7 @@ class BuildState:
         self._recorded = self.folder / "plan.json"
         self.lease = lease
         self._plan: dict | None = None
+        self._known = False  # whether what is recorded is the build that this process is at work on
 
     @property
     def plan(self) -> dict:
@@ -112,6 +113,7 @@ class BuildState:
             if self.plan["description"] != description:
                 advice = "resume with the same, or replace it with --overwrite"
                 raise DataError(f"{self.out}: was begun with other inputs or options; {advice}")
+            self._known = True
         elif unknown:
             raise DataError(
                 f"{self.out}: holds shards of an unknown build; choose another folder, or replace it with --overwrite"
@@ -142,6 +144,7 @@ class BuildState:
             raise DataError(f"{self.out}: cannot be written: {error.strerror}") from None
         if not create_json(self._recorded, noted, self.lease.check):
             self.check(description)
+        self._known = True
 
     def replace(self, names: Collection[str], announce: Callable[[str], None]) -> None:
         """Remove the files of the data set or build that is here, before one of shards with these names is begun."""
@@ -212,9 +215,10 @@ class BuildState:
 
     @contextmanager
     def swept(self, names: Collection[str] | None = None) -> Iterator[None]:
-        """Remove before and after what killed processes left half-written of these shards, or of the whole build.
+        """Remove before and after what killed processes left half-written of these shards, or of the whole folder.
 
-        Nobody else may be at work on them. What a stopped process was about to rename goes with it.
+        Nobody else may be at work on them, and of another build no single shards are swept, which parts of it may be writing.
+        What a stopped process was about to rename goes with it.
         """
         try:
             self._sweep(names)
@@ -224,6 +228,8 @@ class BuildState:
                 self._sweep(names)
 
     def _sweep(self, names: Collection[str] | None) -> None:
+        if names is not None and not self._known:
+            return
         sweep(self.shards, lambda name: names is None or name.removesuffix(".h5") in names)
         sweep(self.folder, lambda name: names is None or name.removesuffix(".json") in names)
         if names is None:

@@ -16,13 +16,13 @@ from trees import five_images
 from victims import Victim, contents, reports, until
 
 from cli.cocolvis import main
-from cocolvis import lock, owners
+from cocolvis import executors, lock, owners
 from cocolvis.build import build
 from cocolvis.dataset import Dataset
 from cocolvis.errors import DataError
 from cocolvis.lock import Lease, Lost, held
 from cocolvis.owners import Owner
-from cocolvis.plan import BuildOptions
+from cocolvis.plan import BuildOptions, Plan
 from cocolvis.sources import Sources
 from cocolvis.verify import verify
 from cocolvis.vocabulary import coco_lvis
@@ -85,7 +85,7 @@ def test_a_second_build_is_refused_while_the_first_lives_and_a_killed_one_goes_o
 
 
 @linux
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_who_was_taken_over_writes_nothing_more(sample, whole, tmp_path, monkeypatch, workers):
     out, lines = tmp_path / "data", []
     first = Victim(sample, out, "--shard-size", 1, "--workers", workers, command=("-c", ELSEWHERE))
@@ -97,11 +97,22 @@ def test_who_was_taken_over_writes_nothing_more(sample, whole, tmp_path, monkeyp
     waits, takes = lines[:2]
     assert "may be at work in" in waits and "waits up to 0 s for a sign of life" in waits and "takes over" in takes
     assert contents(out) == whole
+    before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.rglob("*")}
     first.send(signal.SIGCONT)
     assert first.ended() == 1
     assert first.error().startswith(f"Error: {out}: this build has lost the folder: ")
-    assert contents(out) == whole and verify(Dataset.open(out)) == []
+    assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.rglob("*")} == before
+    assert verify(Dataset.open(out)) == []
     until(first.gone)
+
+
+def test_a_worker_whose_lease_is_lost_writes_nothing(tree, tmp_path):
+    plan = Plan.make(five_images(tree).write().sources(), BuildOptions())
+    (task,) = plan.tasks(["train-00000"])
+    lease = Lease(tmp_path / "gone", "0")
+    with executors.processes(1) as workers, pytest.raises(Lost):
+        workers.submit(task, tmp_path / "new" / "train-00000.h5", lease).result()
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_stopped_rename_fails_once_the_folder_was_taken_over(tmp_path):
@@ -354,3 +365,17 @@ def test_an_observer_that_was_stopped_itself_does_not_take_over(tmp_path, monkey
     with pytest.raises(DataError, match="is at work there"), held(tmp_path, None, lambda line: None):
         pytest.fail("held")
     assert time.monotonic() and path.exists()
+
+
+def test_a_part_that_is_refused_sweeps_nothing_of_others(tree, tmp_path):
+    """Its shards have the names of those that a part of the other build is just writing."""
+    five_images(tree).write()
+    out = tmp_path / "data"
+    build(tree.sources(), out, BuildOptions(), part=(1, 2))
+    half = out / "shards" / ".train-00000.h5.0123456789ab.tmp"
+    half.touch()
+    with held(out, (2, 2), print), pytest.raises(DataError, match="was begun with other inputs or options"):
+        build(tree.sources(), out, BuildOptions(limit=3), part=(1, 2))
+    assert half.exists()
+    build(tree.sources(), out, BuildOptions(), part=(1, 2))
+    assert not half.exists()

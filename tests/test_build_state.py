@@ -392,3 +392,13 @@ def test_join_of_a_folder_that_is_not_there_makes_none(tmp_path):
     done = CliRunner().invoke(main, ["join", str(tmp_path / "data")])
     assert done.exit_code == 1 and "holds no shards of `cocolvis build --shard I/N`" in done.output
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", [text(""), cut, text("[]"), instead(Path.mkdir), instead(os.mkfifo)])
+def test_a_broken_index_is_told_in_one_line(sample, finished, begun, damage):
+    shutil.copy(finished / "whole" / "dataset.json", begun)
+    damage(begun / "dataset.json")
+    for attempt in (partial(join, begun), partial(resume, sample, begun)):
+        with pytest.raises(DataError, match=r"dataset.json: .*; build it anew with `cocolvis build --overwrite`"):
+            attempt()
+    assert len(list((begun / ".build").iterdir())) == SHARDS + 1
