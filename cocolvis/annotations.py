@@ -127,7 +127,7 @@ _REFUSED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _LONGEST_FIELD = 2**16
 """Bytes of the longest field, but for the segmentation, that a record may have: LVIS's have some hundred."""
 
-_LONGEST_CATEGORIES = 2**24
+_LONGEST_CATEGORIES = 2**22
 """Bytes of the longest list of categories that is read: LVIS's has a few hundred thousand."""
 
 _BLOCK = 2**18
@@ -190,13 +190,14 @@ class AnnotationFile:
         Records that lie together are parsed together until one is refused; nothing is built of what is not read.
         """
         found: dict[str, list] = {key: [] for key in _READ}
-        seen = set()
+        seen, categories = set(), 0
         for key, spans in lists(text, _READ):
             seen.add(key)
             for first, last in _blocks(spans):
                 start, end = spans[first, 0], spans[last - 1, 1]
                 if key == "categories":
-                    self._check_categories(end - start)
+                    categories += int(end - start)
+                    self._check_categories(categories)
                 block = b"[%b]" % text[start:end] if end - start <= _BLOCK else b""
                 try:
                     found[key] += msgspec.json.decode(block, type=list[_READ[key]])

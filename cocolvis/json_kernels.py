@@ -10,8 +10,8 @@ from cocolvis.compiled import entry, inner
 _QUOTE, _BACKSLASH, _COMMA, _COLON, _MINUS = 0x22, 0x5C, 0x2C, 0x3A, 0x2D
 _OPEN_LIST, _CLOSE_LIST, _OPEN_OBJECT, _CLOSE_OBJECT = 0x5B, 0x5D, 0x7B, 0x7D
 _U, _N, _I = 0x75, 0x4E, 0x49
-_ESCAPED, _NULL, _REPLACEMENT, _REPLACEMENT_ESCAPED = (
-    np.frombuffer(symbols, np.uint8) for symbols in (b'"\\/bfnrtu', b"null", "\ufffd".encode(), b"\\ufffd")
+_ESCAPED, _NULL, _NO_NUMBER, _REPLACEMENT, _REPLACEMENT_ESCAPED = (
+    np.frombuffer(symbols, np.uint8) for symbols in (b'"\\/bfnrtu', b"null", b"1e999", "\ufffd".encode(), b"\\ufffd")
 )
 _LITERALS = np.array([list(word.ljust(9)) for word in (b"true", b"false", b"null", b"NaN", b"Infinity", b"-Infinity")], np.uint8)
 
@@ -99,7 +99,8 @@ def members(text, at, rows):
 def rewrite(text, at, end, out):
     """Write the value between two places to ``out`` as strict parsers take it; the bytes of it, also where ``out`` is too short.
 
-    NaN and infinities, and what is nested ``DEPTH`` deep, become null; what is no UTF-8, and halves of surrogate pairs, U+FFFD.
+    NaN and infinities become 1e999, which is no sound value of anything; what is nested ``DEPTH`` deep becomes null; what is no
+    UTF-8, and halves of surrogate pairs, become U+FFFD.
     """
     size = depth = 0
     while at < end:
@@ -107,7 +108,7 @@ def rewrite(text, at, end, out):
         if symbol == _QUOTE:
             at, size = _rewrite_string(text, at, out, size)
         elif symbol == _N or symbol == _I or (symbol == _MINUS and text[at + 1] == _I):
-            at, size = _scalar(text, at), _put(_NULL, out, size)
+            at, size = _scalar(text, at), _put(_NO_NUMBER, out, size)
         elif (symbol == _OPEN_LIST or symbol == _OPEN_OBJECT) and depth == DEPTH - 1:
             at, size = skip(text, at), _put(_NULL, out, size)
         else:
