@@ -127,7 +127,7 @@ _REFUSED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _LONGEST_FIELD = 2**16
 """Bytes of the longest field, but for the segmentation, that a record may have: LVIS's have some hundred."""
 
-_LONGEST_CATEGORIES = 2**22
+_LONGEST_CATEGORIES = 2**21
 """Bytes of the longest list of categories that is read: LVIS's has a few hundred thousand."""
 
 _BLOCK = 2**18

@@ -600,7 +600,6 @@ def test_archives_of_64_bits_are_whole(tmp_path, monkeypatch):
     content = content[: end + 8] + b"\xff" * 12 + content[end + 20 :]  # as where they do not fit
     (tmp_path / "a.zip").write_bytes(content)
     assert zip_directory.fault(tmp_path / "a.zip") is None
-    assert len(zipfile.ZipFile(tmp_path / "a.zip").namelist()) == 3
     (tmp_path / "b.zip").write_bytes(content.replace(b"PK\6\6", b"PK\6\5"))
     assert "points outside" in zip_directory.fault(tmp_path / "b.zip")
 
