@@ -1,4 +1,4 @@
-"""Memory is bounded by the input, whatever it holds: annotation files of all shapes, each in a process of its own."""
+"""Memory is bounded by the input, not by what it holds, nor by the square of the classes; measured in processes of their own."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import memory_of_annotations
+import memory_of_classes
 import pytest
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux's /proc")
@@ -32,3 +33,15 @@ def test_an_annotation_file_takes_memory_by_its_size(size, tmp_path):
     assert said["many good, one bad"].endswith(" annotations, 1 faults")
     assert said["one large record"] == "1 images, 1 annotations, 0 faults"
     assert "has more than" in said["numbers for annotations"]
+
+
+@pytest.mark.parametrize("what", ["penalty", "evaluation"])
+def test_many_classes_take_no_more_than_64_mib_beyond_few(what, of_classes):
+    assert of_classes[f"{what} 30000"] - of_classes[f"{what} 100"] <= 64 * 2**20
+
+
+@pytest.fixture(scope="module")
+def of_classes():
+    ended = subprocess.run([sys.executable, memory_of_classes.__file__], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
