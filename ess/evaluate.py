@@ -1,4 +1,4 @@
-"""How good a model is on a split of a data set: one confusion matrix over all its images, each at its own size."""
+"""How good a model is on a split of a data set: one count of pixels by class over all its images, each at its own size."""
 
 from collections.abc import Callable, Sequence
 

@@ -144,7 +144,7 @@ def _evaluate(team: Accelerator, predictor: Predictor, dataset: Dataset, limit: 
     """The scores on the split "val" or its first images, which the processes share."""
     images = first(dataset, "val", limit)
     confusion = count(predictor, dataset, indices=images[team.process_index :: team.num_processes])
-    confusion.matrix = team.reduce(confusion.matrix.to(team.device), "sum").cpu()
+    confusion.pixels = team.reduce(confusion.pixels.to(team.device), "sum").cpu()
     confusion.images = len(images)
     return scores_of(confusion, dataset)
 

@@ -2,8 +2,10 @@
 
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from io import BytesIO
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -23,13 +25,31 @@ _BROKEN = (OSError, ValueError, SyntaxError, EOFError, LookupError, struct.error
 """What Pillow raises on damaged files."""
 
 
-def read_labels(content: bytes) -> np.ndarray:
-    """The (H, W) numbers 0..65535 that a label file holds, uint8 or uint16; a ValueError that says why not."""
+class Labels(NamedTuple):
+    """A label file: its (H, W), and what decodes it; so that who knows the size that it must have can look first.
+
+    ``read`` returns (H, W) numbers 0..65535, uint8 or uint16, or raises a ValueError that says why not.
+    """
+
+    size: tuple[int, int]
+    read: Callable[[], np.ndarray]
+
+
+def open_labels(content: bytes) -> Labels:
+    """A label file by its bytes; a ValueError where they are none. Nothing but what declares its size is looked at."""
     if matlab.is_matlab(content):
-        return matlab.read_matrix(content, _MATLAB_VARIABLE)
+        return Labels(*matlab.open_matrix(content, _MATLAB_VARIABLE))
     if not content.startswith(b"\x89PNG"):
         raise ValueError("it is neither a PNG nor a MATLAB file" if content else "the file is empty")
-    return _png(content)
+    size = image_size(content)
+    if not 0 < size[0] * size[1] <= MAX_PIXELS:
+        raise ValueError(f"{size[0]} x {size[1]} pixels are not in 1..{MAX_PIXELS}")
+    return Labels(size, partial(_png, content))
+
+
+def read_labels(content: bytes) -> np.ndarray:
+    """The (H, W) numbers 0..65535 that a label file holds, uint8 or uint16; a ValueError that says why not."""
+    return open_labels(content).read()
 
 
 def to_classes(labels: np.ndarray, known: Mapping[int, int]) -> tuple[np.ndarray, dict[int, int]]:
@@ -42,9 +62,6 @@ def to_classes(labels: np.ndarray, known: Mapping[int, int]) -> tuple[np.ndarray
 
 
 def _png(content: bytes) -> np.ndarray:
-    height, width = image_size(content)
-    if not 0 < height * width <= MAX_PIXELS:
-        raise ValueError(f"{height} x {width} pixels are not in 1..{MAX_PIXELS}")
     bits, colour = content[24], content[25]
     if colour not in (0, 3):
         raise ValueError("the PNG holds colours; expected one channel of label numbers, or a palette")

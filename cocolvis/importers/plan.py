@@ -1,6 +1,7 @@
 """An import: the plan of its shards, and the work of one of them."""
 
 import hashlib
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,8 @@ import numpy as np
 from cocolvis import runlength
 from cocolvis.annotations import Fault
 from cocolvis.errors import DataError
-from cocolvis.importers.labels import read_labels, to_classes
+from cocolvis.images import image_size
+from cocolvis.importers.labels import Labels, open_labels, to_classes
 from cocolvis.importers.tree import LabelledImage, Tree
 from cocolvis.runlength import Runs
 from cocolvis.shard_plan import ROW_BYTES, ShardOptions, ShardPlan
@@ -55,11 +57,14 @@ class ImportTask(ShardTask):
 
         Pixels with an unknown label are unlabelled, and a fault.
         """
-        labels = _labels(image, faults)
-        if labels is None:
+        opened = _labels(image, faults)
+        if opened is None:
             return None
-        content = read_picture(image, labels.shape, "its mask is", faults)
+        content = read_picture(image, opened.size, "its mask is", faults)
         if content is None:
+            return None
+        labels = _decoded(image, opened, faults)
+        if labels is None:
             return None
         mask, unknown = to_classes(labels, self.known)
         if unknown:
@@ -126,24 +131,36 @@ def _digest(images: Sequence[LabelledImage]) -> str:
 
 
 def _mask_bytes(image: LabelledImage) -> int:
+    """Of a label file as large as its picture; 0 for any other, which will be left out."""
     try:
-        classes, lengths = runlength.encode(read_labels(image.labels.read()))
-    except (OSError, ValueError):
+        labels = open_labels(image.labels.read())
+        if labels.size != image_size(image.picture.read()):
+            return 0
+        classes, lengths = runlength.encode(labels.read())
+    except (OSError, ValueError, IndexError, struct.error):
         return 0
     return classes.nbytes + lengths.nbytes
 
 
-def _labels(image: LabelledImage, faults: list[Fault]) -> np.ndarray | None:
-    """The (H, W) labels of an image; None, and a fault, where there are none."""
-
-    def fault(kind: str, reason: str) -> None:
-        faults.append(Fault(kind, "labels", image.image_id, None, f"{image.labels_path}: {reason}"))
-
+def _labels(image: LabelledImage, faults: list[Fault]) -> Labels | None:
+    """The label file of an image, not decoded yet; None, and a fault, where there is none."""
     try:
-        return read_labels(image.labels.read())
+        return open_labels(image.labels.read())
     except (FileNotFoundError, NotADirectoryError):
-        return fault("missing mask", "does not exist")
+        return _fault(image, faults, "missing mask", "does not exist")
     except OSError as error:
-        return fault("unreadable mask", f"cannot be read: {error.strerror}")
+        return _fault(image, faults, "unreadable mask", f"cannot be read: {error.strerror}")
     except ValueError as error:
-        return fault("unreadable mask", str(error))
+        return _fault(image, faults, "unreadable mask", str(error))
+
+
+def _decoded(image: LabelledImage, labels: Labels, faults: list[Fault]) -> np.ndarray | None:
+    """The (H, W) labels of a file that was opened; None, and a fault, where they are broken."""
+    try:
+        return labels.read()
+    except ValueError as error:
+        return _fault(image, faults, "unreadable mask", str(error))
+
+
+def _fault(image: LabelledImage, faults: list[Fault], kind: str, reason: str) -> None:
+    faults.append(Fault(kind, "labels", image.image_id, None, f"{image.labels_path}: {reason}"))

@@ -1,0 +1,66 @@
+"""What margin penalty and evaluation take of memory with few classes and with many, beyond the class table and its gradient.
+
+Prints {"penalty 100": bytes at the peak, ...}; each is measured in a process of its own, forked from one that has only imported.
+"""
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from ess.evaluate import scores_of
+from ess.losses import margin_penalty
+from ess.metrics import Confusion
+from ess.reports import frequency_curve
+
+CLASSES = 100, 30_000
+DIM = 64
+
+
+def _resident(what: str) -> int:
+    return int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what)).split()[1]) * 1024
+
+
+def penalty(count: int) -> int:
+    """Forward and backward of a step."""
+    classes = torch.nn.functional.normalize(torch.randn(count, DIM), dim=1).requires_grad_()
+    before = _resident("VmRSS")
+    margin_penalty(classes, margin=2.0).backward()
+    assert classes.grad.count_nonzero() > 0
+    return _resident("VmHWM") - before - classes.grad.nbytes
+
+
+def evaluation(count: int) -> int:
+    """Two images of each of two processes, and all that is told of them."""
+    before = _resident("VmRSS")
+    rng, parts = np.random.default_rng(0), [Confusion(count), Confusion(count)]
+    for part in parts * 2:
+        part.update(rng.integers(-1, count, (200, 300)), rng.integers(0, count, (200, 300)))
+    parts[0] += parts[1]
+    scores = scores_of(parts[0], SimpleNamespace(vocabulary=[SimpleNamespace(group="stuff")] * count))
+    assert scores["images"] == 4 and len(frequency_curve(parts[0].iou(), np.arange(count))) == count
+    return _resident("VmHWM") - before
+
+
+def main() -> None:
+    """Measure and print."""
+    found = {}
+    for measure in (penalty, evaluation):
+        for count in CLASSES:
+            reader, writer = os.pipe()
+            if not (child := os.fork()):
+                torch.set_num_threads(1)
+                os.write(writer, str(measure(count)).encode())
+                os._exit(0)
+            os.close(writer)
+            with os.fdopen(reader) as said:
+                found[f"{measure.__name__} {count}"] = int(said.read())
+            os.waitpid(child, 0)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
