@@ -11,6 +11,7 @@ from cocolvis.archives import Buffer
 from cocolvis.errors import DataError
 from cocolvis.lenient import KEY, records
 from cocolvis.runlength import MAX_PIXELS
+from cocolvis.text import refuse_other_encodings, without_mark
 
 
 class Fault(NamedTuple):
@@ -106,10 +107,11 @@ class AnnotationFile:
         return int(self._image_ids.searchsorted(image_id)), int(self._image_ids.searchsorted(image_id, "right"))
 
     def _parse(self, content: Buffer) -> _File:
+        content = without_mark(content)
         try:
             return msgspec.json.decode(content, type=_File)
         except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError):
-            pass
+            refuse_other_encodings(content, self.name)
         try:
             return self._read_tolerantly(str(content, "utf-8", "replace"))
         except ValueError as error:

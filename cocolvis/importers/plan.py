@@ -58,7 +58,7 @@ class ImportTask(ShardTask):
         labels = _labels(image, faults)
         if labels is None:
             return None
-        content = read_picture(image, labels.shape, "its mask is", faults)
+        content = read_picture(image, labels.shape, "its mask is", faults, image.missing)
         if content is None:
             return None
         mask, unknown = to_classes(labels, self.known)
@@ -78,7 +78,7 @@ class ImportPlan(ShardPlan):
         for split in options.splits:
             if not tree.images[split]:
                 raise DataError(f"{tree.root}: split {split} has no images; check what lies there")
-        self.tree, self.vocabulary, self.faults = tree, tree.vocabulary, list(tree.faults)
+        self.tree, self.vocabulary, self.faults = tree, tree.vocabulary, list(tree.told.faults)
         self._digests = {split: _digest(tree.images[split]) for split in options.splits}
         self.images = {split: list(tree.images[split][: options.limit]) for split in options.splits}
         self.options = options
@@ -138,7 +138,7 @@ def _labels(image: LabelledImage, faults: list[Fault]) -> np.ndarray | None:
     try:
         return read_labels(image.labels.read())
     except (FileNotFoundError, NotADirectoryError):
-        return fault("missing mask", "does not exist")
+        return fault("missing mask", image.missing)
     except OSError as error:
         return fault("unreadable mask", f"cannot be read: {error.strerror}")
     except ValueError as error:
