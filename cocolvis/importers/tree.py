@@ -177,7 +177,7 @@ def _matching(root: Path, paths: Sequence[str], told: Told) -> _Matched:
         for ending in endings:
             for path in by_ending.get(ending, ()):
                 _take(matched, folder + path, composed(path[: -len(ending)]), told)
-        stems = {os.path.splitext(ending)[0] for ending in endings}
+        stems = {ending.rpartition(".")[0] for ending in endings}
         for path in filter(_recordable, by_ending.get(None, ())):
             matched.rest.append(folder + path)
             stem, suffix = os.path.splitext(path)
