@@ -34,8 +34,10 @@ def walk(folder: str | Path, tolerant: bool = False) -> Walk:
     loop of links ends. What is hidden, or was left behind by a system, is passed over. A DataError for a folder that cannot be
     read; with ``tolerant`` this is a note for all but the first.
     """
-    above = {*Path(os.path.abspath(folder)).parents, *Path(os.path.realpath(folder)).parents}
-    seen = {os.path.realpath(path): f"leads back to {path}, and is not followed" for path in above}
+    top = os.path.realpath(folder)
+    above = {os.path.realpath(path): path for path in (*Path(top).parents, *Path(os.path.abspath(folder)).parents)}
+    outside = {real: path for real, path in above.items() if os.path.commonpath((real, top)) != top}
+    seen = {real: f"leads back to {path}, and is not followed" for real, path in outside.items()}
     found: list[str] = []
     problems: dict[str, list[tuple[str, str]]] = {}
     folders, links = deque([""]), deque()

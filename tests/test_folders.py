@@ -93,6 +93,12 @@ def test_a_link_to_a_folder_above_is_not_followed(tmp_path):
         assert found.notes == [f"{tmp_path}/{way}/up: leads back to {tmp_path}/src, and is not followed"]
 
 
+def test_a_link_to_a_folder_above_may_itself_be_walked(tmp_path):
+    touch(tmp_path, "a.jpg", "b/c.jpg")
+    (tmp_path / "b/all").symlink_to("..")
+    assert walk(tmp_path / "b/all").files == walk(tmp_path).files == ["a.jpg", "b/c.jpg"]
+
+
 def test_links_that_lead_nowhere_are_told(tmp_path):
     touch(tmp_path, "a.jpg", "there/b.jpg")
     (tmp_path / "b.jpg").symlink_to("/gone/b.jpg")
