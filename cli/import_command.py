@@ -34,7 +34,7 @@ def _run(name: str, find: Callable, src: Path, out: Path, splits, limit, images,
 
     def make_plan() -> ImportPlan:
         tree = find(src, splits)
-        for note in tree.notes:
+        for note in tree.told.notes:
             click.echo(note, err=True)
         return ImportPlan(tree, options)
 

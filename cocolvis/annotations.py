@@ -13,6 +13,7 @@ from cocolvis.archives import Buffer
 from cocolvis.errors import DataError
 from cocolvis.lenient import as_text, lists, strict
 from cocolvis.runlength import MAX_PIXELS
+from cocolvis.text import refuse_other_encodings, without_mark
 
 
 class Fault(NamedTuple):
@@ -172,13 +173,14 @@ class AnnotationFile:
         return int(self._image_ids.searchsorted(image_id)), int(self._image_ids.searchsorted(image_id, "right"))
 
     def _parse(self, content: Buffer) -> dict[str, list]:
+        content = without_mark(content)
         try:
             parsed = msgspec.json.decode(content, type=_File)
             self._check_categories(len(parsed.categories))
             categories = msgspec.json.decode(parsed.categories, type=list[_Category])
             return {"images": parsed.images, "annotations": parsed.annotations, "categories": categories}
         except _REFUSED:
-            pass
+            refuse_other_encodings(content, self.name)
         try:
             return self._read_tolerantly(as_text(content))
         except ValueError as error:

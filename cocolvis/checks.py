@@ -1,8 +1,6 @@
 """What must hold of a shard and of dataset.json before anything in them is believed: they may come from anywhere."""
 
-import os
 import re
-import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -14,7 +12,9 @@ from msgspec import Meta
 
 from cocolvis.archives import MAX_PICTURE
 from cocolvis.errors import DataError
+from cocolvis.files import regular_file
 from cocolvis.runlength import MAX_PIXELS
+from cocolvis.text import refuse_other_encodings, without_mark
 
 MAX_WHOLE = 2**28
 """Bytes of the largest column that is read whole; 8 million images fit."""
@@ -44,19 +44,6 @@ def absent(path: Path) -> bool:
     except (OSError, ValueError):
         pass
     return False
-
-
-def regular_file(path: Path) -> os.stat_result:
-    """The status of a file that opens at once and ends somewhere; a DataError for a folder, a pipe, a device, or none."""
-    try:
-        status = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"{path}: does not exist") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"{path}: is a folder, a pipe or a device; expected a file")
-    return status
 
 
 def hdf5(path: Path) -> None:
@@ -250,7 +237,9 @@ def read_index(path: Path, identity: tuple[str, int]) -> dict[str, Any]:
     if size > MAX_INDEX:
         raise DataError(f"{path}: has {size} bytes; at most {MAX_INDEX} are read")
     try:
-        index = msgspec.json.decode(path.read_bytes())
+        content = path.read_bytes()
+        refuse_other_encodings(content, path)
+        index = msgspec.json.decode(without_mark(content))
         found = (index.get("format"), index.get("version")) if isinstance(index, dict) else None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -10,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from cocolvis.errors import DataError
+from cocolvis.text import decoded
+
+_LARGEST_TEXT = 2**24
+"""Bytes of the largest text of a person's making that is read: settings, lists of images and of classes."""
 
 
 class Unwritable(DataError):
@@ -108,13 +113,46 @@ def _pretty(content: Any) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file; a DataError that names it when it is absent or malformed."""
+    """Parse a JSON file; a DataError that names it when it is absent, malformed or not UTF-8."""
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(decoded(path.read_bytes(), path))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is not JSON: {error}") from None
+
+
+def regular_file(path: Path) -> os.stat_result:
+    """The status of a file that opens at once and ends somewhere; a DataError for a folder, a pipe, a device, or none."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{path}: does not exist") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{path}: is a folder, a pipe or a device; expected a file")
+    return status
+
+
+def read_text(path: Path) -> str:
+    """A small text file, without a byte order mark and with "\\n" at the end of every line.
+
+    A DataError that names it when it is absent, too large or not UTF-8.
+    """
+    size = regular_file(path).st_size
+    if size > _LARGEST_TEXT:
+        raise DataError(f"{path}: has {size} bytes; at most {_LARGEST_TEXT} are read")
+    try:
+        return decoded(path.read_bytes(), path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a small text file, without empty ones at its end; a DataError as for :func:`read_text`."""
+    text = read_text(path).rstrip()
+    return text.split("\n") if text else []
 
 
 def sha256(path: Path) -> str:

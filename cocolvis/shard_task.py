@@ -62,10 +62,12 @@ def run_shard(task: ShardTask, shard: Path, lease: Lease, tick: Callable[[], Non
     return writer.finish() | made_by | {"faults": faults}
 
 
-def read_picture(image: Picture, expected: tuple[int, int], said: str, faults: list[Fault]) -> bytes | None:
+def read_picture(
+    image: Picture, expected: tuple[int, int], said: str, faults: list[Fault], absent: str = "does not exist"
+) -> bytes | None:
     """The bytes of an image's picture; None, and a fault, where it is absent, broken or not of the ``expected`` size.
 
-    ``said`` is the words in which a fault tells who expects (height, width).
+    ``said`` is the words in which a fault tells who expects (height, width), ``absent`` those for a picture that is not there.
     """
 
     def fault(kind: str, reason: str) -> None:
@@ -75,7 +77,7 @@ def read_picture(image: Picture, expected: tuple[int, int], said: str, faults: l
         content = image.picture.read()
         size = image_size(content)
     except (FileNotFoundError, NotADirectoryError):
-        return fault("missing image", "does not exist")
+        return fault("missing image", absent)
     except OSError as error:
         return fault("unreadable image", f"cannot be read: {error.strerror}")
     except (ValueError, IndexError) as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from cocolvis.errors import DataError
+from cocolvis.files import read_text
 
 _POSITIVE = "dim k batch_size accumulate crop log_every save_every steps epochs eval_every eval_limit keep"
 _NOT_NEGATIVE = (
@@ -193,8 +194,8 @@ def load(preset_name: str | None = None, file: Path | None = None, flags: Mappin
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return tomllib.loads(read_text(path))
+    except tomllib.TOMLDecodeError as error:
         raise DataError(f"{path}: cannot be read as TOML: {error}") from None
 
 

@@ -7,7 +7,9 @@ import cv2
 import numpy as np
 
 from cocolvis.errors import DataError
+from cocolvis.folders import Similar
 from cocolvis.images import decode_rgb
+from cocolvis.text import composed
 from ess.inputs import Input, find_inputs
 
 
@@ -16,10 +18,12 @@ def pair(images: Sequence[str], masks: Sequence[str]) -> list[tuple[Path, Path]]
 
     A picture without a mask is no example, so that a large folder of pictures may stand beside a few masks.
     """
-    pictures, drawn = ({one.path.stem: one for one in _pictures(names)} for names in (images, masks))
+    pictures, drawn = ({composed(one.path.stem): one for one in _pictures(names)} for names in (images, masks))
     for stem, mask in drawn.items():
         if stem not in pictures:
-            raise DataError(f"{mask.path}: no picture has its stem; expected {stem}.jpg or the like among --images")
+            near = Similar(one.path.name for one in pictures.values()).find(stem)
+            there = f"; there is {near}" if near else ""
+            raise DataError(f"{mask.path}: no picture has its stem; expected {stem}.jpg or the like among --images{there}")
     return [(pictures[stem].path, mask.path) for stem, mask in drawn.items()]
 
 
@@ -43,7 +47,7 @@ def _pictures(names: Sequence[str]) -> list[Input]:
         if one.is_video:
             raise DataError(f"{one.path}: is a video; expected pictures")
     for one in found:
-        same = [other.path for other in found if other.path.stem == one.path.stem]
+        same = [other.path for other in found if composed(other.path.stem) == composed(one.path.stem)]
         if len(same) > 1:
             raise DataError(
                 f"{same[1]}: has the stem of {same[0]}; pictures and masks are paired by stem, so each must be there once"

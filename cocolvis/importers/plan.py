@@ -60,7 +60,7 @@ class ImportTask(ShardTask):
         opened = _labels(image, faults)
         if opened is None:
             return None
-        content = read_picture(image, opened.size, "its mask is", faults)
+        content = read_picture(image, opened.size, "its mask is", faults, image.missing)
         if content is None:
             return None
         labels = _decoded(image, opened, faults)
@@ -83,7 +83,7 @@ class ImportPlan(ShardPlan):
         for split in options.splits:
             if not tree.images[split]:
                 raise DataError(f"{tree.root}: split {split} has no images; check what lies there")
-        self.tree, self.vocabulary, self.faults = tree, tree.vocabulary, list(tree.faults)
+        self.tree, self.vocabulary, self.faults = tree, tree.vocabulary, list(tree.told.faults)
         self._digests = {split: _digest(tree.images[split]) for split in options.splits}
         self.images = {split: list(tree.images[split][: options.limit]) for split in options.splits}
         self.options = options
@@ -147,7 +147,7 @@ def _labels(image: LabelledImage, faults: list[Fault]) -> Labels | None:
     try:
         return open_labels(image.labels.read())
     except (FileNotFoundError, NotADirectoryError):
-        return _fault(image, faults, "missing mask", "does not exist")
+        return _fault(image, faults, "missing mask", image.missing)
     except OSError as error:
         return _fault(image, faults, "unreadable mask", f"cannot be read: {error.strerror}")
     except ValueError as error:
