@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from cocolvis import images
 from cocolvis.annotations import Fault
 from cocolvis.archives import Place
-from cocolvis.images import image_size
 from cocolvis.shard_plan import ShardOptions
 from cocolvis.shards import Sample, ShardWriter
 
@@ -54,10 +54,12 @@ def run_shard(task: ShardTask, shard: Path, tick: Callable[[], None] = lambda: N
     return writer.finish() | {"faults": faults}
 
 
-def read_picture(image: Picture, expected: tuple[int, int], said: str, faults: list[Fault]) -> bytes | None:
+def read_picture(
+    image: Picture, expected: tuple[int, int], said: str, faults: list[Fault], *, decode: bool = False
+) -> bytes | None:
     """The bytes of an image's picture; None, and a fault, where it is absent, broken or not of the ``expected`` size.
 
-    ``said`` is the words in which a fault tells who expects (height, width).
+    ``said`` is the words in which a fault tells who expects (height, width); ``decode`` is that of :func:`images.check`.
     """
 
     def fault(kind: str, reason: str) -> None:
@@ -65,13 +67,13 @@ def read_picture(image: Picture, expected: tuple[int, int], said: str, faults: l
 
     try:
         content = image.picture.read()
-        size = image_size(content)
+        images.check(content, expected, decode)
     except (FileNotFoundError, NotADirectoryError):
         return fault("missing image", "does not exist")
     except OSError as error:
         return fault("unreadable image", f"cannot be read: {error.strerror}")
-    except (ValueError, IndexError) as error:
+    except images.WrongSize as error:
+        return fault("wrong image size", f"{error}, {said} {expected[0]} x {expected[1]}")
+    except ValueError as error:
         return fault("unreadable image", str(error))
-    if size != expected:
-        return fault("wrong image size", f"is {size[0]} x {size[1]}, {said} {expected[0]} x {expected[1]}")
     return content

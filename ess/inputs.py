@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from cocolvis.errors import DataError
+from cocolvis.images import check_pixels, decode_file
 
 PICTURES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
 VIDEOS = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"))
@@ -62,6 +63,14 @@ def _named(argument: str) -> list[Input]:
     return [Input(file, file.relative_to(root).with_suffix("")) for file in known]
 
 
+def read_picture(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a picture file; a ValueError that says why not, also where it would have more than 2^27 pixels."""
+    try:
+        return decode_file(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror or error}") from None
+
+
 def frames(path: Path, every: int = 1) -> Iterator[tuple[int, np.ndarray]]:
     """(number from 0, (H, W, 3) uint8 RGB) of each ``every``-th frame of a video; a ValueError when it has none."""
     video, number = _open(path), 0
@@ -91,4 +100,10 @@ def _open(path: Path) -> cv2.VideoCapture:
     video = cv2.VideoCapture(str(path))
     if not video.isOpened():
         raise ValueError("the video cannot be opened")
+    height, width = (int(video.get(side)) for side in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH))
+    try:
+        check_pixels((height, width))
+    except ValueError as error:
+        video.release()
+        raise ValueError(f"the video's frames are too large, or have no size: {error}") from None
     return video

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cocolvis import runlength
+from cocolvis import images, runlength
 from cocolvis.annotations import Fault
 from cocolvis.errors import DataError
-from cocolvis.importers.labels import read_labels, to_classes
+from cocolvis.importers.labels import Labels, open_labels, to_classes
 from cocolvis.importers.tree import LabelledImage, Tree
 from cocolvis.runlength import Runs
 from cocolvis.shard_plan import ROW_BYTES, ShardOptions, ShardPlan
@@ -55,11 +55,14 @@ class ImportTask(ShardTask):
 
         Pixels with an unknown label are unlabelled, and a fault.
         """
-        labels = _labels(image, faults)
-        if labels is None:
+        opened = _labels(image, faults)
+        if opened is None:
             return None
-        content = read_picture(image, labels.shape, "its mask is", faults)
+        content = read_picture(image, opened.size, "its mask is", faults, decode=self.options.decode)
         if content is None:
+            return None
+        labels = _decoded(image, opened, faults)
+        if labels is None:
             return None
         mask, unknown = to_classes(labels, self.known)
         if unknown:
@@ -105,8 +108,10 @@ class ImportPlan(ShardPlan):
         return len(rows) * ROW_BYTES + int(_SAFE * masks) + self._picture_bytes(rows)
 
     def warm_up(self) -> None:
-        """Compile or load the kernels that code masks."""
+        """Compile or load the kernels that code masks, and those that look into pictures."""
         runlength.pixel_counts(*runlength.encode(np.zeros((1, 1), np.uint16)))
+        if self.options.decode:
+            images.warm_up()
 
     def _shard_size(self) -> int:
         count = sum(map(len, self.images.values()))
@@ -122,24 +127,36 @@ def _digest(images: Sequence[LabelledImage]) -> str:
 
 
 def _mask_bytes(image: LabelledImage) -> int:
+    """Of a label file as large as its picture; 0 for any other, which will be left out."""
     try:
-        classes, lengths = runlength.encode(read_labels(image.labels.read()))
+        labels = open_labels(image.labels.read())
+        if labels.size != images.image_size(image.picture.read()):
+            return 0
+        classes, lengths = runlength.encode(labels.read())
     except (OSError, ValueError):
         return 0
     return classes.nbytes + lengths.nbytes
 
 
-def _labels(image: LabelledImage, faults: list[Fault]) -> np.ndarray | None:
-    """The (H, W) labels of an image; None, and a fault, where there are none."""
-
-    def fault(kind: str, reason: str) -> None:
-        faults.append(Fault(kind, "labels", image.image_id, None, f"{image.labels_path}: {reason}"))
-
+def _labels(image: LabelledImage, faults: list[Fault]) -> Labels | None:
+    """The label file of an image; None, and a fault, where there is none."""
     try:
-        return read_labels(image.labels.read())
+        return open_labels(image.labels.read())
     except (FileNotFoundError, NotADirectoryError):
-        return fault("missing mask", "does not exist")
+        return _fault(image, faults, "missing mask", "does not exist")
     except OSError as error:
-        return fault("unreadable mask", f"cannot be read: {error.strerror}")
+        return _fault(image, faults, "unreadable mask", f"cannot be read: {error.strerror}")
     except ValueError as error:
-        return fault("unreadable mask", str(error))
+        return _fault(image, faults, "unreadable mask", str(error))
+
+
+def _decoded(image: LabelledImage, labels: Labels, faults: list[Fault]) -> np.ndarray | None:
+    """The (H, W) labels; None, and a fault, where they are damaged."""
+    try:
+        return labels.read()
+    except ValueError as error:
+        return _fault(image, faults, "unreadable mask", str(error))
+
+
+def _fault(image: LabelledImage, faults: list[Fault], kind: str, reason: str) -> None:
+    faults.append(Fault(kind, "labels", image.image_id, None, f"{image.labels_path}: {reason}"))
