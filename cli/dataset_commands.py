@@ -76,9 +76,7 @@ def stats(dir, as_json, plot) -> None:
 @_folder
 @click.option("--oracle", is_flag=True, help="Also derive every mask again with lvis and pycocotools, and compare.")
 @source_options(required=False)
-@click.option(
-    "--decode", is_flag=True, help="Also look for damage inside every picture, on all cores."
-)
+@click.option("--decode", is_flag=True, help="Also look for damage inside every picture, on all cores.")
 @path_option("--image-root", help="Where the pictures lie, for a data set built with --images path.")
 @json_option
 def verify(dir, oracle, coco, lvis, decode, image_root, as_json) -> None:

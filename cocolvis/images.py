@@ -114,7 +114,7 @@ def _by_opencv(content: bytes, flags: int, expected: tuple[int, int] | None) -> 
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:
-        raise ValueError(f"the picture cannot be decoded: {error.err}") from None
+        raise ValueError(f"its pixels cannot be decoded: {error.err}") from None
     if pixels is None or pixels.shape[:2] != size:
-        raise ValueError("the picture cannot be decoded")
+        raise ValueError("its pixels cannot be decoded")
     return pixels

@@ -74,7 +74,7 @@ def check(content: bytes) -> None:
 
 
 class _Segment(NamedTuple):
-    """A marker at ``start`` and what its length embraces; the next segment begins at ``end``, unless other bytes lie between."""
+    """A marker at ``start`` and what its length embraces; the next should begin at ``end``."""
 
     marker: int
     body: bytes

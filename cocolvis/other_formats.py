@@ -47,7 +47,7 @@ def pixels(image: Image.Image) -> np.ndarray:
     try:
         return np.asarray(image)
     except _BROKEN as error:
-        raise ValueError(f"the picture cannot be decoded: {error or type(error).__name__}") from None
+        raise ValueError(f"its pixels cannot be decoded: {error or type(error).__name__}") from None
 
 
 def decode(content: bytes, check_size: Callable[[tuple[int, int]], None]) -> np.ndarray:
@@ -71,8 +71,11 @@ def decode(content: bytes, check_size: Callable[[tuple[int, int]], None]) -> np.
 def _opened(content: bytes, formats: Sequence[str]) -> Image.Image:
     try:
         return Image.open(BytesIO(content), formats=formats)
-    except _BROKEN:
-        raise ValueError("its format is unknown, or its header is damaged") from None
+    except Image.UnidentifiedImageError:
+        known = ", ".join(dict.fromkeys(("JPEG", "PNG", *formats)))
+        raise ValueError(f"it is none of {known}, or its header is damaged") from None
+    except _BROKEN as error:
+        raise ValueError(f"its header cannot be read: {error or type(error).__name__}") from None
 
 
 def _tile(image: Image.Image) -> int:

@@ -30,10 +30,10 @@ def read_examples(pairs: Sequence[tuple[Path, Path]], value: int | None = None) 
     size than its picture, and one in colours where a value is asked for.
     """
     for picture, mask in pairs:
-        image = _read(picture, images.decode_file)
+        image = _read(picture, "picture", images.decode_file)
         size = image.shape[:2]
         try:
-            stored = _read(mask, partial(images.decode_stored, expected=size))
+            stored = _read(mask, "mask", partial(images.decode_stored, expected=size))
         except images.WrongSize as error:
             raise DataError(f"{mask}: {error}, its picture {picture} is {size[0]} x {size[1]}; expected equal sizes") from None
         yield str(picture), image, _marked(mask, stored, value)
@@ -53,13 +53,15 @@ def _pictures(names: Sequence[str]) -> list[Input]:
     return found
 
 
-def _read(path: Path, decode: Callable[[bytes], np.ndarray]) -> np.ndarray:
+def _read(path: Path, what: str, decode: Callable[[bytes], np.ndarray]) -> np.ndarray:
     try:
         return decode(path.read_bytes())
     except images.WrongSize:
         raise
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}; expected a JPEG or PNG") from None
+    except ValueError as error:
+        raise DataError(f"{path}: the {what} cannot be decoded: {error}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 def _marked(path: Path, mask: np.ndarray, value: int | None) -> np.ndarray:

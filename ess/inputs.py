@@ -67,6 +67,8 @@ def read_picture(path: Path) -> np.ndarray:
     """(H, W, 3) uint8 RGB of a picture file; a ValueError that says why not, also where it would have more than 2^27 pixels."""
     try:
         return decode_file(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"the picture cannot be decoded: {error}") from None
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror or error}") from None
 

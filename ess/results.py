@@ -168,7 +168,7 @@ def _decoded(inputs: Sequence[Input], faults: list[str]) -> Iterator[tuple[Input
         try:
             return one, read_picture(one.path)
         except ValueError as error:
-            return one, f"{one.path}: {error}; expected a JPEG or PNG"
+            return one, f"{one.path}: {error}"
 
     for one, found in ahead(decode, inputs, _THREADS):
         if isinstance(found, str):
