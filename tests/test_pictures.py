@@ -22,7 +22,7 @@ from cocolvis.importers.labels import open_labels
 from cocolvis.runlength import Runs
 from cocolvis.shards import Sample, ShardReader, ShardWriter
 from ess.examples import read_examples
-from ess.inputs import frames, read_picture, video_facts
+from ess.inputs import read_picture, video_facts
 
 HUGE = 9_000, 8_000
 """Within what a picture may have at all: 72 million pixels, as RGB 216 MB."""
