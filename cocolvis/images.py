@@ -33,15 +33,16 @@ def check(content: bytes, expected: tuple[int, int], decode: bool = True) -> Non
     """A ValueError that says what is wrong with a JPEG or PNG, if anything is; a WrongSize unless its size is as ``expected``.
 
     A PNG is always checked as a whole (:func:`cocolvis.png.check`), a JPEG (:func:`cocolvis.jpeg.check`) where ``decode`` says
-    so; either must then decode, too.
+    so. What was checked must also decode: optional chunks can be such that OpenCV gives up.
     """
     _check_size(image_size(content), expected)
     if content.startswith(png.SIGNATURE):
         png.check(content)
     elif decode:
         jpeg.check(content)
-    if decode:
-        decode_rgb(content, expected)
+    else:
+        return
+    decode_rgb(content, expected)
 
 
 def decode_rgb(content: bytes, expected: tuple[int, int] | None = None) -> np.ndarray:

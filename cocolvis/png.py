@@ -85,6 +85,8 @@ def check(content: bytes) -> None:
 
 def _chunks(content: bytes) -> Iterator[tuple[bytes, memoryview, int]]:
     """(kind, body, recorded CRC) of each chunk up to IEND, of which the first, and no other, is IHDR."""
+    if not content.startswith(SIGNATURE):
+        raise ValueError("the PNG has no signature")
     view, at, kind = memoryview(content), len(SIGNATURE), b""
     while kind != b"IEND":
         if at + 12 > len(content):
