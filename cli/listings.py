@@ -39,7 +39,7 @@ def print_summary(dataset: "Dataset", as_json: bool) -> None:
         return
     rows = [(split, n["images"], n["shards"], size[split] / 2**20) for split, n in index["splits"].items()]
     print_table(("split", "images", "shards", "MiB"), rows)
-    shown = ("dataset", "limit", "images", "overlap", "compat")
+    shown = ("dataset", "limit", "images", "overlap", "compat", "decode")
     options = ", ".join(f"{name} {index['options'][name]}" for name in shown if index["options"].get(name) is not None)
     click.echo(f"\n{len(dataset.vocabulary)} classes; {options}, mask rule {index.get('mask_rule', 'not recorded')}")
     click.echo(f"digest of all contents: {index['digest']}")

@@ -202,6 +202,7 @@ class _Options(msgspec.Struct):
     images: Literal["embed", "path", "none"]
     limit: _Count | None
     image_root: str | None = None
+    decode: bool = False
 
 
 class _BuildOptions(_Options, kw_only=True):

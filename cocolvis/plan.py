@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cocolvis import compat, merge_task
+from cocolvis import compat, images, merge_task
 from cocolvis.annotations import AnnotationFile, Fault, ImageRecord
 from cocolvis.archives import Place
 from cocolvis.errors import DataError
@@ -116,6 +116,8 @@ class Plan(ShardPlan):
     def warm_up(self) -> None:
         """Compile or load the kernels that merge."""
         merge_task.warm_up()
+        if self.options.decode:
+            images.warm_up()
 
     def _picture(self, folder: str, name: str) -> Place | None:
         return None if self.options.images == "none" else self.sources.pictures(folder).find(name)

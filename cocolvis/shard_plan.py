@@ -33,19 +33,23 @@ IMAGES = ("embed", "path", "none")
 class ShardOptions:
     """What decides the shards, but for the input.
 
-    ``limit`` takes the first images of each split; ``shard_size`` is images a shard; ``images`` is one of ``IMAGES``.
+    ``limit`` takes the first images of each split; ``shard_size`` is images a shard; ``images`` is one of ``IMAGES``;
+    ``decode`` leaves out what :func:`cocolvis.images.check` finds damaged beyond the header.
     """
 
     splits: tuple[str, ...] = SPLITS
     limit: int | None = None
     shard_size: int = 500
     images: str = "embed"
+    decode: bool = False
 
     def __post_init__(self):
         if self.images not in IMAGES:
             raise DataError(f"images is {self.images!r}; expected one of {IMAGES}")
         if self.shard_size < 1 or (self.limit is not None and self.limit < 0):
             raise DataError(f"shard size {self.shard_size} and limit {self.limit}: expected 1 or more, and 0 or more")
+        if self.decode and self.images == "none":
+            raise DataError("--decode looks into the pictures, --images none at none; choose --images path or embed")
 
 
 class ShardPlan(ABC):
@@ -84,6 +88,8 @@ class ShardPlan(ABC):
         """What decides the shards: a build is resumed only with the same."""
         root = self.image_root()
         options = asdict(self.options) | {"splits": list(self.options.splits), "image_root": str(root) if root else None}
+        if not options["decode"]:
+            del options["decode"]  # so that what an earlier version began, or finished, is still the same
         made_by = {"mask_rule": MASK_RULE, "version": VERSION}
         return {"options": options, "inputs": self.inputs(), "vocabulary": self.vocabulary.digest} | made_by
 

@@ -8,9 +8,9 @@ from typing import Protocol
 
 import h5py
 
+from cocolvis import images
 from cocolvis.annotations import Fault
 from cocolvis.archives import Place
-from cocolvis.images import image_size
 from cocolvis.lock import Lease
 from cocolvis.merge import MASK_RULE
 from cocolvis.shard_plan import ShardOptions
@@ -63,11 +63,18 @@ def run_shard(task: ShardTask, shard: Path, lease: Lease, tick: Callable[[], Non
 
 
 def read_picture(
-    image: Picture, expected: tuple[int, int], said: str, faults: list[Fault], absent: str = "does not exist"
+    image: Picture,
+    expected: tuple[int, int],
+    said: str,
+    faults: list[Fault],
+    absent: str = "does not exist",
+    *,
+    decode: bool = False,
 ) -> bytes | None:
     """The bytes of an image's picture; None, and a fault, where it is absent, broken or not of the ``expected`` size.
 
-    ``said`` is the words in which a fault tells who expects (height, width), ``absent`` those for a picture that is not there.
+    ``said`` is the words in which a fault tells who expects (height, width), ``absent`` those for a picture that is not there;
+    ``decode`` is that of :func:`images.check`.
     """
 
     def fault(kind: str, reason: str) -> None:
@@ -75,13 +82,13 @@ def read_picture(
 
     try:
         content = image.picture.read()
-        size = image_size(content)
+        images.check(content, expected, decode)
     except (FileNotFoundError, NotADirectoryError):
         return fault("missing image", absent)
     except OSError as error:
         return fault("unreadable image", f"cannot be read: {error.strerror}")
-    except (ValueError, IndexError) as error:
+    except images.WrongSize as error:
+        return fault("wrong image size", f"{error}, {said} {expected[0]} x {expected[1]}")
+    except ValueError as error:
         return fault("unreadable image", str(error))
-    if size != expected:
-        return fault("wrong image size", f"is {size[0]} x {size[1]}, {said} {expected[0]} x {expected[1]}")
     return content

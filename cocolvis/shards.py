@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from cocolvis import checks, digest, runlength
+from cocolvis import checks, digest, images, runlength
 from cocolvis.errors import DataError
 from cocolvis.files import write_aside
-from cocolvis.images import decode_rgb
 from cocolvis.runlength import Runs
 
 FORMAT = "cocolvis-shard"
@@ -74,15 +73,21 @@ class Sample:
         return self.runs.mask()
 
     def image(self) -> np.ndarray:
-        """(H, W, 3) uint8 RGB; a DataError when it is absent, broken, or of another size than the mask."""
+        """(H, W, 3) uint8 RGB; a DataError when it is absent, broken, or by its header of another size than the mask."""
+        return self._of_picture(images.decode_rgb)
+
+    def check_image(self) -> None:
+        """A DataError unless the picture is undamaged, as far as can be known (:func:`cocolvis.images.check`)."""
+        self._of_picture(images.check)
+
+    def _of_picture(self, work: Callable[[bytes, tuple[int, int]], Any]) -> Any:
         try:
-            pixels = decode_rgb(self.content)
+            return work(self.content, self.size)
+        except images.WrongSize as error:
+            reason = f"{error}, its mask {self.size[0]} x {self.size[1]}"
         except ValueError as error:
             reason = error if self.content else "no picture is stored"
-            raise DataError(f"image {self.image_id} ({self.path}): {reason}") from None
-        if pixels.shape[:2] != self.size:
-            raise DataError(f"image {self.image_id} ({self.path}): is {pixels.shape[:2]}, its mask is {self.size}")
-        return pixels
+        raise DataError(f"image {self.image_id} ({self.path}): {reason}")
 
 
 class ShardWriter:

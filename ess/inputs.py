@@ -12,6 +12,7 @@ import numpy as np
 
 from cocolvis.errors import DataError
 from cocolvis.folders import on_disk, passed_over, walk
+from cocolvis.images import check_pixels, decode_file
 from cocolvis.text import composed, decoded
 
 PICTURES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
@@ -101,6 +102,16 @@ def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
 
 
+def read_picture(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a picture file; a ValueError that says why not, also where it would have more than 2^27 pixels."""
+    try:
+        return decode_file(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"the picture cannot be decoded: {error}") from None
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror or error}") from None
+
+
 def frames(path: Path, every: int = 1) -> Iterator[tuple[int, np.ndarray]]:
     """(number from 0, (H, W, 3) uint8 RGB) of each ``every``-th frame of a video; a ValueError when it has none."""
     video, number = _open(path), 0
@@ -130,4 +141,10 @@ def _open(path: Path) -> cv2.VideoCapture:
     video = cv2.VideoCapture(str(path))
     if not video.isOpened():
         raise ValueError("the video cannot be opened")
+    height, width = (int(video.get(side)) for side in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH))
+    try:
+        check_pixels((height, width))
+    except ValueError as error:
+        video.release()
+        raise ValueError(f"the video's frames are too large, or have no size: {error}") from None
     return video

@@ -117,10 +117,10 @@ def test_a_batch_larger_than_the_split_is_refused(dataset):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_picture_is_one_line_from_any_process(dataset, monkeypatch, workers):
-    def broken(content):
+    def broken(content, expected):
         raise ValueError("the picture cannot be decoded")
 
-    monkeypatch.setattr("cocolvis.shards.decode_rgb", broken)
+    monkeypatch.setattr("cocolvis.images.decode_rgb", broken)
     with pytest.raises(DataError, match=r"^image \d+ \(\w+2017/\d+\.jpg\): the picture cannot be decoded$"):
         batches(dataset, workers=workers, start_method="fork" if workers else None)
 

@@ -85,7 +85,7 @@ def test_a_png_of_colours_is_refused(mode):
 @pytest.mark.parametrize("kept", [0, 2, 60, -20])
 def test_a_png_whose_pixels_break_off_is_refused(kept):
     values = np.random.default_rng(0).integers(0, 200, (11, 13))
-    with pytest.raises(ValueError, match=r"the PNG cannot be decoded: .*truncated"):
+    with pytest.raises(ValueError, match="the PNG's pixels are truncated: "):
         read_labels(png(8, 0, values, kept=kept))
 
 

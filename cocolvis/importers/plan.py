@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cocolvis import runlength
+from cocolvis import images, runlength
 from cocolvis.annotations import Fault
 from cocolvis.errors import DataError
-from cocolvis.images import image_size
 from cocolvis.importers.labels import Labels, open_labels, to_classes
 from cocolvis.importers.tree import LabelledImage, Tree
 from cocolvis.runlength import Runs
@@ -60,7 +59,8 @@ class ImportTask(ShardTask):
         opened = _labels(image, faults)
         if opened is None:
             return None
-        content = read_picture(image, opened.size, "its mask is", faults, image.missing)
+        expected, said = opened.size, "its mask is"
+        content = read_picture(image, expected, said, faults, image.missing, decode=self.options.decode)
         if content is None:
             return None
         labels = _decoded(image, opened, faults)
@@ -114,8 +114,10 @@ class ImportPlan(ShardPlan):
         return row.image_id, row.path
 
     def warm_up(self) -> None:
-        """Compile or load the kernels that code masks."""
+        """Compile or load the kernels that code masks, and those that look into pictures."""
         runlength.pixel_counts(*runlength.encode(np.zeros((1, 1), np.uint16)))
+        if self.options.decode:
+            images.warm_up()
 
     def _shard_size(self) -> int:
         count = sum(map(len, self.images.values()))
@@ -134,10 +136,10 @@ def _mask_bytes(image: LabelledImage) -> int:
     """Of a label file as large as its picture; 0 for any other, which will be left out."""
     try:
         labels = open_labels(image.labels.read())
-        if labels.size != image_size(image.picture.read()):
+        if labels.size != images.image_size(image.picture.read()):
             return 0
         classes, lengths = runlength.encode(labels.read())
-    except (OSError, ValueError, IndexError, struct.error):
+    except (OSError, ValueError):
         return 0
     return classes.nbytes + lengths.nbytes
 
