@@ -27,6 +27,11 @@ _QUERIES = 1 << 18
 _ELEMENTS = 1 << 22  # numbers in the largest intermediate tensor of one chunk of pixels
 
 
+def chosen(loss: str, classes: int) -> str:
+    """The loss of this name, where "auto" is "exact" or "knn", whichever costs less for so many classes."""
+    return loss if loss != "auto" else "exact" if classes <= EXACT_UP_TO else "knn"
+
+
 def exact_cross_entropy(
     embeddings: torch.Tensor,
     labels: torch.Tensor,

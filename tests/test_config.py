@@ -37,7 +37,7 @@ def test_unknown_key_is_refused_with_a_suggestion(tmp_path):
         ({"loss": "softmax"}, r"loss is 'softmax'; expected \('knn', 'exact', 'auto', 'dense'\)"),
         ({"steps": 5}, "exactly one"),
         ({"batch_size": 0}, "batch_size is 0; expected 1 or more"),
-        ({"temperature": 0.0}, "positive temperature"),
+        ({"temperature": 0.0}, "temperature is 0.0; expected more than 0, at most 1000000"),
         ({"scale_min": 3.0}, "scale_min <= scale_max"),
         ({"lr": -1.0}, "lr is -1.0; expected 0 or more"),
     ],
