@@ -21,7 +21,7 @@ IGNORE_INDEX = -1
 
 
 class Batch(NamedTuple):
-    """Crops of a step: ``images`` (B, 3, crop, crop) uint8 RGB, ``labels`` (B, crop, crop) as :func:`ess.data.to_labels` has them.
+    """Crops of a step: ``images`` (B, 3, crop, crop) uint8 RGB, ``labels`` (B, crop, crop) int16, or int32 for many classes.
 
     ``ids`` (B,) int64 of the images; ``classes`` (B, C) bool, where a class takes part in the loss, or None: all do.
     """

@@ -71,7 +71,7 @@ class Run:
 
     @classmethod
     def find(cls, folder: Path) -> "Run | None":
-        """The run in a folder, None where none has begun; a DataError where it cannot be read, or its checkpoints lack run.json.
+        """The run in a folder, None where none has begun; a DataError where run.json cannot be read, or checkpoints are without.
 
         What a process that was killed in :meth:`begin` has left is no run: an untrained step 0 and nothing else.
         """
@@ -115,7 +115,7 @@ class Run:
         self.config = config
 
     def change_data(self, digest: str, steps: int, *, allowed: bool) -> None:
-        """Go on with the data set of this digest after ``steps``; a DataError where it is another one and that is not allowed."""
+        """Go on after ``steps`` with the data set of this digest; a DataError where it is another one, unless ``allowed``."""
         if self.dataset is None:
             log.info("%s: does not say which data set it was begun on, as an older version wrote it; now it does", self.folder)
         elif digest != self.dataset:
@@ -167,7 +167,7 @@ class Run:
         return folder
 
     def score(self, step: int, scores: Mapping[str, Any]) -> None:
-        """Add the scores of an evaluation to checkpoint ``step``, which is whole without them; what is kept is as in :meth:`save`."""
+        """Add the scores of an evaluation to checkpoint ``step``, which is whole without them; then others go as in :meth:`save`."""
         folder = self._checkpoint(step)
         sweep(folder)
         write_json(folder / "state.json", read_json(folder / "state.json") | {"scores": scores})

@@ -97,8 +97,9 @@ class Config:
 
     Long tail: with ``repeat_threshold`` t images of classes in less than t of all images are seen more often (LVIS: 0.001);
     a share ``class_crop`` of the crops is placed around a pixel of a class of the image, rare ones first. For "exact" alone, or
-    "auto" where that is it: ``logit_adjustment`` is tau, ``class_weight_power`` the power of a class's pixels that divides its weight; ``federated``
-    leaves LVIS classes out of the softmax in images where they were neither annotated nor verified absent. 0 = off.
+    "auto" where that is it: ``logit_adjustment`` is tau, ``class_weight_power`` the power of a class's pixels that divides its
+    weight; ``federated`` leaves LVIS classes out of the softmax in images where they were neither annotated nor verified
+    absent. 0 = off.
 
     Schedule: either ``steps`` or ``epochs`` counts; the learning rate is lr * (1 - step / steps) ** power, never below
     ``min_lr`` (or ``lr``, where that is less), after a linear rise over ``warmup`` steps; the encoder's is ``encoder_lr`` times
@@ -272,9 +273,11 @@ def _check(name: str, value: Any, kind: Any) -> None:
         if get_origin(option) is Literal:
             if any(value == choice and type(value) is type(choice) for choice in get_args(option)):
                 return
-        elif type(value) is option or (option is float and type(value) is int):
-            if option is not str or (value and value.isprintable()):
+        elif option is str:
+            if type(value) is str and value and value.isprintable():
                 return
+        elif type(value) is option or (option is float and type(value) is int):
+            return
     words = [str(get_args(o)) if get_origin(o) is Literal else _NAMES.get(o, o.__name__) for o in allowed]
     raise DataError(f"setting {name} is {_short(value)}; expected {' or '.join(words)}")
 

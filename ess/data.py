@@ -157,7 +157,7 @@ def epoch_length(images: int, repeats: np.ndarray | None) -> int:
 
 
 def training_split(dataset: Dataset, config: Config) -> Split:
-    """The split "train"; a DataError when it has no full batch, no labelled pixel, or one class, of which nothing is told apart."""
+    """The split "train"; a DataError when it has no full batch, no labelled pixel, or no two classes to tell apart."""
     split = dataset.split("train")
     if len(dataset.vocabulary) < 2:
         raise DataError(

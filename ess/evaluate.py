@@ -11,7 +11,6 @@ from ess.data import to_labels
 from ess.metrics import Confusion
 from ess.predict import Predictor
 
-
 _TRIED = 4
 """Images that are read to see whether an evaluation can begin, as many as it shows."""
 

@@ -88,7 +88,7 @@ def make_optimizer(model: SegmentationModel, config: Config) -> torch.optim.Opti
 def set_learning_rates(optimizer: torch.optim.Optimizer, config: Config, step: int, steps: int) -> None:
     """The polynomial schedule: lr * (1 - step / steps) ** power, never below ``config.min_lr``, or lr where that is less.
 
-    So what has a learning rate of 0 keeps it. During the first ``config.warmup`` steps it is multiplied by (step + 1) / (warmup + 1).
+    So a learning rate of 0 stays 0. During the first ``config.warmup`` steps it is multiplied by (step + 1) / (warmup + 1).
     """
     rise = min(1.0, (step + 1) / (config.warmup + 1))
     for group in optimizer.param_groups:
