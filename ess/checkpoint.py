@@ -71,7 +71,7 @@ class Run:
 
     @classmethod
     def find(cls, folder: Path) -> "Run | None":
-        """The run in a folder, None where none has begun; a DataError where run.json cannot be read, or checkpoints are without.
+        """The run in a folder, None where none has begun; a DataError where run.json cannot be read, or checkpoints lack it.
 
         What a process that was killed in :meth:`begin` has left is no run: an untrained step 0 and nothing else.
         """
@@ -167,7 +167,7 @@ class Run:
         return folder
 
     def score(self, step: int, scores: Mapping[str, Any]) -> None:
-        """Add the scores of an evaluation to checkpoint ``step``, which is whole without them; then others go as in :meth:`save`."""
+        """Add the scores of an evaluation to checkpoint ``step``, which is whole without them; then as :meth:`save`."""
         folder = self._checkpoint(step)
         sweep(folder)
         write_json(folder / "state.json", read_json(folder / "state.json") | {"scores": scores})

@@ -174,7 +174,7 @@ def _evaluates(config: Config, done: int, steps: int) -> bool:
 def _evaluate(
     team: Accelerator, run: Run, step: int, state: TrainingState, dataset: Dataset, journal: Journal, stop: Stop
 ) -> None:
-    """Evaluate what checkpoint ``step`` holds and add its scores; once a stop is requested, a KeyboardInterrupt without them."""
+    """Evaluate what checkpoint ``step`` holds and add its scores; once a stop is requested, KeyboardInterrupt instead."""
     predictor = Predictor(state.result.eval(), dataset.vocabulary, team.device)
     scores = _scores(team, predictor, dataset, run.config.eval_limit, stop)
     if team.is_main_process:
