@@ -72,7 +72,7 @@ class Case:
 
 
 def label_blocks(images: int, height: int, width: int, classes: int) -> torch.Tensor:
-    """(B, H, W) labels 0..C-1, int16 or int32 where there are more than these hold, in blocks of 32 x 32, a twentieth of them ignored (-1)."""
+    """(B, H, W) labels 0..C-1, int16 or for many classes int32, in blocks of 32 x 32, a twentieth of them ignored (-1)."""
     rows, columns = math.ceil(height / 32), math.ceil(width / 32)
     blocks = torch.randint(classes, (images, rows, columns)).masked_fill(torch.rand(images, rows, columns) < 0.05, -1)
     blocks = blocks.to(torch.int16 if classes <= 2**15 else torch.int32)
