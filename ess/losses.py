@@ -30,6 +30,11 @@ _DISTANCES = 1 << 21
 """Distances between class embeddings that are there at the same time."""
 
 
+def chosen(loss: str, classes: int) -> str:
+    """The loss of this name, where "auto" is "exact" or "knn", whichever costs less for so many classes."""
+    return loss if loss != "auto" else "exact" if classes <= EXACT_UP_TO else "knn"
+
+
 def exact_cross_entropy(
     embeddings: torch.Tensor,
     labels: torch.Tensor,

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from cocolvis.dataset import Dataset, Split
 from cocolvis.errors import DataError
+from cocolvis.vocabulary import Vocabulary
 from ess.batches import AHEAD
 from ess.config import Config
 from ess.data import StepBatches, TrainingImages, to_class_ids, to_labels, training_batches, training_split
@@ -107,6 +109,23 @@ def test_what_a_process_holds_does_not_grow_with_the_data_set(dataset, monkeypat
         split[index]
         assert len(split._open) == 1
     assert len(pickle.dumps(TrainingImages(split, config()))) == fresh < 3000
+
+
+def test_labels_of_more_classes_than_an_int16_holds():
+    mask = np.array([[0, 1, 2**15, 2**15 + 1, 2**16 - 1]], np.uint16)
+    assert to_labels(mask).dtype == np.int32 and to_labels(mask).tolist() == [[-1, 0, 2**15 - 1, 2**15, 2**16 - 2]]
+    assert to_labels(mask[:, :3]).dtype == np.int16 and to_labels(mask[:, :3]).tolist() == [[-1, 0, 2**15 - 1]]
+    assert np.array_equal(to_class_ids(to_labels(mask)), mask) and to_labels(mask[:, :0]).shape == (1, 0)
+
+
+def test_what_cannot_teach_anything_is_refused(dataset, monkeypatch):
+    single = Dataset(dataset.folder, dataset.index)
+    single.vocabulary = Vocabulary([dataset.vocabulary[1]])
+    with pytest.raises(DataError, match="has 1 class, and every pixel would be of it; training takes 2 or more"):
+        training_split(single, config())
+    monkeypatch.setattr(Split, "present", lambda split: 3 * (np.zeros(0, np.int64),))
+    with pytest.raises(DataError, match="in split train no pixel has a class"):
+        training_split(dataset, config())
 
 
 def test_a_batch_larger_than_the_split_is_refused(dataset):

@@ -152,6 +152,20 @@ def test_the_federated_mask_is_what_annotators_looked_for(dataset):
     assert left_out > 1000
 
 
+@pytest.mark.parametrize("setting", [{"logit_adjustment": 1.0}, {"class_weight_power": 0.5}, {"federated": True}])
+def test_auto_offers_what_exact_does_where_it_is_exact(dataset, monkeypatch, setting):
+    split, vocabulary = dataset.split("train"), dataset.vocabulary
+    found, expected = (tail_of(split, vocabulary, Config(loss=loss, **setting)) for loss in ("auto", "exact"))
+    for a, b in zip(found, expected, strict=True):
+        assert (a is None and b is None) or (a == b).all()
+    assert sum(part is not None for part in found) == 1
+    monkeypatch.setattr("ess.losses.EXACT_UP_TO", 1283)
+    with pytest.raises(DataError, match="loss is 'auto', which is 'knn' for 1284 classes; choose --loss exact"):
+        tail_of(split, vocabulary, Config(loss="auto", **setting))
+    with pytest.raises(DataError, match="but loss is 'knn'; choose --loss exact"):
+        tail_of(split, vocabulary, Config(**setting))
+
+
 def test_the_federated_mask_is_refused_where_everything_was_annotated():
     classes = [ClassInfo(1, "road", "stuff", "stuff", None, {}), ClassInfo(2, "car", "thing", "frequent", None, {})]
     with pytest.raises(DataError, match="annotated in full: leave --federated away"):

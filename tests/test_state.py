@@ -78,6 +78,13 @@ def test_adamw_has_the_three_groups():
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.05}
 
 
+def test_the_floor_of_the_schedule_raises_no_rate_that_is_lower():
+    settings = config(lr=0.1, encoder_lr=1e-6, min_lr=1e-3)
+    optimizer = make_optimizer(build_model("fpn", "resnet18", classes=5, dim=3), settings)
+    set_learning_rates(optimizer, settings, 9, 10)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-7) and optimizer.param_groups[1]["lr"] > 1e-3
+
+
 def test_the_learning_rate_rises_first():
     settings = config(lr=0.5, warmup=4, power=1.0, embedding_power=1.0, encoder_lr=1.0)
     optimizer = make_optimizer(build_model("fpn", "resnet18", classes=5, dim=3), settings)
