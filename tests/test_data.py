@@ -1,6 +1,5 @@
 """Training batches: reproducible, independent of the loader's processes, complete."""
 
-import multiprocessing
 import pickle
 
 import numpy as np
@@ -78,14 +77,6 @@ def test_what_lies_outside_a_picture_is_ignored(dataset):
             outside[place.down, place.across] = False
             assert outside.any()
             assert (labels.flip(1) if place.mirrored else labels)[outside].eq(-1).all()
-
-
-@pytest.mark.parametrize("method", [m for m in ("fork", "spawn") if m in multiprocessing.get_all_start_methods()])
-def test_processes_and_their_start_method_change_nothing(dataset, method):
-    alone = batches(dataset, steps=14)  # so many that memory is used again
-    together = batches(dataset, steps=14, workers=2, start_method=method)
-    for one, other in zip(alone, together, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
 
 
 def test_memory_is_handed_over_once(dataset):

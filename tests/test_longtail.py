@@ -8,7 +8,6 @@ import torch
 
 from cocolvis.errors import DataError
 from cocolvis.vocabulary import ClassInfo, Vocabulary, coco_lvis
-from ess import data
 from ess.config import Config
 from ess.data import StepBatches, epoch_length, pixel_of_a_rare_class, to_labels, training_batches
 from ess.longtail import Frequencies, Tail, always_asked, class_bias, class_weight, rarity, repeat_factors, tail_of
@@ -121,18 +120,6 @@ def test_a_crop_holds_the_pixel_that_it_is_placed_around(size, scale):
         assert (crop == 7).any() and mask[place.rows, place.columns][y - place.rows.start, x - place.columns.start] == 7
         starts.add(tuple(np.argwhere(crop == 7)[0]))
     assert len(starts) > 50
-
-
-def test_a_share_of_the_crops_is_placed_around_rare_classes(dataset, monkeypatch):
-    placed = []
-    original = data.random_placement
-    monkeypatch.setattr(
-        data, "random_placement", lambda *a, around, **k: placed.append(around) or original(*a, around=around, **k)
-    )
-    config = Config(class_crop=0.25, crop=32, batch_size=4, workers=0)
-    split = dataset.split("train")
-    assert len([*training_batches(split, config, 100, 0, tail_of(split, dataset.vocabulary, config))]) == 100
-    assert 60 < sum(place is not None for place in placed) < 140 and len(placed) == 400
 
 
 def test_the_federated_mask_is_what_annotators_looked_for(dataset):
