@@ -56,6 +56,7 @@ def build_options(images: Sequence[str], shard_size: int | None) -> Callable:
             show_default=True,
             help=f"Store {', '.join(kept[:-1])}{',' if kept[2:] else ''} or {kept[-1]}.",
         ),
+        click.option("--decode", is_flag=True, help="Also look for damage inside the JPEGs; damaged pictures are left out."),
         click.option("--overwrite", is_flag=True, help="Replace what is in --out."),
         click.option("--resume", is_flag=True, help="Complete an interrupted build; finished shards are kept."),
         click.option("--strict", is_flag=True, help="Stop at the first fault of the input instead of reporting it."),

@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ def main() -> None:
     help="Which of two overlapping annotations of one source wins: the first in the file, or the smaller.",
 )
 @click.option("--compat", type=click.Choice(["essnet"]), help="Reproduce the published generator's masks, defects included.")
-def build(coco, lvis, out, splits, limit, images, shard_size, overlap, compat, **how) -> None:
+def build(coco, lvis, out, splits, limit, images, shard_size, decode, overlap, compat, **how) -> None:
     """Build the masks of both splits into HDF5 shards.
 
     Faults of single records are counted, listed and stored in dataset.json; they do not end the build.
@@ -50,7 +51,7 @@ def build(coco, lvis, out, splits, limit, images, shard_size, overlap, compat, *
     from cocolvis.vocabulary import coco_lvis
 
     splits = tuple(dict.fromkeys(splits))
-    kept = {"limit": limit, "images": images, "shard_size": shard_size}
+    kept = {"limit": limit, "images": images, "shard_size": shard_size, "decode": decode}
     options = BuildOptions(splits=splits, overlap=overlap, compat=compat, **kept)
     run_build("build", lambda: Plan.make(Sources(coco, lvis, coco_lvis()), options), out, **how)
 
@@ -69,7 +70,7 @@ def join(dir, allow_missing, as_json) -> None:
     from cocolvis.build import join as complete
     from cocolvis.dataset import Dataset
 
-    complete(dir, allow_missing=allow_missing)
+    complete(dir, partial(click.echo, err=True), allow_missing=allow_missing)
     print_summary(Dataset.open(dir), as_json)
 
 

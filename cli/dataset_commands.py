@@ -3,7 +3,7 @@
 import click
 
 from cli.listings import print_difference, print_explanation, print_split, print_summary
-from cli.options import json_option, path_argument, path_option, print_json, print_table, progress, source_options
+from cli.options import cores, json_option, path_argument, path_option, print_json, print_table, progress, source_options
 from cocolvis.errors import DataError
 
 _folder = path_argument("dir")
@@ -76,8 +76,10 @@ def stats(dir, as_json, plot) -> None:
 @_folder
 @click.option("--oracle", is_flag=True, help="Also derive every mask again with lvis and pycocotools, and compare.")
 @source_options(required=False)
+@click.option("--decode", is_flag=True, help="Also look for damage inside every picture, on all cores.")
+@path_option("--image-root", help="Where the pictures lie, for a data set built with --images path.")
 @json_option
-def verify(dir, oracle, coco, lvis, as_json) -> None:
+def verify(dir, oracle, coco, lvis, decode, image_root, as_json) -> None:
     """Check every shard and every image against its digest, and with --oracle every mask; exit 1 on any fault.
 
     \b
@@ -85,14 +87,20 @@ def verify(dir, oracle, coco, lvis, as_json) -> None:
       cocolvis verify ~/cocolvis --oracle --coco ~/coco --lvis ~/lvis
     """
     from cocolvis.dataset import Dataset
+    from cocolvis.verify import check_pictures
     from cocolvis.verify import verify as check_shards
 
     if len({oracle, bool(coco), bool(lvis)}) > 1:
         raise click.UsageError("--oracle, --coco and --lvis go together")
-    dataset = Dataset.open(dir)
+    dataset = Dataset.open(dir, image_root)
     with progress("verify", "shards") as show:
         faults = check_shards(dataset, show)
     checked = {"shards": len(dataset.index["shards"])}
+    damaged = []
+    if decode:
+        with progress("decode") as show:
+            damaged = [fault for fault in check_pictures(dataset, cores(), show) if fault not in faults]
+        checked |= {"pictures": sum(dataset.splits.values())}
     if oracle and not faults:
         from cocolvis.oracle import check as check_masks
 
@@ -100,6 +108,7 @@ def verify(dir, oracle, coco, lvis, as_json) -> None:
             result = check_masks(dataset, coco, lvis, show)
         faults += result.faults()
         checked |= {"masks": result.images, "skipped_annotations": result.skipped}
+    faults += damaged
     if as_json:
         print_json(checked | {"faults": faults})
     else:

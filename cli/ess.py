@@ -24,9 +24,10 @@ def main() -> None:
 @click.option("--preset", metavar="NAME[+VARIANT...]", help="Shipped settings to start from; see `ess preset`.")
 @path_option("--config", "config_file", help="TOML file of settings, stronger than the preset.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out; other flags need not be repeated.")
+@click.option("--allow-other-data", is_flag=True, help="With --resume: go on although the run was begun on another data set.")
 @path_option("--image-root", help="Where the pictures lie, for a data set built with --images path.")
 @setting_options
-def train(data, out, preset, config_file, resume, image_root, **flags) -> None:
+def train(data, out, preset, config_file, resume, allow_other_data, image_root, **flags) -> None:
     """Train a model on a data set that `cocolvis build` wrote.
 
     A flag wins over --config, that over --preset, that over the defaults, which are the paper's COCO+LVIS run.
@@ -43,8 +44,8 @@ def train(data, out, preset, config_file, resume, image_root, **flags) -> None:
 
     _log_to_stderr()
     dataset = Dataset.open(data, image_root)
-    run(dataset, out, config, resume=resume)
-    if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+    run(dataset, out, config, resume=resume, allow_other_data=allow_other_data)
+    if _speaks():
         click.echo(f"The run lies in {out}; evaluate it with `ess eval {out} {data}`.")
 
 
@@ -114,12 +115,16 @@ def preset(name, as_json) -> None:
 
 
 def _log_to_stderr() -> None:
-    """Show the log of the training loop, and of nothing else."""
+    """Show the log of the training loop, and of nothing else; of several processes that of one."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     log = logging.getLogger("ess")
     log.handlers[:] = [handler]
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if _speaks() else logging.CRITICAL)
+
+
+def _speaks() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 for command in (*run_commands.COMMANDS, *model_commands.COMMANDS):

@@ -26,15 +26,16 @@ def _shared(command: Callable) -> Callable:
     return path_argument("src")(build_options(("embed", "path"), None)(command))
 
 
-def _run(name: str, find: Callable, src: Path, out: Path, splits, limit, images, shard_size, **how) -> None:
+def _run(name: str, find: Callable, src: Path, out: Path, splits, limit, images, shard_size, decode, **how) -> None:
     from cocolvis.importers.plan import ImportOptions, ImportPlan
 
     splits = tuple(dict.fromkeys(splits))
-    options = ImportOptions(dataset=name, splits=splits, limit=limit, images=images, shard_size=shard_size)
+    kept = {"limit": limit, "images": images, "shard_size": shard_size, "decode": decode}
+    options = ImportOptions(dataset=name, splits=splits, **kept)
 
     def make_plan() -> ImportPlan:
         tree = find(src, splits)
-        for note in tree.notes:
+        for note in tree.told.notes:
             click.echo(note, err=True)
         return ImportPlan(tree, options)
 

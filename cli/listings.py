@@ -32,6 +32,7 @@ def print_summary(dataset: "Dataset", as_json: bool) -> None:
         described = {
             "folder": str(dataset.folder),
             "digest": index["digest"],
+            "mask_rule": index.get("mask_rule"),
             "classes": len(dataset.vocabulary),
             "splits": splits,
         }
@@ -39,9 +40,9 @@ def print_summary(dataset: "Dataset", as_json: bool) -> None:
         return
     rows = [(split, n["images"], n["shards"], size[split] / 2**20) for split, n in index["splits"].items()]
     print_table(("split", "images", "shards", "MiB"), rows)
-    shown = ("dataset", "limit", "images", "overlap", "compat")
+    shown = ("dataset", "limit", "images", "overlap", "compat", "decode")
     options = ", ".join(f"{name} {index['options'][name]}" for name in shown if index["options"].get(name) is not None)
-    click.echo(f"\n{len(dataset.vocabulary)} classes; {options}")
+    click.echo(f"\n{len(dataset.vocabulary)} classes; {options}, mask rule {index.get('mask_rule', 'not recorded')}")
     click.echo(f"digest of all contents: {index['digest']}")
     listing = "faults.jsonl" if report.get("file") else "dataset.json"
     for kind, count in report["counts"].items():

@@ -93,11 +93,11 @@ def predict(run, images, out, formats, every, skip_existing, checkpoint, device,
       ess predict run photo.jpg holiday/ --out predictions
     """
     from ess.inference import Inference
-    from ess.inputs import find_inputs
+    from ess.inputs import find_inputs, read_list
     from ess.predict import Predictor
     from ess.results import predict_files
 
-    lines = [line for line in sys.stdin.read().splitlines() if line.strip()] if "-" in images else []
+    lines = read_list(sys.stdin.buffer.read()) if "-" in images else []
     inputs = find_inputs([name for name in images if name != "-"] + lines, leave=out)
     with progress("predict") as show:
         predictor = Predictor.from_run(run, device, checkpoint, Inference(**inference))

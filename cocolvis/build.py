@@ -1,29 +1,32 @@
 """The build: runs the plan's shard tasks, keeps what is finished whatever happens, and writes the index at the end."""
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cocolvis import dataset, executors, reading
+from cocolvis import checks, dataset, executors, lock, losses, reading
 from cocolvis.annotations import Fault
 from cocolvis.errors import DataError
 from cocolvis.files import Unwritable
 from cocolvis.merge_task import BuildOptions
+from cocolvis.overwrite import forget, inventory
 from cocolvis.plan import Plan
-from cocolvis.report import lossy
 from cocolvis.shard_plan import ShardPlan
 from cocolvis.shard_task import run_shard
 from cocolvis.sources import Sources
-from cocolvis.state import BuildState
+from cocolvis.state import BuildState, first
 
 Progress = Callable[[int, int], None]
 """Called with (images done, images in total) now and then."""
+
+_NO_PARTS = "holds no shards of `cocolvis build --shard I/N`"
 
 _AHEAD = 2
 """Tasks a worker that are prepared before they are needed: bounds the memory of the planning process."""
@@ -51,7 +54,7 @@ def run(
     """Write the data set that a plan describes to ``out`` and return its index, as in dataset.json.
 
     An existing folder is completed with ``resume``, replaced with ``overwrite``, and otherwise left alone with a DataError,
-    before ``make_plan`` is called.
+    before ``make_plan`` is called. So is a folder in which another build is at work.
     ``strict`` makes any fault of the input a DataError. Shards that are finished stay finished whatever is raised.
     Input that cannot be read for a reason that is not its own, such as a disk that is gone, and a split that lost too many
     images, are DataErrors; with ``allow_missing`` what cannot be read is left out, however much it is.
@@ -60,127 +63,149 @@ def run(
     set.
     ``announce`` gets lines for the user.
     """
-    how = {"workers": workers, "scheduler": scheduler, "part": part, "overwrite": overwrite, "strict": strict}
     out = out.absolute()
-    resume = resume or part is not None
-    _check_target(out, resume, overwrite)
+    _check_folder(out)
+    with lock.held(out, part, announce) as lease, reading.allowing(allow_missing), _told_what_is_kept():
+        resume = resume or part is not None
+        _check_target(out, resume, overwrite)
+        plan = make_plan()
+        state = BuildState(out, lease)
+        if resume and (out / dataset.INDEX).exists():
+            return _finished_index(state, plan.description())
+        if strict:
+            _refuse(plan.faults)
+        found = not overwrite and state.check(plan)
+        names = list(plan.shard_counts())[part[0] - 1 :: part[1]] if part else list(plan.shard_counts())
+        work = _Work(plan, state, scheduler, workers, strict, progress, announce)
+        with state.swept(names if part else None):
+            reports = work.run(names, overwrite, found)
+            if part:
+                return None
+            losses.refuse(state, reports, "--resume reads them again, --resume --allow-missing does without")
+            return _complete(state, reports, announce)
+
+
+@contextmanager
+def _told_what_is_kept() -> Iterator[None]:
+    """Faults of the machine end a build in a DataError that says how to go on."""
     try:
-        with reading.allowing(allow_missing):
-            plan = make_plan()
-            if resume and (out / dataset.INDEX).exists():
-                return _finished_index(out, plan.description())
-            return _run(plan, BuildState(out), **how, progress=progress, announce=announce)
+        yield
     except MemoryError:
         raise DataError(f"memory does not suffice; take fewer --workers; {executors.KEPT}") from None
     except Unwritable as error:
         raise DataError(f"{error}; {executors.KEPT}") from None
 
 
-def _run(
-    plan: ShardPlan,
-    state: BuildState,
-    *,
-    workers: int,
-    scheduler: str | None,
-    part: tuple[int, int] | None,
-    overwrite: bool,
-    strict: bool,
-    progress: Progress,
-    announce: Callable[[str], None],
-) -> dict | None:
-    if strict:
-        _refuse(plan.faults)
-    found = not overwrite and state.check(plan)
-    counts = plan.shard_counts()
-    names = list(counts)[part[0] - 1 :: part[1]] if part else list(counts)
-    reports = {} if overwrite else state.finished(names)
-    for name in _to_read_again(plan, state, reports, found, announce):
-        del reports[name]
-    left = [name for name in names if name not in reports]
-    _check_disk(plan, state.out, left, state.replaced() if overwrite else 0, announce)
-    done, total = sum(counts[name] for name in reports), sum(counts[name] for name in names)
-    runner = executors.cluster(scheduler) if scheduler else executors.processes(workers) if workers > 1 else None
-    state.begin(plan, plan.description(), overwrite=overwrite, joined=part is not None)
-    with nullcontext() if part else state.swept():
-        for name, report in _reports(plan, state, left, runner, lambda images: progress(done + images, total)):
-            state.finish(name, report)
-            reports[name] = report
-            if strict:
+@dataclass(frozen=True)
+class _Work:
+    """What is to be done, and how."""
+
+    plan: ShardPlan
+    state: BuildState
+    scheduler: str | None
+    workers: int
+    strict: bool
+    progress: Progress
+    announce: Callable[[str], None]
+
+    def run(self, names: list[str], overwrite: bool, found: bool) -> dict[str, dict]:
+        """Build the named shards that are not finished, or lack files that were ``found`` again; the reports of all."""
+        plan, state = self.plan, self.state
+        reports = {} if overwrite else state.finished(names)
+        for name in losses.to_read_again(plan, state, reports, found, self.announce):
+            del reports[name]
+        left = [name for name in names if name not in reports]
+        _check_disk(plan, state.out, left, inventory(state.out).bytes if overwrite else 0, self.announce)
+        if overwrite:
+            state.replace(names, self.announce)
+        state.begin(plan)
+        counts = plan.shard_counts()
+        done, total = sum(counts[name] for name in reports), sum(counts[name] for name in names)
+        for name, report in _reports(plan, state, left, self._runner(), lambda images: self.progress(done + images, total)):
+            reports[name] = state.finish(name, report)
+            if self.strict:
                 _refuse([Fault(*fault) for fault in report["faults"]])
-    if part:
-        return None
-    _check_losses(state, reports, "--resume reads them again, --resume --allow-missing does without")
-    return state.complete(reports, plan.vocabulary)
+        return reports
+
+    def _runner(self) -> AbstractContextManager | None:
+        if self.scheduler:
+            return executors.cluster(self.scheduler)
+        return executors.processes(self.workers) if self.workers > 1 else None
 
 
-def join(out: Path, *, allow_missing: bool = False) -> dict:
+def join(out: Path, announce: Callable[[str], None] = lambda line: None, *, allow_missing: bool = False) -> dict:
     """Complete a data set whose shards were built in parts; its index. A DataError that says what is missing.
 
     A split that lost too many images is a DataError too, unless they are ``allow_missing``.
     """
     out = out.absolute()
-    state = BuildState(out)
-    if (out / dataset.INDEX).exists():
-        return dataset.Dataset.open(out).index
-    if not (state.folder / "plan.json").exists():
-        raise DataError(f"{out}: holds no shards of `cocolvis build --shard I/N`")
-    names = state.plan["shards"]
-    reports = state.finished(names)
-    missing = [name for name in names if name not in reports]
-    if missing:
-        first = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        reason = f"{len(missing)} of {len(names)} shards are missing or damaged: {first}"
-        raise DataError(f"{out}: {reason}; run the parts again that hold them, with `cocolvis build ... --shard I/N`")
-    with reading.allowing(allow_missing), state.swept():
-        _check_losses(state, reports, "parts that run again read them again, `join --allow-missing` does without")
-        return state.complete(reports, state.vocabulary)
+    if not out.is_dir():
+        raise DataError(f"{out}: {_NO_PARTS}")
+    with lock.held(out, None, announce, "a join") as lease, reading.allowing(allow_missing):
+        state = BuildState(out, lease)
+        if (out / dataset.INDEX).exists():
+            return _opened(out)
+        if checks.absent(state.folder / "plan.json"):
+            raise DataError(f"{out}: {_NO_PARTS}")
+        with state.swept():
+            state.check_maker()
+            names = state.plan["shards"]
+            reports = state.finished(names)
+            missing = [name for name in names if name not in reports]
+            if missing:
+                reason = f"{len(missing)} of {len(names)} shards are missing or damaged: {first(missing)}"
+                raise DataError(f"{out}: {reason}; run the parts again that hold them, with `cocolvis build ... --shard I/N`")
+            losses.refuse(state, reports, "parts that run again read them again, `join --allow-missing` does without")
+            return _complete(state, reports, announce)
 
 
-def _to_read_again(
-    plan: ShardPlan, state: BuildState, reports: dict, found: bool, announce: Callable[[str], None]
-) -> list[str]:
-    """Finished shards that lack images, where files were ``found`` again, or no data set could be made of so few images.
-
-    In parts, what the others have finished counts too.
-    """
-    if reading.allowed():
-        return []
-    spoilt = lossy(reports)
-    if reports and not found and not state.losses(state.noted(plan.shard_counts()) | reports, all_there=False):
-        spoilt = [name for name in spoilt if reports[name].get("again")]
-    if spoilt:
-        announce(f"{len(spoilt)} of the finished shards lack images that could not be read: these are built again")
-        state.mark(spoilt, reports)
-    if found:
-        state.note_files(plan)
-    return spoilt
+def _complete(state: BuildState, reports: dict[str, dict], announce: Callable[[str], None]) -> dict:
+    """Write the index; say where different versions of HDF5 wrote the shards."""
+    index = state.complete(reports, state.vocabulary)
+    found = Counter(entry["hdf5"] for entry in index["shards"])
+    if len(found) > 1:
+        said = ", ".join(f"{version} ({count} shards)" for version, count in sorted(found.items()))
+        announce(f"different versions of HDF5 wrote the shards: {said}; their bytes may differ from those of another build")
+    return index
 
 
-def _check_losses(state: BuildState, reports: dict[str, dict], advice: str) -> None:
-    found = [] if reading.allowed() else state.losses(reports, all_there=True)
-    if found:
-        state.mark(lossy(reports), reports)
-        raise DataError(f"{state.out}: {', and '.join(found)}; finished shards are kept: {advice}")
-
-
-def _check_target(out: Path, resume: bool, overwrite: bool) -> None:
+def _check_folder(out: Path) -> None:
     try:
         if out.exists() and not out.is_dir():
             raise DataError(f"{out}: is a file; expected a folder to write the data set to")
     except OSError as error:
         raise DataError(f"{out}: cannot be a folder: {error.strerror}") from None
-    if resume or overwrite or not out.exists():
+
+
+def _check_target(out: Path, resume: bool, overwrite: bool) -> None:
+    if overwrite:
+        inventory(out)  # refuses folders that lead elsewhere
+    if resume or overwrite:
         return
     if (out / dataset.INDEX).exists():
         raise DataError(f"{out}: already holds a data set; replace it with --overwrite")
-    if any(out.iterdir()):
+    if not all(lock.is_lock(path) for path in out.iterdir()):
         raise DataError(f"{out}: is not empty; complete an interrupted build with --resume, replace it with --overwrite")
 
 
-def _finished_index(out: Path, description: dict) -> dict:
-    index = dataset.Dataset.open(out).index
-    shutil.rmtree(BuildState(out).folder, ignore_errors=True)
-    if {"options": index["options"], "inputs": index["inputs"], "vocabulary": index["vocabulary"]["digest"]} != description:
+def _opened(out: Path) -> dict:
+    """The index of a finished data set; a DataError that says how to go on where it is damaged."""
+    try:
+        return dataset.Dataset.open(out).index
+    except DataError as error:
+        raise DataError(f"{error}; build it anew with `cocolvis build --overwrite`, or `import`") from None
+
+
+def _finished_index(state: BuildState, description: dict) -> dict:
+    index, out = _opened(state.out), state.out
+    rule = index.get("mask_rule", "not recorded")
+    if rule != description["mask_rule"]:
+        found = f"its {len(index['shards'])} shards have mask rule {rule}, this cocolvis has {description['mask_rule']}"
+        raise DataError(f"{out}: is a finished data set, but {found}; make it anew with `cocolvis build --overwrite`")
+    forget(out)
+    if any(index[key] != description[key] for key in ("options", "inputs")) or (
+        index["vocabulary"]["digest"] != description["vocabulary"]
+    ):
         raise DataError(f"{out}: is a finished data set of other inputs or options; replace it with --overwrite")
     return index
 
@@ -225,7 +250,7 @@ def _reports(
     with runner as workers:
         while True:
             for task in islice(tasks, max(0, _AHEAD * workers.count - len(waiting))):
-                waiting[workers.submit(task, state.shard(task.name))] = task.name
+                waiting[workers.submit(task, state.shard(task.name), state.lease)] = task.name
             if not waiting:
                 return
             finished = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED).done
@@ -249,5 +274,5 @@ def _reports_here(tasks, state: BuildState, progress: Callable[[int], None]) -> 
 
     for task in tasks:
         with executors.interrupts_deferred() as check:
-            report = run_shard(task, state.shard(task.name), tick)
+            report = run_shard(task, state.shard(task.name), state.lease, tick)
         yield task.name, report

@@ -1,8 +1,6 @@
 """What must hold of a shard and of dataset.json before anything in them is believed: they may come from anywhere."""
 
-import os
 import re
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -14,7 +12,9 @@ from msgspec import Meta
 
 from cocolvis.archives import MAX_PICTURE
 from cocolvis.errors import DataError
+from cocolvis.files import regular_file
 from cocolvis.runlength import MAX_PIXELS
+from cocolvis.text import refuse_other_encodings, without_mark
 
 MAX_WHOLE = 2**28
 """Bytes of the largest column that is read whole; 8 million images fit."""
@@ -54,19 +54,6 @@ def absent(path: Path) -> bool:
     except (OSError, ValueError):
         pass
     return False
-
-
-def regular_file(path: Path) -> os.stat_result:
-    """The status of a file that opens at once and ends somewhere; a DataError for a folder, a pipe, a device, or none."""
-    try:
-        status = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"{path}: does not exist") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"{path}: is a folder, a pipe or a device; expected a file")
-    return status
 
 
 def hdf5(path: Path) -> None:
@@ -205,6 +192,7 @@ class _Entry(msgspec.Struct):
     images: _Count
     bytes: _Count
     sha256: _Hash
+    hdf5: Annotated[str, Meta(max_length=100)] | None = None
 
 
 class _Fault(msgspec.Struct, gc=False):
@@ -230,6 +218,7 @@ class _Options(msgspec.Struct):
     images: Literal["embed", "path", "none"]
     limit: _Count | None
     image_root: str | None = None
+    decode: bool = False
 
 
 class _BuildOptions(_Options, kw_only=True):
@@ -249,6 +238,7 @@ class _Index(msgspec.Struct):
     inputs: dict[str, _Hash]
     report: _Report
     vocabulary: dict[str, Any]
+    mask_rule: _Count | None = None
 
 
 class _ImportedIndex(_Index):
@@ -264,17 +254,26 @@ def read_index(path: Path, identity: tuple[str, int]) -> dict[str, Any]:
     if size > MAX_INDEX:
         raise DataError(f"{path}: has {size} bytes; at most {MAX_INDEX} are read")
     try:
-        index = msgspec.json.decode(path.read_bytes())
+        content = path.read_bytes()
+        refuse_other_encodings(content, path)
+        index = msgspec.json.decode(without_mark(content))
         found = (index.get("format"), index.get("version")) if isinstance(index, dict) else None
-        if found != identity:
-            raise DataError(f"{path}: format and version are {line(str(found))}, expected {identity}")
-        checked = msgspec.convert(index, _ImportedIndex if is_imported(index) else _Index)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except msgspec.ValidationError as error:
-        raise DataError(f"{path}: {line(error)}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path}: is not JSON: {line(error)}") from None
+    if found != identity:
+        raise DataError(f"{path}: format and version are {line(str(found))}, expected {identity}")
+    check_index(path, index)
+    return index
+
+
+def check_index(path: Path, index: dict[str, Any]) -> None:
+    """A DataError unless this may be the content of dataset.json at ``path``, as :func:`read_index` expects it."""
+    try:
+        checked = msgspec.convert(index, _ImportedIndex if is_imported(index) else _Index)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise DataError(f"{path}: {line(error)}") from None
     seen: set[PurePosixPath] = set()
     for entry in checked.shards:
         place = PurePosixPath(entry.file)
@@ -285,7 +284,6 @@ def read_index(path: Path, identity: tuple[str, int]) -> dict[str, Any]:
         if entry.split not in checked.splits:
             raise DataError(f"{path}: shard {line(entry.file)} is of the split {line(repr(entry.split))}, which is not listed")
         seen.add(place)
-    return index
 
 
 def read_faults(path: Path) -> Iterator[dict[str, Any]]:

@@ -110,10 +110,17 @@ class Split:
     def __getitem__(self, index: int) -> Sample:
         """Sample ``index``, 0 <= index < len."""
         shard, row = self._place(index)
-        sample = shard.sample(row)
-        if not sample.content and self.image_root is not None:
-            return self._with_file(sample)
-        return sample
+        return self.with_picture(shard.sample(row))
+
+    def with_picture(self, sample: Sample) -> Sample:
+        """The sample with its picture where the data set refers to files; a DataError where there is none. Thread-safe."""
+        if sample.content or self.image_root is None:
+            return sample
+        try:
+            content = checks.picture(self.image_root, sample.path)
+        except DataError as error:
+            raise DataError(f"{error}; say where the images lie with --image-root") from None
+        return replace(sample, content=content)
 
     def mask(self, index: int) -> np.ndarray:
         """(H, W) uint16 mask of sample ``index``; the picture is left alone."""
@@ -140,13 +147,6 @@ class Split:
 
     def _gather(self, column, empty: np.ndarray) -> np.ndarray:
         return np.concatenate([empty, *(column(self._shard(number)) for number in range(len(self._paths)))])
-
-    def _with_file(self, sample: Sample) -> Sample:
-        try:
-            content = checks.picture(self.image_root, sample.path)
-        except DataError as error:
-            raise DataError(f"{error}; say where the images lie with --image-root") from None
-        return replace(sample, content=content)
 
     def _place(self, index: int) -> tuple[ShardReader, int]:
         if not 0 <= index < len(self):

@@ -4,7 +4,6 @@ import fcntl
 import os
 import shlex
 import shutil
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,11 +11,15 @@ from pathlib import Path
 
 import msgspec
 
+from cocolvis import zip_directory
 from cocolvis.errors import DataError
 from cocolvis.files import read_json, sha256, sync_folder, write_json
 from cocolvis.transfer import WEB, Note, Part, Patience, fetch
 
 RECORD = "downloads.json"
+
+_TOLERANCE = 2**20
+"""Bytes that a file whose size is an estimate may have beyond twice of it."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ class Job:
         url = f"{mirror.rstrip('/')}/{remote.url.rpartition('/')[2]}" if mirror else remote.url
         published = remote.size if remote.exact else None
         self.remote, self.record = remote, record
-        self.part = Part(url, out / remote.file, published, f"`{shlex.join(words)}`")
+        most = remote.size if remote.exact else 2 * remote.size + _TOLERANCE
+        self.part = Part(url, out / remote.file, published, most, f"`{shlex.join(words)}`")
         self.there = self.part.target.exists()
         mark, self.have = self.part.resumable()
         self.size = (mark and mark.bytes) or remote.size
@@ -166,8 +170,8 @@ def _checked(job: Job, note: Note) -> Record:
     size, digest, fault = path.stat().st_size, "", None
     if part.published not in (None, size):
         fault = f"has {size:,} bytes, the published file has {part.published:,}"
-    elif not zipfile.is_zipfile(path):
-        fault = f"{size:,} bytes came that are no zip archive"
+    elif broken := zip_directory.fault(path):
+        fault = f"{size:,} bytes came that are no zip archive: {broken}"
     else:
         note(f"{part.target.name}: {size:,} bytes are there; computing their SHA-256")
         digest = sha256(path)
@@ -176,8 +180,8 @@ def _checked(job: Job, note: Note) -> Record:
     if fault and job.there:
         job.fail(path, f"{fault}; remove it")
     if fault:
-        part.discard()
-        job.fail(path, f"{fault}; it was removed; look for another server (--mirror)")
+        kept = f"{part.have:,} bytes that came before are kept" if part.restore() else "it was removed"
+        job.fail(path, f"{fault}; {kept}; look for another server (--mirror)")
     if job.record and job.record.sha256 != digest:
         note(f"{part.target.name}: has the SHA-256 {digest}; an earlier download had {job.record.sha256}")
     return Record(remote.name, remote.file, part.url, size, digest)
@@ -190,6 +194,7 @@ def _take_name(part: Part) -> None:
             os.fsync(file.fileno())
         os.replace(part.path, part.target)
         part.marked.unlink(missing_ok=True)
+        part.forget()
         sync_folder(part.target.parent)
     except OSError as error:
         raise DataError(f"{part.target}: cannot be written: {error.strerror or error}") from error

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cocolvis.errors import DataError
+from cocolvis.lock import Lease
 from cocolvis.memory import keep_freed
 from cocolvis.shard_task import ShardTask, run_shard
 
@@ -33,7 +34,7 @@ class Workers:
     ``check`` raises when nobody is left to do what was submitted.
     """
 
-    submit: Callable[[ShardTask, Path], Future]
+    submit: Callable[[ShardTask, Path, Lease], Future]
     count: int
     images: Callable[[], int] | None = None
     check: Callable[[], None] = lambda: None
@@ -46,9 +47,9 @@ def processes(count: int) -> Iterator[Workers]:
     ticks, stop = context.Value("q", 0), context.Event()
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(ticks, stop))
 
-    def submit(task: ShardTask, shard: Path) -> Future:
+    def submit(task: ShardTask, shard: Path, lease: Lease) -> Future:
         with _interrupts_held():
-            return pool.submit(_work, task, shard)
+            return pool.submit(_work, task, shard, lease)
 
     try:
         yield Workers(submit, count, lambda: ticks.value)
@@ -109,12 +110,12 @@ def _start_worker(ticks, stop) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _work(task: ShardTask, shard: Path) -> dict:
+def _work(task: ShardTask, shard: Path, lease: Lease) -> dict:
     def tick() -> None:
         with _ticks.get_lock():
             _ticks.value += 1
 
-    return run_shard(task, shard, tick)
+    return run_shard(task, shard, lease, tick)
 
 
 _CHATTY = ("distributed", "distributed.client", "tornado", "tornado.application", "asyncio", "concurrent.futures")

@@ -3,13 +3,18 @@
 import hashlib
 import json
 import os
+import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from cocolvis.errors import DataError
+from cocolvis.text import decoded
+
+_LARGEST_TEXT = 2**24
+"""Bytes of the largest text of a person's making that is read: settings, lists of images and of classes."""
 
 
 class Unwritable(DataError):
@@ -17,32 +22,75 @@ class Unwritable(DataError):
 
 
 @contextmanager
-def write_aside(path: Path) -> Iterator[Path]:
+def write_aside(path: Path, permit: Callable[[], None] = lambda: None) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on a clean exit it is synced and takes the name, otherwise it is removed.
 
+    ``permit`` is called before anything is written, and again before the file takes its name: it raises where that must not be.
     An Unwritable, which is a DataError, where the file system refuses.
     """
+    with _aside(path, permit) as aside:
+        yield aside
+        _sync(aside)
+        permit()
+        os.replace(aside, path)
+        sync_folder(path.parent)
+
+
+def create_json(path: Path, content: Any, permit: Callable[[], None] = lambda: None) -> bool:
+    """Write readable JSON, whole, unless something has the name; whether it was written. An Unwritable as above.
+
+    Of several processes that do this at the same time exactly one succeeds.
+    """
+    with _aside(path, permit) as aside:
+        aside.write_text(_pretty(content), encoding="utf-8")
+        _sync(aside)
+        permit()
+        try:
+            os.link(aside, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links
+            try:
+                with path.open("xb") as file:
+                    file.write(aside.read_bytes())
+                    os.fsync(file.fileno())
+            except FileExistsError:
+                return False
+        sync_folder(path.parent)
+    return True
+
+
+@contextmanager
+def _aside(path: Path, permit: Callable[[], None]) -> Iterator[Path]:
+    """A temporary path beside ``path`` in a folder that exists, removed in the end; an OSError becomes an Unwritable."""
+    permit()
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-        sync_folder(path.parent)
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]  # HDF5 writes paragraphs
-        raise Unwritable(f"{path}: cannot be written: {reason}") from error
+        raise Unwritable(f"{path}: cannot be written: {reason(error)}") from error
     finally:
         with suppress(OSError):
             aside.unlink()
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed processes left half-written in a folder; nobody else may be at work."""
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def reason(error: OSError) -> str:
+    """What the system says of a failure, on one line."""
+    return os.strerror(error.errno) if error.errno else str(error).splitlines()[0]  # HDF5 writes paragraphs
+
+
+def sweep(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> None:
+    """Remove what killed processes left half-written of ``wanted`` files in a folder; nobody else may be at work on them."""
     for left in folder.glob(f".*.{'[0-9a-f]' * 12}.tmp"):
-        with suppress(OSError):
-            left.unlink()
+        if wanted(left.name[1:-17]):
+            with suppress(OSError):
+                left.unlink()
 
 
 def sync_folder(folder: Path) -> None:
@@ -54,20 +102,57 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write readable JSON, whole or not at all."""
-    with write_aside(path) as aside:
-        aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+def write_json(path: Path, content: Any, permit: Callable[[], None] = lambda: None) -> None:
+    """Write readable JSON, whole or not at all; ``permit`` as for :func:`write_aside`."""
+    with write_aside(path, permit) as aside:
+        aside.write_text(_pretty(content), encoding="utf-8")
+
+
+def _pretty(content: Any) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file; a DataError that names it when it is absent or malformed."""
+    """Parse a JSON file; a DataError that names it when it is absent, malformed or not UTF-8."""
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(decoded(path.read_bytes(), path))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is not JSON: {error}") from None
+
+
+def regular_file(path: Path) -> os.stat_result:
+    """The status of a file that opens at once and ends somewhere; a DataError for a folder, a pipe, a device, or none."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{path}: does not exist") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{path}: is a folder, a pipe or a device; expected a file")
+    return status
+
+
+def read_text(path: Path) -> str:
+    """A small text file, without a byte order mark and with "\\n" at the end of every line.
+
+    A DataError that names it when it is absent, too large or not UTF-8.
+    """
+    size = regular_file(path).st_size
+    if size > _LARGEST_TEXT:
+        raise DataError(f"{path}: has {size} bytes; at most {_LARGEST_TEXT} are read")
+    try:
+        return decoded(path.read_bytes(), path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a small text file, without empty ones at its end; a DataError as for :func:`read_text`."""
+    text = read_text(path).rstrip()
+    return text.split("\n") if text else []
 
 
 def sha256(path: Path) -> str:

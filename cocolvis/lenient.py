@@ -1,103 +1,63 @@
-"""A JSON object of lists read element by element, where a typed parser refuses all of it for one fault.
+"""A JSON object of lists read as places in its bytes, where a typed parser refuses all of it for one fault.
 
-Takes what Python's json takes (NaN, Infinity), and two things that end it: numbers of any length, and any depth.
+Nothing is built of what is read: the memory is that of a few thousand places. Takes what Python's json takes (NaN, Infinity, bytes
+that are no UTF-8), and two things that end that one: numbers of any length, and any depth.
 """
 
-import json
-import re
-from collections.abc import Generator, Iterator
-from typing import Any
+from collections.abc import Collection, Iterator
 
-KEY = object()
-"""Yielded by :func:`records` for a key itself."""
+import msgspec
+import numpy as np
 
-_SPACE = re.compile(r"[ \t\r\n]*")
-_decode = json.JSONDecoder().raw_decode
-_decode_long = json.JSONDecoder(parse_int=lambda digits: int(digits) if len(digits) < 4300 else float(digits)).raw_decode
+from cocolvis import json_kernels
+from cocolvis.archives import Buffer
 
-_DEPTH = 100
-"""What is nested deeper is read as null where Python's parser gives up."""
+_ROWS = 1024
+"""Members whose places are found in one go."""
 
-_MARK = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+_LONGEST_KEY = 256
+"""Bytes of a key in its quotes: one that is looked for is shorter, however it is escaped."""
 
 
-def records(text: str) -> Iterator[tuple[str, Any]]:
-    """(key, element) for each element of each top-level list of a JSON object; (key, KEY) once for every key.
+def as_text(content: Buffer) -> np.ndarray:
+    """The bytes as the read-only (n,) uint8 array that the functions here take; nothing is copied."""
+    text = np.frombuffer(content, np.uint8)
+    text.flags.writeable = False
+    return text
 
-    Takes what Python's json takes (NaN, Infinity). A ValueError where the text is no JSON object, or breaks off.
+
+def lists(text: np.ndarray, keys: Collection[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """The elements of each top-level list of a JSON object under one of the ``keys``, some at a time.
+
+    Gives the key and (n, 2) int64, where in the text each element begins and ends; of an empty list an n of 0. A ValueError,
+    before the first is given, where the text is no JSON object, has more behind it, or breaks off.
     """
-    mark, at = _token(text, 0)
-    if mark != "{":
+    start = json_kernels.blank(text, 0)
+    if text[start : start + 1].tobytes() != b"{":
         raise ValueError("expected one JSON object")
-    if _token(text, at + 1)[0] == "}":
-        return
-    while mark != "}":
-        key, at = _value(text, at + 1)
-        mark, at = _token(text, at)
-        if mark != ":" or not isinstance(key, str):
-            raise ValueError(f"expected a key and ':' at character {at}")
-        mark, start = _token(text, at + 1)
-        if mark == "[":
-            yield key, KEY
-            at = yield from _elements(text, key, start)
-        else:
-            _, at = _value(text, start)
-        mark, at = _token(text, at)
-        if mark not in (",", "}") or not mark:
-            raise ValueError(f"the object breaks off at character {at}")
-    if _token(text, at + 1)[0]:
-        raise ValueError(f"more text behind the object, at character {at + 1}")
+    end = json_kernels.skip(text, start)
+    if end < 0:
+        raise ValueError("it breaks off" if ~end == len(text) else f"what stands at byte {~end} is not expected there")
+    if json_kernels.blank(text, end) < len(text):
+        raise ValueError(f"there is more behind the object, which ends at byte {end}")
+    for rows in _members(text, start):
+        possible = (rows[:, 1] - rows[:, 0] <= _LONGEST_KEY) & (text[rows[:, 2]] == ord("["))
+        for key_at, key_end, at, _ in rows[possible].tolist():
+            key = msgspec.json.decode(strict(text, key_at, key_end))
+            if key in keys:
+                yield from ((key, elements[:, 2:]) for elements in _members(text, at))
 
 
-def _elements(text: str, key: str, at: int) -> Generator[tuple[str, Any], None, int]:
-    """(key, element) for each element of the list that opens at ``at``; returns the place behind it."""
-    mark, end = _token(text, at + 1)
-    while mark != "]":
-        element, at = _value(text, at + 1)
-        yield key, element
-        mark, at = _token(text, at)
-        end = at
-        if mark not in (",", "]") or not mark:
-            raise ValueError(f"the list {key!r} breaks off at character {at}")
-    return end + 1
+def strict(text: np.ndarray, at: int, end: int) -> memoryview:
+    """A copy of the JSON value between two places as strict parsers take it, see :func:`cocolvis.json_kernels.rewrite`."""
+    out = np.empty(json_kernels.rewrite(text, at, end, np.empty(0, np.uint8)), np.uint8)
+    json_kernels.rewrite(text, at, end, out)
+    return out.data
 
 
-def _token(text: str, at: int) -> tuple[str, int]:
-    """The next character that is no space, "" at the end, and its place."""
-    at = _SPACE.match(text, at).end()
-    return text[at : at + 1], at
-
-
-def _value(text: str, at: int) -> tuple[Any, int]:
-    """The JSON value at ``at``, and the place behind it."""
-    at = _token(text, at)[1]
-    try:
-        return _parsed(text, at)
-    except RecursionError:
-        return _shallow(text, at)
-
-
-def _parsed(text: str, at: int) -> tuple[Any, int]:
-    try:
-        return _decode(text, at)
-    except json.JSONDecodeError:
-        raise
-    except ValueError:  # an integer of more digits than Python converts
-        return _decode_long(text, at)
-
-
-def _shallow(text: str, at: int) -> tuple[Any, int]:
-    """The list or object at ``at``, with null for what is nested deeper than ``_DEPTH``, and the place behind it."""
-    depth, kept, start = 0, "", at
-    for mark in _MARK.finditer(text, at):
-        if mark[0] in "[{":
-            depth += 1
-            if depth == _DEPTH:
-                kept += text[start : mark.start()] + "null"
-        elif mark[0] in "]}":
-            if depth == _DEPTH:
-                start = mark.end()
-            depth -= 1
-            if depth == 0:
-                return _parsed(kept + text[start : mark.end()], 0)[0], mark.end()
-    raise ValueError(f"nested too deeply at character {at}, and breaks off")
+def _members(text: np.ndarray, at: int) -> Iterator[np.ndarray]:
+    """The members of the list or object that opens at ``at``, (n, 4) places each time; at least once."""
+    while at >= 0:
+        rows = np.empty((_ROWS, 4), np.int64)
+        count, at = json_kernels.members(text, at, rows)
+        yield rows[:count]

@@ -11,6 +11,12 @@ from cocolvis.annotations import Segment
 from cocolvis.rasterize import Spans
 from cocolvis.vocabulary import UNLABELLED
 
+MASK_RULE = 1
+"""The number of the rule by which annotations and label files become masks; a build never mixes the shards of two.
+
+Raise it whenever the masks of some input change.
+"""
+
 OVERLAPS = ("first", "small-on-top")
 """Which of two overlapping regions of one source wins: the first in the file (as published), or the smaller one."""
 

@@ -85,7 +85,7 @@ def _task_from_fields(values: dict) -> MergeTask:
 def build_sample(image: ImageTask, options: BuildOptions, faults: list[Fault]) -> Sample | None:
     """One image's sample, or None where its picture is missing or does not fit; whatever is skipped is added to ``faults``."""
     size = image.height, image.width
-    content = b"" if image.picture is None else read_picture(image, size, "the annotations say", faults)
+    content = b"" if image.picture is None else read_picture(image, size, "the annotations say", faults, decode=options.decode)
     if content is None:
         return None
     mask = merge(*regions(image, options, faults), image.height, image.width, overlap=options.overlap)

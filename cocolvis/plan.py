@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cocolvis import compat, merge_task
+from cocolvis import compat, images, merge_task
 from cocolvis.annotations import AnnotationFile, Fault, ImageRecord
 from cocolvis.archives import Place
 from cocolvis.errors import DataError
@@ -115,9 +115,16 @@ class Plan(ShardPlan):
             not_exhaustive=image.not_exhaustive_category_ids,
         )
 
+    def row_name(self, row: tuple[ImageRecord, str, str]) -> tuple[int, str]:
+        """The image's id, and its path from the folder of the pictures."""
+        image, folder, name = row
+        return image.id, f"{folder}/{name}"
+
     def warm_up(self) -> None:
         """Compile or load the kernels that merge."""
         merge_task.warm_up()
+        if self.options.decode:
+            images.warm_up()
 
     def _picture(self, folder: str, name: str) -> Place | None:
         return None if self.options.images == "none" else self.sources.pictures(folder).find(name)

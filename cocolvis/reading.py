@@ -80,6 +80,15 @@ def given_up(name: str, error: OSError | MemoryError, why: str | None = None) ->
     return error if _allowed.get() else UnreadableInput(f"{name}: cannot be read: {why or strerror(error)}; {ADVICE}")
 
 
+@contextmanager
+def decoding(name: object) -> Iterator[None]:
+    """Where memory, or the system, fails while the input ``name`` is decoded, that is not its own fault."""
+    try:
+        yield
+    except (OSError, MemoryError) as error:
+        raise given_up(str(name), error) from None
+
+
 def _of_memory() -> OSError:
     return OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
@@ -103,9 +112,20 @@ def of_a_file(path: str, folder: str) -> Callable[[OSError], str | None]:
     """As :func:`of_the_system`, of a file that should lie below ``folder`` with others: without that, no file is to blame."""
 
     def reason(error: OSError) -> str | None:
-        return of_the_system(error) or _wrong_with(folder) or _closed(path)
+        return of_the_system(error) or wrong_with(folder) or _closed(path)
 
     return reason
+
+
+def wrong_with(folder: str) -> str | None:
+    """Why no file in a folder can be read: it is absent, empty or closed, as where its disk is not mounted."""
+    try:
+        with os.scandir(folder) as entries:
+            return None if next(entries, None) else f"the folder {folder} is empty; is its disk mounted?"
+    except FileNotFoundError:
+        return f"the folder {folder} does not exist; is its disk mounted?"
+    except OSError as error:
+        return f"the folder {folder} cannot be read: {strerror(error)}"
 
 
 def exists(path: str | os.PathLike) -> bool:
@@ -131,16 +151,6 @@ def status(path: str | os.PathLike) -> os.stat_result | None:
         return patiently(lambda: os.stat(path), os.fsdecode(path), of_the_system)
     except (OSError, ValueError):
         return None
-
-
-def _wrong_with(folder: str) -> str | None:
-    try:
-        with os.scandir(folder) as entries:
-            return None if next(entries, None) else f"the folder {folder} is empty; is its disk mounted?"
-    except FileNotFoundError:
-        return f"the folder {folder} does not exist; is its disk mounted?"
-    except OSError as error:
-        return f"the folder {folder} cannot be read: {strerror(error)}"
 
 
 def _closed(path: str) -> str | None:

@@ -1,5 +1,7 @@
 """Which images make which shard, whatever they come from, and what a build asks of its plan besides."""
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
@@ -9,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from cocolvis.annotations import Fault
 from cocolvis.errors import DataError
 from cocolvis.locations import SPLITS
+from cocolvis.merge import MASK_RULE
+from cocolvis.shards import VERSION
 from cocolvis.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -33,19 +37,23 @@ IMAGES = ("embed", "path", "none")
 class ShardOptions:
     """What decides the shards, but for the input.
 
-    ``limit`` takes the first images of each split; ``shard_size`` is images a shard; ``images`` is one of ``IMAGES``.
+    ``limit`` takes the first images of each split; ``shard_size`` is images a shard; ``images`` is one of ``IMAGES``;
+    ``decode`` leaves out what :func:`cocolvis.images.check` finds damaged beyond the header.
     """
 
     splits: tuple[str, ...] = SPLITS
     limit: int | None = None
     shard_size: int = 500
     images: str = "embed"
+    decode: bool = False
 
     def __post_init__(self):
         if self.images not in IMAGES:
             raise DataError(f"images is {self.images!r}; expected one of {IMAGES}")
         if self.shard_size < 1 or (self.limit is not None and self.limit < 0):
             raise DataError(f"shard size {self.shard_size} and limit {self.limit}: expected 1 or more, and 0 or more")
+        if self.decode and self.images == "none":
+            raise DataError("--decode looks into the pictures, --images none at none; choose --images path or embed")
 
 
 class ShardPlan(ABC):
@@ -73,6 +81,10 @@ class ShardPlan(ABC):
         """About the bytes that these images take in shards."""
 
     @abstractmethod
+    def row_name(self, row: Any) -> tuple[int, str]:
+        """The id of an image and the path of its picture, as the shard records them."""
+
+    @abstractmethod
     def warm_up(self) -> None:
         """Compile the kernels, or load them from their cache, before processes start that would each do it."""
 
@@ -80,7 +92,10 @@ class ShardPlan(ABC):
         """What decides the shards: a build is resumed only with the same."""
         root = self.image_root()
         options = asdict(self.options) | {"splits": list(self.options.splits), "image_root": str(root) if root else None}
-        return {"options": options, "inputs": self.inputs(), "vocabulary": self.vocabulary.digest}
+        if not options["decode"]:
+            del options["decode"]  # so that what an earlier version began, or finished, is still the same
+        made_by = {"mask_rule": MASK_RULE, "version": VERSION}
+        return {"options": options, "inputs": self.inputs(), "vocabulary": self.vocabulary.digest} | made_by
 
     def unusable(self) -> dict[str, int]:
         """Split -> images that its annotations list in records of which no shard can be made."""
@@ -101,6 +116,11 @@ class ShardPlan(ABC):
     def shard_counts(self) -> dict[str, int]:
         """Shard name -> images in it, in order; an empty split has no shard."""
         return {name: len(rows) for name, _, rows in self._shards()}
+
+    def shard_rows(self) -> dict[str, str]:
+        """Shard name -> SHA-256 over the ids and paths of its images, in order."""
+        lines = {name: json.dumps([self.row_name(row) for row in rows]) for name, _, rows in self._shards()}
+        return {name: hashlib.sha256(line.encode()).hexdigest() for name, line in lines.items()}
 
     def tasks(self, names: Collection[str]) -> Iterator["ShardTask"]:
         """The tasks of the named shards in order, made as they are asked for."""

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from cocolvis import reading
+import h5py
+
+from cocolvis import images, reading
 from cocolvis.annotations import Fault
 from cocolvis.archives import Place
-from cocolvis.images import image_size
+from cocolvis.lock import Lease
+from cocolvis.merge import MASK_RULE
 from cocolvis.shard_plan import ShardOptions
-from cocolvis.shards import Sample, ShardWriter
+from cocolvis.shards import VERSION, Sample, ShardWriter
 
 
 class Picture(Protocol):
@@ -42,32 +45,44 @@ class ShardTask(ABC):
         """One of the ``images`` as a sample; None where it is left out. Whatever is skipped is added to ``faults``."""
 
 
-def run_shard(task: ShardTask, shard: Path, tick: Callable[[], None] = lambda: None) -> dict:
-    """Write the shard and return what the index needs: {"images", "bytes", "sha256", "faults"}.
+def run_shard(task: ShardTask, shard: Path, lease: Lease, tick: Callable[[], None] = lambda: None) -> dict:
+    """Write the shard and return its report: {"images", "bytes", "sha256", "hdf5", "mask_rule", "version", "faults"}.
 
-    ``tick`` is called after each image. Faults of single records are collected; a file that cannot be written, or input
-    that cannot be read for a reason that is not its own, raises a DataError.
+    ``hdf5`` is the version of the library here, as workers may have others than the process that asks them. ``tick`` is called
+    after each image. Faults of single records are collected. A DataError for a file that cannot be written, a folder whose
+    ``lease`` was lost, and input that cannot be read for a reason that is not its own.
     """
     with reading.allowing(task.allow_missing):
-        return _run(task, shard, tick)
+        return _run(task, shard, lease, tick)
 
 
-def _run(task: ShardTask, shard: Path, tick: Callable[[], None]) -> dict:
+def _run(task: ShardTask, shard: Path, lease: Lease, tick: Callable[[], None]) -> dict:
     faults: list[Fault] = []
-    writer = ShardWriter(shard, {"split": task.split, "images": task.options.images, "vocabulary": task.vocabulary})
+    attributes = {"split": task.split, "images": task.options.images, "vocabulary": task.vocabulary}
+    writer = ShardWriter(shard, attributes, lease.check)
     for image in task.images:
         sample = task.sample(image, faults)
         if sample is not None:
             writer.add(sample)
         tick()
-    return writer.finish() | {"faults": faults}
+    made_by = {"hdf5": h5py.version.hdf5_version, "mask_rule": MASK_RULE, "version": VERSION}
+    return writer.finish() | made_by | {"faults": faults}
 
 
-def read_picture(image: Picture, expected: tuple[int, int], said: str, faults: list[Fault]) -> bytes | None:
+def read_picture(
+    image: Picture,
+    expected: tuple[int, int],
+    said: str,
+    faults: list[Fault],
+    absent: str = "does not exist",
+    *,
+    decode: bool = False,
+) -> bytes | None:
     """The bytes of an image's picture; None, and a fault, where it is absent, broken or not of the ``expected`` size.
 
-    ``said`` is the words in which a fault tells who expects (height, width). A DataError where it cannot be read for a reason
-    that is not its own.
+    ``said`` is the words in which a fault tells who expects (height, width), ``absent`` those for a picture that is not there;
+    ``decode`` is that of :func:`images.check`. A DataError where a reason that is not its own keeps it from being read
+    or looked into.
     """
 
     def fault(kind: str, reason: str) -> None:
@@ -75,13 +90,14 @@ def read_picture(image: Picture, expected: tuple[int, int], said: str, faults: l
 
     try:
         content = image.picture.read()
-        size = image_size(content)
+        with reading.decoding(image.picture):
+            images.check(content, expected, decode)
     except (FileNotFoundError, NotADirectoryError):
-        return fault("missing image", "does not exist")
+        return fault("missing image", absent)
     except OSError as error:
         return fault("unreadable image", f"cannot be read: {reading.strerror(error)}")
-    except (ValueError, IndexError) as error:
+    except images.WrongSize as error:
+        return fault("wrong image size", f"{error}, {said} {expected[0]} x {expected[1]}")
+    except ValueError as error:
         return fault("unreadable image", str(error))
-    if size != expected:
-        return fault("wrong image size", f"is {size[0]} x {size[1]}, {said} {expected[0]} x {expected[1]}")
     return content

@@ -4,7 +4,7 @@ import hashlib
 import math
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from cocolvis import checks, digest, runlength
+from cocolvis import checks, digest, images, runlength
 from cocolvis.errors import DataError
 from cocolvis.files import write_aside
-from cocolvis.images import decode_rgb
 from cocolvis.runlength import Runs
 
 FORMAT = "cocolvis-shard"
@@ -74,22 +73,32 @@ class Sample:
         return self.runs.mask()
 
     def image(self) -> np.ndarray:
-        """(H, W, 3) uint8 RGB; a DataError when it is absent, broken, or of another size than the mask."""
+        """(H, W, 3) uint8 RGB; a DataError when it is absent, broken, or by its header of another size than the mask."""
+        return self._of_picture(images.decode_rgb)
+
+    def check_image(self) -> None:
+        """A DataError unless the picture is undamaged, as far as can be known (:func:`cocolvis.images.check`)."""
+        self._of_picture(images.check)
+
+    def _of_picture(self, work: Callable[[bytes, tuple[int, int]], Any]) -> Any:
         try:
-            pixels = decode_rgb(self.content)
+            return work(self.content, self.size)
+        except images.WrongSize as error:
+            reason = f"{error}, its mask {self.size[0]} x {self.size[1]}"
         except ValueError as error:
             reason = error if self.content else "no picture is stored"
-            raise DataError(f"image {self.image_id} ({self.path}): {reason}") from None
-        if pixels.shape[:2] != self.size:
-            raise DataError(f"image {self.image_id} ({self.path}): is {pixels.shape[:2]}, its mask is {self.size}")
-        return pixels
+        raise DataError(f"image {self.image_id} ({self.path}): {reason}")
 
 
 class ShardWriter:
-    """Collects samples and writes them as one shard; as a context manager, nothing is written after an exception."""
+    """Collects samples and writes them as one shard; as a context manager, nothing is written after an exception.
 
-    def __init__(self, path: Path, attributes: Mapping[str, str]):
+    ``permit`` is that of :func:`cocolvis.files.write_aside`.
+    """
+
+    def __init__(self, path: Path, attributes: Mapping[str, str], permit: Callable[[], None] = lambda: None):
         self._path = path
+        self._permit = permit
         self._attributes = dict(attributes)
         self._fixed = {name: bytearray() for name in _FIXED}
         self._ragged = {group: {column: bytearray() for column in columns} for group, columns in _RAGGED.items()}
@@ -144,7 +153,7 @@ class ShardWriter:
                 for column, dtype in columns.items():
                     group.create_dataset(column, data=_values(self._ragged[name].pop(column), dtype))
         content = memory.getbuffer()
-        with write_aside(self._path) as aside:
+        with write_aside(self._path, self._permit) as aside:
             aside.write_bytes(content)
         return {"images": self._images, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
@@ -163,6 +172,16 @@ class _Column(NamedTuple):
     at: int
     dtype: np.dtype
     shape: tuple[int, ...]
+
+
+def is_shard(path: Path) -> bool:
+    """Whether a file says of itself that it is a shard, of whatever version; nothing else of it is checked."""
+    try:
+        checks.hdf5(path)
+        with h5py.File(path, "r", locking=False) as file:
+            return checks.attributes(file, {"format": FORMAT}, ()) == {}
+    except (DataError, *checks.REFUSED):
+        return False
 
 
 class ShardReader:

@@ -1,166 +1,264 @@
 """The folder of a build on its way: what is being built, which shards are whole, and in the end the index."""
 
-import shutil
-from collections.abc import Collection, Iterator, Mapping
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import h5py
-
-from cocolvis import dataset, digest, report
+from cocolvis import checks, dataset, digest, overwrite, report
 from cocolvis.annotations import Fault
 from cocolvis.errors import DataError
-from cocolvis.files import read_json, sha256, sweep, write_json
+from cocolvis.files import create_json, sha256, sweep, write_json
+from cocolvis.lock import Lease, is_of_lock
+from cocolvis.losses import lossy, split_of
+from cocolvis.merge import MASK_RULE
 from cocolvis.shard_plan import ShardPlan
-from cocolvis.shards import ShardReader
+from cocolvis.shards import VERSION, ShardReader
+from cocolvis.state_files import Begun, Files, Plan, Report, read
 from cocolvis.vocabulary import Vocabulary
+
+_OVERWRITE = "replace it with `cocolvis build --overwrite`, or `import`"
+_UNKNOWN = f"what was begun here is not known any more: {_OVERWRITE}"
 
 
 class BuildState:
     """The folder ``.build`` of an unfinished build: what is being built (plan.json), and a report for each finished shard.
 
-    ``plan`` holds the description of the build, the shards with their images, and the faults known before any mask was painted.
+    ``plan`` holds the description of the build, the shards with their images, the faults known before any mask was painted, and
+    the classes. Nothing is written once the ``lease`` of the folder is lost.
     """
 
-    def __init__(self, out: Path):
+    def __init__(self, out: Path, lease: Lease):
         self.out = out
         self.folder = out / ".build"
         self.shards = out / "shards"
-        self._recorded = self.folder / "plan.json"
-        self._noted_files = self.folder / "files.json"
-        self._vocabulary = self.folder / "vocabulary.json"
+        self._recorded, self._noted_files = self.folder / "plan.json", self.folder / "files.json"
+        self.lease = lease
+        self._plan: dict | None = None
+        self._known = False  # whether what is recorded is the build that this process is at work on
 
     @property
     def plan(self) -> dict:
-        """{"description", "shards", "faults"} as recorded; a DataError when nothing was begun."""
-        return read_json(self._recorded)
+        """{"description", "shards", "faults", "vocabulary", "unusable"} as recorded; a DataError without them."""
+        if self._plan is None:
+            try:
+                self._plan = read(self._recorded, Plan)
+            except DataError as error:
+                raise DataError(f"{error}; {_UNKNOWN}") from None
+        return self._plan
+
+    def planned(self) -> dict[str, int]:
+        """Shard name -> images that it would have if none were lost."""
+        return {name: shard["images"] for name, shard in self.plan["shards"].items()}
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The classes of a build in parts; a DataError when it was begun as a whole."""
-        if not self._vocabulary.exists():
-            raise DataError(f"{self.out}: was not begun in parts; complete it with --resume")
-        return Vocabulary.from_json(read_json(self._vocabulary))
+        """The classes of the build."""
+        try:
+            return Vocabulary.from_json(self.plan["vocabulary"])
+        except DataError as error:
+            raise DataError(f"{self._recorded}: {checks.line(error)}; {_OVERWRITE}") from None
 
     def check(self, plan: ShardPlan) -> bool:
         """Whether files were found again since the build was begun; a DataError where going on would mix two builds."""
-        if self._recorded.exists():
-            settled = self.noted(plan.shard_counts())
-            unsettled = {*plan.shard_counts()} - {*settled} | {*report.lossy(settled)}
+        unknown = self.shards.exists() and any(self.shards.glob("*.h5"))  # before the plan, which another part may just write
+        if not checks.absent(self._recorded):
+            self.check_maker()
+            settled = self.noted()
+            unsettled = {*self.plan["shards"]} - {*settled} | {*lossy(settled)}
             found = plan.resumed(self.plan["description"], self._files(), unsettled)
             if found is None:
                 advice = "resume with the same, or replace it with --overwrite"
                 raise DataError(f"{self.out}: was begun with other inputs or options; {advice}")
+            self._known = True
             return found
-        if self.shards.exists() and any(self.shards.glob("*.h5")):
+        if unknown:
             raise DataError(
                 f"{self.out}: holds shards of an unknown build; choose another folder, or replace it with --overwrite"
             )
         return False
 
     def _files(self) -> dict | None:
-        return read_json(self._noted_files) if self._noted_files.exists() else None
+        """What was noted of the files that the build reads, if anything was; a DataError where it is damaged."""
+        if checks.absent(self._noted_files):
+            return None
+        try:
+            return read(self._noted_files, Files)
+        except DataError as error:
+            raise DataError(f"{error}; {_UNKNOWN}") from None
 
     def note_files(self, plan: ShardPlan) -> None:
         """Note what the plan says of the files that it reads."""
         if (files := plan.files()) is not None:
-            write_json(self._noted_files, files)
+            write_json(self._noted_files, files, self.lease.check)
 
-    def begin(self, plan: ShardPlan, description: dict, *, overwrite: bool, joined: bool) -> None:
-        """Drop what is to be overwritten, make the folders, and note what is being built, unless that was done before.
-
-        Parts that are to be ``joined`` need their vocabulary noted, which is the larger part of the index.
-        """
-        if not overwrite and self._recorded.exists() and (self._vocabulary.exists() or not joined):
-            return
+    def check_maker(self) -> None:
+        """A DataError where another version of cocolvis began the build, whose masks or files are not those of this one."""
         try:
-            if overwrite:
-                for name in (dataset.INDEX, report.FILE):
-                    (self.out / name).unlink(missing_ok=True)
-                for folder in (self.folder, self.shards):
-                    shutil.rmtree(folder, ignore_errors=True)
+            begun = read(self._recorded, Begun)["description"]
+        except DataError:
+            begun = self.plan["description"]  # which says what to do
+        made_by = tuple(begun.get(key, "not recorded") for key in ("mask_rule", "version"))
+        if made_by != (MASK_RULE, VERSION):
+            finished = sum(overwrite.is_report(path) for path in overwrite.state_files(self.out))
+            raise DataError(f"{self.out}: {_other_maker(f'was begun, with {finished} finished shards,', *made_by)}")
+
+    def begin(self, plan: ShardPlan) -> None:
+        """Make the folders and note what is being built, unless that was done before, or another part just did it."""
+        if checks.absent(self._recorded):
+            self._record(plan)
+            self._known = True
+        if checks.absent(self._noted_files):  # after the plan, so that parts that begin together note the files of the same one
+            self.note_files(plan)
+
+    def _record(self, plan: ShardPlan) -> None:
+        rows = plan.shard_rows()
+        shards = {name: {"images": images, "rows": rows[name]} for name, images in plan.shard_counts().items()}
+        noted = {"description": plan.description(), "shards": shards, "faults": plan.faults, "unusable": plan.unusable()}
+        noted |= {"vocabulary": plan.vocabulary.to_json()}
+        self.lease.check()
+        try:
             self.shards.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"{self.out}: cannot be written: {error.strerror}") from None
-        if joined:
-            write_json(self._vocabulary, plan.vocabulary.to_json())
-        noted = {"description": description, "shards": plan.shard_counts(), "faults": plan.faults}
-        self.note_files(plan)
-        write_json(self._recorded, noted | {"unusable": plan.unusable()})
+        if not create_json(self._recorded, noted, self.lease.check):
+            self.check(plan)
 
-    def replaced(self) -> int:
-        """The bytes of what ``begin`` drops."""
-        files = (file for folder in (self.folder, self.shards) for file in folder.glob("*"))
-        return sum(file.lstat().st_size for file in files)
+    def replace(self, names: Collection[str], announce: Callable[[str], None]) -> None:
+        """Remove the files of the data set or build that is here, before one of shards with these names is begun."""
+        found = overwrite.inventory(self.out)
+        found.refuse_foreign(names)
+        self.lease.check()
+        found.remove(announce)
+        self._plan = None
 
     def shard(self, name: str) -> Path:
         """Where a shard lies."""
         return self.shards / f"{name}.h5"
 
     def finished(self, names: Collection[str]) -> dict[str, dict]:
-        """Shard name -> report, for the shards that are whole; a shard without a report, or of another size, is built again."""
-        reports = {}
+        """Shard name -> report, for the shards that are whole; one without a report, or not as it says, is built again.
+
+        A DataError where reports are of another build or another version of cocolvis.
+        """
+        reports, others = {}, []
+        if checks.absent(self._recorded):
+            return {}
         for name in names:
-            shard, noted = self.shard(name), self.folder / f"{name}.json"
-            if shard.exists() and noted.exists():
-                found = read_json(noted)
-                if found["bytes"] == shard.stat().st_size and found["sha256"] == sha256(shard):
-                    reports[name] = found
+            found = self._report(name)
+            if found is None or not self._is_whole(name, found):
+                continue
+            reports[name] = found
+            if found["build"] != self._made_from(name):
+                others.append(name)
+        for found in reports.values():
+            made_by = found["mask_rule"], found["version"]
+            if made_by != (MASK_RULE, VERSION):
+                count = sum((other["mask_rule"], other["version"]) == made_by for other in reports.values())
+                raise DataError(f"{self.out}: {_other_maker(f'{count} of {len(names)} shards were built', *made_by)}")
+        if others:
+            reason = f"{len(others)} of {len(names)} shards were built from other inputs or options: {first(others)}"
+            raise DataError(f"{self.out}: {reason}; {_OVERWRITE}")
         return reports
 
-    def noted(self, names: Collection[str]) -> dict[str, dict]:
+    def noted(self) -> dict[str, dict]:
         """Shard name -> report, for the shards that were finished, whether or not they are still whole."""
-        paths = {name: self.folder / f"{name}.json" for name in names}
-        return {name: read_json(path) for name, path in paths.items() if path.exists()}
+        return {name: found for name in self.plan["shards"] if (found := self._report(name)) is not None}
+
+    def _report(self, name: str) -> dict | None:
+        try:
+            return read(self.folder / f"{name}.json", Report)
+        except DataError:
+            return None
+
+    def _is_whole(self, name: str, found: dict) -> bool:
+        shard = self.shard(name)
+        try:
+            return found["bytes"] == checks.regular_file(shard).st_size and found["sha256"] == sha256(shard)
+        except DataError:
+            return False
+
+    def _made_from(self, name: str) -> str:
+        """SHA-256 of all that a shard is made from: the description of the build, and which images it holds."""
+        plan = self.plan
+        text = json.dumps([plan["description"], name, plan["shards"][name]["rows"]], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def finish(self, name: str, found: dict) -> dict:
+        """Note that a shard is whole; the report as noted. A DataError where a worker of another version wrote the shard."""
+        made_by = tuple(found.get(key, "not recorded") for key in ("mask_rule", "version"))
+        if made_by != (MASK_RULE, VERSION):
+            raise DataError(f"{self.shard(name)}: {_other_maker('was built by a worker', *made_by)}")
+        return self._note(name, found | {"build": self._made_from(name)})
 
     def mark(self, names: Collection[str], reports: Mapping[str, dict]) -> None:
         """Note that finished shards are to be built again, however much of that an interruption leaves undone."""
         for name in names:
-            self.finish(name, reports[name] | {"again": True})
+            self._note(name, reports[name] | {"again": True})
 
-    def losses(self, reports: Mapping[str, dict], *, all_there: bool) -> list[str]:
-        """One line for each split that lost too much in these shards; with ``all_there`` they are all that there will be."""
-        plan = self.plan
-        return report.losses(plan["shards"], reports, plan.get("unusable", {}) if all_there else {})
-
-    def finish(self, name: str, found: dict) -> None:
-        """Note that a shard is whole, with its report."""
-        write_json(self.folder / f"{name}.json", found)
+    def _note(self, name: str, noted: dict) -> dict:
+        path = self.folder / f"{name}.json"
+        if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+            path.rmdir()
+        write_json(path, noted, self.lease.check)
+        return noted
 
     @contextmanager
-    def swept(self) -> Iterator[None]:
-        """Remove before and after what killed processes left half-written; nobody else may be at work."""
+    def swept(self, names: Collection[str] | None = None) -> Iterator[None]:
+        """Remove before and after what killed processes left half-written of these shards, or of the whole folder.
+
+        Nobody else may be at work on them, and of another build no single shards are swept, which parts of it may be writing.
+        What a stopped process was about to rename goes with it.
+        """
         try:
-            self._sweep()
+            self._sweep(names)
             yield
         finally:
-            self._sweep()
+            if not self.lease.lost():
+                self._sweep(names)
 
-    def _sweep(self) -> None:
-        for folder in (self.out, self.shards, self.folder):
-            sweep(folder)
+    def _sweep(self, names: Collection[str] | None) -> None:
+        if names is not None and not self._known:
+            return
+        sweep(self.shards, lambda name: names is None or name.removesuffix(".h5") in names)
+        sweep(self.folder, lambda name: names is None or name.removesuffix(".json") in names)
+        if names is None:
+            sweep(self.out, lambda name: name in (dataset.INDEX, report.FILE) or is_of_lock(name))
 
     def complete(self, reports: Mapping[str, dict], vocabulary: Vocabulary) -> dict:
         """Write the index of a build whose shards are all there, and forget the state; the index."""
         index = self._index(reports, vocabulary)
-        write_json(self.out / dataset.INDEX, index)
-        shutil.rmtree(self.folder)
+        checks.check_index(self.out / dataset.INDEX, index)
+        write_json(self.out / dataset.INDEX, index, self.lease.check)
+        overwrite.forget(self.out)
         return index
+
+    def _leaves(self, name: str, split: str, images: int) -> list[bytes]:
+        """The digests of a shard's images; a DataError where it is not the shard that the build made."""
+        reader = ShardReader(self.shard(name))
+        expected = {"split": split, "vocabulary": self.plan["description"]["vocabulary"]}
+        found = {key: reader.attributes.get(key) for key in expected}
+        if (found, len(reader)) != (expected, images):
+            raise DataError(f"{reader.path}: is not the shard that its report describes; {_OVERWRITE}")
+        leaves = [row.tobytes() for row in reader.digests()]
+        reader.close()
+        return leaves
 
     def _index(self, reports: Mapping[str, dict], vocabulary: Vocabulary) -> dict:
         """The content of dataset.json."""
         plan = self.plan
         description = plan["description"]
-        entries = [
-            {"file": f"shards/{name}.h5", "split": report.split_of(name)}
-            | {key: reports[name][key] for key in ("images", "bytes", "sha256")}
+        kept = ("images", "bytes", "sha256", "hdf5")
+        entries = {
+            name: {"file": f"shards/{name}.h5", "split": split_of(name)} | {key: reports[name][key] for key in kept}
             for name in plan["shards"]
-        ]
+        }
         splits, leaves = {}, {}
         for split in description["options"]["splits"]:
-            own = [entry for entry in entries if entry["split"] == split]
-            splits[split] = {"images": sum(entry["images"] for entry in own), "shards": len(own)}
-            leaves[split] = [row.tobytes() for entry in own for row in ShardReader(self.out / entry["file"]).digests()]
+            own = {name: entry for name, entry in entries.items() if entry["split"] == split}
+            splits[split] = {"images": sum(entry["images"] for entry in own.values()), "shards": len(own)}
+            leaves[split] = [leaf for name, e in own.items() for leaf in self._leaves(name, split, e["images"])]
         faults = [
             Fault(*fault)
             for fault in (*plan["faults"], *(fault for name in plan["shards"] for fault in reports[name]["faults"]))
@@ -168,12 +266,24 @@ class BuildState:
         return {
             "format": dataset.FORMAT,
             "version": dataset.VERSION,
+            "mask_rule": description["mask_rule"],
             "digest": digest.of_dataset(leaves, description["vocabulary"]),
             "splits": splits,
-            "shards": entries,
+            "shards": list(entries.values()),
             "options": description["options"],
             "inputs": (self._files() or description)["inputs"],
-            "hdf5": h5py.version.hdf5_version,
-            "report": report.write(self.out, faults),
+            "report": report.write(self.out, faults, self.lease.check),
             "vocabulary": vocabulary.to_json(),
         }
+
+
+def first(names: Collection[str], most: int = 5) -> str:
+    """The first few of some names."""
+    return ", ".join(list(names)[:most]) + (", ..." if len(names) > most else "")
+
+
+def _other_maker(what: str, rule: object, version: object) -> str:
+    return (
+        f"{what} by mask rule {rule} and format version {version}, this cocolvis has {MASK_RULE} and {VERSION}: "
+        f"go on with the cocolvis that began it, or {_OVERWRITE}"
+    )

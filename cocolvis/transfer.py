@@ -1,7 +1,12 @@
-"""One file over HTTP into a part beside its final name: resumed where it ended, never spliced from two versions."""
+"""One file over HTTP into a part beside its final name: resumed where it ended, never spliced from two versions.
+
+No more is written than was announced, and a part that is good is not given up for an answer that turns out to be bad.
+"""
 
 import http.client
+import os
 import re
+import shutil
 import time
 import urllib.error
 import urllib.request
@@ -54,11 +59,15 @@ class Mark(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Part:
-    """An address, the file it is fetched for, its published size where there is one, and the command that goes on with it."""
+    """An address, the file it is fetched for, its published size where there is one, and the command that goes on with it.
+
+    ``most`` are the bytes that are taken at most, whatever a server announces.
+    """
 
     url: str
     target: Path
     published: int | None
+    most: int
     command: str
 
     @property
@@ -90,14 +99,41 @@ class Part:
         self.path.write_bytes(b"")
         write_json(self.marked, msgspec.to_builtins(mark))
 
-    def discard(self) -> None:
-        """Remove the part, then its mark."""
+    @property
+    def _aside(self) -> tuple[Path, Path]:
+        """Where a good part and its mark lie while another answer is tried that need not be the file."""
+        return tuple(self.target.with_name(f"{self.target.name}.kept{end}") for end in ("", ".json"))
+
+    def set_aside(self) -> None:
+        """Move the part away, which is good so far; :meth:`restore` brings it back, :meth:`forget` gives it up."""
+        path, marked = self._aside
+        shutil.copyfile(self.marked, marked)
+        os.replace(self.path, path)
+
+    def restore(self) -> bool:
+        """Remove the part and its mark, and put back what was set aside; whether there was something."""
         self.path.unlink(missing_ok=True)
         self.marked.unlink(missing_ok=True)
+        path, marked = self._aside
+        there = path.exists() and marked.exists()
+        if there:
+            os.replace(marked, self.marked)
+            os.replace(path, self.path)
+        self.forget()
+        return there
+
+    def forget(self) -> None:
+        """Remove what was set aside."""
+        for path in self._aside:
+            path.unlink(missing_ok=True)
 
 
 class _Again(Exception):
-    """An attempt failed in a way that another one may mend."""
+    """An attempt failed in a way that another one may mend; ``whole`` where that should ask for the file from its beginning."""
+
+    def __init__(self, message: str, whole: bool = False):
+        super().__init__(message)
+        self.whole = whole
 
 
 def fetch(part: Part, show: Show, note: Note, patience: Patience) -> None:
@@ -105,13 +141,14 @@ def fetch(part: Part, show: Show, note: Note, patience: Patience) -> None:
 
     A DataError where the server refuses for good, offers another file, or nothing new came; the part is kept.
     """
-    furthest, failures = part.resumable()[1], 0
+    furthest, failures, whole = part.resumable()[1], 0, False
     while True:
         try:
-            return _attempt(part, show, patience.timeout)
+            return _attempt(part, show, patience.timeout, whole)
         except OSError as error:
             raise DataError(f"{part.path}: cannot be written: {error.strerror or error}; go on with {part.command}") from error
         except _Again as error:
+            whole = error.whole
             failures = 0 if part.have > furthest else failures + 1
             furthest = max(furthest, part.have)
             if failures >= patience.attempts:
@@ -123,23 +160,59 @@ def fetch(part: Part, show: Show, note: Note, patience: Patience) -> None:
             time.sleep(wait)
 
 
-def _attempt(part: Part, show: Show, timeout: float) -> None:
-    """One request for what is missing, and its body; returns when the part is whole."""
+def _attempt(part: Part, show: Show, timeout: float, whole: bool) -> None:
+    """One request for what is missing, or for the ``whole`` file, and its body; returns when the part is whole."""
     mark, have = part.resumable()
-    if mark and have == mark.bytes:
+    if mark and have == mark.bytes and not whole:
         return
-    headers = {"User-Agent": "cocolvis"}
-    if have:
+    headers = {"User-Agent": "cocolvis", "Accept-Encoding": "identity"}
+    if have and not whole:
         headers |= {"Range": f"bytes={have}-", "If-Range": mark.validator}
     with _open(part, headers, timeout) as response:
         if response.status == 200:
-            have, total = 0, response.length
-            _refuse_another_file(part, response)
-            part.begin(Mark(part.url, total, response.headers["ETag"], response.headers["Last-Modified"]))
-        elif not have or (total := _continued(response, mark, have)) is None:
-            part.discard()
-            raise _Again(f"the server answers {response.status} with a range that does not fit; the part was dropped")
+            total, first = response.length, _accepted(part, response)
+            new = Mark(part.url, total, response.headers["ETag"], response.headers["Last-Modified"])
+            _start_over(part, response, new, first, mark if have else None, show)
+        elif not have or whole or (total := _continued(response, mark, have)) is None:
+            raise _Again(f"the server answers {response.status} with a range that does not fit; asking for the whole file", True)
+        else:
+            _refuse_coding(part, response)
+            _continue(part, response, have, total, show)
+
+
+def _start_over(
+    part: Part, response: http.client.HTTPResponse, new: Mark, first: bytes, old: Mark | None, show: Show
+) -> None:
+    """Take a file from its beginning, of which a block was read; a good part, whose mark is ``old``, comes back where it is bad.
+
+    It is removed at once where the size that is announced is the published one: little can be wrong then, and it may be large.
+    """
+    have = part.have
+    if old and (new.bytes is None or part.published is None):
+        part.set_aside()
+    else:
+        part.forget()
+    part.begin(new)
+    try:
+        _copy(response, part, 0, new.bytes, show, first)
+    except DataError:
+        part.restore()
+        raise
+    except _Again:
+        if old and part.have < have and new.validator in (None, old.validator):
+            part.restore()
+        else:
+            part.forget()
+        raise
+
+
+def _continue(part: Part, response: http.client.HTTPResponse, have: int, total: int, show: Show) -> None:
+    """Append what is missing to a part; nothing of it stays where more comes than that."""
+    try:
         _copy(response, part, have, total, show)
+    except DataError:
+        os.truncate(part.path, have)
+        raise
 
 
 def _open(part: Part, headers: dict[str, str], timeout: float) -> http.client.HTTPResponse:
@@ -184,30 +257,54 @@ def _continued(response: http.client.HTTPResponse, mark: Mark, have: int) -> int
     return int(found[1]) if found and same and mark.bytes in (None, int(found[1])) else None
 
 
-def _refuse_another_file(part: Part, response: http.client.HTTPResponse) -> None:
-    """A DataError, before anything is thrown away, where the answer cannot be the published file."""
+def _accepted(part: Part, response: http.client.HTTPResponse) -> bytes:
+    """The first block of a file; a DataError, before anything is thrown away, where the answer cannot be the published one."""
+    _refuse_coding(part, response)
     if response.headers.get_content_type() == "text/html":
-        fault = "the server sends a web page instead of the file"
-    elif part.published is not None and response.length not in (None, part.published):
-        fault = f"the server offers {response.length:,} bytes, the published file has {part.published:,}"
-    else:
-        return
-    raise DataError(f"{part.url}: {fault}; name another server with --mirror, or try again later with {part.command}")
+        raise _refusal(part, "the server sends a web page instead of the file")
+    if part.published is not None and response.length not in (None, part.published):
+        offered = f"the server offers {response.length:,} bytes"
+        raise _refusal(part, f"{offered}, the published file has {part.published:,}")
+    if response.length is not None and response.length > part.most:
+        raise _refusal(part, f"the server offers {response.length:,} bytes; at most {part.most:,} are taken for this file")
+    first = _read(response, min(_BLOCK, part.most if response.length is None else response.length))
+    if not first and response.length != 0:
+        raise _Again("the connection ended before the first byte")
+    if not first.startswith(b"PK"[: len(first)]):
+        raise _refusal(part, "the server sends something that is no zip archive")
+    return first
 
 
-def _copy(response: http.client.HTTPResponse, part: Part, at: int, total: int | None, show: Show) -> None:
-    """Append the body, which begins at byte ``at``, to the part; _Again where it ends early."""
+def _refuse_coding(part: Part, response: http.client.HTTPResponse) -> None:
+    """A DataError where the body is not the file's own bytes: its size could not be known, nor where it goes on."""
+    codings = ", ".join(response.headers.get_all("Content-Encoding", [])).strip()
+    if codings.lower() not in ("", "identity"):
+        raise _refusal(part, f"the server sends the file with the Content-Encoding {codings[:40]!a}, which was not asked for")
+
+
+def _refusal(part: Part, fault: str) -> DataError:
+    return DataError(f"{part.url}: {fault}; name another server with --mirror, or try again later with {part.command}")
+
+
+def _copy(
+    response: http.client.HTTPResponse, part: Part, at: int, total: int | None, show: Show, block: bytes | None = None
+) -> None:
+    """Append the body, which begins at byte ``at`` and of which a ``block`` may have been read, to the part.
+
+    _Again where it ends early, a DataError where it goes on behind the last byte of the file.
+    """
+    end = part.most if total is None else total
     with part.path.open("ab") as file:
-        while total is None or at < total:
-            block = _read(response, _BLOCK if total is None else min(_BLOCK, total - at))
-            if not block:
-                break
+        while at < end and (block := block or _read(response, min(_BLOCK, end - at))):
             file.write(block)
             at += len(block)
+            block = None
             show(at, total)
     expected = part.published if total is None else total
     if expected is not None and at < expected:
         raise _Again(f"the connection ended at byte {at:,} of {expected:,}")
+    if at == end and _read(response, 1):
+        raise _refusal(part, f"the server sends more than the {end:,} bytes of the file")
 
 
 def _read(response: http.client.HTTPResponse, size: int) -> bytes:

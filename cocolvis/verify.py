@@ -3,13 +3,15 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cocolvis import checks, digest, report
-from cocolvis.dataset import Dataset
+from cocolvis import checks, digest, images, report
+from cocolvis.dataset import Dataset, Split
 from cocolvis.errors import DataError
 from cocolvis.files import sha256
 from cocolvis.shards import ShardReader
@@ -39,6 +41,44 @@ def verify(dataset: Dataset, progress: Callable[[int, int], None] = lambda done,
         progress(number, len(shards))
     lost = report.check(dataset.folder, dataset.index["report"])
     return faults + list(_index_faults(dataset, ids, leaves)) + ([lost] if lost else [])
+
+
+def check_pictures(
+    dataset: Dataset, threads: int = 1, progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[str]:
+    """The faults of the pictures, one line each: those stored, or the files that are referred to, are checked and decoded.
+
+    What can be found is told by :func:`cocolvis.images.check`. ``progress`` counts images. Each thread holds one picture at a
+    time. A DataError where the data set knows no pictures.
+    """
+    if dataset.index["options"]["images"] == "none":
+        raise DataError(f"{dataset.folder}: was built with --images none; there are no pictures to look into")
+    images.warm_up()
+    done, total, faults = 0, sum(dataset.splits.values()), []
+    with ThreadPoolExecutor(threads) as pool:
+        for name in dataset.splits:
+            split = dataset.split(name)
+            for path in dataset.shard_paths(name):
+                try:
+                    reader = ShardReader(path, len(dataset.vocabulary))
+                except DataError as error:
+                    faults.append(str(error))
+                    continue
+                for fault in pool.map(partial(_picture_fault, split, reader), range(len(reader))):
+                    faults += [fault] if fault else []
+                    done += 1
+                    progress(done, total)
+                reader.close()
+    return faults
+
+
+def _picture_fault(split: Split, reader: ShardReader, row: int) -> str | None:
+    try:
+        split.with_picture(reader.sample(row)).check_image()
+    except DataError as error:
+        named, found = f"image {reader.image_ids()[row]}", str(error)
+        return found if named in found else f"{named}: {found}"
+    return None
 
 
 def _file_faults(path: Path, entry: dict[str, Any]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from importlib.resources import files
 from msgspec import ValidationError, convert
 
 from cocolvis.errors import DataError
+from cocolvis.text import composed
 
 UNLABELLED = 0
 """The class id on disk of a pixel that nothing covers."""
@@ -67,7 +68,7 @@ class Vocabulary:
         self.ignored = {source: dict(names) for source, names in (ignored or {}).items()}
         if [c.id for c in self.classes] != list(range(1, len(self.classes) + 1)):
             raise DataError("vocabulary: class ids must be 1, 2, ... without gaps")
-        if len({c.name for c in self.classes}) != len(self.classes):
+        if len({composed(c.name) for c in self.classes}) != len(self.classes):
             raise DataError("vocabulary: class names must be unique")
 
     def __len__(self) -> int:
@@ -106,13 +107,13 @@ class Vocabulary:
 
     def search(self, text: str) -> list[ClassInfo]:
         """Classes whose name or synset contains ``text``, upper and lower case alike."""
-        needle = text.casefold()
-        return [c for c in self.classes if needle in c.name.casefold() or needle in (c.synset or "").casefold()]
+        needle = composed(text).casefold()
+        return [c for c in self.classes if any(needle in composed(t).casefold() for t in (c.name, c.synset or ""))]
 
     def id_of(self, name: str) -> int:
         """The class id of an exact name; a DataError with the nearest names otherwise."""
         for c in self.classes:
-            if c.name == name:
+            if composed(c.name) == composed(name):
                 return c.id
         near = difflib.get_close_matches(name, [c.name for c in self.classes])
         raise DataError(f"no class is named {name!r}" + (f"; did you mean {', '.join(near)}?" if near else ""))
@@ -121,7 +122,7 @@ class Vocabulary:
         """Raise a DataError when the ``categories`` of an annotation file differ from this vocabulary's."""
         expected = self.categories(source)
         for category, name in categories.items():
-            if expected.get(category) != name:
+            if category not in expected or composed(expected[category]) != composed(name):
                 raise DataError(
                     f"{where}: category {category} is {name!r}, the vocabulary has {expected.get(category)!r};"
                     f" expected the {len(expected)} categories of {source} that `cocolvis vocab` lists"

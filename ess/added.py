@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from cocolvis.errors import DataError
 from cocolvis.files import read_json, sha256, write_json
+from cocolvis.text import composed
 from cocolvis.vocabulary import ClassInfo, Vocabulary
 from ess.checkpoint import Checkpoint, Run
 from ess.models import SegmentationModel
@@ -109,7 +110,7 @@ def make_class(
     model, predictor = predictor.model, predictor.trained()
     if model.class_embeddings is None:
         raise DataError("the run has a dense head, which has no embeddings: a class can be added to an embedding model alone")
-    if not (name and name.isprintable()) or name in [c.name for c in predictor.vocabulary]:
+    if not (name and name.isprintable()) or composed(name) in [composed(c.name) for c in predictor.vocabulary]:
         raise DataError(f"the new class's name is {name!r}: expected a printable name that no class of the run has")
     pixels, marks, files = [], [], []
     for done, (file, image, marked) in enumerate(examples, 1):
@@ -126,23 +127,26 @@ def make_class(
     if model.normalize is not None:
         embedding = F.normalize(embedding, dim=0)
     radius = _best_radius(_scores(pixels, embedding, model.distance), marked)
-    return AddedClass(name, embedding.tolist(), radius, files, int(marked.sum()), weights_digest(predictor.checkpoint))
+    return AddedClass(
+        composed(name), embedding.tolist(), radius, files, int(marked.sum()), weights_digest(predictor.checkpoint)
+    )
 
 
 def store(run: Run, new: AddedClass) -> None:
     """Put a class into added.json, for the one of the same name or at the end."""
     others = read_added(run)
-    places = [place for place, other in enumerate(others) if other.name == new.name]
+    places = [place for place, other in enumerate(others) if composed(other.name) == composed(new.name)]
     _write(run, [new if place in places else other for place, other in enumerate(others)] + ([] if places else [new]))
 
 
 def remove(run: Run, name: str) -> None:
     """Take a class out of added.json; those behind it move up by one id. A DataError when it is not there."""
     others = read_added(run)
-    if name not in [other.name for other in others]:
+    kept = [other for other in others if composed(other.name) != composed(name)]
+    if len(kept) == len(others):
         known = ", ".join(other.name for other in others) or "none"
         raise DataError(f"{run.folder}: has no added class {name!r}; it has {known}")
-    _write(run, [other for other in others if other.name != name])
+    _write(run, kept)
 
 
 def claim(model: SegmentationModel, output: torch.Tensor, labels: torch.Tensor, added: Sequence[AddedClass]) -> torch.Tensor:

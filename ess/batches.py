@@ -21,7 +21,7 @@ IGNORE_INDEX = -1
 
 
 class Batch(NamedTuple):
-    """Crops of a step: ``images`` (B, 3, crop, crop) uint8 RGB, ``labels`` (B, crop, crop) int16.
+    """Crops of a step: ``images`` (B, 3, crop, crop) uint8 RGB, ``labels`` (B, crop, crop) int16, or int32 for many classes.
 
     ``ids`` (B,) int64 of the images; ``classes`` (B, C) bool, where a class takes part in the loss, or None: all do.
     """
@@ -40,7 +40,7 @@ class Batch(NamedTuple):
 class Windows(NamedTuple):
     """The parts of pictures that the crops of a step show, not yet resized: that is the device's, which is faster at it.
 
-    ``pixels`` (sum of h * w * 3,) uint8 lie one window after another, and so do the labels, as runs: ``labels`` (R,) int16 and
+    ``pixels`` (sum of h * w * 3,) uint8 lie one window after another, and so do the labels, as runs: ``labels`` (R,) and
     ``lengths`` (R,) int32; ``places`` are the windows' :class:`ess.transforms.Placement`; ``ids`` and ``classes`` as in
     :class:`Batch`. Pixels are valid until the next windows are asked for.
     """

@@ -72,10 +72,11 @@ class Case:
 
 
 def label_blocks(images: int, height: int, width: int, classes: int) -> torch.Tensor:
-    """(B, H, W) int16 labels 0..C-1 in blocks of 32 x 32, a twentieth of them ignored (-1)."""
+    """(B, H, W) labels 0..C-1, int16 or for many classes int32, in blocks of 32 x 32, a twentieth of them ignored (-1)."""
     rows, columns = math.ceil(height / 32), math.ceil(width / 32)
     blocks = torch.randint(classes, (images, rows, columns)).masked_fill(torch.rand(images, rows, columns) < 0.05, -1)
-    return blocks.to(torch.int16).repeat_interleave(32, 1).repeat_interleave(32, 2)[:, :height, :width].contiguous()
+    blocks = blocks.to(torch.int16 if classes <= 2**15 else torch.int32)
+    return blocks.repeat_interleave(32, 1).repeat_interleave(32, 2)[:, :height, :width].contiguous()
 
 
 def measure(case: Case) -> dict[str, float]:

@@ -1,9 +1,9 @@
-"""A run's folder: run.json (settings, vocabulary) and checkpoints, each safetensors beside readable JSON."""
+"""A run's folder: run.json (settings, vocabulary, data set) and checkpoints, each safetensors beside readable JSON."""
 
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,13 +12,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cocolvis.errors import DataError
-from cocolvis.files import read_json, sha256, sync_folder, write_aside, write_json
+from cocolvis.files import read_json, sha256, sweep, sync_folder, write_aside, write_json
 from cocolvis.vocabulary import Vocabulary
 from ess.config import Config
 
 FORMAT = "ess-run"
 VERSION = 1
 
+_SETTINGS = "settings.toml"
 _TENSORS = ("model.safetensors", "training.safetensors")
 
 log = logging.getLogger("ess")
@@ -43,25 +44,52 @@ class Checkpoint(NamedTuple):
 
 
 class Run:
-    """The folder that ``ess train`` writes: settings, vocabulary and checkpoints of one training run."""
+    """The folder that ``ess train`` writes: settings, vocabulary and checkpoints of one training run.
 
-    def __init__(self, folder: Path, config: Config, vocabulary: Vocabulary):
+    ``dataset`` is the digest of the data set that it is trained on, None where an older version began the run; ``earlier``
+    lists those before it as {"digest", "steps"}, up to how many steps they were used.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        vocabulary: Vocabulary,
+        dataset: str | None = None,
+        earlier: Sequence[Mapping[str, Any]] = (),
+    ):
         self.folder = folder
         self.config = config
         self.vocabulary = vocabulary
+        self.dataset = dataset
+        self.earlier = list(earlier)
 
     def begin(self, model: torch.nn.Module, training: Mapping[str, torch.Tensor]) -> None:
         """Save the untrained model as step 0, then run.json: a run that exists can always be resumed, without any download."""
-        for left in self.checkpoints():
-            shutil.rmtree(left)
-        self.save(0, model, training, None)
+        self.save(0, model, training)
         self.write()
+
+    @classmethod
+    def find(cls, folder: Path) -> "Run | None":
+        """The run in a folder, None where none has begun; a DataError where run.json cannot be read, or checkpoints lack it.
+
+        What a process that was killed in :meth:`begin` has left is no run: an untrained step 0 and nothing else.
+        """
+        if os.path.lexists(folder / "run.json"):
+            return cls.open(folder)
+        found = [path.name for path in sorted(folder.glob("checkpoints/step-*"))]
+        if found and (found != ["step-00000000"] or (folder / _SETTINGS).exists()):
+            raise DataError(
+                f"{folder}: holds checkpoints up to {found[-1]} but no run.json, which says what they are;"
+                " put it back, or choose another --out"
+            )
+        return None
 
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
         """Read run.json; a DataError when there is none, or its format is another."""
         folder = Path(folder)
-        if not (folder / "run.json").exists():
+        if not os.path.lexists(folder / "run.json"):
             raise DataError(f"{folder}: holds no run.json; expected a folder that `ess train` wrote")
         content = read_json(folder / "run.json")
         found = (content.get("format"), content.get("version")) if isinstance(content, dict) else None
@@ -71,7 +99,12 @@ class Run:
             config = Config(**content["settings"])
         except (KeyError, TypeError) as error:
             raise DataError(f"{folder / 'run.json'}: malformed settings: {error}") from None
-        return cls(folder, config, Vocabulary.from_json(content.get("vocabulary")))
+        data = content.get("dataset")
+        try:
+            digest, earlier = (data["digest"], [*map(dict, data["earlier"])]) if data else (None, [])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{folder / 'run.json'}: malformed dataset: {error!r}") from None
+        return cls(folder, config, Vocabulary.from_json(content.get("vocabulary")), digest, earlier)
 
     def change(self, config: Config) -> None:
         """Go on with other settings; a DataError where they would make another model."""
@@ -81,25 +114,38 @@ class Run:
                 raise DataError(f"{self.folder}: was begun with {name} {old!r}, not {new!r}; it cannot change on --resume")
         self.config = config
 
+    def change_data(self, digest: str, steps: int, *, allowed: bool) -> None:
+        """Go on after ``steps`` with the data set of this digest; a DataError where it is another one, unless ``allowed``."""
+        if self.dataset is None:
+            log.info("%s: does not say which data set it was begun on, as an older version wrote it; now it does", self.folder)
+        elif digest != self.dataset:
+            if not allowed:
+                raise DataError(
+                    f"{self.folder}: was trained on the data set of digest {self.dataset[:12]}..., not {digest[:12]}...;"
+                    " go on with that one, or with the new one by --allow-other-data"
+                )
+            log.warning("%s: goes on with another data set, of digest %s...", self.folder, digest[:12])
+            self.earlier.append({"digest": self.dataset, "steps": steps})
+        self.dataset = digest
+
     def write(self) -> None:
-        """Record settings and vocabulary in run.json, and the settings as a file that ``--config`` takes in settings.toml."""
-        with write_aside(self.folder / "settings.toml") as aside:
+        """Record all of it in run.json, and then the settings as a file that ``--config`` takes in settings.toml."""
+        content = {"format": FORMAT, "version": VERSION, "settings": self.config.to_json()}
+        content["dataset"] = {"digest": self.dataset, "earlier": self.earlier} if self.dataset else None
+        write_json(self.folder / "run.json", content | {"vocabulary": self.vocabulary.to_json()})
+        with write_aside(self.folder / _SETTINGS) as aside:
             aside.write_text(self.config.to_toml(), encoding="utf-8")
-        settings, vocabulary = self.config.to_json(), self.vocabulary.to_json()
-        write_json(
-            self.folder / "run.json", {"format": FORMAT, "version": VERSION, "settings": settings, "vocabulary": vocabulary}
-        )
 
     def checkpoints(self) -> list[Path]:
         """Folders of checkpoints, oldest first."""
         return sorted(self.folder.glob("checkpoints/step-*"))
 
-    def save(self, step: int, model: torch.nn.Module, training: Mapping[str, torch.Tensor], scores: Mapping | None) -> Path:
-        """Write checkpoint ``step``: model.safetensors, training.safetensors (optimiser) and state.json.
+    def save(self, step: int, model: torch.nn.Module, training: Mapping[str, torch.Tensor]) -> Path:
+        """Write checkpoint ``step``: model.safetensors, training.safetensors (optimiser) and state.json, without scores.
 
-        The folder appears whole or not at all. Then others are removed but the ``config.keep`` newest and the best.
+        The folder appears whole or not at all. Then earlier ones are removed but the ``config.keep`` newest and the best.
         """
-        folder = self.folder / "checkpoints" / f"step-{step:08d}"
+        folder = self._checkpoint(step)
         aside = folder.with_name(f".{folder.name}.tmp")
         try:
             for left in folder.parent.glob(".step-*.tmp"):  # of a process that was killed
@@ -107,7 +153,7 @@ class Run:
             aside.mkdir(parents=True)
             _save_tensors(aside / "model.safetensors", model.state_dict())
             _save_tensors(aside / "training.safetensors", training)
-            state = {"step": step, "vocabulary": self.vocabulary.digest, "scores": scores, "settings": self.config.to_json()}
+            state = {"step": step, "vocabulary": self.vocabulary.digest, "scores": None, "settings": self.config.to_json()}
             write_json(aside / "state.json", state | {"sha256": {name: sha256(aside / name) for name in _TENSORS}})
             sync_folder(aside)
             shutil.rmtree(folder, ignore_errors=True)
@@ -117,12 +163,23 @@ class Run:
             raise DataError(f"{folder}: cannot be written: {error.strerror or error}") from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-        self._tidy()
+        self._tidy(folder)
         return folder
 
-    def _tidy(self) -> None:
+    def score(self, step: int, scores: Mapping[str, Any]) -> None:
+        """Add the scores of an evaluation to checkpoint ``step``, which is whole without them; then as :meth:`save`."""
+        folder = self._checkpoint(step)
+        sweep(folder)
+        write_json(folder / "state.json", read_json(folder / "state.json") | {"scores": scores})
+        self._tidy(folder)
+
+    def _checkpoint(self, step: int) -> Path:
+        return self.folder / "checkpoints" / f"step-{step:08d}"
+
+    def _tidy(self, newest: Path) -> None:
+        """Remove what is not kept. Later checkpoints than the newest, which were torn and passed over, do not count."""
         best = self.best()
-        for folder in self.checkpoints()[: -self.config.keep]:
+        for folder in [folder for folder in self.checkpoints() if folder <= newest][: -self.config.keep]:
             if best is None or folder != best.folder:
                 shutil.rmtree(folder)
 

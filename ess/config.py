@@ -7,16 +7,80 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from cocolvis.errors import DataError
+from cocolvis.files import read_text
 
-_POSITIVE = "dim k batch_size accumulate crop log_every save_every steps epochs eval_every eval_limit keep"
-_NOT_NEGATIVE = (
-    "encoder_bn_momentum margin lr encoder_lr min_lr momentum embedding_momentum weight_decay warmup workers"
-    " repeat_threshold logit_adjustment class_weight_power color_jitter"
-)
-_FRACTIONS = "flip class_crop dropout ema"
+MOST_STEPS = 99_999_999
+"""The most steps of a training: as many digits has the name of a checkpoint."""
+
+
+class _Range(NamedTuple):
+    """The numbers from ``least`` to ``most``, or those between them where ``open`` says so of that end."""
+
+    least: float
+    most: float
+    open: Literal["", "least", "most"] = ""
+
+    def holds(self, value: float) -> bool:
+        """Whether a number is one of them; NaN never is."""
+        return self.least <= value <= self.most and not (self.open and value == getattr(self, self.open))
+
+    def __str__(self) -> str:
+        first = f"more than {self.least}" if self.open == "least" else f"{self.least} or more"
+        return f"{first}, {'less than' if self.open == 'most' else 'at most'} {self.most}"
+
+
+_COUNT = _Range(1, MOST_STEPS)
+_SHARE = _Range(0, 1)
+_DECAY = _Range(0, 1, open="most")
+_FACTOR = _Range(0, 1000)
+_RATE = _Range(0, 1_000_000)
+_SCALE = _Range(0, 1000, open="least")
+
+_RANGES = {
+    "encoder_bn_momentum": _SHARE,
+    "dropout": _DECAY,
+    "dim": _Range(1, 4096),
+    "k": _Range(1, 65_535),
+    "temperature": _Range(0, 1_000_000, open="least"),
+    "margin": _FACTOR,
+    "repeat_threshold": _SHARE,
+    "class_crop": _SHARE,
+    "logit_adjustment": _FACTOR,
+    "class_weight_power": _Range(0, 10),
+    "steps": _COUNT,
+    "epochs": _COUNT,
+    "batch_size": _Range(1, 1_048_576),
+    "accumulate": _Range(1, 1_048_576),
+    "lr": _RATE,
+    "encoder_lr": _RATE,
+    "power": _FACTOR,
+    "embedding_power": _FACTOR,
+    "min_lr": _RATE,
+    "warmup": _Range(0, MOST_STEPS),
+    "momentum": _DECAY,
+    "embedding_momentum": _DECAY,
+    "weight_decay": _FACTOR,
+    "ema": _DECAY,
+    "crop": _Range(1, 16_384),
+    "scale_min": _SCALE,
+    "scale_max": _SCALE,
+    "flip": _SHARE,
+    "color_jitter": _Range(0, 10),
+    "seed": _Range(0, 2**63 - 1),
+    "workers": _Range(0, 1024),
+    "log_every": _COUNT,
+    "eval_every": _COUNT,
+    "eval_limit": _COUNT,
+    "save_every": _COUNT,
+    "keep": _COUNT,
+}
+"""Which numbers each setting may be; every setting that is a number stands here."""
+
+_NAMES = {type(None): "none", str: "text in one line"}
+"""What types are called in messages, where not by their names in Python."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,14 +97,16 @@ class Config:
     baseline with one output channel a class). ``temperature`` is T, ``margin`` the regulariser's m, 0 = off.
 
     Long tail: with ``repeat_threshold`` t images of classes in less than t of all images are seen more often (LVIS: 0.001);
-    a share ``class_crop`` of the crops is placed around a pixel of a class of the image, rare ones first. For "exact" alone:
-    ``logit_adjustment`` is tau, ``class_weight_power`` the power of a class's pixels that divides its weight; ``federated``
-    leaves LVIS classes out of the softmax in images where they were neither annotated nor verified absent. 0 = off.
+    a share ``class_crop`` of the crops is placed around a pixel of a class of the image, rare ones first. For "exact" alone, or
+    "auto" where that is it: ``logit_adjustment`` is tau, ``class_weight_power`` the power of a class's pixels that divides its
+    weight; ``federated`` leaves LVIS classes out of the softmax in images where they were neither annotated nor verified
+    absent. 0 = off.
 
     Schedule: either ``steps`` or ``epochs`` counts; the learning rate is lr * (1 - step / steps) ** power, never below
-    ``min_lr``, after a linear rise over ``warmup`` steps; the encoder's is ``encoder_lr`` times that; class embeddings have a
-    power and a momentum of their own. ``momentum`` is SGD's, or AdamW's first beta. ``ema`` is the decay of averaged weights,
-    which are then what is evaluated and kept; 0 = off.
+    ``min_lr`` (or ``lr``, where that is less), after a linear rise over ``warmup`` steps; the encoder's is ``encoder_lr`` times
+    that, and 0 leaves it exactly as it is, its statistics too; class embeddings have a power and a momentum of their own.
+    ``momentum`` is SGD's, or AdamW's first beta. ``ema`` is the decay of averaged weights, which are then what is evaluated and
+    kept; 0 = off.
 
     ``batch_size`` is the images of a step, in all processes together; ``accumulate`` in how many parts each process has its
     share pass. ``precision`` is that of the network's arithmetic; weights, losses and class embeddings are float32.
@@ -116,17 +182,12 @@ class Config:
             _check(name, getattr(self, name), kind)
         if (self.steps is None) == (self.epochs is None):
             raise DataError(f"steps is {self.steps} and epochs is {self.epochs}; expected exactly one of them")
-        for names, least in ((_POSITIVE, 1), (_NOT_NEGATIVE, 0)):
-            for name in names.split():
-                _at_least(name, getattr(self, name), least)
-        for name in _FRACTIONS.split():
-            if not 0 <= (getattr(self, name) or 0) <= 1:
-                raise DataError(f"setting {name} is {getattr(self, name)}; expected 0..1")
-        if self.temperature <= 0 or not 0 < self.scale_min <= self.scale_max:
-            raise DataError(
-                f"temperature {self.temperature}, scale {self.scale_min}..{self.scale_max}:"
-                " expected a positive temperature and 0 < scale_min <= scale_max"
-            )
+        for name, numbers in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not numbers.holds(value):
+                raise DataError(f"setting {name} is {_short(value)}; expected {numbers}")
+        if self.scale_min > self.scale_max:
+            raise DataError(f"scale_min is {self.scale_min} and scale_max {self.scale_max}; expected scale_min <= scale_max")
 
     def to_json(self) -> dict[str, Any]:
         """All settings by name, as run.json records them."""
@@ -135,7 +196,7 @@ class Config:
     def to_toml(self) -> str:
         """The settings as a file that ``--config`` takes; what is None is left out."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
-        return "".join(f"{name} = {json.dumps(value)}\n" for name, value in given.items())
+        return "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in given.items())
 
 
 def preset_names() -> list[str]:
@@ -193,8 +254,8 @@ def load(preset_name: str | None = None, file: Path | None = None, flags: Mappin
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return tomllib.loads(read_text(path))
+    except (ValueError, RecursionError) as error:  # a ValueError is each of TOML, and of very long numbers
         raise DataError(f"{path}: cannot be read as TOML: {error}") from None
 
 
@@ -211,14 +272,21 @@ def _check(name: str, value: Any, kind: Any) -> None:
     allowed = get_args(kind) if get_origin(kind) is not Literal and get_args(kind) else (kind,)
     for option in allowed:
         if get_origin(option) is Literal:
-            if value in get_args(option) and not isinstance(value, bool):
+            if any(value == choice and type(value) is type(choice) for choice in get_args(option)):
+                return
+        elif option is str:
+            if type(value) is str and value and value.isprintable():
                 return
         elif type(value) is option or (option is float and type(value) is int):
             return
-    words = [str(get_args(o)) if get_origin(o) is Literal else ("none" if o is type(None) else o.__name__) for o in allowed]
-    raise DataError(f"setting {name} is {value!r}; expected {' or '.join(words)}")
+    words = [str(get_args(o)) if get_origin(o) is Literal else _NAMES.get(o, o.__name__) for o in allowed]
+    raise DataError(f"setting {name} is {_short(value)}; expected {' or '.join(words)}")
 
 
-def _at_least(name: str, value: float | None, least: int) -> None:
-    if value is not None and value < least:
-        raise DataError(f"setting {name} is {value}; expected {least} or more")
+def _short(value: Any) -> str:
+    """A value as it is told in one line."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to print the longest numbers
+        return "far too large"
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,8 +1,9 @@
 """A built data set as torch batches: which images a step sees, and how they are augmented, follows from seed and step alone."""
 
+import atexit
 import math
-import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import cv2
 import numpy as np
@@ -16,14 +17,20 @@ from cocolvis.shards import Sample
 from ess.batches import AHEAD, Packer, Parcel, Window, Windows, unpack
 from ess.config import Config
 from ess.longtail import NO_TAIL, Tail
+from ess.stopping import ignore_requests
 from ess.transforms import Placement, color_jitter, random_placement
 
-_GRACE = 30
-"""Seconds that a loader process outlives SIGTERM."""
+_FITS_INT16 = 2**15
+"""The largest class id whose label an int16 holds."""
 
 
 def to_labels(mask: np.ndarray) -> np.ndarray:
-    """uint16 class ids, 0 = unlabelled, to int16 labels: 0..C-1, -1 = ignored; of any shape. The only place that maps them."""
+    """uint16 class ids, 0 = unlabelled, to labels: 0..C-1, -1 = ignored; of any shape. The only place that maps them.
+
+    They are int16, or int32 where there is one beyond 32,767.
+    """
+    if mask.max(initial=0) > _FITS_INT16:
+        return mask.astype(np.int32) - 1
     return (mask - np.uint16(1)).view(np.int16)
 
 
@@ -150,13 +157,20 @@ def epoch_length(images: int, repeats: np.ndarray | None) -> int:
 
 
 def training_split(dataset: Dataset, config: Config) -> Split:
-    """The split "train"; a DataError when it has no full batch."""
+    """The split "train"; a DataError when it has no full batch, no labelled pixel, or no two classes to tell apart."""
     split = dataset.split("train")
+    if len(dataset.vocabulary) < 2:
+        raise DataError(
+            f"{dataset.folder}: has {len(dataset.vocabulary)} class, and every pixel would be of it; training takes 2 or more:"
+            " make what surrounds it a class, too"
+        )
     if len(split) < config.batch_size:
         raise DataError(
             f"{dataset.folder}: split train has {len(split)} images, a batch takes {config.batch_size};"
             f" choose --batch-size {max(len(split), 1)} or less"
         )
+    if not len(split.present()[0]):
+        raise DataError(f"{dataset.folder}: in split train no pixel has a class; there is nothing to learn from")
     return split
 
 
@@ -165,7 +179,7 @@ def training_batches(
 ) -> Iterator[Windows]:
     """The batches of steps ``start``..``steps`` - 1, or a ``share`` of each, as :class:`StepBatches` has it.
 
-    Faults of worker processes become a DataError that says what to change.
+    Faults of worker processes become a DataError that says what to change. The processes end with the iterator.
     """
     loader = DataLoader(
         TrainingImages(split, config, tail),
@@ -177,7 +191,9 @@ def training_batches(
         worker_init_fn=_start_worker,
     )
     try:
-        yield from unpack(loader)
+        parcels = iter(loader)
+        with _ended(parcels):
+            yield from unpack(parcels)
     except DataError as error:  # from a worker it arrives with the worker's traceback before it
         raise DataError(str(error).strip().splitlines()[-1].removeprefix("cocolvis.errors.DataError: ")) from None
     except RuntimeError as error:
@@ -194,11 +210,30 @@ def _as_it_is(parcel: Parcel) -> Parcel:
 
 
 def _start_worker(number: int) -> None:
-    """One thread a process. Ctrl-C and SIGTERM to the whole group are the training process's to answer: it ends the loader.
-
-    After SIGTERM a loader process lives on for as long as a step may take, and no longer, so that none is left behind.
-    """
+    """One thread a process. Ctrl-C and SIGTERM to the whole group are the training process's to answer: it ends the loader."""
     cv2.setNumThreads(0)
     keep_freed()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
+    ignore_requests()
+
+
+@contextmanager
+def _ended(parcels: Iterator[Parcel]) -> Iterator[None]:
+    """Leave no loader process behind, even at the exit of Python, which ends processes by the SIGTERM that these ignore.
+
+    A loader process whose trainer was killed notices that within seconds.
+    """
+
+    def end() -> None:
+        parcels._shutdown_workers()  # the loader's own way, which forgets the processes: else it would report their death
+        for worker in parcels._workers:
+            worker.kill()
+
+    if not hasattr(parcels, "_workers"):  # the training process loads
+        yield
+        return
+    atexit.register(end)
+    try:
+        yield
+    finally:
+        atexit.unregister(end)
+        end()

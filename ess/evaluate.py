@@ -1,4 +1,4 @@
-"""How good a model is on a split of a data set: one confusion matrix over all its images, each at its own size."""
+"""How good a model is on a split of a data set: one count of pixels by class over all its images, each at its own size."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,6 +10,9 @@ from ess.ahead import ahead
 from ess.data import to_labels
 from ess.metrics import Confusion
 from ess.predict import Predictor
+
+_TRIED = 4
+"""Images that are read to see whether an evaluation can begin, as many as it shows."""
 
 
 def evaluate(
@@ -32,6 +35,23 @@ def first(dataset: Dataset, split: str, limit: int | None = None) -> range:
     if not images:
         raise DataError(f"{dataset.folder}: split {split!r} has no images to evaluate on; choose another --split")
     return range(min(images, limit or images))
+
+
+def check_readable(dataset: Dataset, split: str) -> None:
+    """A DataError, before hours of training, where a later evaluation on a split could not even begin.
+
+    Its shards are opened, and the first images decoded.
+    """
+    try:
+        images = dataset.split(split)
+        if not len(images):
+            raise DataError(f"{dataset.folder}: split {split} has no images")
+        images.sizes()
+        for index in range(min(_TRIED, len(images))):
+            images.mask(index)
+            images[index].image()
+    except DataError as error:
+        raise DataError(f"{error}; evaluations need this: mend it, or train without --eval-every") from None
 
 
 def count(

@@ -1,13 +1,15 @@
 """Pictures with masks that show a class: found by stem, read one by one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 
+from cocolvis import images
 from cocolvis.errors import DataError
-from cocolvis.images import decode_rgb
+from cocolvis.folders import Similar
+from cocolvis.text import composed
 from ess.inputs import Input, find_inputs
 
 
@@ -16,10 +18,12 @@ def pair(images: Sequence[str], masks: Sequence[str]) -> list[tuple[Path, Path]]
 
     A picture without a mask is no example, so that a large folder of pictures may stand beside a few masks.
     """
-    pictures, drawn = ({one.path.stem: one for one in _pictures(names)} for names in (images, masks))
+    pictures, drawn = ({composed(one.path.stem): one for one in _pictures(names)} for names in (images, masks))
     for stem, mask in drawn.items():
         if stem not in pictures:
-            raise DataError(f"{mask.path}: no picture has its stem; expected {stem}.jpg or the like among --images")
+            near = Similar(one.path.name for one in pictures.values()).find(stem)
+            there = f"; there is {near}" if near else ""
+            raise DataError(f"{mask.path}: no picture has its stem; expected {stem}.jpg or the like among --images{there}")
     return [(pictures[stem].path, mask.path) for stem, mask in drawn.items()]
 
 
@@ -30,11 +34,13 @@ def read_examples(pairs: Sequence[tuple[Path, Path]], value: int | None = None) 
     size than its picture, and one in colours where a value is asked for.
     """
     for picture, mask in pairs:
-        image = _read(picture, decode_rgb)
-        marked = _marked(mask, _read(mask, _decode_mask), value)
-        if marked.shape != image.shape[:2]:
-            raise DataError(f"{mask}: is {_size(marked)}, its picture {picture} is {_size(image)}; expected equal sizes")
-        yield str(picture), image, marked
+        image = _read(picture, "picture", images.decode_file)
+        size = image.shape[:2]
+        try:
+            stored = _read(mask, "mask", partial(images.decode_stored, expected=size))
+        except images.WrongSize as error:
+            raise DataError(f"{mask}: {error}, its picture {picture} is {size[0]} x {size[1]}; expected equal sizes") from None
+        yield str(picture), image, _marked(mask, stored, value)
 
 
 def _pictures(names: Sequence[str]) -> list[Input]:
@@ -43,7 +49,7 @@ def _pictures(names: Sequence[str]) -> list[Input]:
         if one.is_video:
             raise DataError(f"{one.path}: is a video; expected pictures")
     for one in found:
-        same = [other.path for other in found if other.path.stem == one.path.stem]
+        same = [other.path for other in found if composed(other.path.stem) == composed(one.path.stem)]
         if len(same) > 1:
             raise DataError(
                 f"{same[1]}: has the stem of {same[0]}; pictures and masks are paired by stem, so each must be there once"
@@ -51,19 +57,15 @@ def _pictures(names: Sequence[str]) -> list[Input]:
     return found
 
 
-def _read(path: Path, decode) -> np.ndarray:
+def _read(path: Path, what: str, decode: Callable[[bytes], np.ndarray]) -> np.ndarray:
     try:
         return decode(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}; expected a JPEG or PNG") from None
-
-
-def _decode_mask(content: bytes) -> np.ndarray:
-    """(H, W) or (H, W, channels) as stored, alpha left out; a ValueError when it cannot be decoded."""
-    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if content else None
-    if pixels is None:
-        raise ValueError("the mask cannot be decoded")
-    return pixels[..., :3] if pixels.ndim == 3 else pixels
+    except images.WrongSize:
+        raise
+    except ValueError as error:
+        raise DataError(f"{path}: the {what} cannot be decoded: {error}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 def _marked(path: Path, mask: np.ndarray, value: int | None) -> np.ndarray:
@@ -72,7 +74,3 @@ def _marked(path: Path, mask: np.ndarray, value: int | None) -> np.ndarray:
             raise DataError(f"{path}: is in colours, which have no value {value}; expected a grayscale PNG")
         mask = mask.any(axis=2)
     return mask != 0 if value is None else mask == value
-
-
-def _size(pixels: np.ndarray) -> str:
-    return f"{pixels.shape[0]} x {pixels.shape[1]}"

@@ -1,18 +1,26 @@
 """What is to be predicted: pictures and videos from files, folders and globs, and where their results go."""
 
 import glob
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from cocolvis.errors import DataError
+from cocolvis.folders import on_disk, passed_over, walk
+from cocolvis.images import check_pixels, decode_file
+from cocolvis.text import composed, decoded
 
 PICTURES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
 VIDEOS = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"))
 """Endings, in lower case: which files of a folder count, and which file is a video."""
+
+
+log = logging.getLogger("ess")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +39,10 @@ class Input:
 def find_inputs(arguments: Iterable[str], leave: Path | None = None) -> list[Input]:
     """The pictures and videos that files, folders (with all below them) and globs such as "photos/**/*.jpg" name.
 
-    A file is named by its stem; one from a folder or a glob keeps the folders below that. What lies in the folder ``leave`` is
-    not looked at. A DataError for what is not there, and for folders without any.
+    A file is named by its stem; one from a folder or a glob keeps the folders below that. Linked folders are followed, what is
+    hidden or was left behind by a system is passed over, and a file with several names is taken once. What lies in the folder
+    ``leave`` is not looked at. The log tells what could not be looked into. A DataError for what is not there, and for folders
+    without any.
     """
     found: dict[Path, Input] = {}
     left = leave.resolve() if leave else None
@@ -44,22 +54,62 @@ def find_inputs(arguments: Iterable[str], leave: Path | None = None) -> list[Inp
     return [*found.values()]
 
 
+def read_list(content: bytes) -> list[str]:
+    """The paths in a list, one a line, as stdin brings them; a DataError when it is no such text."""
+    lines = decoded(content, "the list of paths", errors="surrogateescape").split("\n")
+    return [line for line in lines if line.strip()]
+
+
 def _named(argument: str) -> list[Input]:
-    path = Path(argument)
+    path = on_disk(Path(argument))
     if path.is_file():
         return [Input(path, Path(path.stem))]
     if path.is_dir():
-        root, files = path, sorted(path.rglob("*"))
+        root, files = path, _below(path)
     elif glob.has_magic(argument):
-        parts = path.parts
-        root = Path(*parts[: next(place for place, part in enumerate(parts) if glob.has_magic(part))])
-        files = [Path(file) for file in sorted(glob.glob(argument, recursive=True))]
+        root, files = _globbed(Path(argument))
     else:
         raise DataError(f"{path}: is no file; expected a picture (JPEG or PNG), a video, a folder of such, or a glob")
     known = [file for file in files if file.suffix.lower() in PICTURES | VIDEOS and file.is_file()]
     if not known:
         raise DataError(f"{path}: no pictures or videos there; expected files ending in {', '.join(sorted(PICTURES | VIDEOS))}")
     return [Input(file, file.relative_to(root).with_suffix("")) for file in known]
+
+
+def _below(folder: Path) -> list[Path]:
+    files, notes = walk(folder, tolerant=True)
+    for note in notes:
+        log.warning("%s", note)
+    return [folder / file for file in files]
+
+
+def _globbed(pattern: Path) -> tuple[Path, list[Path]]:
+    """(the folder before the first wildcard, the files that a glob names, sorted); "**" are any folders, or none."""
+    first = next(place for place, part in enumerate(pattern.parts) if glob.has_magic(part))
+    root, wild = on_disk(Path(*pattern.parts[:first])), [composed(part) for part in pattern.parts[first:]]
+    if "**" in wild:  # the system's own way would run around in a loop of links
+        return root, [file for file in _below(root) if _fits([composed(part) for part in file.relative_to(root).parts], wild)]
+    files = [Path(file) for file in sorted(glob.glob(str(root.joinpath(*pattern.parts[first:]))))]
+    return root, [file for file in files if not any(map(passed_over, {*file.parts[first:]} - {*pattern.parts}))]
+
+
+def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether the ``parts`` of a path fit a glob's."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return _fits(parts, pattern[1:]) or (bool(parts) and _fits(parts[1:], pattern))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a picture file; a ValueError that says why not, also where it would have more than 2^27 pixels."""
+    try:
+        return decode_file(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"the picture cannot be decoded: {error}") from None
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror or error}") from None
 
 
 def frames(path: Path, every: int = 1) -> Iterator[tuple[int, np.ndarray]]:
@@ -91,4 +141,10 @@ def _open(path: Path) -> cv2.VideoCapture:
     video = cv2.VideoCapture(str(path))
     if not video.isOpened():
         raise ValueError("the video cannot be opened")
+    height, width = (int(video.get(side)) for side in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH))
+    try:
+        check_pixels((height, width))
+    except ValueError as error:
+        video.release()
+        raise ValueError(f"the video's frames are too large, or have no size: {error}") from None
     return video

@@ -28,7 +28,8 @@ class Journal:
         self._config = config
         self._steps = steps
         self._seen, self._since = 0, time.monotonic()
-        team.init_trackers("ess", init_kwargs={"tensorboard": {"purge_step": start}, "wandb": {"name": folder.name}})
+        # TensorBoard forgets what lies at the purge step or after it: the points of step ``start`` stay.
+        team.init_trackers("ess", init_kwargs={"tensorboard": {"purge_step": start + 1}, "wandb": {"name": folder.name}})
         for tracker in team.trackers:
             if tracker.name == "tensorboard" and team.is_main_process:
                 tracker.writer.add_text("settings", "    " + config.to_toml().replace("\n", "\n    "), start)

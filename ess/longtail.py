@@ -8,6 +8,7 @@ import torch
 from cocolvis.dataset import Split
 from cocolvis.errors import DataError
 from cocolvis.vocabulary import Vocabulary
+from ess import losses
 from ess.config import Config
 
 
@@ -96,9 +97,11 @@ NO_TAIL = Tail()
 
 def tail_of(split: Split, vocabulary: Vocabulary, config: Config) -> Tail:
     """All of it as ``config`` asks for; a DataError where a loss cannot use it."""
+    loss = losses.chosen(config.loss, len(vocabulary))
     for name in ("logit_adjustment", "class_weight_power", "federated"):
-        if getattr(config, name) and config.loss != "exact":
-            raise DataError(f"{name} is for the loss over all classes, but loss is {config.loss!r}; choose --loss exact")
+        if getattr(config, name) and loss != "exact":
+            found = repr(loss) if config.loss == loss else f"{config.loss!r}, which is {loss!r} for {len(vocabulary)} classes"
+            raise DataError(f"{name} is for the loss over all classes, but loss is {found}; choose --loss exact")
     asked = always_asked(vocabulary) if config.federated else None
     if not (config.repeat_threshold or config.class_crop or config.logit_adjustment or config.class_weight_power):
         return Tail(asked=asked)

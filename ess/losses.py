@@ -26,6 +26,14 @@ _QUERIES = 1 << 18
 
 _ELEMENTS = 1 << 22  # numbers in the largest intermediate tensor of one chunk of pixels
 
+_DISTANCES = 1 << 21
+"""Distances between class embeddings that are there at the same time."""
+
+
+def chosen(loss: str, classes: int) -> str:
+    """The loss of this name, where "auto" is "exact" or "knn", whichever costs less for so many classes."""
+    return loss if loss != "auto" else "exact" if classes <= EXACT_UP_TO else "knn"
+
 
 def exact_cross_entropy(
     embeddings: torch.Tensor,
@@ -119,13 +127,25 @@ def knn_cross_entropy(
 
 
 def margin_penalty(classes: torch.Tensor, *, margin: float = 0.2) -> torch.Tensor:
-    """Mean over the classes of max(0, m - min_{j != c} ||e_c - e_j||): class embeddings keep apart. ``classes`` is (C, D)."""
+    """Mean over the classes of max(0, m - min_{j != c} ||e_c - e_j||): class embeddings keep apart. ``classes`` is (C, D).
+
+    Memory grows with C alone: the nearest other class is found for some classes at a time, and no gradient goes through that.
+    """
     _check_classes(classes)
-    with torch.no_grad():
-        distances = torch.cdist(classes, classes, compute_mode="donot_use_mm_for_euclid_dist")
-        closest = distances.fill_diagonal_(torch.inf).argmin(dim=1)
+    closest = _nearest_others(classes.detach())
     gaps = torch.linalg.vector_norm(classes - F.embedding(closest, classes), dim=1)
     return F.relu(margin - gaps).mean()
+
+
+def _nearest_others(classes: torch.Tensor) -> torch.Tensor:
+    """(C,) the class nearest to each other than itself; ties go to the lower id."""
+    rows = max(1, _DISTANCES // len(classes))
+    found = []
+    for first in range(0, len(classes), rows):
+        distances = torch.cdist(classes[first : first + rows], classes, compute_mode="donot_use_mm_for_euclid_dist")
+        distances.diagonal(first).fill_(torch.inf)
+        found.append(distances.argmin(dim=1))
+    return torch.cat(found)
 
 
 def dense_cross_entropy(

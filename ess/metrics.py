@@ -1,4 +1,4 @@
-"""How good predictions are: a confusion matrix over classes, and the figures that follow from it."""
+"""How good predictions are: pixels counted by true and predicted class, and the figures that follow from the counts."""
 
 from collections.abc import Sequence
 
@@ -9,16 +9,18 @@ from cocolvis.vocabulary import GROUPS
 
 
 class Confusion:
-    """Counts of (true class, predicted class) over pixels, with 0..C-1 for classes and ``ignore_index`` in the truth for none.
+    """Pixels by true and predicted class, with 0..C-1 for classes and ``ignore_index`` in the truth for none.
 
-    ``matrix`` is (C, C) int64, truth by rows; ``images`` is how many images were counted. Parts that were counted apart are
-    put together by ``+=``.
+    ``pixels`` is (3, C) int64: of each class in the truth, in the prediction, and in both, which all scores follow from;
+    ``images`` is how many images were counted. With ``matrix=True``, ``matrix`` is (C, C) int64 besides, truth by rows, else None.
+    Parts that were counted apart are put together by ``+=``.
     """
 
-    def __init__(self, classes: int, ignore_index: int = -1):
+    def __init__(self, classes: int, ignore_index: int = -1, *, matrix: bool = False):
         self.classes = classes
         self.ignore_index = ignore_index
-        self.matrix = torch.zeros((classes, classes), dtype=torch.int64)
+        self.pixels = torch.zeros((3, classes), dtype=torch.int64)
+        self.matrix = torch.zeros((classes, classes), dtype=torch.int64) if matrix else None
         self.images = 0
 
     def update(self, truth, prediction) -> None:
@@ -33,14 +35,21 @@ class Confusion:
             wrong = labels[(labels < 0) | (labels >= self.classes)]
             if len(wrong):
                 raise ValueError(f"{name} holds {wrong[0].item()}: expected 0..{self.classes - 1}")
-        pairs = (truth * self.classes + prediction).cpu()
-        self.matrix.view(-1).index_add_(0, pairs, torch.ones_like(pairs))
+        both = truth[truth == prediction]
+        self.pixels += torch.stack([ids.bincount(minlength=self.classes) for ids in (truth, prediction, both)]).cpu()
+        if self.matrix is not None:
+            pairs = (truth * self.classes + prediction).cpu()
+            self.matrix.view(-1).index_add_(0, pairs, torch.ones_like(pairs))
         self.images += 1
 
     def __iadd__(self, other: "Confusion") -> "Confusion":
         if (other.classes, other.ignore_index) != (self.classes, self.ignore_index):
             raise ValueError(f"cannot add counts over {other.classes} classes to counts over {self.classes}")
-        self.matrix += other.matrix
+        if (other.matrix is None) != (self.matrix is None):
+            raise ValueError("cannot add counts with a matrix to counts without one")
+        self.pixels += other.pixels
+        if self.matrix is not None:
+            self.matrix += other.matrix
         self.images += other.images
         return self
 
@@ -77,8 +86,7 @@ class Confusion:
 
     def totals(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pixels of each class in the truth, in the prediction and in both: (C,) int64 each."""
-        matrix = self.matrix.numpy()
-        return matrix.sum(axis=1), matrix.sum(axis=0), matrix.diagonal()
+        return tuple(self.pixels.numpy())
 
 
 def miou_curve(iou: np.ndarray, order: np.ndarray) -> np.ndarray:

@@ -30,7 +30,7 @@ class SegmentationModel(nn.Module):
     as the published code does; None leaves pixel and class embeddings as they are. ``distance`` is by which predictions are
     nearest. Images are padded with zeros at the bottom and the right to a multiple of ``multiple`` and to ``smallest``, and
     the outputs cropped accordingly. ``mean`` and ``std`` are what the encoder was trained with: it gets the images as if they
-    had been normalised by these.
+    had been normalised by these. :meth:`freeze_encoder` leaves the encoder as it is from then on.
     """
 
     def __init__(
@@ -56,8 +56,21 @@ class SegmentationModel(nn.Module):
         self.multiple = multiple
         self.smallest = smallest
         scale, shift = _restandardization(mean, std)
+        self._frozen = False
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
+
+    def freeze_encoder(self) -> None:
+        """Train the rest alone: the encoder has no gradients and keeps no activations, and is in evaluation mode throughout."""
+        self._frozen = True
+        self.encoder.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "SegmentationModel":
+        """As every module, but for a frozen encoder."""
+        super().train(mode)
+        if self._frozen:
+            self.encoder.eval()
+        return self
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, H, W) floating, less ImageNet's mean -> embeddings (B, d, H, W) float32, or logits (B, C, H, W)."""
@@ -104,9 +117,15 @@ class SegmentationModel(nn.Module):
         """The side, in pixels, that images of this side are padded to."""
         return max(self.smallest, (length + self.multiple - 1) // self.multiple * self.multiple)
 
+    def _encoded(self, images: torch.Tensor) -> Sequence[torch.Tensor]:
+        if not self._frozen:
+            return self.encoder(images)
+        with torch.no_grad():
+            return self.encoder(images)
+
     def _decoded(self, images: torch.Tensor) -> torch.Tensor:
         try:
-            return self.decoder(self.encoder(images))
+            return self.decoder(self._encoded(images))
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise

@@ -18,7 +18,7 @@ class Objective(nn.Module):
     """A model with its loss as one module, so that wrappers for several devices see all that gradients come from.
 
     ``config`` says which loss; ``tail`` gives the exact loss its bias and class weights. With ``config.freeze_bn`` the
-    encoder's BatchNorm layers keep their statistics and weights, in training mode too.
+    encoder's BatchNorm layers keep their statistics and weights, in training mode too; at a learning rate of 0 all of it does.
     """
 
     def __init__(self, model: SegmentationModel, config: Config, tail: Tail = NO_TAIL):
@@ -27,6 +27,8 @@ class Objective(nn.Module):
         self.config = config
         self.register_buffer("bias", tail.bias, persistent=False)
         self.register_buffer("weight", tail.weight, persistent=False)
+        if config.lr * config.encoder_lr == 0:
+            model.freeze_encoder()
         self._network = torch.compile(model.forward) if config.compile else model.forward
         if config.freeze_bn:
             for layer in self._frozen():
@@ -70,7 +72,7 @@ class Objective(nn.Module):
             return losses.dense_cross_entropy(output.float(), labels, **settings), output.new_zeros((), dtype=torch.float32)
         classes = self.model.classes()
         settings |= {"temperature": config.temperature, "distance": config.distance}
-        if config.loss == "exact" or (config.loss == "auto" and len(classes) <= losses.EXACT_UP_TO):
+        if losses.chosen(config.loss, len(classes)) == "exact":
             settings |= {"bias": self.bias, "class_weight": self.weight, "class_mask": batch.classes}
             loss = losses.exact_cross_entropy(output, labels, classes, **settings)
         else:

@@ -10,10 +10,10 @@ import numpy as np
 
 from cocolvis.errors import DataError
 from cocolvis.files import read_json, write_aside
-from cocolvis.images import decode_rgb, write_png
+from cocolvis.images import write_png
 from cocolvis.render import enlarge, overlay
 from ess.ahead import ahead
-from ess.inputs import Input, frames, video_facts
+from ess.inputs import Input, frames, read_picture, video_facts
 from ess.predict import Predictor
 
 FORMATS = ("png", "overlay", "rle")
@@ -166,9 +166,9 @@ def _decoded(inputs: Sequence[Input], faults: list[str]) -> Iterator[tuple[Input
 
     def decode(one: Input) -> tuple[Input, np.ndarray | str]:
         try:
-            return one, decode_rgb(one.path.read_bytes())
-        except (OSError, ValueError) as error:
-            return one, f"{one.path}: {getattr(error, 'strerror', None) or error}; expected a JPEG or PNG"
+            return one, read_picture(one.path)
+        except ValueError as error:
+            return one, f"{one.path}: {error}"
 
     for one, found in ahead(decode, inputs, _THREADS):
         if isinstance(found, str):

@@ -86,13 +86,14 @@ def make_optimizer(model: SegmentationModel, config: Config) -> torch.optim.Opti
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, config: Config, step: int, steps: int) -> None:
-    """The polynomial schedule: lr * (1 - step / steps) ** power, never below ``config.min_lr``.
+    """The polynomial schedule: lr * (1 - step / steps) ** power, never below ``config.min_lr``, or lr where that is less.
 
-    During the first ``config.warmup`` steps it is multiplied by (step + 1) / (warmup + 1).
+    So a learning rate of 0 stays 0. During the first ``config.warmup`` steps it is multiplied by (step + 1) / (warmup + 1).
     """
     rise = min(1.0, (step + 1) / (config.warmup + 1))
     for group in optimizer.param_groups:
-        group["lr"] = max(rise * group["base_lr"] * (1 - step / steps) ** group["power"], config.min_lr)
+        floor = min(config.min_lr, group["base_lr"])
+        group["lr"] = max(rise * group["base_lr"] * (1 - step / steps) ** group["power"], floor)
 
 
 def _below(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,6 +1,8 @@
 """The processes that train together, one a device, through accelerate: alone, or started by torchrun or `accelerate launch`."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -33,13 +35,14 @@ def join(config: Config, folder: Path) -> Accelerator:
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     AcceleratorState._reset_state(reset_partial_state=True)  # else the settings of an earlier run in this process win
-    team = Accelerator(
-        cpu=device.type == "cpu",
-        mixed_precision="no",  # the objective knows which part of it takes which precision
-        log_with=_trackers(config.track) or None,
-        project_dir=folder / "tensorboard",
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-    )
+    with _settings_of_accelerate_hidden():
+        team = Accelerator(
+            cpu=device.type == "cpu",
+            mixed_precision="no",  # the objective knows which part of it takes which precision
+            log_with=_trackers(config.track) or None,
+            project_dir=folder / "tensorboard",
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        )
     if config.precision == "fp16":
         team.scaler = torch.amp.GradScaler(team.device.type)
     return team
@@ -49,6 +52,19 @@ def synchronised(model: SegmentationModel, team: Accelerator) -> SegmentationMod
     """The model on the team's device, its BatchNorm over the images of all processes where there are several GPUs."""
     model = model.to(team.device)
     return convert_sync_batchnorm(model) if team.num_processes > 1 and team.device.type == "cuda" else model
+
+
+@contextmanager
+def _settings_of_accelerate_hidden() -> Iterator[None]:
+    """Without the variables ACCELERATE_*: they would scale gradients, change precisions or wrap models, and win over arguments.
+
+    Who belongs to a team is told by others, such as RANK and WORLD_SIZE.
+    """
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("ACCELERATE_")}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _trackers(names: str) -> list[str]:

@@ -2,10 +2,7 @@
 
 import logging
 import math
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,77 +13,85 @@ from cocolvis.dataset import Dataset
 from cocolvis.errors import DataError
 from ess import team as teams
 from ess.batches import Batch
-from ess.checkpoint import Run
-from ess.config import Config
+from ess.checkpoint import Checkpoint, Run
+from ess.config import MOST_STEPS, Config
 from ess.data import epoch_length, training_batches, training_split
 from ess.device import explain_out_of_memory
-from ess.evaluate import count, first, scores_of
+from ess.evaluate import check_readable, count, first, scores_of
 from ess.journal import Journal
-from ess.longtail import tail_of
+from ess.longtail import Tail, tail_of
 from ess.models import model_from_config
 from ess.objective import Objective
 from ess.predict import Predictor
 from ess.state import TrainingState, set_learning_rates
+from ess.stopping import Stop, stop_requests
 
 log = logging.getLogger("ess")
 
 
-def train(dataset: Dataset, folder: Path, config: Config, *, resume: bool = False) -> Run:
+def train(dataset: Dataset, folder: Path, config: Config, *, resume: bool = False, allow_other_data: bool = False) -> Run:
     """Train on the split "train" and leave a run in ``folder``; progress goes to the log and to trackers.
 
     With ``resume`` the newest checkpoint goes on with the same batches, augmentations and schedules; ``config`` is then that
-    of the run, or differs in what does not shape the model. Ctrl-C and SIGTERM end the step, write a checkpoint and raise
-    KeyboardInterrupt. A DataError when the loss is no longer finite, and for every fault of data or settings.
+    of the run, or differs in what does not shape the model, and ``dataset`` is that of the run, or ``allow_other_data``.
+    Ctrl-C and SIGTERM, however often it comes, end the step, write a checkpoint and raise KeyboardInterrupt; a second Ctrl-C
+    raises it at once. A DataError when the loss is no longer finite, and for every fault of data or settings.
 
     Several processes, as torchrun starts them, share each batch, and make the steps that one would make.
     """
+    run = Run.find(folder)
+    if run and not resume:
+        raise DataError(f"{folder}: already holds a run; continue it with --resume, or choose another --out")
     split = training_split(dataset, config)
     tail = tail_of(split, dataset.vocabulary, config)
-    steps = config.steps or config.epochs * (epoch_length(len(split), tail.repeats) // config.batch_size)
-    exists = (folder / "run.json").exists()
-    if exists and not resume:
-        raise DataError(f"{folder}: already holds a run; continue it with --resume, or choose another --out")
+    steps = _planned_steps(config, len(split), tail)
+    if config.eval_every is not None:
+        check_readable(dataset, "val")
     team = teams.join(config, folder)
     torch.manual_seed(config.seed)
-    weights = None if exists or config.weights == "none" else config.weights
+    weights = None if run or config.weights == "none" else config.weights
     model = teams.synchronised(model_from_config(config, len(dataset.vocabulary), weights=weights), team)
     objective = Objective(model, config, tail).to(team.device)
     state = TrainingState(model, config)
-    run, start = _begin(team, folder, dataset, config, state, exists)
+    if run:
+        begun = _resumed(team, run, dataset, config, state, steps, allow_other_data)
+    else:
+        run, begun = _new(team, folder, dataset, config, state, resume)
+    start = begun.step
     wrapped, optimizer = team.prepare(objective.train(), state.optimizer)
 
     share = (team.process_index, team.num_processes)
     advice = f"try a --batch-size below {config.batch_size}, a --crop below {config.crop}, or --accumulate"
-    scores = None
     with (
+        stop_requests(team) as stop,
         Journal(team, folder, config, start, steps) as journal,
-        stop_requests() as stop,
+        closing(training_batches(split, config, steps, start, tail, share)) as batches,
         explain_out_of_memory(advice),
     ):
-        for step, windows in enumerate(training_batches(split, config, steps, start, tail, share), start):
+        if start and begun.scores is None and _evaluates(config, start, steps):
+            _evaluate(team, run, start, state, dataset, journal, stop)
+            objective.train()
+        for step, windows in enumerate(batches, start):
             set_learning_rates(state.optimizer, config, step, steps)
             seed_step(config.seed, step, team.process_index)
             loss = optimise(team, wrapped, optimizer, windows.crops(config.crop, team.device), config.accumulate)
             state.after_step()
 
             done, lr = step + 1, state.optimizer.param_groups[1]["lr"]
-            value, stopping = team.reduce(torch.stack([loss, loss.new_tensor(stop.is_set())]), "mean").tolist()
+            value, stopping = team.reduce(torch.stack([loss, loss.new_tensor(stop.requested)]), "mean").tolist()
             if not math.isfinite(value):
                 ids = team.gather(windows.ids.to(team.device)).tolist()
                 raise DataError(f"loss is {value} at step {done}, lr {lr:.3g}, images {ids}; try a smaller --lr")
             journal.step(done, value, lr)
 
-            evaluating = config.eval_every is not None and (done % config.eval_every == 0 or done == steps)
-            if evaluating:
-                predictor = Predictor(state.result.eval(), dataset.vocabulary, team.device)
-                scores = _evaluate(team, predictor, dataset, config.eval_limit)
-                journal.evaluation(done, scores)
-                journal.pictures(done, predictor, dataset)
-                objective.train()
+            evaluating = _evaluates(config, done, steps)
             if evaluating or done % config.save_every == 0 or done == steps or stopping:
-                _save(team, run, done, state, scores if evaluating else None)
-            if stopping and done < steps:
+                _save(team, run, done, state)
+            if stopping and (evaluating or done < steps):
                 raise KeyboardInterrupt
+            if evaluating:
+                _evaluate(team, run, done, state, dataset, journal, stop)
+                objective.train()
         journal.classes(steps, Predictor(state.result.eval(), dataset.vocabulary, team.device))
     return run
 
@@ -118,58 +123,80 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(int(np.random.default_rng([seed, step, rank]).integers(2**63)))
 
 
-def _begin(
-    team: Accelerator, folder: Path, dataset: Dataset, config: Config, state: TrainingState, exists: bool
-) -> tuple[Run, int]:
-    """The run, and the steps already done: of a new one 0, else its newest checkpoint is loaded."""
+def _planned_steps(config: Config, images: int, tail: Tail) -> int:
+    """The steps of the whole training; a DataError where the epochs make more than a checkpoint's name has room for."""
+    steps = config.steps or config.epochs * (epoch_length(images, tail.repeats) // config.batch_size)
+    if steps > MOST_STEPS:
+        raise DataError(f"{config.epochs} epochs are {steps} steps; expected up to {MOST_STEPS}")
+    return steps
+
+
+def _new(
+    team: Accelerator, folder: Path, dataset: Dataset, config: Config, state: TrainingState, resume: bool
+) -> tuple[Run, Checkpoint]:
+    """A run that begins, and its untrained checkpoint."""
+    if resume:
+        log.info("%s: holds no run to resume; a new one begins", folder)
+    run = Run(folder, config, dataset.vocabulary, dataset.index["digest"])
     team.wait_for_everyone()  # until all have looked whether there is one
-    if not exists:
-        run = Run(folder, config, dataset.vocabulary)
-        if team.is_main_process:
-            run.begin(state.result, state.tensors())
-        return run, 0
-    run = Run.open(folder)
+    if team.is_main_process:
+        run.begin(state.result, state.tensors())
+    return run, Checkpoint(folder, 0, None)
+
+
+def _resumed(
+    team: Accelerator, run: Run, dataset: Dataset, config: Config, state: TrainingState, steps: int, allow_other_data: bool
+) -> Checkpoint:
+    """The newest checkpoint of a run, loaded; the run is left as it is when it cannot go on like this."""
     if run.vocabulary.digest != dataset.vocabulary.digest:
-        raise DataError(f"{folder}: was trained with another vocabulary than that of {dataset.folder}")
+        raise DataError(f"{run.folder}: was trained with another vocabulary than that of {dataset.folder}")
     run.change(config)
-    checkpoint = run.load(state.result)
-    state.load(checkpoint.training(), team.scaler)
+    begun = run.load(state.result)
+    if begun.step > steps:
+        length = f"--steps {steps}" if config.steps else f"--epochs {config.epochs}, which are {steps} steps,"
+        raise DataError(
+            f"{run.folder}: has done {begun.step} steps already; {length} would be less: give more, or use another --out"
+        )
+    run.change_data(dataset.index["digest"], begun.step, allowed=allow_other_data)
+    state.load(begun.training(), team.scaler)
+    team.wait_for_everyone()  # until all have read it
     if team.is_main_process:
         run.write()
-        log.info("resumed %s at step %d", folder, checkpoint.step)
-    return run, checkpoint.step
+    log.info("resumed %s at step %d", run.folder, begun.step)
+    return begun
 
 
-def _evaluate(team: Accelerator, predictor: Predictor, dataset: Dataset, limit: int | None) -> dict:
-    """The scores on the split "val" or its first images, which the processes share."""
+def _evaluates(config: Config, done: int, steps: int) -> bool:
+    """Whether so many steps of all are followed by an evaluation."""
+    return config.eval_every is not None and (done % config.eval_every == 0 or done == steps)
+
+
+def _evaluate(
+    team: Accelerator, run: Run, step: int, state: TrainingState, dataset: Dataset, journal: Journal, stop: Stop
+) -> None:
+    """Evaluate what checkpoint ``step`` holds and add its scores; once a stop is requested, KeyboardInterrupt instead."""
+    predictor = Predictor(state.result.eval(), dataset.vocabulary, team.device)
+    scores = _scores(team, predictor, dataset, run.config.eval_limit, stop)
+    if team.is_main_process:
+        run.score(step, scores)
+    journal.evaluation(step, scores)
+    journal.pictures(step, predictor, dataset)
+
+
+def _scores(team: Accelerator, predictor: Predictor, dataset: Dataset, limit: int | None, stop: Stop) -> dict:
+    """The scores on the split "val" or its first images, which the processes share; they ask for a stop after each image."""
     images = first(dataset, "val", limit)
-    confusion = count(predictor, dataset, indices=images[team.process_index :: team.num_processes])
-    confusion.matrix = team.reduce(confusion.matrix.to(team.device), "sum").cpu()
+    own, most = images[team.process_index :: team.num_processes], len(images[:: team.num_processes])
+    confusion = count(predictor, dataset, indices=own, progress=lambda *_: stop.check())
+    if len(own) < most:
+        stop.check()
+    confusion.pixels = team.reduce(confusion.pixels.to(team.device), "sum").cpu()
     confusion.images = len(images)
     return scores_of(confusion, dataset)
 
 
-def _save(team: Accelerator, run: Run, step: int, state: TrainingState, scores: dict | None) -> None:
+def _save(team: Accelerator, run: Run, step: int, state: TrainingState) -> None:
+    """Write a checkpoint. Nobody goes on before: launchers end all processes when the first one ends."""
     if team.is_main_process:
-        run.save(step, state.result, state.tensors(team.scaler), scores)
-
-
-@contextmanager
-def stop_requests() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets; the second Ctrl-C interrupts at once."""
-    stop = threading.Event()
-
-    def request(number, frame) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        run.save(step, state.result, state.tensors(team.scaler))
+    team.wait_for_everyone()

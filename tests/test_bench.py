@@ -34,6 +34,7 @@ def test_labels_lie_in_blocks_and_some_are_ignored():
     assert labels.shape == (2, 70, 640) and labels.dtype == torch.int16
     assert labels.unique().tolist() == [-1, 0, 1, 2, 3, 4]
     assert (labels[:, :, 1:] != labels[:, :, :-1]).float().mean() < 0.04
+    assert 2**15 < label_blocks(2, 640, 640, 60_000).max() < 60_000
 
 
 @pytest.mark.parametrize("contestant", ["ours", "network"])

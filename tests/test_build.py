@@ -159,7 +159,7 @@ def test_a_dead_worker_is_told_in_one_line(tree, tmp_path, monkeypatch):
         build(tree.sources(), tmp_path / "data", BuildOptions(), workers=2)
 
 
-def die(task, shard):
+def die(task, shard, lease):
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -1,31 +1,24 @@
-"""Disks that stumble, folders that are not mounted, splits that lost their pictures, and reports without end."""
+"""Disks that stumble, folders that are not mounted, and splits that lost their pictures."""
 
 import ast
 import errno
-import json
 import os
 import shutil
 import sys
-import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import zips
-from click.testing import CliRunner
-from import_trees import make_picture, write_labels
+from disks import SHARDS, Disk, emptied, of_number, run, stamps
 from trees import box, faults, five_images
 from victims import contents, kept
 
-from cli.cocolvis import main
-from cocolvis import archives, oracle, reading, report
+from cocolvis import archives, losses, reading
 from cocolvis.annotations import Fault
-from cocolvis.archives import Place
 from cocolvis.build import build
 from cocolvis.dataset import Dataset
 from cocolvis.errors import DataError
 from cocolvis.plan import BuildOptions
-from cocolvis.verify import verify
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -40,38 +33,8 @@ def at_once(monkeypatch):
     monkeypatch.setattr(reading, "_worn_out", False)
 
 
-def run(*arguments, code=0):
-    """What a command says, in this process; of one that fails, its one line."""
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    assert result.exception is None or isinstance(result.exception, SystemExit)
-    lines = [line for line in result.output.splitlines() if line.startswith("Error: ")]
-    assert len(lines) == (code == 1) and (code == 0 or result.output.splitlines()[-1] == lines[0]), result.output
-    return lines[0] if lines else result.output
-
-
 def command(tree, *options):
     return ["build", "--coco", tree.coco, "--lvis", tree.lvis, "--out", tree.root / "data", "--workers", 1, *options]
-
-
-class Disk:
-    """Reading the file whose name ends so raises this, ``times`` times."""
-
-    def __init__(self, monkeypatch, ending, error, times=10**9):
-        self.calls, whole = 0, Place._whole
-
-        def read(place):
-            if place.path.endswith(ending):
-                self.calls += 1
-                if self.calls <= times:
-                    raise error
-            return whole(place)
-
-        monkeypatch.setattr(Place, "_whole", read)
-
-
-def of_number(name):
-    return OSError(getattr(errno, name), os.strerror(getattr(errno, name)))
 
 
 def test_what_is_not_about_one_file_ends_a_build_that_can_be_resumed(tree, monkeypatch):
@@ -131,17 +94,16 @@ def test_nobody_waits_again_before_something_could_be_read(tree, monkeypatch):
 def test_a_folder_that_nobody_may_search_is_not_about_one_file(tree, monkeypatch):
     Disk(monkeypatch, "3.jpg", of_number("EACCES"))
 
-    def denied(path):
-        raise of_number("EACCES")
+    lstat = os.lstat
+
+    def denied(path, **how):
+        if str(path).endswith("3.jpg"):
+            raise of_number("EACCES")
+        return lstat(path, **how)
 
     monkeypatch.setattr(reading.os, "lstat", denied)
     with pytest.raises(DataError, match=r"3\.jpg: cannot be read: its folder cannot be searched: Permission denied; finished"):
         five_images(tree).build()
-
-
-def emptied(folder):
-    shutil.rmtree(folder)
-    folder.mkdir()
 
 
 @pytest.mark.parametrize(("harm", "said"), [(shutil.rmtree, "does not exist"), (emptied, "is empty")])
@@ -213,16 +175,16 @@ def lost(images, missing, kind="missing image"):
     [(100, 9, True), (100, 10, False), (1000, 10, True), (999, 10, False), (5000, 50, True), (5000, 51, False), (9, 9, False)],
 )
 def test_how_much_a_split_may_lose(images, missing, fine):
-    for kind in report.LOST:
+    for kind in losses.LOST:
         half = images // 2
         shards = {"train-0": half, "train-1": images - half, "val-0": 10**6}
         reports = {"train-0": lost(half, missing // 2, kind), "train-1": lost(images - half, missing - missing // 2, kind)}
-        found = report.losses(shards, reports | {"val-0": lost(10**6, 0)}, {})
+        found = losses.losses(shards, reports | {"val-0": lost(10**6, 0)}, {})
         assert (found == []) == fine
         if not fine and missing >= 10:
             assert found[0].startswith(f"split train lost {missing} of {images} images to missing or unreadable files: image 0")
     other = lost(images, missing, "wrong image size")
-    assert report.losses({"train-0": images}, {"train-0": other}, {}) == (
+    assert losses.losses({"train-0": images}, {"train-0": other}, {}) == (
         [f"split train keeps none of its {images} images"] if images == missing else []
     )
 
@@ -244,13 +206,6 @@ def many(tree, count=12, gone=range(2, 12)):
 def remounted(tree):
     for path in (tree.root / "aside").iterdir():
         path.rename(tree.coco / "train2017" / path.name)
-
-
-def stamps(out):
-    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in sorted((out / "shards").iterdir())}
-
-
-SHARDS = ("--shard-size", 3)
 
 
 def test_a_split_that_lost_its_pictures_is_refused_until_that_is_allowed(tree):
@@ -320,208 +275,3 @@ def test_a_split_that_keeps_nothing_is_refused_unless_nothing_was_asked_of_it(tr
     with pytest.raises(DataError, match="split val keeps none of its 2 images; finished"):
         tree.build()
     assert tree.build(images="none", limit=0).splits == {"train": 0, "val": 0}
-
-
-class Folder:
-    """A data set of one's own with 12 images a split; ``harm`` and ``mend`` are of ten of train."""
-
-    def __init__(self, root, picture=".png"):
-        self.src, self.out, self.aside = root / "mine", root / "data", root / "aside"
-        for number in range(24):
-            split, labels = ("train", "val")[number // 12], np.full((6, 7 + number), 1 + number % 2, "u1")
-            make_picture(self.src / f"images/{split}/deep/{number:02d}{picture}", labels.shape, 3)
-            write_labels(self.src / f"masks/{split}/deep/{number:02d}.png", labels)
-        (self.src / "classes.txt").write_text("sky\nhill\n")
-
-    def command(self, *options):
-        return ["import", "folder", self.src, "--out", self.out, "--workers", 1, *SHARDS, *options]
-
-    def chosen(self, kind):
-        return sorted((self.src / kind / "train/deep").iterdir())[1:11]
-
-    def harm(self, kind, how):
-        shutil.copytree(self.src / kind, self.aside)
-        for path in self.chosen(kind):
-            path.unlink() if how == "gone" else path.write_bytes(path.read_bytes()[: -20 if how == "truncated" else -30])
-
-    def mend(self, kind):
-        shutil.rmtree(self.src / kind)
-        self.aside.rename(self.src / kind)
-
-
-@pytest.mark.parametrize("how", ["gone", "truncated"])
-@pytest.mark.parametrize("kind", ["images", "masks"])
-def test_an_import_that_lost_files_is_refused_allowed_or_mended(tmp_path, kind, how):
-    made = Folder(tmp_path)
-    run(*made.command())
-    whole = contents(made.out)
-    shutil.rmtree(made.out)
-    made.harm(kind, how)
-    line = run(*made.command(), code=1)
-    assert "split train lost 10 of 12 images to missing or unreadable files: image 2: " in line
-    before = stamps(made.out)
-    shutil.copytree(made.out, tmp_path / "kept", copy_function=os.link)
-    run(*made.command("--resume", "--allow-missing"))
-    assert stamps(made.out) == before and Dataset.open(made.out).splits == {"train": 2, "val": 12}
-    shutil.rmtree(made.out)
-    (tmp_path / "kept").rename(made.out)
-    made.mend(kind)
-    run(*made.command("--resume"))
-    assert contents(made.out) == whole
-    assert {name for name, stamp in stamps(made.out).items() if before[name] == stamp} == {
-        f"val-{number:05d}.h5" for number in range(4)
-    }
-
-
-def test_files_of_an_import_that_vanish_after_it_began_make_no_other_import(tmp_path):
-    made = Folder(tmp_path)
-
-    def stop(*_):
-        made.harm("images", "gone")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cocolvis.importers.plan.ImportPlan.warm_up", stop)
-        assert "lost 10 of 12" in run(*made.command(), code=1)
-    before = stamps(made.out)
-    run(*made.command("--resume", "--allow-missing"))
-    assert stamps(made.out) == before
-
-
-def test_an_import_of_other_files_is_still_another_one(tmp_path):
-    made = Folder(tmp_path)
-    made.harm("images", "gone")
-    run(*made.command(), code=1)
-    make_picture(made.src / "images/val/deep/13.png", (30, 30), 4)
-    assert "was begun with other inputs or options" in run(*made.command("--resume"), code=1)
-
-
-def test_folders_of_an_import_that_are_not_mounted_are_not_about_one_file(tmp_path):
-    made = Folder(tmp_path)
-    emptied(made.src / "masks/train")
-    assert f"the folder {made.src}/masks/train is empty; is its disk mounted?" in run(*made.command(), code=1)
-    made = Folder(tmp_path / "other")
-    shutil.rmtree(made.src / "images/train/deep")  # a folder below that of all pictures
-    make_picture(made.src / "images/train/99.png", (6, 7), 0)
-    assert "split train lost 13 of 13 images" in run(*made.command(), code=1)
-
-
-def test_equal_imports_of_broken_files_are_equal_and_name_no_objects(tmp_path):
-    made = Folder(tmp_path)
-    broken = [path for kind in ("images", "masks") for path in sorted((made.src / kind / "train/deep").iterdir())]
-    for number, path in enumerate(broken):
-        content = path.read_bytes()
-        at = content.index(b"IDAT") - 4 if number % 3 else content.index(b"IDAT") + 8
-        path.write_bytes(content[:at] + bytes([number] * (3 + number)) + content[at + 3 + number :])
-    run(*made.command("--allow-missing"))
-    first = contents(made.out)
-    run(*made.command("--overwrite", "--allow-missing"))
-    assert contents(made.out) == first
-    reasons = [fault["reason"] for fault in Dataset.open(made.out).faults()]
-    assert len(reasons) >= 10 and not any("<" in reason or "0x" in reason for reason in reasons), reasons
-
-
-def crowded(tree, count=1100):
-    """Five images, one with so many malformed annotations, and one other fault."""
-    five_images(tree)
-    for _ in range(count):
-        tree.thing(1, 5, [[1, 2, 3]])
-    tree.thing(2, 2000, box(0, 0, 8, 8))
-    return tree.build()
-
-
-def test_a_report_stays_readable_and_is_whole_beside_it(tree):
-    data = crowded(tree)
-    recorded = data.index["report"]
-    assert recorded["counts"] == {"malformed annotation": 1100, "unknown category": 1} and len(recorded["faults"]) == 1001
-    lines = (data.folder / "faults.jsonl").read_text().splitlines()
-    everything = [json.loads(line) for line in lines]
-    assert len(lines) == 1101 and list(data.faults()) == everything
-    assert [f for f in everything if f in recorded["faults"]] == recorded["faults"]
-    assert verify(data) == [] and oracle.check(data, tree.coco, tree.lvis).skipped == 1101
-    assert oracle.check(data, tree.coco, tree.lvis).faults() == []
-    assert len(json.loads(run("info", data.folder, "--json"))["report"]["faults"]) == 1101
-    assert f"... and 1097 more, listed in {data.folder / 'faults.jsonl'}" in run("info", data.folder)
-    first = contents(data.folder)
-    tree.build()
-    assert contents(data.folder) == first
-    for content in tree.json.values():
-        content["annotations"] = []
-    tree.build()
-    assert sorted(contents(data.folder)) == ["dataset.json", "shards/train-00000.h5"]
-
-
-HARMS = {
-    "absent": (lambda path: path.unlink(), "does not exist"),
-    "a folder": (lambda path: (path.unlink(), path.mkdir()), "is a folder, a pipe or a device"),
-    "a pipe": (lambda path: (path.unlink(), os.mkfifo(path)), "is a folder, a pipe or a device"),
-    "changed": (lambda path: path.write_bytes(path.read_bytes()[:-3] + b"?}\n"), "has SHA-256 "),
-    "short": (lambda path: path.write_bytes(b""), "has 0 bytes, dataset.json says "),
-}
-
-
-def test_a_list_of_faults_that_is_not_as_recorded_is_told_in_one_line(tree):
-    path = crowded(tree).folder / "faults.jsonl"
-    content = path.read_bytes()
-    for harm, said in HARMS.values():
-        harm(path)
-        data = Dataset.open(path.parent)
-        assert [fault for fault in verify(data) if said in fault and str(path) in fault]
-        with pytest.raises(DataError, match=said):
-            list(data.faults())
-        run("info", path.parent)
-        path.unlink(missing_ok=True) if not path.is_dir() else path.rmdir()
-        path.write_bytes(content)
-
-
-LINES = {
-    "no JSON": (b"{\n", "line 1 is no fault"),
-    "no object": (b"5\n", "line 1 is no fault"),
-    "no reason": (b'{"kind": "a"}\n', "line 1 is no fault"),
-    "deep": (b"[" * 60000 + b"\n", "line 1 is no fault"),
-    "no UTF-8": (b'{"kind": "\xff"}\n', "line 1 is no fault"),
-    "no end": (b"{}", "line 1 has no end"),
-    "endless": (b" " * 2**17 + b"\n", "line 1 has no end"),
-    "another number": (b'{"kind":"a","source":"b","image_id":1,"annotation_id":null,"reason":"c"}\n', "holds 1 faults"),
-}
-
-
-@pytest.mark.parametrize("name", LINES)
-def test_a_list_of_faults_may_come_from_anywhere(tmp_path, name):
-    content, said = LINES[name]
-    (tmp_path / "faults.jsonl").write_bytes(content)
-    recorded = {"bytes": len(content), "sha256": reading_digest(tmp_path / "faults.jsonl")}
-    with pytest.raises(DataError, match=said) as raised:
-        list(report.read(tmp_path, {"counts": {"a": 2}, "faults": [], "file": recorded}))
-    assert len(str(raised.value).splitlines()) == 1 and len(str(raised.value)) < 1000
-
-
-def reading_digest(path):
-    from cocolvis.files import sha256
-
-    return sha256(path)
-
-
-def test_a_list_of_faults_of_a_terabyte_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "check", lambda folder, recorded: None)
-    with (tmp_path / "faults.jsonl").open("wb") as file:
-        file.truncate(2**40)
-    with pytest.raises(DataError, match="has 1099511627776 bytes; at most"):
-        list(report.read(tmp_path, {"counts": {}, "faults": [], "file": {"bytes": 2**40, "sha256": "0" * 64}}))
-
-
-def test_a_reason_is_one_printable_line_of_bounded_length():
-    fault = Fault("malformed annotation", "lvis", 1, 2, "a\x1b[2J" + "b" * 10**6 + "\nc")
-    assert fault.reason.isprintable() and len(fault.reason) == 300
-    assert Fault(*fault) == fault and fault._replace(reason="x" * 999).kind == fault.kind
-
-
-def test_a_damaged_zip_is_told_in_words(tmp_path):
-    path = tmp_path / "a.zip"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("a.json", b"[" * 1000)
-    content = bytearray(path.read_bytes())
-    content[40] ^= 255
-    path.write_bytes(content)
-    archives.members.cache_clear()
-    with pytest.raises(DataError, match=r"a\.zip: a\.json: cannot be read: its bytes are damaged$"):
-        archives.members(path)["a.json"].map()

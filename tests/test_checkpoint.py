@@ -50,7 +50,9 @@ def test_the_newest_and_the_best_checkpoint_are_kept(run, tmp_path):
     kept = Run(tmp_path, dataclasses.replace(run.config, keep=3), run.vocabulary)
     for step, miou in enumerate([None, 0.1, 0.4, 0.2, 0.4, 0.3, None, 0.1, 0.0, None]):
         model.class_embeddings.data.fill_(step)
-        kept.save(step, model, {"rng/cpu": torch.get_rng_state()}, None if miou is None else {"miou": miou})
+        kept.save(step, model, {"rng/cpu": torch.get_rng_state()})
+        if miou is not None:
+            kept.score(step, {"miou": miou})
     assert [folder.name[-2:] for folder in kept.checkpoints()] == ["02", "07", "08", "09"]
     for which, step in (("newest", 9), ("best", 2)):
         assert kept.load(model, which).step == step

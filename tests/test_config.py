@@ -1,5 +1,8 @@
 """Settings: precedence, refusals, presets."""
 
+import math
+from typing import get_args, get_type_hints
+
 import pytest
 
 from cocolvis.errors import DataError
@@ -37,14 +40,71 @@ def test_unknown_key_is_refused_with_a_suggestion(tmp_path):
         ({"loss": "softmax"}, r"loss is 'softmax'; expected \('knn', 'exact', 'auto', 'dense'\)"),
         ({"steps": 5}, "exactly one"),
         ({"batch_size": 0}, "batch_size is 0; expected 1 or more"),
-        ({"temperature": 0.0}, "positive temperature"),
+        ({"temperature": 0.0}, "temperature is 0.0; expected more than 0, at most 1000000"),
         ({"scale_min": 3.0}, "scale_min <= scale_max"),
         ({"lr": -1.0}, "lr is -1.0; expected 0 or more"),
+        ({"query_stride": 4.0}, r"query_stride is 4.0; expected \(1, 2, 4, 8, 16\)"),
+        ({"repeat_threshold": 1.5}, "repeat_threshold is 1.5; expected 0 or more, at most 1"),
+        ({"crop": 10**6}, "crop is 1000000; expected 1 or more, at most 16384"),
+        ({"workers": 10**5}, "workers is 100000; expected 0 or more, at most 1024"),
     ],
 )
 def test_wrong_values_are_refused(settings, message):
     with pytest.raises(DataError, match=message):
         Config(**settings)
+
+
+NUMBERS = {name: kind for name, kind in get_type_hints(Config).items() if {int, float} & {kind, *get_args(kind)}}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize(
+    "value",
+    [math.nan, math.inf, -math.inf, -1, 10**12, 10**5000, -1e-9],
+    ids=["nan", "inf", "-inf", "-1", "1e12", "1e5000", "-1e-9"],
+)
+def test_a_number_that_makes_no_sense_is_one_line(name, value):
+    whole = float not in (NUMBERS[name], *get_args(NUMBERS[name]))
+    if value == 10**12 and name == "seed":
+        return
+    with pytest.raises(DataError, match=rf"setting {name} is .*; expected (\d+ or more|more than 0|int)") as caught:
+        Config(**{"epochs": None, name: value} if name == "steps" else {name: value})
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
+    assert whole or "expected int" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["momentum", "embedding_momentum", "ema", "dropout"])
+def test_what_must_be_less_than_one(name):
+    with pytest.raises(DataError, match=f"setting {name} is 1.0; expected 0 or more, less than 1"):
+        Config(**{name: 1.0})
+    assert getattr(Config(**{name: 0.999}), name) == 0.999
+
+
+@pytest.mark.parametrize("value", ["", "a\0b", "a\nb", "a\udcff"])
+def test_text_that_cannot_be_printed_is_refused(value):
+    with pytest.raises(DataError, match=r"setting weights is .*; expected text in one line"):
+        Config(weights=value)
+
+
+def test_settings_go_through_their_file(tmp_path):
+    config = Config(weights='/päth/\U0001f600 "x"\\', lr=1e-5, seed=2**63 - 1)
+    (tmp_path / "settings.toml").write_text(config.to_toml(), encoding="utf-8")
+    assert load(None, tmp_path / "settings.toml") == config
+
+
+@pytest.mark.parametrize("line", ["lr = nan", "lr = inf", "lr = 1979-05-27", "k = [1]", "seed = 0x" + "f" * 5000, "k = true"])
+def test_any_toml_value_that_is_wrong_is_one_line(tmp_path, line):
+    (tmp_path / "settings.toml").write_text(line)
+    with pytest.raises(DataError, match=r"setting (lr|k|seed) is .*; expected"):
+        load(None, tmp_path / "settings.toml")
+
+
+@pytest.mark.parametrize("text", ["k = " + "9" * 5000, "k = " + "[" * 100_000, "k = '\xff'"])
+def test_toml_that_python_cannot_read_is_one_line(tmp_path, text):
+    (tmp_path / "settings.toml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match="cannot be read as TOML") as caught:
+        load(None, tmp_path / "settings.toml")
+    assert "\n" not in str(caught.value)
 
 
 def test_integers_are_welcome_where_floats_are_expected():
@@ -56,7 +116,7 @@ def test_malformed_toml_is_one_line(tmp_path):
     file.write_text("k = ")
     with pytest.raises(DataError, match="cannot be read as TOML"):
         load(None, file)
-    with pytest.raises(DataError, match="cannot be read as TOML"):
+    with pytest.raises(DataError, match=r"absent\.toml: does not exist"):
         load(None, tmp_path / "absent.toml")
 
 

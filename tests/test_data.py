@@ -1,13 +1,14 @@
 """Training batches: reproducible, independent of the loader's processes, complete."""
 
-import multiprocessing
 import pickle
 
 import numpy as np
 import pytest
 import torch
 
+from cocolvis.dataset import Dataset, Split
 from cocolvis.errors import DataError
+from cocolvis.vocabulary import Vocabulary
 from ess.batches import AHEAD
 from ess.config import Config
 from ess.data import StepBatches, TrainingImages, to_class_ids, to_labels, training_batches, training_split
@@ -78,14 +79,6 @@ def test_what_lies_outside_a_picture_is_ignored(dataset):
             assert (labels.flip(1) if place.mirrored else labels)[outside].eq(-1).all()
 
 
-@pytest.mark.parametrize("method", [m for m in ("fork", "spawn") if m in multiprocessing.get_all_start_methods()])
-def test_processes_and_their_start_method_change_nothing(dataset, method):
-    alone = batches(dataset, steps=14)  # so many that memory is used again
-    together = batches(dataset, steps=14, workers=2, start_method=method)
-    for one, other in zip(alone, together, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
-
-
 def test_memory_is_handed_over_once(dataset):
     images = TrainingImages(training_split(dataset, config()), config())
     parcels = [images.__getitems__([(0, 0), (1, 1)]) for _ in range(AHEAD + 5)]
@@ -109,6 +102,23 @@ def test_what_a_process_holds_does_not_grow_with_the_data_set(dataset, monkeypat
     assert len(pickle.dumps(TrainingImages(split, config()))) == fresh < 3000
 
 
+def test_labels_of_more_classes_than_an_int16_holds():
+    mask = np.array([[0, 1, 2**15, 2**15 + 1, 2**16 - 1]], np.uint16)
+    assert to_labels(mask).dtype == np.int32 and to_labels(mask).tolist() == [[-1, 0, 2**15 - 1, 2**15, 2**16 - 2]]
+    assert to_labels(mask[:, :3]).dtype == np.int16 and to_labels(mask[:, :3]).tolist() == [[-1, 0, 2**15 - 1]]
+    assert np.array_equal(to_class_ids(to_labels(mask)), mask) and to_labels(mask[:, :0]).shape == (1, 0)
+
+
+def test_what_cannot_teach_anything_is_refused(dataset, monkeypatch):
+    single = Dataset(dataset.folder, dataset.index)
+    single.vocabulary = Vocabulary([dataset.vocabulary[1]])
+    with pytest.raises(DataError, match="has 1 class, and every pixel would be of it; training takes 2 or more"):
+        training_split(single, config())
+    monkeypatch.setattr(Split, "present", lambda split: 3 * (np.zeros(0, np.int64),))
+    with pytest.raises(DataError, match="in split train no pixel has a class"):
+        training_split(dataset, config())
+
+
 def test_a_batch_larger_than_the_split_is_refused(dataset):
     count = dataset.splits["train"]
     with pytest.raises(DataError, match=f"has {count} images, a batch takes 5000; choose --batch-size {count} or less"):
@@ -117,10 +127,10 @@ def test_a_batch_larger_than_the_split_is_refused(dataset):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_picture_is_one_line_from_any_process(dataset, monkeypatch, workers):
-    def broken(content):
+    def broken(content, expected):
         raise ValueError("the picture cannot be decoded")
 
-    monkeypatch.setattr("cocolvis.shards.decode_rgb", broken)
+    monkeypatch.setattr("cocolvis.images.decode_rgb", broken)
     with pytest.raises(DataError, match=r"^image \d+ \(\w+2017/\d+\.jpg\): the picture cannot be decoded$"):
         batches(dataset, workers=workers, start_method="fork" if workers else None)
 

@@ -25,6 +25,7 @@ from click.testing import CliRunner
 
 from cli.cocolvis import main
 from cocolvis import download as module
+from cocolvis import zip_directory
 from cocolvis.download import FILES, Record, Remote, download, plan
 from cocolvis.errors import DataError
 from cocolvis.transfer import Patience
@@ -58,7 +59,8 @@ class Site:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
-                site.asked.append(SimpleNamespace(path=self.path, range=self.headers["Range"], valid=self.headers["If-Range"]))
+                asked = {"range": self.headers["Range"], "valid": self.headers["If-Range"]}
+                site.asked.append(SimpleNamespace(path=self.path, **asked, encoding=self.headers["Accept-Encoding"]))
                 answer = site.script.pop(0) if site.script else site.serve
                 with suppress(ConnectionError):  # the client was killed
                     answer(self)
@@ -267,7 +269,7 @@ def test_a_wrong_content_range_starts_over(site, stuff, span):
     lines = []
     stuff(note=lines.append)
     assert whole(stuff) and site.ranges == ["bytes=1000-", None]
-    assert "answers 206 with a range that does not fit; the part was dropped" in lines[0]
+    assert "answers 206 with a range that does not fit; asking for the whole file" in lines[0]
 
 
 def test_a_range_that_nobody_asked_for(site, stuff):
@@ -395,7 +397,9 @@ def test_a_length_that_is_too_large_is_given_up(site, stuff):
 
 def test_a_length_that_is_too_small_gives_no_archive(site, stuff):
     site.script = [lambda handler: site.serve(handler, length=SIZE - 9)]
-    assert f"{SIZE - 9:,} bytes came that are no zip archive; it was removed" in message(stuff)
+    text = message(stuff)
+    assert f"{SIZE - 9:,} bytes came that are no zip archive: it has no central directory at its end" in text
+    assert "it was removed" in text
     assert not list(stuff.target.parent.iterdir()) and not (stuff.target.parents[1] / "downloads.json").exists()
 
 
@@ -439,8 +443,165 @@ def test_an_answer_of_unknown_length(site, stuff, tmp_path):
     download(tmp_path, ["val2017"], site.url, patience=QUICK)
     assert (tmp_path / "coco/val2017.zip").read_bytes() == content and site.ranges[-1] == "bytes=9000-"
     site.script = [chunked(site, CONTENT["lvis-val"] + b"more")]
-    assert "it was removed" in message(download, tmp_path, ["lvis-val"], site.url, patience=QUICK)
+    assert "sends more than the" in message(download, tmp_path, ["lvis-val"], site.url, patience=QUICK)
     assert not list((tmp_path / "lvis").iterdir())
+
+
+def raw(site, *blocks, status=200, **headers):
+    """An answer whose body ends where the connection does."""
+
+    def answer(handler):
+        site.headers(handler, status, **headers)
+        for block in blocks:
+            handler.wfile.write(block)
+
+    return answer
+
+
+def endless(site, start=b"", size=2**24):
+    """Answers in 5 ways that go on for ``size`` bytes behind ``start``."""
+    block, last = bytes(2**16), SIZE - 1
+    blocks = [start, *[block] * (size // len(block))]
+    span = f"bytes 1000-{last}/{SIZE}"
+    yield "chunked", chunked(site, start + bytes(size))
+    yield "no length", raw(site, *blocks)
+    yield "a range, no length", raw(site, STUFF[1000:], *blocks, status=206, Content_Range=span)
+    yield "a range, too long", raw(site, STUFF[1000:], *blocks, status=206, Content_Range=span, Content_Length=size)
+
+
+@pytest.mark.parametrize("way", range(4))
+def test_no_more_is_written_than_the_file_has_and_the_good_part_stays(site, stuff, way, monkeypatch):
+    begun(site, stuff)
+    sizes, copy = [], module.fetch.__globals__["_copy"]
+
+    def watched(*arguments):
+        try:
+            copy(*arguments)
+        finally:
+            sizes.append(stuff.part.stat().st_size)
+
+    monkeypatch.setitem(module.fetch.__globals__, "_copy", watched)
+    site.script = [list(endless(site, b"PK\3\4"))[way][1]]
+    text = message(stuff)
+    most = 2 * 40_000 + 2**20 if way < 2 else SIZE
+    assert f"sends more than the {most:,} bytes of the file; name another server" in text and sizes == [most]
+    assert stuff.part.read_bytes() == STUFF[:1000] and {p.name for p in stuff.part.parent.iterdir()} == {
+        stuff.part.name,
+        stuff.mark.name,
+    }
+    stuff()
+    assert whole(stuff) and site.ranges[-1] == "bytes=1000-"
+
+
+def test_a_published_size_bounds_what_is_announced_and_what_is_not(site, tmp_path):
+    content = CONTENT["val2017"]
+    site.script = [chunked(site, content + bytes(2**22))]
+    text = message(download, tmp_path, ["val2017"], site.url, patience=QUICK)
+    assert f"sends more than the {len(content):,} bytes of the file" in text and not list((tmp_path / "coco").iterdir())
+    site.script = [raw(site, b"PK", Content_Length=2**40)]
+    assert "at most 1,128,576 are taken for this file" in message(download, tmp_path, ["stuff"], site.url, patience=QUICK)
+    assert not list((tmp_path / "coco").iterdir())
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "identity, gzip", "x"])
+@pytest.mark.parametrize("ranges", [True, False])
+def test_an_encoded_answer_is_refused_before_a_byte_is_lost(site, stuff, coding, ranges):
+    begun(site, stuff)
+    site.script = [lambda handler: site.serve(handler, ranges=ranges, Content_Encoding=coding)]
+    assert f"with the Content-Encoding '{coding}', which was not asked for" in message(stuff)
+    assert stuff.part.read_bytes() == STUFF[:1000] and len(site.asked) == 1
+    site.script = [lambda handler: site.serve(handler, Content_Encoding="Identity")]
+    stuff()
+    assert whole(stuff) and site.asked[-1].encoding == "identity"
+
+
+def test_what_is_no_archive_is_refused_before_a_byte_is_lost(site, stuff):
+    begun(site, stuff)
+    site.script = [raw(site, b'{"error": "log in"}', Content_Type="application/json"), site.status(404)]
+    assert "sends something that is no zip archive" in message(stuff) and stuff.part.read_bytes() == STUFF[:1000]
+
+
+def test_a_wrong_range_and_then_a_refusal_cost_no_byte(site, stuff):
+    begun(site, stuff)
+    site.script = [lambda handler: site.serve(handler, Content_Range="bytes 0-9/10"), site.status(404)]
+    assert "404" in message(stuff) and site.ranges == ["bytes=1000-", None]
+    assert stuff.part.read_bytes() == STUFF[:1000]
+
+
+def test_an_archive_that_turns_out_broken_gives_the_good_part_back(site, stuff):
+    begun(site, stuff)
+    site.script = [lambda handler: site.serve(handler, ranges=False, length=SIZE - 9)]
+    text = message(stuff)
+    assert "no central directory at its end" in text and "1,000 bytes that came before are kept" in text
+    stuff()
+    assert whole(stuff) and site.ranges == ["bytes=1000-", "bytes=1000-"]
+
+
+def directory_at(content):
+    """The place of the end record, and of the directory, of a small archive."""
+    end = content.rindex(b"PK\5\6")
+    return end, int.from_bytes(content[end + 16 : end + 20], "little")
+
+
+def moved(content, by):
+    """The same archive, whose end record names another place."""
+    end, start = directory_at(content)
+    return content[: end + 16] + (start + by).to_bytes(4, "little") + content[end + 20 :]
+
+
+def far(content):
+    """Its member lies behind the end of the file."""
+    _, start = directory_at(content)
+    return content[: start + 42] + (2**31).to_bytes(4, "little") + content[start + 46 :]
+
+
+def more(content):
+    """It says that it has two members."""
+    end, _ = directory_at(content)
+    return content[: end + 10] + b"\2" + content[end + 11 :]
+
+
+def zip64(content):
+    """It names a record of 64 bits that is not there."""
+    end, _ = directory_at(content)
+    return content[: end + 16] + b"\xff" * 4 + content[end + 20 :]
+
+
+BROKEN = {
+    "no end": lambda content: content[:-22],
+    "cut": lambda content: content[: len(content) // 2],
+    "more behind": lambda content: content + bytes(100),
+    "directory outside": lambda content: moved(content, 10**6),
+    "directory elsewhere": lambda content: moved(content, -10),
+    "member outside": far,
+    "members missing": more,
+    "no zip64": zip64,
+    "nothing": lambda content: b"",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_archive_does_not_take_its_name(site, stuff, name):
+    site.files["/stuff_trainval2017.zip"] = BROKEN[name](STUFF)
+    text = message(stuff)
+    assert re.search("no central directory at its end|central directory (points outside|is damaged|lists 1)", text)
+    assert not list(stuff.target.parent.iterdir())
+
+
+def test_archives_of_64_bits_are_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 100)
+    monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 1)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        for name in "abc":
+            file.writestr(name, bytes(200))
+        file.comment = b"PK\5\6 is no end here"
+    content = (tmp_path / "a.zip").read_bytes()
+    end = content.index(b"PK\5\6")
+    content = content[: end + 8] + b"\xff" * 12 + content[end + 20 :]  # as where they do not fit
+    (tmp_path / "a.zip").write_bytes(content)
+    assert zip_directory.fault(tmp_path / "a.zip") is None
+    (tmp_path / "b.zip").write_bytes(content.replace(b"PK\6\6", b"PK\6\5"))
+    assert "points outside" in zip_directory.fault(tmp_path / "b.zip")
 
 
 def test_redirects_are_followed_with_their_range(site, stuff):
@@ -509,7 +670,8 @@ def test_files_that_somebody_put_there(site, stuff, tmp_path):
     assert plan(tmp_path, ["stuff"])[0].finished
     (tmp_path / "downloads.json").unlink()
     stuff.target.write_bytes(STUFF[:-30])
-    assert "no zip archive; remove it and fetch it again" in message(stuff) and stuff.target.exists()
+    text = message(stuff)
+    assert "no zip archive: it has no central" in text and "remove it and fetch it again" in text and stuff.target.exists()
     (tmp_path / "coco/val2017.zip").write_bytes(b"short")
     assert "has 5 bytes, the published file has" in message(plan, tmp_path)
 

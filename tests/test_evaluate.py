@@ -72,7 +72,7 @@ def test_the_counts_of_several_processes_add_up(dataset, predictor, world):
     total = parts[0]
     for part in parts[1:]:
         total += part
-    assert (total.matrix == whole.matrix).all() and total.images == 7
+    assert (total.pixels == whole.pixels).all() and total.images == 7
     assert scores_of(total, dataset) == evaluate(predictor, dataset, limit=7)
 
 
@@ -80,7 +80,7 @@ def test_batches_change_nothing_and_progress_counts(dataset, predictor):
     batched = Predictor(predictor.model, predictor.vocabulary, predictor.device, Inference(batch_size=4))
     seen = []
     found = count(batched, dataset, indices=range(6), progress=lambda *done: seen.append(done))
-    assert (found.matrix == count(predictor, dataset, indices=range(6)).matrix).all()
+    assert (found.pixels == count(predictor, dataset, indices=range(6)).pixels).all()
     assert seen == [(done, 6) for done in range(1, 7)]
 
 

@@ -272,7 +272,7 @@ def test_what_is_no_such_data_set_is_told_in_one_line(make, tmp_path):
         ("classes.txt", "sky\n\nhill\n", "class 2 has name ''"),
         ("classes.txt", "sky\nhill\nsky\n", "class names must be unique"),
         ("classes.txt", "", "lists 0 classes; expected 1 to 65535"),
-        ("classes.txt", b"\xff\xfe", "is no UTF-8 text"),
+        ("classes.txt", b"sky\r\nm\xe4hre\r\n", "classes.txt: line 2, byte 2: 0xe4 is not UTF-8; save it as UTF-8"),
         ("classes.csv", "label,kind\n1,thing\n", "expected a column 'name'"),
         ("classes.csv", "name,kind\nsky,air\n", "class 1 has name 'sky', kind 'air'"),
         ("classes.json", '{"sky": 1}', "expected a list of names"),
@@ -295,7 +295,9 @@ def test_a_split_without_images_is_told(tmp_path):
     for file in list(made.src.glob("*/val/*")):
         file.rename(file.with_suffix(".tiff"))
     said = run(*made.arguments(tmp_path / "data"), code=1).stderr.splitlines()[-1]
-    assert said == f"Error: {made.src}: split val has no images; check what lies there"
+    assert said == (
+        f"Error: {made.src}: split val has no picture with its mask: masks/val/4.png does not exist; there is 4.tiff"
+    )
     assert imported(made, tmp_path / "data", "--split", "train").splits == {"train": 3}
 
 

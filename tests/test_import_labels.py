@@ -7,6 +7,7 @@ import tracemalloc
 import zlib
 from io import BytesIO
 
+import cv2
 import numpy as np
 import pytest
 from import_trees import CITYSCAPES, write_matlab
@@ -14,8 +15,10 @@ from PIL import Image
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 from torchvision.models.segmentation import DeepLabV3_ResNet50_Weights
 
-from cocolvis.importers.labels import read_labels, to_classes
+from cocolvis.importers.labels import open_labels, read_labels, to_classes
+from cocolvis.importers.plan import ImportOptions, ImportTask
 from cocolvis.importers.tables import table
+from cocolvis.importers.tree import LabelledImage
 from cocolvis.vocabulary import KINDS, Vocabulary, coco_lvis
 
 COCO_STUFF_MISSING = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91}
@@ -82,7 +85,7 @@ def test_a_png_of_colours_is_refused(mode):
 @pytest.mark.parametrize("kept", [0, 2, 60, -20])
 def test_a_png_whose_pixels_break_off_is_refused(kept):
     values = np.random.default_rng(0).integers(0, 200, (11, 13))
-    with pytest.raises(ValueError, match="the PNG is damaged: its pixels cannot be decoded"):
+    with pytest.raises(ValueError, match="the PNG's pixels are truncated: "):
         read_labels(png(8, 0, values, kept=kept))
 
 
@@ -184,12 +187,42 @@ def test_a_declared_size_is_not_allocated(tmp_path):
     bomb += struct.pack("<II", 15, len(packed)) + packed
     picture = bytearray(png(8, 0, np.zeros((2, 2), int)))
     picture[16:24] = struct.pack(">II", 2**15, 2**15)
-    for content, told in ((bomb, "at most 107"), (picture, "pixels are not in")):
+    for content, told in ((bomb, "32768 x 32768 pixels are not in"), (picture, "pixels are not in")):
         tracemalloc.start()
         with pytest.raises(ValueError, match=told):
             read_labels(bytes(content))
         assert tracemalloc.get_traced_memory()[1] < 10**6
         tracemalloc.stop()
+
+
+def matlab_bomb(height, width, length=None, numbers=2**28):
+    """A compressed matrix S that declares a size, and how many bytes follow; behind them so many zeros, in some hundred KB."""
+    length = 56 + 8 * height * width if length is None else length
+    start = struct.pack("<IIIIIIIIiiII", 14, length, 6, 8, 11, 0, 5, 8, height, width, 1, 1) + b"S".ljust(8, b"\0")
+    zeros = zlib.compressobj(9)
+    packed = zeros.compress(start + struct.pack("<II", 9, 8 * height * width % 2**32)) + zeros.compress(bytes(numbers))
+    packed += zeros.flush()
+    return b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack("<H", 0x0100) + b"IM" + struct.pack("<II", 15, len(packed)) + packed
+
+
+def test_a_matrix_of_another_size_than_its_picture_is_never_inflated(tmp_path):
+    """Its size is known before; that it takes more bytes than so many numbers do is refused as well."""
+    bomb = matlab_bomb(2**12, 2**12, numbers=2**27)
+    tracemalloc.start()
+    assert open_labels(bomb).size == (2**12, 2**12)
+    with pytest.raises(ValueError, match="declares a matrix of 134217784 bytes for 30 x 40 numbers"):
+        open_labels(matlab_bomb(30, 40, 2**27 + 56, 2**20))
+    assert tracemalloc.get_traced_memory()[1] < 5 * 10**6  # of which are the files themselves
+    tracemalloc.stop()
+    faults = []
+    made = ImportTask(name="a", split="val", images=[], options=ImportOptions(dataset="cocostuff10k"), vocabulary="", known={})
+    (tmp_path / "a.mat").write_bytes(bomb)
+    cv2.imwrite(str(tmp_path / "a.jpg"), np.zeros((30, 40, 3), np.uint8))
+    tracemalloc.start()
+    assert made.sample(LabelledImage(1, str(tmp_path), "a.jpg", "a.mat"), faults) is None
+    assert tracemalloc.get_traced_memory()[1] < 10**6
+    tracemalloc.stop()
+    assert [(f.kind, f.reason) for f in faults] == [("wrong image size", "a.jpg: is 30 x 40, its mask is 4096 x 4096")]
 
 
 @pytest.mark.parametrize("kind", ["png", "palette", "matlab", "compressed"])

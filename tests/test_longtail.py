@@ -8,7 +8,6 @@ import torch
 
 from cocolvis.errors import DataError
 from cocolvis.vocabulary import ClassInfo, Vocabulary, coco_lvis
-from ess import data
 from ess.config import Config
 from ess.data import StepBatches, epoch_length, pixel_of_a_rare_class, to_labels, training_batches
 from ess.longtail import Frequencies, Tail, always_asked, class_bias, class_weight, rarity, repeat_factors, tail_of
@@ -123,18 +122,6 @@ def test_a_crop_holds_the_pixel_that_it_is_placed_around(size, scale):
     assert len(starts) > 50
 
 
-def test_a_share_of_the_crops_is_placed_around_rare_classes(dataset, monkeypatch):
-    placed = []
-    original = data.random_placement
-    monkeypatch.setattr(
-        data, "random_placement", lambda *a, around, **k: placed.append(around) or original(*a, around=around, **k)
-    )
-    config = Config(class_crop=0.25, crop=32, batch_size=4, workers=0)
-    split = dataset.split("train")
-    assert len([*training_batches(split, config, 100, 0, tail_of(split, dataset.vocabulary, config))]) == 100
-    assert 60 < sum(place is not None for place in placed) < 140 and len(placed) == 400
-
-
 def test_the_federated_mask_is_what_annotators_looked_for(dataset):
     """Against LVIS's own JSON: a class takes part where it is stuff alone, annotated in the image, or verified absent."""
     config = Config(loss="exact", federated=True, crop=32, batch_size=4, workers=0, epochs=1)
@@ -150,6 +137,20 @@ def test_the_federated_mask_is_what_annotators_looked_for(dataset):
             assert classes.tolist() == expected
             left_out += len(expected) - sum(expected)
     assert left_out > 1000
+
+
+@pytest.mark.parametrize("setting", [{"logit_adjustment": 1.0}, {"class_weight_power": 0.5}, {"federated": True}])
+def test_auto_offers_what_exact_does_where_it_is_exact(dataset, monkeypatch, setting):
+    split, vocabulary = dataset.split("train"), dataset.vocabulary
+    found, expected = (tail_of(split, vocabulary, Config(loss=loss, **setting)) for loss in ("auto", "exact"))
+    for a, b in zip(found, expected, strict=True):
+        assert (a is None and b is None) or (a == b).all()
+    assert sum(part is not None for part in found) == 1
+    monkeypatch.setattr("ess.losses.EXACT_UP_TO", 1283)
+    with pytest.raises(DataError, match="loss is 'auto', which is 'knn' for 1284 classes; choose --loss exact"):
+        tail_of(split, vocabulary, Config(loss="auto", **setting))
+    with pytest.raises(DataError, match="but loss is 'knn'; choose --loss exact"):
+        tail_of(split, vocabulary, Config(**setting))
 
 
 def test_the_federated_mask_is_refused_where_everything_was_annotated():

@@ -364,6 +364,32 @@ def test_margin_penalty_is_the_definition():
     assert torch.autograd.gradcheck(margin_penalty, e)
 
 
+def in_one_piece(e, margin=0.2):
+    """The penalty from all C x C distances at once."""
+    with torch.no_grad():
+        distances = torch.cdist(e, e, compute_mode="donot_use_mm_for_euclid_dist")
+        closest = distances.fill_diagonal_(torch.inf).argmin(dim=1)
+    return F.relu(margin - torch.linalg.vector_norm(e - F.embedding(closest, e), dim=1)).mean()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("at_once", [1, 7 * 50, 10**6])
+def test_margin_penalty_in_parts_is_that_in_one_piece(dtype, at_once, monkeypatch):
+    monkeypatch.setattr("ess.losses._DISTANCES", at_once)
+    e = F.normalize(torch.randn(50, 3, generator=torch.Generator().manual_seed(0), dtype=dtype), dim=1)
+    e[17], e[40] = e[3], e[3]  # of equals the lower class is taken
+    e.requires_grad_()
+    got, expected = margin_penalty(e, margin=0.4), in_one_piece(e, margin=0.4)
+    assert got.item() == expected.item() > 0.05
+    assert torch.equal(*(torch.autograd.grad(loss, e)[0] for loss in (got, expected)))
+
+
+def test_margin_penalty_compiles():
+    e = F.normalize(torch.randn(50, 3, generator=torch.Generator().manual_seed(0)), dim=1)
+    compiled = torch.compile(margin_penalty, backend="eager", fullgraph=True)
+    assert compiled(e).item() == margin_penalty(e).item()
+
+
 def test_margin_penalty_is_zero_for_classes_far_apart():
     assert margin_penalty(10 * torch.eye(4)).item() == 0
 

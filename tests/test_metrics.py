@@ -72,20 +72,41 @@ def test_published_counts_what_was_only_predicted():
 
 def test_parts_add_up():
     truths, predictions = images(count=4)
-    whole, left, right = Confusion(9), Confusion(9), Confusion(9)
+    whole, left, right = (Confusion(9, matrix=True) for _ in range(3))
     for i, pair in enumerate(zip(truths, predictions, strict=True)):
         whole.update(*pair)
         (left if i < 1 else right).update(*pair)
     left += right
     assert (left.matrix == whole.matrix).all() and left.matrix.dtype == torch.int64
+    assert (left.pixels == whole.pixels).all() and left.pixels.dtype == torch.int64
     assert left.matrix.sum() == sum((t != -1).sum() for t in truths)
     assert left.images == 4
     with pytest.raises(ValueError, match="5 classes"):
         left += Confusion(5)
+    with pytest.raises(ValueError, match="with a matrix to counts without one"):
+        left += Confusion(9)
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_scores_are_those_of_the_matrix_to_the_last_bit(published):
+    rng = np.random.default_rng(0)
+    counted, plain = Confusion(300, matrix=True), Confusion(300)
+    for _ in range(3):
+        truth = rng.integers(-1, 280, 10**5).astype(np.int16)
+        pair = truth, np.where(rng.random(10**5) < 0.7, truth, rng.integers(0, 290, 10**5)).clip(0)
+        counted.update(*pair)
+        plain.update(*pair)
+    matrix = counted.matrix.numpy()
+    assert plain.matrix is None and matrix.sum() == plain.pixels[0].sum() > 290_000
+    by_matrix = Confusion(300)
+    by_matrix.images, by_matrix.totals = 3, lambda: (matrix.sum(axis=1), matrix.sum(axis=0), matrix.diagonal())
+    groups = rng.choice(["rare", "common", "stuff"], 300).tolist()
+    assert plain.summary(groups, published=published) == by_matrix.summary(groups, published=published)
+    assert np.array_equal(plain.iou(published), by_matrix.iou(published), equal_nan=True)
 
 
 def test_rows_are_truth():
-    confusion = Confusion(3)
+    confusion = Confusion(3, matrix=True)
     confusion.update(torch.tensor([0, 0, 1, -1]), torch.tensor([2, 2, 0, 1]))
     assert confusion.matrix.tolist() == [[0, 0, 2], [1, 0, 0], [0, 0, 0]]
 
@@ -114,7 +135,7 @@ def test_without_groups_there_are_no_scores_by_group():
 
 
 def test_small_and_unsigned_types_do_not_wrap():
-    confusion = Confusion(1284, ignore_index=65535)
+    confusion = Confusion(1284, ignore_index=65535, matrix=True)
     confusion.update(np.array([1283, 65535], np.uint16), np.array([1283, 5], np.int16))
     assert confusion.matrix[1283, 1283] == 1 == confusion.matrix.sum()
 
@@ -129,4 +150,4 @@ def test_refusals():
         confusion.update(np.zeros((2, 3), int), np.zeros((3, 2), int))
     with pytest.raises(ValueError, match="given for 2 classes: expected 3"):
         confusion.summary(["rare", "stuff"])
-    assert confusion.matrix.sum() == 0 and confusion.images == 0
+    assert confusion.pixels.sum() == 0 and confusion.images == 0

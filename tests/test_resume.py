@@ -1,7 +1,9 @@
 """A run that was interrupted, killed or harmed goes on, and ends with the bits of an undisturbed one."""
 
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,12 +13,13 @@ from pathlib import Path
 
 import pytest
 from runs import config, flags, same, weights
-from victims import GUARD, until
+from victims import GUARD, contents, until
 
 from cocolvis.dataset import Dataset
 from cocolvis.errors import DataError
 from ess import train as training
 from ess.checkpoint import Run
+from ess.models import model_from_config
 from ess.train import train
 
 
@@ -80,6 +83,74 @@ def test_resume_refuses_another_model(run, dataset):
 def test_a_second_run_in_the_same_folder_is_refused(run, dataset):
     with pytest.raises(DataError, match="already holds a run; continue it with --resume"):
         train(dataset, run.folder, config())
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (Path.unlink, "holds checkpoints up to step-00000004 but no run.json"),
+        (lambda path: path.write_text(""), "run.json: is not JSON"),
+        (lambda path: path.write_text("[1]"), "run.json: format and version are None"),
+        (lambda path: path.write_bytes(path.read_bytes()[:500]), "run.json: is not JSON"),
+        (lambda path: path.write_text(path.read_text().replace('"digest"', '"digits"', 1)), "run.json: malformed dataset"),
+        (lambda path: (path.unlink(), path.symlink_to("nowhere")), "run.json: cannot be read"),
+    ],
+)
+def test_a_run_without_its_run_json_is_refused_and_left_alone(run, dataset, tmp_path, harm, told, resume):
+    shutil.copytree(run.folder, tmp_path / "run")
+    harm(tmp_path / "run" / "run.json")
+    before = contents(tmp_path / "run")
+    with pytest.raises(DataError, match=told) as caught:
+        train(dataset, tmp_path / "run", config(), resume=resume)
+    assert "\n" not in str(caught.value) and contents(tmp_path / "run") == before
+
+
+def test_what_a_run_left_that_was_killed_before_its_run_json_is_begun_anew(run, dataset, tmp_path, caplog):
+    caplog.set_level("INFO", "ess")
+    shutil.copytree(run.folder / "checkpoints" / "step-00000002", tmp_path / "run" / "checkpoints" / "step-00000000")
+    begun = train(dataset, tmp_path / "run", config(steps=1, keep=9), resume=True)
+    assert "holds no run to resume; a new one begins" in caplog.text and [c.step for c in begun.listed()] == [0, 1]
+    assert not same(weights(begun.folder, 0), weights(run.folder, 2))
+
+
+@pytest.mark.parametrize(
+    ("length", "told"), [({"steps": 3}, "--steps 3 "), ({"steps": None, "epochs": 1}, "--epochs 1, which are 2 steps,")]
+)
+def test_fewer_steps_than_are_done_are_refused(run, dataset, length, told, monkeypatch):
+    monkeypatch.setattr(training, "epoch_length", lambda *inputs: 6)
+    before = contents(run.folder)
+    with pytest.raises(DataError, match=f"has done 4 steps already; {told}"):
+        train(dataset, run.folder, config(**length), resume=True)
+    assert contents(run.folder) == before
+
+
+def test_another_data_set_is_refused_unless_it_is_allowed(run, dataset, tmp_path, caplog):
+    caplog.set_level("INFO", "ess")
+    shutil.copytree(run.folder, tmp_path / "run")
+    ours, path = dataset.index["digest"], tmp_path / "run" / "run.json"
+    assert json.loads(path.read_text())["dataset"] == {"digest": ours, "earlier": []}
+    other = Dataset(dataset.folder, {**dataset.index, "digest": "0" * 64})
+    before = contents(tmp_path / "run")
+    with pytest.raises(DataError, match=f"data set of digest {ours[:12]}..., not 000000000000...; .* --allow-other-data"):
+        train(other, tmp_path / "run", config(), resume=True)
+    assert contents(tmp_path / "run") == before
+    train(other, tmp_path / "run", config(), resume=True, allow_other_data=True)
+    changed = {"digest": "0" * 64, "earlier": [{"digest": ours, "steps": 4}]}
+    assert json.loads(path.read_text())["dataset"] == changed and "goes on with another data set" in caplog.text
+    train(other, tmp_path / "run", config(), resume=True)
+    assert json.loads(path.read_text())["dataset"] == changed
+
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "dataset"}))
+    train(dataset, tmp_path / "run", config(), resume=True)
+    assert "does not say which data set" in caplog.text and Run.open(tmp_path / "run").dataset == ours
+
+
+def test_a_torn_later_checkpoint_does_not_push_out_what_is_trained_after_it(run, dataset, tmp_path):
+    shutil.copytree(run.folder, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "step-00000004" / "model.safetensors").write_bytes(b"torn")
+    resumed = train(dataset, tmp_path / "run", config(steps=3, keep=1), resume=True)
+    assert resumed.load(model_from_config(run.config, len(run.vocabulary), weights=None)).step == 3
 
 
 def started(dataset: Dataset, out: Path, **settings) -> subprocess.Popen:

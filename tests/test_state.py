@@ -4,21 +4,8 @@ import pytest
 import torch
 from runs import config
 
-from ess.models import build_model, model_from_config
+from ess.models import build_model
 from ess.state import TrainingState, make_optimizer, set_learning_rates
-
-
-def test_the_three_groups_follow_their_polynomials():
-    settings = config(lr=0.1, encoder_lr=0.1, power=0.9, embedding_power=0.95, min_lr=1e-6)
-    model = model_from_config(settings, 20, weights=None)
-    optimizer = make_optimizer(model, settings)
-    assert [group["momentum"] for group in optimizer.param_groups] == [0.9, 0.9, 0.95]
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
-    set_learning_rates(optimizer, settings, 30, 120)
-    expected = [0.01 * 0.75**0.9, 0.1 * 0.75**0.9, 0.1 * 0.75**0.95]
-    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(expected)
-    set_learning_rates(optimizer, settings, 120, 120)
-    assert [group["lr"] for group in optimizer.param_groups] == [1e-6] * 3
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -70,20 +57,8 @@ def test_the_loss_scale_goes_on():
     assert other.state_dict() == scaler.state_dict() and other.get_scale() == 128
 
 
-def test_adamw_has_the_three_groups():
-    settings = config(optimizer="adamw", momentum=0.8, embedding_momentum=0.95, weight_decay=0.05)
+def test_the_floor_of_the_schedule_raises_no_rate_that_is_lower():
+    settings = config(lr=0.1, encoder_lr=1e-6, min_lr=1e-3)
     optimizer = make_optimizer(build_model("fpn", "resnet18", classes=5, dim=3), settings)
-    assert isinstance(optimizer, torch.optim.AdamW)
-    assert [group["betas"] for group in optimizer.param_groups] == [(0.8, 0.999), (0.8, 0.999), (0.95, 0.999)]
-    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.05}
-
-
-def test_the_learning_rate_rises_first():
-    settings = config(lr=0.5, warmup=4, power=1.0, embedding_power=1.0, encoder_lr=1.0)
-    optimizer = make_optimizer(build_model("fpn", "resnet18", classes=5, dim=3), settings)
-    found = []
-    for step in range(10):
-        set_learning_rates(optimizer, settings, step, 10)
-        found.append(optimizer.param_groups[1]["lr"])
-    expected = [0.5 * min(1, (step + 1) / 5) * (1 - step / 10) for step in range(10)]
-    assert found == pytest.approx(expected)
+    set_learning_rates(optimizer, settings, 9, 10)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-7) and optimizer.param_groups[1]["lr"] > 1e-3

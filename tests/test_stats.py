@@ -1,4 +1,4 @@
-"""Statistics against a naive count; that no mask is decoded; that 100,000 images take seconds."""
+"""Statistics against a naive count; that no mask is decoded; that 100,000 images in 200 shards take seconds."""
 
 import json
 
@@ -63,15 +63,36 @@ def test_no_mask_is_decoded(sample, tmp_path):
         data.split("val").mask(0)
 
 
-def many_images(data, images):
-    """Make one shard of a data set hold so many images, with classes but without masks; its index says so."""
-    rng = np.random.default_rng(0)
-    counts = rng.integers(0, 25, images)
-    columns = {
-        "class": rng.integers(1, 1285, counts.sum(), np.uint16),
-        "pixels": rng.integers(1, 10**5, counts.sum(), np.uint32),
-    }
-    with h5py.File(data.shard_paths("train")[0], "r+") as file:
+SHARDS, IMAGES_A_SHARD = 200, 500
+
+
+def many_images(data):
+    """Give a data set 200 shards of 500 images each, with classes of their own but without masks; (data set, classes, pixels).
+
+    The last two are what the shards say, one after another.
+    """
+    rng, first = np.random.default_rng(0), data.shard_paths("train")[0]
+    counts = rng.integers(0, 25, IMAGES_A_SHARD)
+    classes = rng.integers(1, 1285, (SHARDS, counts.sum()), np.uint16)
+    pixels = rng.integers(1, 10**5, classes.shape, np.uint32)
+    _hold(first, counts)
+    template, entry = first.read_bytes(), data.index["shards"][0]
+    data.index["shards"] = []
+    for shard in range(SHARDS):
+        name = f"shards/train-{shard:05d}.h5"
+        (data.folder / name).write_bytes(template)
+        with h5py.File(data.folder / name, "r+") as file:
+            file["id"][...] = np.arange(IMAGES_A_SHARD) + shard * IMAGES_A_SHARD
+            file["present/class"][...], file["present/pixels"][...] = classes[shard], pixels[shard]
+        data.index["shards"].append(entry | {"file": name, "images": IMAGES_A_SHARD})
+    return Dataset(data.folder, data.index), classes, pixels
+
+
+def _hold(path, counts):
+    """Make a shard hold one image for each of the (n,) counts, with so many classes, still to be named, and no mask."""
+    with h5py.File(path, "r+") as file:
+        columns = {"class": np.ones(counts.sum(), np.uint16), "pixels": np.ones(counts.sum(), np.uint32)}
+        images = len(counts)
         for name, values in (
             ("id", np.arange(images)),
             ("size", np.full((images, 2), 500, np.uint32)),
@@ -86,14 +107,18 @@ def many_images(data, images):
             file.create_group(group)["offsets"] = np.cumsum([0, *sizes], dtype=np.uint64)
             for name, values in here.items():
                 file[group][name] = values
-    data.index["shards"][0]["images"] = images
-    return Dataset(data.folder, data.index)
 
 
-def test_100_000_images(sample, tmp_path):
-    data = many_images(sample.rebuild(tmp_path / "data", splits=("train",)), 100_000)
+def test_100_000_images_in_200_shards(sample, tmp_path):
+    data, classes, pixels = many_images(sample.rebuild(tmp_path / "data", splits=("train",)))
+    assert len(data.shard_paths("train")) == 200
     found = statistics(data)["splits"]["train"]
     assert (found["images"], found["classes_present"]) == (100_000, 1284)
+    images = np.bincount(classes.ravel())
+    areas = np.bincount(classes.ravel(), weights=pixels.ravel())
+    assert [row["images"] for row in found["classes"]] == sorted(images[1:], reverse=True)
+    assert all((images[row["class"]], areas[row["class"]]) == (row["images"], row["pixels"]) for row in found["classes"])
+    assert found["labelled"] == pixels.sum(dtype=np.int64) and found["pixels"] == 100_000 * 500 * 500
 
 
 def test_images_without_any_class_count(tree):

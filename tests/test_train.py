@@ -2,17 +2,22 @@
 
 import copy
 import json
+import os
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from click.testing import CliRunner
+from import_trees import make_picture, write_labels
 from runs import config, same, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cli.cocolvis import main as cocolvis
 from cocolvis.dataset import Dataset
 from cocolvis.errors import DataError
 from cocolvis.files import sha256
-from ess import journal, objective
+from ess import journal
 from ess import train as training
 from ess.config import load, preset_names, variant, variant_names
 from ess.data import training_batches
@@ -90,15 +95,6 @@ def test_a_run_is_the_plain_loop(dataset, tmp_path):
             assert error < 0.02**2 * moved, group
 
 
-def test_random_numbers_differ_by_run_step_and_process():
-    def drawn(*numbers):
-        training.seed_step(*numbers)
-        return torch.rand(1).item()
-
-    assert len({drawn(0, 0, 0), drawn(1, 0, 0), drawn(0, 1, 0), drawn(0, 0, 1)}) == 4
-    assert drawn(3, 5, 1) == drawn(3, 5, 1)
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -119,29 +115,6 @@ def test_every_kind_of_training_works(dataset, tmp_path, settings):
     assert all(torch.isfinite(value).all() for value in weights(run.folder, 2).values())
 
 
-@pytest.mark.parametrize(
-    ("precision", "expected"), [("float32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
-)
-def test_precision_is_that_of_the_network_and_of_nothing_else(dataset, tmp_path, monkeypatch, precision, expected):
-    seen = []
-    original = objective.SegmentationModel.forward
-
-    def watched(model, images):
-        hook = model.decoder.head[1].register_forward_hook(lambda m, inputs, output: seen.append(output.dtype))
-        output = original(model, images)
-        hook.remove()
-        return output
-
-    monkeypatch.setattr(objective.SegmentationModel, "forward", watched)
-    taken = objective.losses.knn_cross_entropy
-    monkeypatch.setattr(
-        objective.losses, "knn_cross_entropy", lambda *inputs, **s: seen.extend(i.dtype for i in inputs) or taken(*inputs, **s)
-    )
-    run = train(dataset, tmp_path / "run", config(steps=1, precision=precision))
-    assert seen == [expected, torch.float32, torch.int16, torch.float32]
-    assert {tensor.dtype for tensor in weights(run.folder, 1).values()} == {torch.float32, torch.int64}
-
-
 def test_a_run_shows_pictures_embeddings_and_scores_by_group(dataset, tmp_path):
     run = train(dataset, tmp_path / "run", config(steps=1, eval_every=1, eval_limit=2))
     board = EventAccumulator(str(next((run.folder / "tensorboard").iterdir())))
@@ -151,11 +124,6 @@ def test_a_run_shows_pictures_embeddings_and_scores_by_group(dataset, tmp_path):
     assert len(tags["images"]) == journal.PICTURES
     (labels,) = (run.folder / "tensorboard").rglob("metadata.tsv")
     assert len(labels.read_text().splitlines()) == 1285
-
-
-def test_a_tracker_that_is_not_installed_is_refused(dataset, tmp_path):
-    with pytest.raises(DataError, match=r"tracker 'scribe' is not installed; there are tensorboard.*, and none"):
-        train(dataset, tmp_path / "run", config(track="tensorboard,scribe"))
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_lr_and_images(dataset, tmp_path, monkeypatch):
@@ -219,9 +187,74 @@ def test_the_papers_preset_trains_on_real_images(real, tmp_path):
     assert all(torch.isfinite(value).all() for value in weights(trained.folder, 2).values())
 
 
-def test_evaluations_change_nothing_of_the_training(run, dataset, tmp_path):
-    evaluated = train(dataset, tmp_path / "run", config(eval_every=1, eval_limit=1))
-    assert same(weights(evaluated.folder, 4), weights(run.folder, 4))
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("none", "has no split 'val'; it has train"),
+        ("empty", "split val has no images"),
+        ("shard", "absent.h5: does not exist"),
+        ("picture", "cannot be decoded"),
+    ],
+)
+def test_what_an_evaluation_needs_is_looked_at_before_the_first_step(dataset, tmp_path, monkeypatch, fault, told):
+    index = copy.deepcopy(dataset.index)
+    if fault == "picture":
+        monkeypatch.setattr("cocolvis.shards.decode_rgb", broken)
+    elif fault == "shard":
+        index["shards"] = [s | ({"file": "shards/absent.h5"} if s["split"] == "val" else {}) for s in index["shards"]]
+    else:
+        index["shards"] = [s for s in index["shards"] if s["split"] != "val"]
+        index["splits"] = {n: s for n, s in index["splits"].items() if n != "val"}
+        if fault == "empty":
+            index["splits"]["val"] = {**dataset.index["splits"]["val"], "images": 0}
+    with pytest.raises(DataError, match=f"({told}).*evaluations need this: mend it, or train without --eval-every") as caught:
+        train(Dataset(dataset.folder, index), tmp_path / "run", config(eval_every=2))
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def broken(content):
+    raise ValueError("the picture cannot be decoded")
+
+
+def test_variables_of_accelerate_change_nothing(run, dataset, tmp_path, monkeypatch):
+    variables = {
+        "GRADIENT_ACCUMULATION_STEPS": "4",
+        "MIXED_PRECISION": "bf16",
+        "DYNAMO_BACKEND": "inductor",
+        "USE_FSDP": "true",
+    }
+    for name, value in (variables | {"USE_DEEPSPEED": "true", "DOWNCAST_BF16": "yes", "USE_MEGATRON_LM": "true"}).items():
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    other = train(dataset, tmp_path / "run", config(track="none"))
+    assert same(weights(other.folder, 4), weights(run.folder, 4))
+    assert os.environ["ACCELERATE_MIXED_PRECISION"] == "bf16"
+
+
+def test_more_classes_than_an_int16_holds(tmp_path):
+    """Half of each picture has a class beyond 32,767 and half one below: both embeddings are moved towards the pixels."""
+    high, low = 40_000, 7
+    masks = np.full((2, 40, 40), low, np.uint16)
+    masks[:, 20:] = high
+    for split in ("train", "val"):
+        for number, mask in enumerate(masks):
+            make_picture(tmp_path / "tree" / "images" / split / f"{number}.jpg", (40, 40), number)
+            write_labels(tmp_path / "tree" / "masks" / split / f"{number}.png", mask)
+    (tmp_path / "tree" / "classes.txt").write_text("".join(f"class {n}\n" for n in range(1, high + 1)))
+    how = CliRunner().invoke(
+        cocolvis, ["import", "folder", str(tmp_path / "tree"), "--out", str(tmp_path / "data"), "--workers", "1"]
+    )
+    assert how.exit_code == 0, how.output
+    dataset = Dataset.open(tmp_path / "data")
+    settings = config(
+        steps=1, batch_size=2, dim=4, margin=0.0, weight_decay=0.0, k=3, keep=9, track="none", scale_min=1, scale_max=1
+    )
+    trained = train(dataset, tmp_path / "run", settings)
+    windows = next(training_batches(dataset.split("train"), settings, 1))
+    labels = windows.crops(48, torch.device("cpu")).labels
+    assert labels.unique().tolist() == [-1, low - 1, high - 1]
+    before, after = (weights(trained.folder, step)["class_embeddings"] for step in (0, 1))
+    moved = (before != after).any(dim=1)
+    assert moved[low - 1] and moved[high - 1] and moved.sum() < 4 * 48 * 48 * 2
 
 
 def test_evaluation_during_training_stands_in_the_checkpoint(dataset, tmp_path):

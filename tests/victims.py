@@ -85,6 +85,10 @@ class Victim:
         for pid in victims:
             os.kill(pid, signal.SIGKILL)
 
+    def send(self, number: int) -> None:
+        """A signal to the process itself."""
+        self._process.send_signal(number)
+
     def ended(self) -> int:
         """Wait for the end of the process; its exit code."""
         return self._process.wait(GUARD)

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from cocolvis.importers.tables import table
-from cocolvis.importers.tree import Tree, find_root, paired
+from cocolvis.importers.tree import PICTURES, Told, Tree, find_root, paired
 
 EXPECTED = "images/{training,validation}/*.jpg and annotations/{training,validation}/*.png, as in ADEChallengeData2016.zip"
 
@@ -14,6 +14,9 @@ _FOLDERS = {"train": "training", "val": "validation"}
 def find(src: Path, splits: Collection[str]) -> Tree:
     """The tree at ``src``; a DataError where a folder of ``splits`` is missing."""
     needed = [f"{kind}/{_FOLDERS[split]}" for split in splits for kind in ("images", "annotations")]
-    root, faults = find_root(src, needed, ["ADEChallengeData2016"], EXPECTED), []
-    layout = {split: ([f"images/{name}/{{}}.jpg"], [f"annotations/{name}/{{}}.png"]) for split, name in _FOLDERS.items()}
-    return Tree(root, table("ade20k"), "ade20k", paired(root, layout, faults), faults)
+    root, told = find_root(src, needed, ["ADEChallengeData2016"], EXPECTED), Told()
+    layout = {
+        split: ([f"images/{name}/{{}}{ending}" for ending in PICTURES], [f"annotations/{name}/{{}}.png"])
+        for split, name in _FOLDERS.items()
+    }
+    return Tree(root, table("ade20k"), "ade20k", paired(root, layout, splits, told), told)

@@ -4,18 +4,20 @@ from collections.abc import Collection
 from pathlib import Path
 
 from cocolvis.importers.tables import table
-from cocolvis.importers.tree import Tree, find_root, listed
+from cocolvis.importers.tree import OWN_DATA, PICTURES, Told, Tree, find_root, listed
 
 EXPECTED = "images/*.jpg, annotations/*.mat (or .png) and imageLists/{train,test}.txt, as in cocostuff-10k-v1.1.zip"
 
 _LISTS = {"train": "imageLists/train.txt", "val": "imageLists/test.txt"}
 
 _NAME = r"COCO_(?:train|val)2014_(\d{12})"
+_ADVICE = f"images of COCO-Stuff 10k have names such as COCO_train2014_000000000077; {OWN_DATA}"
 
 
 def find(src: Path, splits: Collection[str]) -> Tree:
     """The tree at ``src``; a DataError where a folder, or the list of one of the ``splits``, is missing."""
     root = find_root(src, ["images", "annotations", *(_LISTS[split] for split in splits)], ["cocostuff-10k-v1.1"], EXPECTED)
-    labels, faults = ["annotations/{}.mat", "annotations/{}.png"], []
-    images = {split: listed(root, _LISTS[split], _NAME, "images/{}.jpg", labels, faults) for split in splits}
-    return Tree(root, table("cocostuff10k"), "cocostuff10k", images, faults)
+    layout = [f"images/{{}}{ending}" for ending in PICTURES], ["annotations/{}.mat", "annotations/{}.png"]
+    told = Told()
+    images = listed(root, {split: (_LISTS[split], layout) for split in splits}, _NAME, _ADVICE, told)
+    return Tree(root, table("cocostuff10k"), "cocostuff10k", images, told)

@@ -2,20 +2,21 @@
 
 import csv
 from collections.abc import Collection, Iterator
+from io import StringIO
 from pathlib import Path
 
 from cocolvis import reading
 from cocolvis.errors import DataError
-from cocolvis.files import read_json
+from cocolvis.files import read_json, read_lines, read_text
 from cocolvis.importers.labels import LABELS
-from cocolvis.importers.tree import Tree, find_root, paired, read_text
+from cocolvis.importers.tree import PICTURES, Told, Tree, find_root, paired
 from cocolvis.locations import SPLITS
+from cocolvis.text import composed
 from cocolvis.vocabulary import KINDS, ClassInfo, Vocabulary
 
 EXPECTED = "images/{train,val}/*.jpg or .png, masks/{train,val}/*.png and classes.txt, classes.csv or classes.json"
 
 _CLASSES = ("classes.txt", "classes.csv", "classes.json")
-_PICTURES = (".jpg", ".jpeg", ".png")
 _SOURCE = "folder"
 
 
@@ -27,9 +28,9 @@ def find(src: Path, splits: Collection[str], first_label: int = 1, ignored: Coll
     """
     root = find_root(src, [f"{kind}/{split}" for split in splits for kind in ("images", "masks")], [], EXPECTED)
     vocabulary = _vocabulary(root, first_label, ignored)
-    faults = []
-    layout = {s: ([f"images/{s}/{{}}{end}" for end in _PICTURES], [f"masks/{s}/{{}}.png"]) for s in SPLITS}
-    return Tree(root, vocabulary, _SOURCE, paired(root, layout, faults), faults)
+    told = Told()
+    layout = {s: ([f"images/{s}/{{}}{end}" for end in PICTURES], [f"masks/{s}/{{}}.png"]) for s in SPLITS}
+    return Tree(root, vocabulary, _SOURCE, paired(root, layout, splits, told), told)
 
 
 def _vocabulary(root: Path, first_label: int, ignored: Collection[int]) -> Vocabulary:
@@ -42,7 +43,7 @@ def _vocabulary(root: Path, first_label: int, ignored: Collection[int]) -> Vocab
     for number, (name, kind) in enumerate(read(path), 1):
         if not (isinstance(name, str) and name.strip() and name.isprintable()) or kind not in KINDS:
             raise DataError(f"{path}: class {number} has name {name!r}, kind {kind!r}; expected a name, and one of {KINDS}")
-        classes.append(ClassInfo(number, name.strip(), kind, None, None, {_SOURCE: number - 1 + first_label}))
+        classes.append(ClassInfo(number, composed(name.strip()), kind, None, None, {_SOURCE: number - 1 + first_label}))
     labels = range(first_label, first_label + len(classes))
     if not 0 < len(classes) <= LABELS - 1:
         raise DataError(f"{path}: lists {len(classes)} classes; expected 1 to {LABELS - 1}")
@@ -57,15 +58,20 @@ def _vocabulary(root: Path, first_label: int, ignored: Collection[int]) -> Vocab
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
     """A name a line; a line left empty at the end is none."""
-    return ((name, "stuff") for name in read_text(path).rstrip().splitlines())
+    return ((name, "stuff") for name in read_lines(path))
 
 
 def _table(path: Path) -> Iterator[tuple[str, str]]:
     """A column "name" and, where there is one, "kind"."""
-    rows = csv.DictReader(read_text(path).splitlines())
-    if "name" not in (rows.fieldnames or ()):
-        raise DataError(f"{path}: has columns {rows.fieldnames}; expected a column 'name', and 'kind' where kinds are known")
-    return ((row["name"], row.get("kind") or "stuff") for row in rows)
+    try:
+        rows = csv.DictReader(StringIO(read_text(path), newline=""))
+        if "name" not in (rows.fieldnames or ()):
+            raise DataError(
+                f"{path}: has columns {rows.fieldnames}; expected a column 'name', and 'kind' where kinds are known"
+            )
+        yield from ((row["name"], row.get("kind") or "stuff") for row in rows)
+    except csv.Error as error:
+        raise DataError(f"{path}: cannot be read as CSV: {error}") from None
 
 
 def _json(path: Path) -> Iterator[tuple[str, str]]:

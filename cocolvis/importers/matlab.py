@@ -6,7 +6,8 @@ body.
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -24,26 +25,40 @@ _NUMERIC = range(6, 16)
 _START = 512
 """Bytes in which an array says what it is: flags, two dimensions, and a name of at most 63 letters."""
 
-_LARGEST = 8 * MAX_PIXELS + _START
-
 
 def is_matlab(content: bytes) -> bool:
     """Whether these are the bytes of a MATLAB 5 or 7.3 file."""
     return len(content) >= _HEADER and content[126:128] in (b"IM", b"MI") and content.startswith(b"MATLAB")
 
 
-def read_matrix(content: bytes, name: str) -> np.ndarray:
-    """The variable ``name`` of a MATLAB file, (H, W) uint16; a ValueError unless it is a matrix of whole numbers 0..65535."""
+class Matrix(NamedTuple):
+    """A matrix that was found: its (H, W), and what reads it, so that who knows the size that it must have can look first.
+
+    ``read`` returns (H, W) uint16, or raises a ValueError that says why not.
+    """
+
+    size: tuple[int, int]
+    read: Callable[[], np.ndarray]
+
+
+def open_matrix(content: bytes, name: str) -> Matrix:
+    """The variable ``name`` of a MATLAB file, of which no more is inflated than the few bytes that say what it is.
+
+    A ValueError unless it is a matrix of numbers whose declared size is one that is read.
+    """
     order = "<" if content[126:128] == b"IM" else ">"
     version = struct.unpack(order + "H", content[124:126])[0]
     if version != 0x0100:
         raise ValueError(f"it is a MATLAB file of version {version:#06x}; expected version 5: save it with -v7")
     try:
         for kind, body in _elements(content, _HEADER, order):
-            if kind == _MATRIX and _named(body, order) == name:
-                return _values(body, order)
-            if kind == _COMPRESSED and (inflated := _inflated_if_named(body, order, name)):
-                return _values(inflated, order)
+            if kind == _MATRIX and (size := _declared(body[:_START], order, name)):
+                return Matrix(size, partial(_values, body, order))
+            if kind == _COMPRESSED:
+                start = zlib.decompressobj().decompress(body, _START + 8)
+                kind, length = struct.unpack_from(order + "II", start)
+                if kind == _MATRIX and (size := _declared(start[8:], order, name, length)):
+                    return Matrix(size, partial(_inflated_values, body, order, length))
     except (struct.error, zlib.error):
         raise ValueError("the MATLAB file is damaged") from None
     raise ValueError(f"the MATLAB file has no matrix {name}")
@@ -67,38 +82,43 @@ def _elements(data: bytes, at: int, order: str) -> Iterator[_Element]:
         at = at + 8 if start == at + 4 else start + size + (-size % 8 if kind != _COMPRESSED else 0)
 
 
-def _named(matrix: bytes, order: str) -> str | None:
-    """The name of a matrix of numbers with two dimensions; None for every other array."""
-    start = _elements(matrix[:_START], 0, order)
+def _declared(start: bytes, order: str, name: str, length: int = 0) -> tuple[int, int] | None:
+    """(H, W) of a matrix of numbers by its first bytes; None for every other array and name.
+
+    A ValueError where that is no size, or its ``length`` in bytes is more than so many numbers take.
+    """
+    elements = _elements(start, 0, order)
     try:
-        flags, dimensions, name = next(start), next(start), next(start)
+        flags, dimensions, label = next(elements), next(elements), next(elements)
     except (StopIteration, ValueError):
         return None
     if len(flags.body) != 8 or len(dimensions.body) != 8 or flags.body[0 if order == "<" else 3] not in _NUMERIC:
         return None
-    return name.body.decode("latin-1")
-
-
-def _inflated_if_named(packed: bytes, order: str, name: str) -> bytes | None:
-    """The matrix in a compressed element, where it has this name; only the start of others is inflated."""
-    stream = zlib.decompressobj()
-    start = stream.decompress(packed, _START + 8)
-    kind, size = struct.unpack_from(order + "II", start)
-    if kind != _MATRIX or _named(start[8:], order) != name:
+    if label.body.decode("latin-1") != name:
         return None
-    if size > _LARGEST:
-        raise ValueError(f"the MATLAB file declares a matrix of {size} bytes; at most {_LARGEST} are read")
-    matrix = start[8:] + stream.decompress(stream.unconsumed_tail, max(0, size + 8 - len(start)) + 1)
-    if len(matrix) != size or not stream.eof:  # only at its end are the checksums compared
+    height, width = struct.unpack(order + "ii", dimensions.body)
+    if not (height > 0 and width > 0 and height * width <= MAX_PIXELS):
+        raise ValueError(f"{height} x {width} pixels are not in 1..{MAX_PIXELS}")
+    if length > 8 * height * width + _START:
+        raise ValueError(f"the MATLAB file declares a matrix of {length} bytes for {height} x {width} numbers")
+    return height, width
+
+
+def _inflated_values(packed: bytes, order: str, length: int) -> np.ndarray:
+    """The values of a matrix that takes so many bytes, once it is inflated."""
+    stream = zlib.decompressobj()
+    try:
+        matrix = stream.decompress(packed, length + 8 + 1)[8:]
+    except zlib.error:
+        raise ValueError("the MATLAB file is damaged") from None
+    if len(matrix) != length or not stream.eof:  # only at its end are the checksums compared
         raise ValueError("the MATLAB file breaks off")
-    return matrix
+    return _values(matrix, order)
 
 
 def _values(matrix: bytes, order: str) -> np.ndarray:
     _, dimensions, name, *parts = _elements(matrix, 0, order)
     height, width = struct.unpack(order + "ii", dimensions.body)
-    if not (height > 0 and width > 0 and height * width <= MAX_PIXELS):
-        raise ValueError(f"{height} x {width} pixels are not in 1..{MAX_PIXELS}")
     if len(parts) != 1 or parts[0].kind not in _STORED:  # a second part is imaginary
         raise ValueError(f"{name.body.decode('latin-1')} holds no whole numbers")
     kind = np.dtype(_STORED[parts[0].kind]).newbyteorder(order)

@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from cocolvis import reading, runlength
+from cocolvis import images, reading, runlength
 from cocolvis.annotations import Fault
 from cocolvis.errors import DataError
-from cocolvis.importers.labels import read_labels, to_classes
+from cocolvis.importers.labels import Labels, open_labels, to_classes
 from cocolvis.importers.tree import LabelledImage, Tree
 from cocolvis.runlength import Runs
 from cocolvis.shard_plan import ROW_BYTES, ShardOptions, ShardPlan
 from cocolvis.shard_task import ShardTask, read_picture
 from cocolvis.shards import Sample
+from cocolvis.text import composed
 
 _SHARD_SIZE, _SHARD_BYTES = 500, 2**27
 """Images a shard, and bytes of pictures, that a shard has at most where nobody says otherwise: it is put together in memory."""
@@ -57,11 +58,15 @@ class ImportTask(ShardTask):
 
         Pixels with an unknown label are unlabelled, and a fault.
         """
-        labels = _labels(image, faults)
-        if labels is None:
+        opened = _labels(image, faults)
+        if opened is None:
             return None
-        content = read_picture(image, labels.shape, "its mask is", faults)
+        expected, said = opened.size, "its mask is"
+        content = read_picture(image, expected, said, faults, image.missing, decode=self.options.decode)
         if content is None:
+            return None
+        labels = _decoded(image, opened, faults)
+        if labels is None:
             return None
         mask, unknown = to_classes(labels, self.known)
         if unknown:
@@ -80,7 +85,7 @@ class ImportPlan(ShardPlan):
         for split in options.splits:
             if not tree.images[split]:
                 raise DataError(f"{tree.root}: split {split} has no images; check what lies there")
-        self.tree, self.vocabulary, self.faults = tree, tree.vocabulary, list(tree.faults)
+        self.tree, self.vocabulary, self.faults = tree, tree.vocabulary, list(tree.told.faults)
         self._sizes = {split: _sizes(tree.images[split]) for split in options.splits}
         self.images = {split: list(tree.images[split][: options.limit]) for split in options.splits}
         self.options, self._chooses_size = options, options.shard_size is None
@@ -107,14 +112,17 @@ class ImportPlan(ShardPlan):
             self.options = replace(self.options, shard_size=begun["options"]["shard_size"])
         if self.description() | {"inputs": None} != begun | {"inputs": None}:
             return None
+        noted = {split: files["sizes"].get(split, []) for split in self._sizes}
+        if any(len(noted[split]) != len(sizes) for split, sizes in self._sizes.items()):
+            return None
         found = False
         for split, sizes in self._sizes.items():
-            for row, (size, then) in enumerate(zip(sizes, files["sizes"][split], strict=False)):
-                other = [before for now, before in zip(size, then, strict=False) if now and now != before]
+            for row, (size, then) in enumerate(zip(sizes, noted[split], strict=True)):
+                other = [before for now, before in zip(size, then, strict=True) if now and now != before]
                 if any(other) and self.shard_name(split, row) not in unsettled:
                     return None
                 found |= bool(other)
-                sizes[row] = tuple(now or before for now, before in zip(size, then, strict=False))
+                sizes[row] = tuple(now or before for now, before in zip(size, then, strict=True))
         return found
 
     def image_root(self) -> Path | None:
@@ -132,9 +140,15 @@ class ImportPlan(ShardPlan):
         masks = len(rows) * sum(map(_mask_bytes, looked_at)) / len(looked_at)
         return len(rows) * ROW_BYTES + int(_SAFE * masks) + self._picture_bytes(rows)
 
+    def row_name(self, row: LabelledImage) -> tuple[int, str]:
+        """The image's id, and its path from the data set's folder."""
+        return row.image_id, row.path
+
     def warm_up(self) -> None:
-        """Compile or load the kernels that code masks."""
+        """Compile or load the kernels that code masks, and those that look into pictures."""
         runlength.pixel_counts(*runlength.encode(np.zeros((1, 1), np.uint16)))
+        if self.options.decode:
+            images.warm_up()
 
     def _shard_size(self) -> int:
         count = sum(map(len, self.images.values()))
@@ -149,8 +163,8 @@ def _sizes(images: Sequence[LabelledImage]) -> list[tuple[int, int]]:
 
 
 def _name(image: LabelledImage) -> str:
-    """Id and path of an image without the ending, which one that is lost does not tell."""
-    return f"{image.image_id}\t{os.path.splitext(image.path)[0]}"
+    """Id and path of an image without what one that is lost does not tell: its ending, and how its characters are composed."""
+    return f"{image.image_id}\t{composed(os.path.splitext(image.path)[0])}"
 
 
 def _digest(images: Sequence[LabelledImage], sizes: Sequence[tuple[int, int]]) -> str:
@@ -158,33 +172,47 @@ def _digest(images: Sequence[LabelledImage], sizes: Sequence[tuple[int, int]]) -
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _decoded(image: LabelledImage) -> np.ndarray:
-    content = image.labels.read()
-    try:
-        return read_labels(content)
-    except (OSError, MemoryError) as error:  # not what the file holds: that is a ValueError
-        raise reading.given_up(str(image.labels), error) from None
-
-
 def _mask_bytes(image: LabelledImage) -> int:
+    """Of a label file as large as its picture; 0 for any other, which will be left out."""
     try:
-        classes, lengths = runlength.encode(_decoded(image))
+        labels = _opened(image)
+        if labels.size != images.image_size(image.picture.read()):
+            return 0
+        with reading.decoding(image.labels):
+            classes, lengths = runlength.encode(labels.read())
     except (OSError, ValueError):
         return 0
     return classes.nbytes + lengths.nbytes
 
 
-def _labels(image: LabelledImage, faults: list[Fault]) -> np.ndarray | None:
-    """The (H, W) labels of an image; None, and a fault, where there are none."""
+def _opened(image: LabelledImage) -> Labels:
+    content = image.labels.read()
+    with reading.decoding(image.labels):
+        return open_labels(content)
 
-    def fault(kind: str, reason: str) -> None:
-        faults.append(Fault(kind, "labels", image.image_id, None, f"{image.labels_path}: {reason}"))
 
+def _labels(image: LabelledImage, faults: list[Fault]) -> Labels | None:
+    """The label file of an image, not decoded yet; None, and a fault, where there is none."""
     try:
-        return _decoded(image)
+        return _opened(image)
     except (FileNotFoundError, NotADirectoryError):
-        return fault("missing mask", "does not exist")
+        return _fault(image, faults, "missing mask", image.missing)
     except OSError as error:
-        return fault("unreadable mask", f"cannot be read: {reading.strerror(error)}")
+        return _fault(image, faults, "unreadable mask", f"cannot be read: {reading.strerror(error)}")
     except ValueError as error:
-        return fault("unreadable mask", str(error))
+        return _fault(image, faults, "unreadable mask", str(error))
+
+
+def _decoded(image: LabelledImage, labels: Labels, faults: list[Fault]) -> np.ndarray | None:
+    """The (H, W) labels of a file that was opened; None, and a fault, where they are broken."""
+    try:
+        with reading.decoding(image.labels):
+            return labels.read()
+    except OSError as error:
+        return _fault(image, faults, "unreadable mask", f"cannot be read: {reading.strerror(error)}")
+    except ValueError as error:
+        return _fault(image, faults, "unreadable mask", str(error))
+
+
+def _fault(image: LabelledImage, faults: list[Fault], kind: str, reason: str) -> None:
+    faults.append(Fault(kind, "labels", image.image_id, None, f"{image.labels_path}: {reason}"))

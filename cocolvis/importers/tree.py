@@ -2,32 +2,52 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from cocolvis import checks, reading
+from cocolvis import reading
 from cocolvis.annotations import Fault
 from cocolvis.archives import Place
 from cocolvis.errors import DataError
+from cocolvis.files import read_lines
+from cocolvis.folders import Similar, walk
+from cocolvis.text import composed
 from cocolvis.vocabulary import Vocabulary
 
-_LARGEST_TEXT = 2**24
-"""Bytes of the largest list of images or classes that is read."""
+PICTURES = (".jpg", ".jpeg", ".png")
+"""Endings of pictures that every import takes, in any case."""
+
+OWN_DATA = (
+    "a data set of your own, whatever made it, is read by `cocolvis import folder`: images/{train,val}, masks/{train,val}"
+    " and its list of classes"
+)
+"""What to do where a data set only looks like a published one: its classes are others."""
+
+_UNREAD = (*PICTURES, ".bmp", ".tif", ".tiff", ".webp", ".gif", ".jp2", ".mat", ".npy", ".npz")
+"""Endings of what may have been meant as a picture or a mask where it is not taken as one."""
+
+_IDS = 2**62
+"""Image ids are below this."""
+
+Layout = tuple[Sequence[str], Sequence[str]]
+"""The paths that pictures, and that label files, may have, with {} for a name, which may hold folders."""
 
 
 class LabelledImage(NamedTuple):
     """An image: its id, and the paths of its picture and its label file from ``root``, either of which may be missing.
 
-    ``folders`` are those that hold all pictures and all label files, where names hold folders of their own.
+    ``missing`` is the reason in words where one of them is; ``folders`` are those that hold all pictures and all label files,
+    where names hold folders of their own.
     """
 
     image_id: int
     root: str
     path: str
     labels_path: str
+    missing: str = "does not exist"
     folders: tuple[str, str] = ("", "")
 
     @property
@@ -45,6 +65,14 @@ class LabelledImage(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Told:
+    """What is wrong with single files, and lines for the user, as they are found."""
+
+    faults: list[Fault] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Tree:
     """A data set as it was found.
 
@@ -56,8 +84,7 @@ class Tree:
     vocabulary: Vocabulary
     source: str
     images: Mapping[str, Sequence[LabelledImage]]
-    faults: list[Fault] = field(default_factory=list)
-    notes: Sequence[str] = ()
+    told: Told
 
 
 def find_root(src: Path, needed: Iterable[str], inside: Sequence[str], expected: str) -> Path:
@@ -76,90 +103,173 @@ def find_root(src: Path, needed: Iterable[str], inside: Sequence[str], expected:
     return root.resolve()
 
 
-def paired(root: Path, layout: Mapping[str, tuple[Sequence[str], Sequence[str]]], faults: list[Fault]) -> dict[str, list]:
-    """The labelled images of each split, sorted by name; ids count from 1 over all splits.
+def paired(root: Path, layout: Mapping[str, Layout], splits: Collection[str], told: Told) -> dict[str, list[LabelledImage]]:
+    """The labelled images of each split, sorted by name; where all names are numbers, and none comes twice, these are the ids.
 
-    ``layout`` has the paths that pictures, and that label files, of a split may have, with {} for a name, which may hold
-    folders. Of two files of one name that with the first path counts; what is not there has the first. Hidden files are none.
+    Otherwise images are counted from 1 over all splits. Of two files of one name that with the first path of the ``layout``
+    counts; what is not there has the first. Of other splits than ``splits`` nothing is told; a DataError where one of these has
+    no picture with its labels, unless that is allowed (:func:`cocolvis.reading.allowing`).
     """
-    numbers, found = count(1), {}
+    found: dict[str, list[LabelledImage]] = {}
     for split, paths in layout.items():
-        pictures, labels = (_matching(root, either, faults) for either in paths)
-        found[split] = []
-        folders = tuple(either[0].partition("{}")[0].rstrip("/") for either in paths)
-        for name in sorted(pictures.keys() | labels.keys()):
-            absent = [either[0].format(name) for either in paths]
-            both = pictures.get(name, absent[0]), labels.get(name, absent[1])
-            found[split].append(LabelledImage(next(numbers), str(root), *both, folders))
-    return found
+        wanted = split in splits
+        try:
+            both = [_matching(root, either, told if wanted else Told()) for either in paths]
+        except DataError as error:
+            if wanted or isinstance(error, reading.UnreadableInput):  # its images are counted, too
+                raise
+            both = [_Matched(), _Matched()]
+        pictures, labels = both
+        names = sorted(pictures.named.keys() | labels.named.keys() | pictures.other.keys() | labels.other.keys())
+        whole = pictures.named.keys() & labels.named.keys()
+        similar = [either.unpaired(whole) for either in both] if len(whole) < len(names) else []
+        found[split] = [_image(root, name, paths, both, similar) for name in names]
+        if wanted and names and not whole and not reading.allowed():
+            first = found[split][0]
+            absent = first.picture if names[0] in labels.named else first.labels
+            why = reading.wrong_with(absent.folder) or f"{absent.path.removeprefix(f'{root}/')} {first.missing}"
+            raise DataError(f"{root}: split {split} has no picture with its mask: {why}")
+    return _numbered(found, told)
 
 
-def listed(root: Path, names: str, pattern: str, picture: str, labels: Sequence[str], faults: list[Fault]) -> list:
-    """The labelled images of the list ``names``, in its order; the groups of ``pattern``, put together, are an image's id.
+def listed(
+    root: Path, lists: Mapping[str, tuple[str, Layout]], pattern: str, advice: str, told: Told
+) -> dict[str, list[LabelledImage]]:
+    """The labelled images of each split in the order of its list; the groups of ``pattern``, put together, are an image's id.
 
-    Only the first word of a line counts, without folder and ending. ``picture`` and ``labels`` are paths with {} for the name;
-    the first of ``labels`` that is there counts. What is no name, or comes twice, is a fault.
+    ``lists`` has for each split the path of its list, and where the files may be. Only the first word of a line counts, without
+    folder and ending. What is no name, or comes twice, is a fault; a DataError, with ``advice``, where no line is a name.
     """
-    found: dict[str, LabelledImage] = {}
-    for line in read_text(root / names).splitlines():
-        name = PurePosixPath(line.split()[0]).stem if line.strip() else ""
-        number = re.fullmatch(pattern, name, re.ASCII)
-        if name in found or (name and not number):
-            kind, reason = ("duplicate image", "a second time") if name in found else ("malformed image", f"expected {pattern}")
-            faults.append(Fault(kind, "image", None, None, f"{names}: {name[:100]!a}: {reason}"))
-        elif number:
-            places = [path.format(name) for path in labels]
-            there = next((path for path in places if reading.exists(root / path)), places[0])
-            found[name] = LabelledImage(int("".join(number.groups())), str(root), picture.format(name), there)
-    return list(found.values())
-
-
-def read_text(path: Path) -> str:
-    """A small text file; a DataError that names it when it is absent, too large or no UTF-8."""
-    size = checks.regular_file(path).st_size
-    if size > _LARGEST_TEXT:
-        raise DataError(f"{path}: has {size} bytes; at most {_LARGEST_TEXT} are read")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is no UTF-8 text: {error.reason} at byte {error.start}") from None
-
-
-def _matching(root: Path, paths: Sequence[str], faults: list[Fault]) -> dict[str, str]:
-    """Name -> path of the files that have one of these paths; endings in upper and lower case alike."""
-    found: dict[str, str] = {}
-    for folder, _, ending in (path.partition("{}") for path in paths):
-        for path in sorted(path for path in _files(root, folder) if path.lower().endswith(ending.lower())):
-            name = path[len(folder) : -len(ending)]
-            if not _recordable(path):
-                reason = f"{path!a}: expected UTF-8 without control characters"
-                faults.append(Fault("malformed image", "image", None, None, reason))
-            elif name in found:
-                faults.append(Fault("duplicate image", "image", None, None, f"{path}: {found[name]} has the same name"))
-            else:
-                found[name] = path
+    matched: dict[tuple[str, ...], _Matched] = {}
+    found: dict[str, list[LabelledImage]] = {}
+    for split, (names, layout) in lists.items():
+        ids = _listed_ids(root, names, pattern, advice, told)
+        for paths in map(tuple, layout):
+            if paths not in matched:
+                matched[paths] = _matching(root, paths, Told(notes=told.notes))  # files that no list names do no harm
+        both = [matched[tuple(paths)] for paths in layout]
+        whole = both[0].named.keys() & both[1].named.keys()
+        similar = [either.unpaired(ids.keys()) for either in both] if ids.keys() - whole else []
+        found[split] = [_image(root, name, layout, both, similar)._replace(image_id=ids[name]) for name in ids]
     return found
 
 
-def _files(root: Path, folder: str) -> list[str]:
-    """The paths from ``root`` of all files below a folder that are not hidden; none where there is no folder."""
-    top = root / folder
-    try:
-        return reading.patiently(lambda: list(_walk(root, top)), str(top), reading.of_the_system) if reading.exists(top) else []
-    except OSError as error:
-        raise DataError(f"{error.filename}: cannot be read: {reading.strerror(error)}") from None
+@dataclass(frozen=True)
+class _Matched:
+    """The files of a layout.
+
+    ``named`` maps the name of each, composed, to its path; ``other`` does for files that have only another ending; ``rest`` are
+    the paths of all that are not in ``named``.
+    """
+
+    named: dict[str, str] = field(default_factory=dict)
+    other: dict[str, str] = field(default_factory=dict)
+    rest: list[str] = field(default_factory=list)
+
+    def unpaired(self, whole: Collection[str]) -> Similar:
+        """The files that belong to no image among ``whole``, to be suggested."""
+        return Similar(self.rest + [path for name, path in self.named.items() if name not in whole])
 
 
-def _walk(root: Path, top: Path) -> Iterator[str]:
-    for here, folders, files in os.walk(top, onerror=_refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (os.path.relpath(os.path.join(here, name), root) for name in files if not name.startswith("."))
+def _matching(root: Path, paths: Sequence[str], told: Told) -> _Matched:
+    """The files that have one of these paths, the first path first; endings in upper and lower case alike."""
+    matched = _Matched()
+    for folder in dict.fromkeys(path.partition("{}")[0] for path in paths):
+        endings = [path.partition("{}")[2].lower() for path in paths if path.startswith(folder + "{}")]
+        files, notes = walk(root / folder)
+        told.notes.extend(note for note in notes if note not in told.notes)
+        by_ending: dict[str | None, list[str]] = {}
+        for path in files:
+            by_ending.setdefault(next((end for end in endings if path.lower().endswith(end)), None), []).append(path)
+        for ending in endings:
+            for path in by_ending.get(ending, ()):
+                _take(matched, folder + path, composed(path[: -len(ending)]), told)
+        stems = {ending.rpartition(".")[0] for ending in endings}
+        for path in filter(_recordable, by_ending.get(None, ())):
+            matched.rest.append(folder + path)
+            stem, suffix = os.path.splitext(path)
+            for end in (end for end in stems if stem.lower().endswith(end) and suffix.lower() in _UNREAD):
+                matched.other.setdefault(composed(stem[: len(stem) - len(end)]), folder + path)
+    return matched
 
 
-def _refuse(error: OSError) -> None:
-    raise error
+def _take(matched: _Matched, path: str, name: str, told: Told) -> None:
+    if not _recordable(path):
+        told.faults.append(
+            Fault("malformed image", "image", None, None, f"{path!a}: expected UTF-8 without control characters")
+        )
+    elif name in matched.named:
+        told.faults.append(Fault("duplicate image", "image", None, None, f"{path}: {matched.named[name]} has the same name"))
+        matched.rest.append(path)
+    else:
+        matched.named[name] = path
+
+
+def _image(root: Path, name: str, layout: Layout, both: Sequence[_Matched], similar: Sequence[Similar]) -> LabelledImage:
+    """The image of a name, its id still 0; what is missing has the first path of the layout, and a word on what is there."""
+    first = [paths[0].format(name) for paths in layout]
+    there = [matched.named.get(name, path) for matched, path in zip(both, first, strict=True)]
+    image = LabelledImage(0, str(root), *there, folders=tuple(map(_folder, there, layout)))
+    for side in (1, 0):  # a build looks for the label file first
+        if name not in both[side].named:
+            near = similar[side].find(layout[side][0].partition("{}")[0] + name)
+            return image._replace(missing=f"does not exist; there is {PurePosixPath(near).name}") if near else image
+    return image
+
+
+def _folder(path: str, paths: Sequence[str]) -> str:
+    """The folder of a layout in which a path lies."""
+    return next(folder for folder in (one.partition("{}")[0] for one in paths) if path.startswith(folder)).rstrip("/")
+
+
+def _numbered(found: Mapping[str, list[LabelledImage]], told: Told) -> dict[str, list[LabelledImage]]:
+    """The images with their ids: the numbers that are their names, else counted over all splits."""
+    images = list(chain.from_iterable(found.values()))
+    numbers = [_number(image.path) for image in images]
+    if reason := _why_counted(numbers, images):
+        if any(number is not None for number in numbers):
+            told.notes.append(f"the images are counted from 1: {reason}")
+        numbers = list(range(1, len(images) + 1))
+    ids = iter(numbers)
+    return {split: [image._replace(image_id=next(ids)) for image in own] for split, own in found.items()}
+
+
+def _number(path: str) -> int | None:
+    """The number that is a file's name; None where it is none, or too large for an id."""
+    stem = PurePosixPath(path).stem
+    number = int(stem) if re.fullmatch(r"\d{1,100}", stem, re.ASCII) else _IDS
+    return number if number < _IDS else None
+
+
+def _why_counted(numbers: Sequence[int | None], images: Sequence[LabelledImage]) -> str:
+    """What keeps the numbers from being ids; "" where nothing does."""
+    first: dict[int, str] = {}
+    for number, image in zip(numbers, images, strict=True):
+        if number is None:
+            return f"the name of {image.path} is no number below {_IDS}"
+        if number in first:
+            return f"{first[number]} and {image.path} have the same number"
+        first[number] = image.path
+    return ""
+
+
+def _listed_ids(root: Path, names: str, pattern: str, advice: str, told: Told) -> dict[str, int]:
+    """Name -> id of the images of a list, in its order."""
+    ids: dict[str, int] = {}
+    lines = [line for line in read_lines(root / names) if line.strip()]
+    for line in lines:
+        name = PurePosixPath(line.split()[0].replace("\\", "/")).stem
+        number = re.fullmatch(pattern, name, re.ASCII)
+        if number and name not in ids:
+            ids[name] = int("".join(number.groups()))
+            continue
+        kind, reason = ("duplicate image", "a second time") if number else ("malformed image", f"expected {pattern}")
+        told.faults.append(Fault(kind, "image", None, None, f"{names}: {name[:100]!a}: {reason}"))
+    if not lines:
+        raise DataError(f"{root / names}: lists no images")
+    if not ids:
+        raise DataError(f"{root / names}: lists {lines[0].strip()[:100]!r}; {advice}")
+    return ids
 
 
 def _recordable(path: str) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from cocolvis import reading
 from cocolvis.errors import DataError
 from cocolvis.importers.tables import table
-from cocolvis.importers.tree import Tree, find_root, listed
+from cocolvis.importers.tree import OWN_DATA, PICTURES, Told, Tree, find_root, listed
 
 EXPECTED = "JPEGImages/*.jpg, SegmentationClass/*.png and ImageSets/Segmentation/{train,val}.txt, as in VOCdevkit/VOC2012"
 
@@ -15,6 +15,7 @@ _AUGMENTED = "SegmentationClassAug"
 _AUGMENTED_LISTS = tuple(f"{_LISTS}/{name}.txt" for name in ("train_aug", "trainaug"))
 
 _NAME = r"(\d{4})_(\d{6})"
+_ADVICE = f"images of PASCAL VOC have names such as 2007_000032, and its 21 classes; {OWN_DATA}"
 
 
 def find(src: Path, splits: Collection[str], augmented: bool = False) -> Tree:
@@ -24,13 +25,12 @@ def find(src: Path, splits: Collection[str], augmented: bool = False) -> Tree:
     """
     needed = ["JPEGImages", "SegmentationClass", *(f"{_LISTS}/{split}.txt" for split in splits)]
     root = find_root(src, needed, ["VOC2012", "VOCdevkit/VOC2012"], EXPECTED)
-    found = {split: (f"{_LISTS}/{split}.txt", ["SegmentationClass/{}.png"]) for split in splits}
+    pictures = [f"JPEGImages/{{}}{ending}" for ending in PICTURES]
+    lists = {split: (f"{_LISTS}/{split}.txt", (pictures, ["SegmentationClass/{}.png"])) for split in splits}
     there = next((name for name in _AUGMENTED_LISTS if reading.exists(root / name) and reading.exists(root / _AUGMENTED)), None)
     if augmented and there is None:
         raise DataError(f"{root}: holds no {_AUGMENTED}/ with {' or '.join(_AUGMENTED_LISTS)}; leave out --augmented")
     if augmented and "train" in splits:
-        found["train"] = there, [f"{_AUGMENTED}/{{}}.png", "SegmentationClass/{}.png"]
-    notes = [f"{there} is left aside; --augmented takes it"] if there and not augmented else []
-    faults = []
-    images = {s: listed(root, names, _NAME, "JPEGImages/{}.jpg", labels, faults) for s, (names, labels) in found.items()}
-    return Tree(root, table("voc"), "voc", images, faults, notes)
+        lists["train"] = there, (pictures, [f"{_AUGMENTED}/{{}}.png", "SegmentationClass/{}.png"])
+    told = Told(notes=[f"{there} is left aside; --augmented takes it"] if there and not augmented else [])
+    return Tree(root, table("voc"), "voc", listed(root, lists, _NAME, _ADVICE, told), told)

@@ -1,0 +1,286 @@
+"""The compiled loops under the tolerant JSON reader: where a value ends, where its members lie, and it again as strict JSON.
+
+Text is a read-only (n,) uint8 array of bytes. A place is an index into it; what is no JSON at a place is returned as ``~place``.
+"""
+
+import numpy as np
+
+from cocolvis.compiled import entry, inner
+
+_QUOTE, _BACKSLASH, _COMMA, _COLON, _MINUS = 0x22, 0x5C, 0x2C, 0x3A, 0x2D
+_OPEN_LIST, _CLOSE_LIST, _OPEN_OBJECT, _CLOSE_OBJECT = 0x5B, 0x5D, 0x7B, 0x7D
+_U, _N, _I = 0x75, 0x4E, 0x49
+_ESCAPED, _NULL, _NO_NUMBER, _REPLACEMENT, _REPLACEMENT_ESCAPED = (
+    np.frombuffer(symbols, np.uint8) for symbols in (b'"\\/bfnrtu', b"null", b"1e999", "\ufffd".encode(), b"\\ufffd")
+)
+_LITERALS = np.array([list(word.ljust(9)) for word in (b"true", b"false", b"null", b"NaN", b"Infinity", b"-Infinity")], np.uint8)
+
+DEPTH = 100
+"""What is nested so deep is rewritten as null: strict parsers recurse."""
+
+
+@entry()
+def skip(text, at):
+    """The place behind the JSON value at or after ``at``, whose grammar is checked to its end at any depth.
+
+    NaN, Infinity and -Infinity are taken for numbers, bytes that are no UTF-8 for characters.
+    """
+    closing = np.empty(64, np.uint8)  # the bracket that ends each list and object around the place
+    depth = 0
+    while True:
+        at = _blank(text, at)
+        if at == len(text):
+            return ~at
+        symbol = text[at]
+        if symbol == _OPEN_LIST or symbol == _OPEN_OBJECT:
+            if depth == len(closing):
+                closing = np.concatenate((closing, np.empty(depth, np.uint8)))
+            closing[depth] = symbol + 2
+            depth += 1
+            at = _blank(text, at + 1)
+            if at == len(text) or text[at] != symbol + 2:
+                if symbol == _OPEN_OBJECT:
+                    at = _key(text, at)
+                    if at < 0:
+                        return at
+                continue
+        else:
+            at = _scalar(text, at)
+            if at < 0:
+                return at
+        while True:  # behind a value, or at the bracket that ends one
+            if depth == 0:
+                return at
+            at = _blank(text, at)
+            if at == len(text):
+                return ~at
+            if text[at] == _COMMA:
+                at += 1
+                if closing[depth - 1] == _CLOSE_OBJECT:
+                    at = _key(text, at)
+                    if at < 0:
+                        return at
+                break
+            if text[at] != closing[depth - 1]:
+                return ~at
+            depth -= 1
+            at += 1
+
+
+@entry()
+def blank(text, at):
+    """The place of the first byte from ``at`` on that is no white space; the length of the text where there is none."""
+    return _blank(text, at)
+
+
+@entry()
+def members(text, at, rows):
+    """Where the members of a list or an object lie that :func:`skip` has passed, as many as ``rows`` (n, 4) int64 takes.
+
+    ``at`` is its opening bracket, or what the last call returned. A row is where key and value begin and end; a list has no
+    keys. Returns how many rows were filled, and the place of the comma before the next member, -1 when there are no more.
+    """
+    for row in range(len(rows)):
+        at = _blank(text, at + 1)
+        if text[at] == _CLOSE_LIST or text[at] == _CLOSE_OBJECT:
+            return row, -1
+        value = _key(text, at)  # of a list's elements none is followed by a colon
+        rows[row, 0] = at
+        rows[row, 1] = at if value < 0 else _string(text, at)
+        rows[row, 2] = at if value < 0 else _blank(text, value)
+        rows[row, 3] = skip(text, rows[row, 2])
+        at = _blank(text, rows[row, 3])
+        if text[at] != _COMMA:
+            return row + 1, -1
+    return len(rows), at
+
+
+@entry()
+def rewrite(text, at, end, out):
+    """Write the value between two places to ``out`` as strict parsers take it; the bytes of it, also where ``out`` is too short.
+
+    NaN and infinities become 1e999, which is no sound value of anything; what is nested ``DEPTH`` deep becomes null; what is no
+    UTF-8, and halves of surrogate pairs, become U+FFFD.
+    """
+    size = depth = 0
+    while at < end:
+        symbol = text[at]
+        if symbol == _QUOTE:
+            at, size = _rewrite_string(text, at, out, size)
+        elif symbol == _N or symbol == _I or (symbol == _MINUS and text[at + 1] == _I):
+            at, size = _scalar(text, at), _put(_NO_NUMBER, out, size)
+        elif (symbol == _OPEN_LIST or symbol == _OPEN_OBJECT) and depth == DEPTH - 1:
+            at, size = skip(text, at), _put(_NULL, out, size)
+        else:
+            if symbol == _OPEN_LIST or symbol == _OPEN_OBJECT:
+                depth += 1
+            elif symbol == _CLOSE_LIST or symbol == _CLOSE_OBJECT:
+                depth -= 1
+            size = _put(text[at : at + 1], out, size)
+            at += 1
+    return size
+
+
+@inner()
+def _rewrite_string(text, at, out, size):
+    size = _put(text[at : at + 1], out, size)
+    at += 1
+    while text[at] != _QUOTE:
+        length, sound = 1, True
+        if text[at] == _BACKSLASH:
+            length = 6 if text[at + 1] == _U else 2
+            if length == 6 and 0xD800 <= _hex(text, at + 2) < 0xE000:
+                length, sound = _surrogates(text, at)
+            size = _put(text[at : at + length], out, size) if sound else _put(_REPLACEMENT_ESCAPED, out, size)
+        else:
+            if text[at] >= 0x80:
+                length = _utf8(text, at)
+            size = _put(text[at : at + length], out, size) if length else _put(_REPLACEMENT, out, size)
+            length = max(1, length)
+        at += length
+    return at + 1, _put(text[at : at + 1], out, size)
+
+
+@inner()
+def _put(source, out, size):
+    """Append bytes to ``out`` where they fit; the size with them."""
+    for offset in range(len(source)):
+        if size + offset < len(out):
+            out[size + offset] = source[offset]
+    return size + len(source)
+
+
+@inner()
+def _blank(text, at):
+    while at < len(text) and (text[at] == 0x20 or text[at] == 0x0A or text[at] == 0x0D or text[at] == 0x09):
+        at += 1
+    return at
+
+
+@inner()
+def _key(text, at):
+    """The place behind a key and its colon."""
+    at = _blank(text, at)
+    if at == len(text) or text[at] != _QUOTE:
+        return ~at
+    at = _string(text, at)
+    if at < 0:
+        return at
+    at = _blank(text, at)
+    return at + 1 if at < len(text) and text[at] == _COLON else ~at
+
+
+@inner()
+def _scalar(text, at):
+    """The place behind a string, number or literal."""
+    if text[at] == _QUOTE:
+        return _string(text, at)
+    for literal in range(len(_LITERALS)):
+        length = 0
+        for symbol in _LITERALS[literal]:
+            if symbol == 0x20:
+                break
+            if at + length == len(text) or text[at + length] != symbol:
+                length = 0
+                break
+            length += 1
+        if length:
+            return at + length
+    return _number(text, at)
+
+
+@inner()
+def _string(text, at):
+    at += 1
+    while at < len(text):
+        symbol = text[at]
+        if symbol == _QUOTE:
+            return at + 1
+        if symbol < 0x20:
+            return ~at
+        if symbol == _BACKSLASH:
+            at += 1
+            if at == len(text) or not _among(text[at], _ESCAPED) or (text[at] == _U and _hex(text, at + 1) < 0):
+                return ~at
+        at += 1
+    return ~at
+
+
+@inner()
+def _number(text, at):
+    if text[at] == _MINUS:
+        at += 1
+    first, at = at, _digits(text, at)
+    if at == first or (text[first] == 0x30 and at > first + 1):
+        return ~first
+    if at < len(text) and text[at] == 0x2E:
+        first, at = at + 1, _digits(text, at + 1)
+        if at == first:
+            return ~at
+    if at < len(text) and (text[at] == 0x65 or text[at] == 0x45):
+        at += 1
+        if at < len(text) and (text[at] == 0x2B or text[at] == _MINUS):
+            at += 1
+        first, at = at, _digits(text, at)
+        if at == first:
+            return ~at
+    return at
+
+
+@inner()
+def _digits(text, at):
+    while at < len(text) and 0x30 <= text[at] <= 0x39:
+        at += 1
+    return at
+
+
+@inner()
+def _among(symbol, symbols):
+    for other in symbols:
+        if symbol == other:
+            return True
+    return False
+
+
+@inner()
+def _hex(text, at):
+    """The number that four hexadecimal digits make; -1 where they are none."""
+    if at + 4 > len(text):
+        return -1
+    number = 0
+    for offset in range(4):
+        digit = int(text[at + offset])
+        if 0x30 <= digit <= 0x39:
+            digit -= 0x30
+        elif 0x41 <= digit & ~0x20 <= 0x46:
+            digit = (digit & ~0x20) - 0x37
+        else:
+            return -1
+        number = 16 * number + digit
+    return number
+
+
+@inner()
+def _surrogates(text, at):
+    """The bytes of the escaped surrogates at a place, and whether they are a pair."""
+    paired = _hex(text, at + 2) < 0xDC00 and text[at + 6] == _BACKSLASH and text[at + 7] == _U
+    if paired and 0xDC00 <= _hex(text, at + 8) < 0xE000:
+        return 12, True
+    return 6, False
+
+
+@inner()
+def _utf8(text, at):
+    """The bytes of the character at a place that begins with 0x80 or more; 0 where it is no UTF-8."""
+    first = text[at]
+    length = 2 if 0xC2 <= first < 0xE0 else 3 if 0xE0 <= first < 0xF0 else 4 if 0xF0 <= first < 0xF5 else 0
+    if length == 0 or at + length > len(text):
+        return 0
+    for offset in range(1, length):
+        if text[at + offset] & 0xC0 != 0x80:
+            return 0
+    second = text[at + 1]
+    overlong = (first == 0xE0 and second < 0xA0) or (first == 0xF0 and second < 0x90)
+    beyond = (first == 0xED and second >= 0xA0) or (first == 0xF4 and second >= 0x90)
+    return 0 if overlong or beyond else length
+

@@ -1,0 +1,77 @@
+"""Who a process is, so that another one can tell whether it still lives: host, boot, pid namespace, pid and start."""
+
+import os
+import socket
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+_SECONDS = 10
+"""How long a command of the system may take that says who we are."""
+
+Text = Annotated[str, Meta(min_length=1, max_length=1000)]
+
+
+class Owner(msgspec.Struct, frozen=True, kw_only=True):
+    """A process: ``system`` is the boot and the pid namespace in which ``pid`` and ``started`` mean something, if known."""
+
+    host: Annotated[str, Meta(max_length=1000)]
+    system: Text | None
+    pid: Annotated[int, Meta(ge=1, lt=2**31)]
+    started: Text | None
+
+    @classmethod
+    def current(cls) -> "Owner":
+        """This process."""
+        return cls(host=socket.gethostname(), system=_system(), pid=os.getpid(), started=_started(os.getpid()))
+
+    def lives(self) -> bool | None:
+        """Whether the process still runs, or is stopped; None where that cannot be told from here."""
+        here = Owner.current()
+        if here.system is None or (self.host, self.system) != (here.host, here.system):
+            return None
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass  # it is somebody else's
+        started = _started(self.pid)
+        return None if None in (started, self.started) else started == self.started
+
+
+@lru_cache(maxsize=1)
+def _system() -> str | None:
+    """Containers share the kernel's boot with their host, and have pids of their own."""
+    if sys.platform != "linux":
+        return _said("sysctl", "-n", "kern.bootsessionuuid")
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except (OSError, ValueError):
+        return None
+
+
+def _started(pid: int) -> str | None:
+    """When a process was started, in ticks since the boot, or as ``ps`` says; None where that cannot be told."""
+    if sys.platform != "linux":
+        return _said("ps", "-o", "lstart=", "-p", str(pid))
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return "has ended" if fields[0] in "ZX" else fields[19]
+    except (OSError, IndexError):
+        return None
+
+
+def _said(*command: str) -> str | None:
+    """What a command prints; None where it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+    return (done.stdout.strip() or None) if done.returncode == 0 else None

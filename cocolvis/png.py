@@ -1,0 +1,155 @@
+"""PNG files: what the header declares, and whether all of the file is there and undamaged; no pixel is decoded."""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+"""Colour type -> numbers a pixel, and how many bits each of these may have."""
+
+_PALETTE = 3
+"""The colour type whose pixels are places in a palette."""
+
+_LARGEST_SIDE = 2**31 - 1
+_LAST_FILTER = 4
+"""Each row begins with the number of its filter, 0..4."""
+
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""Of each pass of an interlaced PNG: first column, first row, step of columns, step of rows."""
+
+_READ, _INFLATED = 2**16, 2**18
+"""Bytes that zlib is given at a time, and that it may make of them before they are looked at."""
+
+
+class Header(NamedTuple):
+    """What the chunk IHDR says; a pixel is one or several numbers of so many ``bits``."""
+
+    height: int
+    width: int
+    bits: int
+    colour: int
+    interlaced: bool
+
+    def passes(self) -> list[tuple[int, int]]:
+        """(rows, bytes of a row with its filter) of each pass over the picture; there are seven where it is interlaced."""
+        steps = _ADAM7 if self.interlaced else ((0, 0, 1, 1),)
+        sizes = ((-(-(self.height - y) // dy), -(-(self.width - x) // dx)) for x, y, dx, dy in steps)
+        bits = _CHANNELS[self.colour] * self.bits
+        return [(rows, 1 + (columns * bits + 7) // 8) for rows, columns in sizes if rows > 0 and columns > 0]
+
+
+def read_header(content: bytes) -> Header:
+    """The header of a PNG; a ValueError unless its fields are valid and chunks follow one another up to IEND.
+
+    No CRC is computed: this is what a reader can afford each time.
+    """
+    chunks = _chunks(content)
+    header = _header(next(chunks)[1])
+    for _ in chunks:
+        pass
+    return header
+
+
+def check(content: bytes) -> None:
+    """A ValueError that says what is damaged, unless every decoder reads this PNG whole and alike.
+
+    The CRC of each chunk holds, and the pixels inflate to exactly the rows that the header implies. Takes little memory,
+    whatever the header says. Bytes behind IEND are ignored, and so is what optional chunks say.
+    """
+    header, palette, pixels, before = None, 0, None, b""
+    for kind, body, crc in _chunks(content):
+        if zlib.crc32(body, zlib.crc32(kind)) != crc:
+            raise ValueError(f"the PNG is damaged: the CRC of its chunk {kind.decode()} does not hold")
+        if header is None:
+            header = _header(body)
+            pixels = _Pixels(header)
+        elif kind == b"PLTE" and header.colour == _PALETTE:
+            if palette or len(body) % 3 or not 0 < len(body) <= 3 * 256:
+                raise ValueError("the PNG has no valid palette")
+            palette = len(body) // 3
+        elif kind == b"IDAT":
+            if header.colour == _PALETTE and not palette:
+                raise ValueError("the PNG has no palette before its pixels")
+            if pixels.begun and before != b"IDAT":
+                raise ValueError("the PNG's pixels are interrupted by another chunk")
+            pixels.add(body)
+        elif kind not in (b"PLTE", b"IEND") and kind[:1].isupper():
+            raise ValueError(f"the PNG has a chunk {kind.decode()}, which no decoder knows and none may skip")
+        before = kind
+    pixels.finish()
+
+
+def _chunks(content: bytes) -> Iterator[tuple[bytes, memoryview, int]]:
+    """(kind, body, recorded CRC) of each chunk up to IEND, of which the first, and no other, is IHDR."""
+    if not content.startswith(SIGNATURE):
+        raise ValueError("the PNG has no signature")
+    view, at, kind = memoryview(content), len(SIGNATURE), b""
+    while kind != b"IEND":
+        if at + 12 > len(content):
+            raise ValueError("the PNG breaks off")
+        length, kind = struct.unpack_from(">I4s", content, at)
+        if at + 12 + length > len(content):
+            raise ValueError("the PNG breaks off")
+        if not kind.isalpha() or (kind == b"IHDR") != (at == len(SIGNATURE)):
+            raise ValueError("the PNG is damaged: " + ("two chunks have run together" if at > 8 else "it has no header"))
+        yield kind, view[at + 8 : at + 8 + length], struct.unpack_from(">I", content, at + 8 + length)[0]
+        at += 12 + length
+
+
+def _header(body: memoryview) -> Header:
+    if len(body) != 13:
+        raise ValueError(f"the PNG's header has {len(body)} bytes; expected 13")
+    width, height, bits, colour, compression, filters, interlaced = struct.unpack(">IIBBBBB", body)
+    if bits not in _DEPTHS.get(colour, ()) or compression or filters or interlaced > 1:
+        raise ValueError(
+            f"the PNG's header declares bits {bits}, colour type {colour}, compression {compression}, filters {filters} and"
+            f" interlacing {interlaced}, which do not exist together"
+        )
+    return Header(height, width, bits, colour, bool(interlaced))
+
+
+class _Pixels:
+    """The compressed pixels on their way through zlib: counted, their rows' filters looked at, and forgotten."""
+
+    def __init__(self, header: Header):
+        if not (0 < header.height <= _LARGEST_SIDE and 0 < header.width <= _LARGEST_SIDE):
+            raise ValueError(f"the PNG's header declares {header.height} x {header.width} pixels")
+        self.begun = False
+        self._stream = zlib.decompressobj()
+        self._passes = []  # (first byte, byte behind the last, bytes of a row)
+        self._expected = self._found = 0
+        for rows, row in header.passes():
+            self._passes.append((self._expected, self._expected + rows * row, row))
+            self._expected += rows * row
+
+    def add(self, body: memoryview) -> None:
+        """One IDAT chunk; what follows the end of the compressed stream is ignored."""
+        self.begun = True
+        for start in range(0, len(body), _READ):
+            data, inflated = body[start : start + _READ], b""
+            while (data or len(inflated) == _INFLATED) and not self._stream.eof:
+                try:
+                    inflated = self._stream.decompress(data, _INFLATED)
+                except zlib.error as error:
+                    raise ValueError(f"the PNG's pixels are damaged: {str(error).rpartition(': ')[2]}") from None
+                data = self._stream.unconsumed_tail
+                self._take(inflated)
+
+    def finish(self) -> None:
+        """All pixels must have come, and the checksum behind them."""
+        if self._found < self._expected or not self._stream.eof:
+            raise ValueError(f"the PNG's pixels are truncated: {self._found} of {self._expected} bytes are there")
+
+    def _take(self, inflated: bytes) -> None:
+        first, self._found = self._found, self._found + len(inflated)
+        if self._found > self._expected:
+            raise ValueError(f"the PNG holds more pixels than its header declares: more than {self._expected} bytes")
+        for start, stop, row in self._passes:
+            if start < self._found and first < stop:
+                begin = max(0, start - first) if first <= start else -(first - start) % row
+                if max(inflated[begin : stop - first : row], default=0) > _LAST_FILTER:
+                    raise ValueError("the PNG's pixels are damaged: a row has a filter that does not exist")

@@ -1,0 +1,47 @@
+"""Memory is bounded by the input, not by what it holds, nor by the square of the classes; measured in processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import memory_of_annotations
+import memory_of_classes
+import pytest
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux's /proc")
+
+BYTES_A_BYTE = 6
+"""Bytes of memory for each byte of a file, beyond the mapped file itself."""
+
+SLACK = 2**22
+"""Bytes that any reading takes, such as pages of code that it is the first to run."""
+
+
+@pytest.mark.parametrize("size", [3 * 10**6, pytest.param(10**8, marks=pytest.mark.long)])
+def test_an_annotation_file_takes_memory_by_its_size(size, tmp_path):
+    command = [sys.executable, memory_of_annotations.__file__, str(tmp_path), str(size)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"MALLOC_ARENA_MAX": "1"})
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert found.keys() == memory_of_annotations.SHAPES.keys()
+    assert {name: row for name, row in found.items() if row[0] > BYTES_A_BYTE * row[1] + SLACK} == {}
+    said = {name: row[2] for name, row in found.items()}
+    assert said["only brackets"].endswith("expected one JSON object")
+    assert said["keys without end"].endswith("it breaks off")
+    assert said["many good, one bad"].endswith(" annotations, 1 faults")
+    assert said["one large record"] == "1 images, 1 annotations, 0 faults"
+    assert "has more than" in said["numbers for annotations"]
+
+
+@pytest.mark.parametrize("what", ["penalty", "evaluation"])
+def test_many_classes_take_no_more_than_64_mib_beyond_few(what, of_classes):
+    assert of_classes[f"{what} 30000"] - of_classes[f"{what} 100"] <= 64 * 2**20
+
+
+@pytest.fixture(scope="module")
+def of_classes():
+    ended = subprocess.run([sys.executable, memory_of_classes.__file__], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
