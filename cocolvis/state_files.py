@@ -32,7 +32,7 @@ class _Planned(msgspec.Struct):
 
 
 class Plan(msgspec.Struct):
-    """plan.json; ``rows`` of a shard is a SHA-256 of which images it holds, ``unusable`` are those of a split that none does."""
+    """plan.json; ``rows`` of a shard is a SHA-256 of which images it holds, ``unusable`` those of a split that none does."""
 
     description: _Description
     shards: dict[_ShardName, _Planned]
