@@ -19,7 +19,7 @@ from cocolvis.lock import Lease, is_of_lock
 from cocolvis.merge import MASK_RULE
 from cocolvis.shard_plan import ShardPlan
 from cocolvis.shards import VERSION, ShardReader
-from cocolvis.vocabulary import Vocabulary
+from cocolvis.vocabulary import Vocabulary, coco_lvis
 
 _OVERWRITE = "replace it with `cocolvis build --overwrite`, or `import`"
 
@@ -44,12 +44,12 @@ class _Planned(msgspec.Struct):
 
 
 class _Plan(msgspec.Struct):
-    """plan.json; ``rows`` of a shard is a SHA-256 of which images it holds."""
+    """plan.json; ``rows`` of a shard is a SHA-256 of which images it holds, ``vocabulary`` is None for that of COCO+LVIS."""
 
     description: _Description
     shards: dict[_ShardName, _Planned]
     faults: list[Fault]
-    vocabulary: dict[str, Any]
+    vocabulary: dict[str, Any] | None
 
 
 class _Begun(msgspec.Struct):
@@ -99,11 +99,15 @@ class BuildState:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The classes of the build."""
+        """The classes of the build; a DataError where they are not those that it was begun with."""
+        recorded, digest = self.plan["vocabulary"], self.plan["description"]["vocabulary"]
         try:
-            return Vocabulary.from_json(self.plan["vocabulary"])
+            vocabulary = coco_lvis() if recorded is None else Vocabulary.from_json(recorded)
+            if vocabulary.digest != digest:
+                raise DataError(f"the vocabulary has digest {vocabulary.digest}, the build was begun with {digest}")
         except DataError as error:
             raise DataError(f"{self._recorded}: {checks.line(error)}; {_OVERWRITE}") from None
+        return vocabulary
 
     def check(self, description: dict) -> None:
         """A DataError where going on would mix two builds in one folder."""
@@ -136,7 +140,8 @@ class BuildState:
             return
         rows = plan.shard_rows()
         shards = {name: {"images": images, "rows": rows[name]} for name, images in plan.shard_counts().items()}
-        noted = {"description": description, "shards": shards, "faults": plan.faults, "vocabulary": plan.vocabulary.to_json()}
+        vocabulary = None if plan.vocabulary.digest == coco_lvis().digest else plan.vocabulary.to_json()
+        noted = {"description": description, "shards": shards, "faults": plan.faults, "vocabulary": vocabulary}
         self.lease.check()
         try:
             self.shards.mkdir(parents=True, exist_ok=True)

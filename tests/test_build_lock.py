@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -120,7 +120,7 @@ def test_a_stopped_rename_fails_once_the_folder_was_taken_over(tmp_path):
     from cocolvis.files import Unwritable, write_json
     from cocolvis.state import BuildState
 
-    with held(tmp_path, None, print) as lease, pytest.raises(Unwritable, match="No such file"):
+    with held(tmp_path, None, print) as lease, ExitStack() as stack, pytest.raises(Unwritable, match="No such file"):
         looks = []
 
         def permit():
@@ -128,8 +128,8 @@ def test_a_stopped_rename_fails_once_the_folder_was_taken_over(tmp_path):
             looks.append(1)
             if len(looks) == 2:  # right before the rename
                 next(iter(locks(tmp_path))).unlink()
-                with held(tmp_path, None, print) as new, BuildState(tmp_path, new).swept():
-                    pass
+                new = stack.enter_context(held(tmp_path, None, print))
+                stack.enter_context(BuildState(tmp_path, new).swept())  # until this test ends
 
         write_json(tmp_path / ".build" / "train-00000.json", {}, permit)
     assert not list(tmp_path.rglob("*.json"))
@@ -379,3 +379,14 @@ def test_a_part_that_is_refused_sweeps_nothing_of_others(tree, tmp_path):
     assert half.exists()
     build(tree.sources(), out, BuildOptions(), part=(1, 2))
     assert not half.exists()
+
+
+def test_a_lock_that_cannot_be_removed_does_not_hinder_its_own_process(tmp_path, monkeypatch):
+    def read_only(path, **_):
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patch, held(tmp_path, None, print):
+        patch.setattr(Path, "unlink", read_only)
+    assert len(locks(tmp_path)) == 1
+    with held(tmp_path, None, pytest.fail) as lease:
+        assert locks(tmp_path) == [lease.path]
