@@ -324,9 +324,12 @@ def test_of_two_parts_with_other_options_that_begin_at_once_one_is_refused(tree,
         return create(path, noted, permit)
 
     monkeypatch.setattr(state, "create_json", late)
+    half = tmp_path / "data" / "shards" / ".train-00000.h5.0123456789ab.tmp"  # the other part is just writing it
+    half.parent.mkdir(parents=True)
+    half.touch()
     with pytest.raises(DataError, match="was begun with other inputs or options"):
         build(tree.sources(), tmp_path / "data", BuildOptions(), part=(1, 2))
-    assert not list((tmp_path / "data" / "shards").iterdir())
+    assert list((tmp_path / "data" / "shards").iterdir()) == [half]
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -390,3 +393,22 @@ def test_a_lock_that_cannot_be_removed_does_not_hinder_its_own_process(tmp_path,
     assert len(locks(tmp_path)) == 1
     with held(tmp_path, None, pytest.fail) as lease:
         assert locks(tmp_path) == [lease.path]
+
+
+@linux
+@pytest.mark.parametrize("wins", [True, False])
+def test_a_claim_waits_for_those_that_may_have_looked_before_it_came(tmp_path, monkeypatch, wins):
+    claim = entry().replace(b"0" * 32, b"f" * 32).replace(b"held ", b"claim")
+    path = tmp_path / f".build-{'f' * 32}.lock"
+    path.write_bytes(claim)
+
+    def resolved(seconds):
+        path.write_bytes(claim.replace(b"claim", b"held ")) if wins else path.unlink()
+
+    monkeypatch.setattr(lock.time, "sleep", resolved)
+    if wins:
+        with pytest.raises(DataError, match="is at work there"), held(tmp_path, None, pytest.fail):
+            pytest.fail("held")
+    else:
+        with held(tmp_path, None, pytest.fail):
+            assert len(locks(tmp_path)) == 1
