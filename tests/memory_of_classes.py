@@ -1,6 +1,7 @@
 """What margin penalty and evaluation take of memory with few classes and with many, beyond the class table and its gradient.
 
-python tests/memory_of_classes.py COUNT... prints {"penalty COUNT": bytes at the peak, ...}; each is measured in a process of its own, forked from one that has only imported.
+python tests/memory_of_classes.py COUNT... prints {"penalty COUNT": bytes at the peak, ...}. Each is measured in a process of
+its own, forked from one that has only imported.
 """
 
 import json
@@ -21,7 +22,8 @@ DIM = 64
 
 
 def _resident(what: str) -> int:
-    return int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what)).split()[1]) * 1024
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(what)).split()[1])
 
 
 def penalty(count: int) -> int:

@@ -1,4 +1,4 @@
-"""Memory is bounded by the input, not by what it holds, nor by the square of the classes; measured in processes of their own."""
+"""Memory is bounded by the input, not by what it holds, nor by classes x classes; measured in processes of their own."""
 
 import json
 import os
