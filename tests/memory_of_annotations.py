@@ -1,7 +1,7 @@
 """Annotation files of many shapes, most with a fault that the typed parser refuses, and what reading each one takes of memory.
 
-python tests/memory_of_annotations.py FOLDER BYTES prints {shape: [bytes beyond the file's own, bytes of the file, what was found]}.
-Each is read in a process of its own, forked from one that has imported and compiled everything.
+python tests/memory_of_annotations.py FOLDER BYTES prints {shape: [bytes of memory beyond the file, its size, what was found]}. Each is
+read in a process of its own, forked from one that has imported and compiled everything.
 """
 
 import json
@@ -79,7 +79,8 @@ SHAPES: dict[str, Callable[[int], Iterator[str]]] = {
 
 
 def _resident(what: str) -> int:
-    return int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what)).split()[1]) * 1024
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(what)).split()[1])
 
 
 def _read(path: Path) -> str:

@@ -1,10 +1,12 @@
 """What margin penalty and evaluation take of memory with few classes and with many, beyond the class table and its gradient.
 
-Prints {"penalty 100": bytes at the peak, ...}; each is measured in a process of its own, forked from one that has only imported.
+python tests/memory_of_classes.py COUNT... prints {"penalty COUNT": bytes at the peak, ...}. Each is measured in a process of
+its own, forked from one that has only imported.
 """
 
 import json
 import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,12 +18,12 @@ from ess.losses import margin_penalty
 from ess.metrics import Confusion
 from ess.reports import frequency_curve
 
-CLASSES = 100, 30_000
 DIM = 64
 
 
 def _resident(what: str) -> int:
-    return int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what)).split()[1]) * 1024
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(what)).split()[1])
 
 
 def penalty(count: int) -> int:
@@ -45,11 +47,11 @@ def evaluation(count: int) -> int:
     return _resident("VmHWM") - before
 
 
-def main() -> None:
+def main(counts: list[int]) -> None:
     """Measure and print."""
     found = {}
     for measure in (penalty, evaluation):
-        for count in CLASSES:
+        for count in counts:
             reader, writer = os.pipe()
             if not (child := os.fork()):
                 torch.set_num_threads(1)
@@ -63,4 +65,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main([int(count) for count in sys.argv[1:]])

@@ -1,7 +1,6 @@
 """An import: the plan of its shards, and the work of one of them."""
 
 import hashlib
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
