@@ -67,6 +67,7 @@ def test_averaged_weights_are_what_is_evaluated_shown_and_kept(dataset, tmp_path
         model.class_embeddings.fill_(50.0)[[one, other]] = torch.tensor(places)[:, None]
         for parameter in model.decoder[3].parameters():
             parameter.zero_()
+        model.encoder[1].running_mean.fill_(places[0])
         return model
 
     steps = Steps(monkeypatch, lambda model: put(model, *next(raw)))
@@ -78,8 +79,9 @@ def test_averaged_weights_are_what_is_evaluated_shown_and_kept(dataset, tmp_path
     run = trained(dataset, tmp_path / "run", ema=ema, steps=2, eval_every=1, eval_limit=4, normalize="none")
     assert steps[-1].objective.model.class_embeddings[one, 0] == 3.0
     for done, (found, places) in enumerate(zip(shown, [*averages, averages[-1]], strict=True), 1):
-        kept = weights(run.folder, min(done, 2))["class_embeddings"]
-        assert torch.equal(kept, found) and kept[[one, other], 0].tolist() == pytest.approx(places)
+        kept = weights(run.folder, min(done, 2))
+        assert torch.equal(kept["class_embeddings"], found)
+        assert [*found[[one, other], 0].tolist(), kept["encoder.1.running_mean"][0]] == pytest.approx([*places, places[0]])
     accuracies = [checkpoint.scores["pixel_accuracy"] for checkpoint in run.listed()]
     nearest = [one if a < b else other for a, b in averages]
     assert accuracies == pytest.approx([pixels[c] / pixels.sum() for c in nearest])
