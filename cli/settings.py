@@ -59,6 +59,7 @@ HELP = {
     "compile": "Compile the network with torch.compile.",
     "workers": "Loader processes; 0 loads in the training process.",
     "start_method": "How loader processes start.",
+    "skip_damaged": "Pass over images that cannot be read, and tell which; otherwise the first one ends the training.",
     "track": "Where curves go: tensorboard, wandb, ... with commas between, or none.",
     "log_every": "Steps between two console lines.",
     "eval_every": "Steps between two evaluations on val.",

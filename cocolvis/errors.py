@@ -12,6 +12,6 @@ class DataError(Exception):
 class DamagedImage(DataError):
     """A fault of one image of a data set, which says nothing of the others: training and evaluation can leave it out.
 
-    Its picture is missing, not decodable or of another size than its mask, or its mask's runs do not fill it. A disk that fails,
-    or memory and file handles that run out, are no such fault.
+    Its picture is missing, not decodable or of another size than its mask, or its mask's runs do not fill it. A disk that
+    fails is no such fault, nor is memory that runs out, nor are file handles.
     """

@@ -3,6 +3,7 @@
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 
 from cocolvis.shards import ShardReader
@@ -44,22 +45,14 @@ class OpenShards:
         key = owner, number
         reader = self._readers.get(key)
         if reader is None:
-            most = most_open()
-            while len(self._readers) >= most:
-                self._evict()
+            while len(self._readers) >= most_open():
+                with suppress(KeyError):
+                    self._readers.popitem(last=False)
             reader = self._readers[key] = opened(number)
             return reader
-        try:
+        with suppress(KeyError):  # another thread may have let it go
             self._readers.move_to_end(key)
-        except KeyError:  # another thread let it go in between
-            pass
         return reader
-
-    def _evict(self) -> None:
-        try:
-            self._readers.popitem(last=False)
-        except KeyError:
-            pass
 
     def _let_go(self, owner: int, shards: int) -> None:
         for number in range(shards):

@@ -95,7 +95,10 @@ def _palette_of(mask: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _blended_colours(opacity: float) -> tuple[np.ndarray, np.ndarray]:
-    """(257, 256) uint8 tables inside regions and on outlines: row = the class's colour, 256 for none; column = the picture's."""
+    """Two tables (257, 256) uint8, inside regions and on outlines.
+
+    The row is the colour of the class, 256 where there is none; the column is the colour of the picture.
+    """
     values = np.arange(256, dtype=np.uint8)
     blended = np.vstack([values * (1 - opacity) + values[:, None] * opacity, values])
     return blended.astype(np.uint8), (blended * 0.35).astype(np.uint8)

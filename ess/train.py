@@ -70,16 +70,19 @@ def train(dataset: Dataset, folder: Path, config: Config, *, resume: bool = Fals
             state.after_step()
 
             done, lr = step + 1, state.optimizer.param_groups[1]["lr"]
-            value, stopping = team.reduce(torch.stack([loss, loss.new_tensor(stop.is_set())]), "mean").tolist()
+            flags = loss.new_tensor([stop.is_set(), len(windows.damaged)])
+            value, stopping, damaged = team.reduce(torch.cat([loss[None], flags]), "mean").tolist()
             if not math.isfinite(value):
                 ids = team.gather(windows.ids.to(team.device)).tolist()
                 raise DataError(f"loss is {value} at step {done}, lr {lr:.3g}, images {ids}; try a smaller --lr")
             journal.step(done, value, lr)
+            if damaged:
+                journal.damage(windows.damaged)
 
             evaluating = config.eval_every is not None and (done % config.eval_every == 0 or done == steps)
             if evaluating:
                 predictor = Predictor(state.result.eval(), dataset.vocabulary, team.device)
-                scores = _evaluate(team, predictor, dataset, config.eval_limit)
+                scores = _evaluate(team, predictor, dataset, config, journal)
                 journal.evaluation(done, scores)
                 journal.pictures(done, predictor, dataset)
                 objective.train()
@@ -140,13 +143,15 @@ def _begin(
     return run, checkpoint.step
 
 
-def _evaluate(team: Accelerator, predictor: Predictor, dataset: Dataset, limit: int | None) -> dict:
+def _evaluate(team: Accelerator, predictor: Predictor, dataset: Dataset, config: Config, journal: Journal) -> dict:
     """The scores on the split "val" or its first images, which the processes share."""
-    images = first(dataset, "val", limit)
-    confusion = count(predictor, dataset, indices=images[team.process_index :: team.num_processes])
+    images = first(dataset, "val", config.eval_limit)
+    damaged = [] if config.skip_damaged else None
+    confusion = count(predictor, dataset, indices=images[team.process_index :: team.num_processes], damaged=damaged)
     confusion.matrix = team.reduce(confusion.matrix.to(team.device), "sum").cpu()
-    confusion.images = len(images)
-    return scores_of(confusion, dataset)
+    damaged = journal.damage(damaged) if config.skip_damaged else []
+    confusion.images = len(images) - len(damaged)
+    return scores_of(confusion, dataset, damaged=damaged)
 
 
 def _save(team: Accelerator, run: Run, step: int, state: TrainingState, scores: dict | None) -> None:

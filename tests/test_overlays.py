@@ -85,7 +85,9 @@ def test_other_opacities_names_and_arrays_are_those_of_the_twin_too(opacity):
     assert np.array_equal(overlay(image, mask, names, opacity), expected)
     mask = mask.astype(np.int64)
     image.setflags(write=False)
-    assert np.array_equal(overlay(image[::-1], mask[::-1], names, opacity), plain_overlay(image[::-1], mask[::-1], names, opacity))
+    assert np.array_equal(
+        overlay(image[::-1], mask[::-1], names, opacity), plain_overlay(image[::-1], mask[::-1], names, opacity)
+    )
     mask[mask > 0] += 1284 + 30000
     names = [*NAMES, *(f"added {c}" for c in range(1, 40000))]
     assert np.array_equal(overlay(image, mask, names, opacity), plain_overlay(image, mask, names, opacity))
