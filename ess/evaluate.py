@@ -92,6 +92,6 @@ def scores_of(confusion: Confusion, dataset: Dataset, *, published: bool = False
     A DataError when there are no others than the ``damaged`` ones.
     """
     if damaged and not confusion.images:
-        raise DataError(f"all {len(damaged)} images to evaluate on are damaged; the first: {damaged[0]}")
+        raise DataError(f"none of the {len(damaged)} images to evaluate on can be read; the first: {damaged[0]}")
     scores = confusion.summary([c.group for c in dataset.vocabulary], published=published)
     return scores | {"skipped": len(damaged)}
