@@ -31,6 +31,7 @@ class Dataset:
         self.vocabulary = Vocabulary.from_json(index["vocabulary"])
         recorded = index["options"].get("image_root")
         self.image_root = image_root or (Path(recorded) if recorded else None)
+        self._searched: dict[str, tuple[Split, np.ndarray]] = {}
 
     @classmethod
     def open(cls, folder: str | Path, image_root: str | Path | None = None) -> "Dataset":
@@ -75,8 +76,11 @@ class Dataset:
     def locate(self, image_id: int) -> tuple["Split", int]:
         """The split that holds an image, and its place there; a DataError when there is none."""
         for name in self.splits:
-            split = self.split(name)
-            rows = np.flatnonzero(split.image_ids() == image_id)
+            if name not in self._searched:
+                split = self.split(name)
+                self._searched[name] = split, split.image_ids()
+            split, ids = self._searched[name]
+            rows = np.flatnonzero(ids == image_id)
             if rows.size:
                 return split, int(rows[0])
         raise DataError(f"{self.folder}: holds no image {image_id}; `cocolvis export` or h5py list the ids")

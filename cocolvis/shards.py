@@ -170,6 +170,16 @@ class _Column(NamedTuple):
     shape: tuple[int, ...]
 
 
+class _Handle:
+    """An open file, which closes with the last reference to it; whoever reads holds one."""
+
+    def __init__(self, path: Path):
+        self.number = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.number).atexit = False
+        status = os.fstat(self.number)
+        self.identity = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 class ShardReader:
     """Random access to one shard, whoever made it: opening checks all that reading relies on.
 
@@ -183,8 +193,8 @@ class ShardReader:
         self._classes = classes
         try:
             checks.hdf5(path)
-            self._file = os.open(path, os.O_RDONLY)
-            self.close = weakref.finalize(self, os.close, self._file)
+            self._handle: _Handle | None = _Handle(path)
+            self._identity = self._handle.identity
             with h5py.File(path, "r", locking=False) as file:
                 self._open(file)
         except DataError as error:
@@ -211,6 +221,10 @@ class ShardReader:
 
     def __len__(self) -> int:
         return len(self._offsets["mask"]) - 1
+
+    def close(self) -> None:
+        """Close the file, once no thread reads it. The next reading opens it again; what was checked is kept."""
+        self._handle = None
 
     def image_ids(self) -> np.ndarray:
         """(N,) int64."""
@@ -290,7 +304,8 @@ class ShardReader:
 
     def _content(self, row: int) -> bytes:
         start, stop = self._bounds("image", row)
-        content = os.pread(self._file, stop - start, self._columns["image/bytes"].at + start)
+        handle = self._opened()
+        content = os.pread(handle.number, stop - start, self._columns["image/bytes"].at + start)
         if len(content) < stop - start:
             raise OSError(_SHORTER)
         return content
@@ -303,9 +318,19 @@ class ShardReader:
         """Entries start:stop along the first side."""
         values = np.empty((stop - start, *column.shape[1:]), column.dtype)
         entry = column.dtype.itemsize * math.prod(column.shape[1:])
-        if values.size and os.preadv(self._file, [values], column.at + start * entry) < values.nbytes:
+        handle = self._opened()
+        if values.size and os.preadv(handle.number, [values], column.at + start * entry) < values.nbytes:
             raise OSError(_SHORTER)
         return values
+
+    def _opened(self) -> "_Handle":
+        handle = self._handle
+        if handle is None:
+            handle = _Handle(self.path)
+            if handle.identity != self._identity:
+                raise OSError("the file was replaced by another while it was in use")
+            self._handle = handle
+        return handle
 
     def _fault(self, what: str, row: int, error: Exception) -> DataError:
         """A DamagedImage where what was read is wrong, else the disk failed."""
