@@ -1,5 +1,6 @@
 """What must hold of a shard and of dataset.json before anything in them is believed: they may come from anywhere."""
 
+import errno
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -11,7 +12,7 @@ import numpy as np
 from msgspec import Meta
 
 from cocolvis.archives import MAX_PICTURE
-from cocolvis.errors import DataError
+from cocolvis.errors import DamagedImage, DataError
 from cocolvis.files import regular_file
 from cocolvis.runlength import MAX_PIXELS
 from cocolvis.text import refuse_other_encodings, without_mark
@@ -29,10 +30,20 @@ REFUSED = (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeE
 """What HDF5 and h5py raise on files that they cannot read, and the checks below on those that nobody should."""
 
 
+_OF_ONE_FILE = {
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL
+}  # fmt: skip
+"""What the system says of a file that is not there or that nobody may read; all else is about the disk or the machine."""
+
+
 def line(error: Exception | str) -> str:
     """The first line of a message, without control characters, and not longer than a reader endures."""
-    text = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return "".join(c if c.isprintable() else "?" for c in text[:300])
+    return printable((next(iter(str(error).splitlines()), "") or type(error).__name__)[:300])
+
+
+def printable(text: str) -> str:
+    """A text without control characters and line breaks."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def absent(path: Path) -> bool:
@@ -276,13 +287,26 @@ def is_imported(index: Mapping[str, Any]) -> bool:
 
 
 def picture(root: Path, path: str) -> bytes:
-    """The bytes of a picture below ``root``; a DataError when ``path`` leads elsewhere, or to no file of a picture's size."""
+    """The bytes of a picture below ``root``; a DataError where the disk fails.
+
+    A DamagedImage when ``path`` leads elsewhere, or to no file of a picture's size that may be read.
+    """
     if path.startswith("/") or ".." in path.split("/") or "\0" in path or len(path) > 1000:
-        raise DataError(f"{root}: picture {line(repr(path))} is no path inside the folder")
-    status = regular_file(root / path)
-    if status.st_size > MAX_PICTURE:
-        raise DataError(f"{root / path}: has {status.st_size} bytes; at most {MAX_PICTURE} are read")
+        raise DamagedImage(f"{root}: picture {line(repr(path))} is no path inside the folder")
+    file = root / path
     try:
-        return (root / path).read_bytes()
+        status = regular_file(file)
+        content = file.read_bytes() if status.st_size <= MAX_PICTURE else None
+    except DataError as error:
+        kind = DamagedImage if _is_of_one_file(error.__cause__) else DataError
+        raise kind(str(error)) from None
     except OSError as error:
-        raise DataError(f"{root / path}: cannot be read: {error.strerror}") from None
+        kind = DamagedImage if _is_of_one_file(error) else DataError
+        raise kind(f"{file}: cannot be read: {error.strerror}") from None
+    if content is None:
+        raise DamagedImage(f"{file}: has {status.st_size} bytes; at most {MAX_PICTURE} are read")
+    return content
+
+
+def _is_of_one_file(error: BaseException | None) -> bool:
+    return not isinstance(error, OSError) or error.errno in _OF_ONE_FILE

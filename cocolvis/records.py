@@ -45,7 +45,7 @@ class ImageRecord(msgspec.Struct, gc=False, frozen=True):
 
 
 _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffd\\:]")
-"""What no file name may hold: control characters, line ends, separators of other systems, what is no UTF-8 or stands for that."""
+"""What no file name may hold: control characters, line ends, separators of other systems, and what is not UTF-8."""
 
 
 class Category(msgspec.Struct, gc=False):

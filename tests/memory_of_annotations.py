@@ -1,7 +1,7 @@
 """Annotation files of many shapes, most with a fault that the typed parser refuses, and what reading each one takes of memory.
 
-python tests/memory_of_annotations.py FOLDER BYTES prints {shape: [bytes of memory beyond the file, its size, what was found]}. Each is
-read in a process of its own, forked from one that has imported and compiled everything.
+python tests/memory_of_annotations.py FOLDER BYTES prints {shape: [bytes of memory beyond the file, its size, what was found]}.
+Each is read in a process of its own, forked from one that has imported and compiled everything.
 """
 
 import json
