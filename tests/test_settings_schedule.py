@@ -12,10 +12,11 @@ from ess.longtail import tail_of
 
 RATES = ("lr", "encoder_lr", "power", "embedding_power", "min_lr", "warmup", "momentum", "embedding_momentum", "weight_decay")
 OTHERS = dict(zip(RATES, (0.3, 0.5, 0.7, 1.3, 0.06, 2, 0.6, 0.7, 0.03), strict=True))
+STILL = {"encoder_lr": 0.0, "min_lr": 0.06}
 
 
 @changes("steps", "optimizer", *RATES)
-@pytest.mark.parametrize("settings", [{}, OTHERS, {"optimizer": "adamw"}, {"optimizer": "adamw", **OTHERS}])
+@pytest.mark.parametrize("settings", [{}, OTHERS, {"optimizer": "adamw", **OTHERS}, STILL])
 @pytest.mark.parametrize("steps", [4, 7])
 def test_steps_are_made_at_the_rates_of_the_schedule(dataset, tmp_path, monkeypatch, settings, steps):
     made, chosen = Steps(monkeypatch), config(**settings)
@@ -30,11 +31,13 @@ def test_steps_are_made_at_the_rates_of_the_schedule(dataset, tmp_path, monkeypa
         assert type(one.optimizer) is {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[chosen.optimizer]
         for (part, (lr, power, momentum)), group, members in zip(parts.items(), one.groups, one.members, strict=True):
             rise = min(1, (step + 1) / (chosen.warmup + 1))
-            assert group["lr"] == pytest.approx(max(rise * lr * (1 - step / steps) ** power, chosen.min_lr))
+            assert group["lr"] == pytest.approx(max(rise * lr * (1 - step / steps) ** power, min(lr, chosen.min_lr)))
             assert (group["betas"][0] if chosen.optimizer == "adamw" else group["momentum"]) == momentum
             assert group["weight_decay"] == chosen.weight_decay
             assert members == {id(p) for name, p in one.objective.model.named_parameters() if name.startswith(part)}
-    if settings.get("min_lr"):
+    if settings == STILL:
+        assert {one.groups[0]["lr"] for one in made} == {0.0}
+    elif settings:
         assert made[-1].groups[0]["lr"] == chosen.min_lr < made[2].groups[0]["lr"]
 
 
