@@ -18,13 +18,27 @@ from cli.run_options import Numbers, checkpoint_option, device_option, inference
 @path_option("--per-class", help="CSV to write: pixels, IoU and accuracy of each class.")
 @path_option("--plot", help="Picture to draw: mIoU against the n most frequent classes.")
 @click.option("--published", is_flag=True, help="Average the IoU as the published code does: absent but predicted counts 0.")
+@click.option("--skip-damaged", is_flag=True, help="Leave out images that cannot be read, and tell which.")
 @inference_options
 @checkpoint_option
 @device_option
 @path_option("--image-root", help="Where the pictures lie, for a data set built with --images path.")
 @json_option
 def evaluate(
-    run, data, split, limit, top_n, per_class, plot, published, checkpoint, device, image_root, as_json, **inference
+    run,
+    data,
+    split,
+    limit,
+    top_n,
+    per_class,
+    plot,
+    published,
+    skip_damaged,
+    checkpoint,
+    device,
+    image_root,
+    as_json,
+    **inference,
 ) -> None:
     """Score a run: mIoU, accuracies and mIoU by frequency group, over classes that occur in the truth.
 
@@ -34,6 +48,7 @@ def evaluate(
     """
     from cocolvis.dataset import Dataset
     from ess import reports
+    from ess.damage import skipped
     from ess.evaluate import count, first, scores_of
     from ess.inference import Inference
     from ess.predict import Predictor
@@ -43,8 +58,11 @@ def evaluate(
     reports.check_top(top_n, dataset)
     with progress("eval") as show:
         predictor = Predictor.from_run(run, device, checkpoint, Inference(**inference))
-        confusion = count(predictor, dataset, split=split, indices=first(dataset, split, limit), progress=show)
-    scores = scores_of(confusion, dataset, published=published)
+        chosen, damaged = first(dataset, split, limit), [] if skip_damaged else None
+        confusion = count(predictor, dataset, split=split, indices=chosen, damaged=damaged, progress=show)
+    scores = scores_of(confusion, dataset, published=published, damaged=damaged or ())
+    for fault in damaged or ():
+        click.echo(f"skipped a damaged image: {fault}", err=True)
     if images is not None:
         curve = reports.frequency_curve(confusion.iou(published), images)
         scores |= {"top_n": reports.top_scores(curve, top_n)} if top_n else {}
@@ -56,7 +74,8 @@ def evaluate(
         print_json(scores)
         return
     _print_scores(scores)
-    click.echo(f"\n{scores['images']} images of split {split}")
+    left = f", {skipped(scores['skipped'])}" if scores["skipped"] else ""
+    click.echo(f"\n{scores['images']} images of split {split}{left}")
 
 
 def _print_scores(scores: dict) -> None:

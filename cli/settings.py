@@ -2,7 +2,7 @@
 
 from dataclasses import fields
 from types import UnionType
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 import click
 
@@ -59,6 +59,7 @@ HELP = {
     "compile": "Compile the network with torch.compile.",
     "workers": "Loader processes; 0 loads in the training process.",
     "start_method": "How loader processes start.",
+    "skip_damaged": "Pass over images that cannot be read, and tell which; otherwise the first one ends the training.",
     "track": "Where curves go: tensorboard, wandb, ... with commas between, or none.",
     "log_every": "Steps between two console lines.",
     "eval_every": "Steps between two evaluations on val.",
@@ -72,7 +73,7 @@ def setting_options(command):
     """An option for every setting of :class:`ess.config.Config`; one that is not given is None."""
     hints = get_type_hints(Config)
     for field in reversed(fields(Config)):
-        kinds = get_args(hints[field.name]) if isinstance(hints[field.name], UnionType) else (hints[field.name],)
+        kinds = get_args(hints[field.name]) if get_origin(hints[field.name]) in (Union, UnionType) else (hints[field.name],)
         name, kind = field.name.replace("_", "-"), kinds[0]
         help = HELP[field.name] + ("" if field.default in (None, False) else f"  [default: {field.default}]")
         if kind is bool:

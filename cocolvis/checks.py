@@ -1,7 +1,7 @@
 """What must hold of a shard and of dataset.json before anything in them is believed: they may come from anywhere."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -10,8 +10,9 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
+from cocolvis import reading
 from cocolvis.archives import MAX_PICTURE
-from cocolvis.errors import DataError
+from cocolvis.errors import DamagedImage, DataError
 from cocolvis.files import regular_file
 from cocolvis.runlength import MAX_PIXELS
 from cocolvis.text import refuse_other_encodings, without_mark
@@ -21,9 +22,6 @@ MAX_WHOLE = 2**28
 
 MAX_INDEX = 2**28
 """Bytes of the largest dataset.json; a million faults take two thirds of it."""
-
-MAX_FAULTS, _MAX_FAULT = 2**30, 2**16
-"""Bytes of the largest list of faults, and of one of its lines; the former are some four million faults."""
 
 _HDF5 = b"\x89HDF\r\n\x1a\n\x03"
 """How a file of format 1.10 begins."""
@@ -41,8 +39,12 @@ def line(error: Exception | str) -> str:
     text = str(error)
     if 0 < len(text) <= LINE and text.isprintable():
         return text
-    text = next(iter(text.splitlines()), "") or type(error).__name__
-    return "".join(c if c.isprintable() else "?" for c in text[:LINE])
+    return printable((next(iter(text.splitlines()), "") or type(error).__name__)[:LINE])
+
+
+def printable(text: str) -> str:
+    """A text without control characters and line breaks."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def absent(path: Path) -> bool:
@@ -195,7 +197,9 @@ class _Entry(msgspec.Struct):
     hdf5: Annotated[str, Meta(max_length=100)] | None = None
 
 
-class _Fault(msgspec.Struct, gc=False):
+class ReportedFault(msgspec.Struct, gc=False):
+    """A fault as it stands in dataset.json, or in a line of faults.jsonl."""
+
     kind: str
     source: str
     image_id: int | None
@@ -210,7 +214,7 @@ class _FaultFile(msgspec.Struct):
 
 class _Report(msgspec.Struct):
     counts: Annotated[dict[str, _Count], Meta(max_length=100)]
-    faults: list[_Fault]
+    faults: list[ReportedFault]
     file: _FaultFile | None = None
 
 
@@ -286,37 +290,32 @@ def check_index(path: Path, index: dict[str, Any]) -> None:
         seen.add(place)
 
 
-def read_faults(path: Path) -> Iterator[dict[str, Any]]:
-    """The faults in a file of one JSON object a line; a DataError where a line is none, or the file is too large."""
-    size = regular_file(path).st_size
-    if size > MAX_FAULTS:
-        raise DataError(f"{path}: has {size} bytes; at most {MAX_FAULTS} are read")
-    decode = msgspec.json.Decoder(_Fault).decode
-    try:
-        with path.open("rb") as file:
-            for number, text in enumerate(iter(lambda: file.readline(_MAX_FAULT), b""), 1):
-                if not text.endswith(b"\n"):
-                    raise DataError(f"{path}: line {number} has no end, or more than {_MAX_FAULT} bytes")
-                yield msgspec.structs.asdict(decode(text))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # a ValidationError is a DecodeError
-        raise DataError(f"{path}: line {number} is no fault: {line(error)}") from None
-
-
 def is_imported(index: Mapping[str, Any]) -> bool:
     """Whether dataset.json is of ``cocolvis import``, so that its options say nothing of COCO and LVIS."""
     return isinstance(index.get("options"), dict) and "dataset" in index["options"]
 
 
 def picture(root: Path, path: str) -> bytes:
-    """The bytes of a picture below ``root``; a DataError when ``path`` leads elsewhere, or to no file of a picture's size."""
+    """The bytes of a picture below ``root``; a DataError where the disk fails.
+
+    A DamagedImage when ``path`` leads elsewhere, or to no file of a picture's size that may be read.
+    """
     if path.startswith("/") or ".." in path.split("/") or "\0" in path or len(path) > 1000:
-        raise DataError(f"{root}: picture {line(repr(path))} is no path inside the folder")
-    status = regular_file(root / path)
-    if status.st_size > MAX_PICTURE:
-        raise DataError(f"{root / path}: has {status.st_size} bytes; at most {MAX_PICTURE} are read")
+        raise DamagedImage(f"{root}: picture {line(repr(path))} is no path inside the folder")
+    file = root / path
     try:
-        return (root / path).read_bytes()
+        status = regular_file(file)
+        content = file.read_bytes() if status.st_size <= MAX_PICTURE else None
+    except DataError as error:
+        kind = DamagedImage if _is_of_one_file(error.__cause__) else DataError
+        raise kind(str(error)) from None
     except OSError as error:
-        raise DataError(f"{root / path}: cannot be read: {error.strerror}") from None
+        kind = DamagedImage if _is_of_one_file(error) else DataError
+        raise kind(f"{file}: cannot be read: {error.strerror}") from None
+    if content is None:
+        raise DamagedImage(f"{file}: has {status.st_size} bytes; at most {MAX_PICTURE} are read")
+    return content
+
+
+def _is_of_one_file(error: BaseException | None) -> bool:
+    return not isinstance(error, OSError) or reading.of_the_system(error) is None

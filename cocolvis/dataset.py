@@ -1,6 +1,5 @@
 """A built data set: its index dataset.json, and its splits as sequences of samples."""
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,16 +8,14 @@ from typing import Any
 import numpy as np
 
 from cocolvis import checks, report
-from cocolvis.errors import DataError
+from cocolvis.errors import DamagedImage, DataError
+from cocolvis.handles import OPEN
 from cocolvis.shards import Sample, ShardReader
 from cocolvis.vocabulary import Vocabulary, coco_lvis
 
 FORMAT = "cocolvis"
 VERSION = 2
 INDEX = "dataset.json"
-
-_OPEN_SHARDS = 256
-"""Shards that a split keeps open: enough to shuffle COCO+LVIS without reopening, and a bound on memory and handles."""
 
 
 class Dataset:
@@ -34,6 +31,7 @@ class Dataset:
         self.vocabulary = Vocabulary.from_json(index["vocabulary"])
         recorded = index["options"].get("image_root")
         self.image_root = image_root or (Path(recorded) if recorded else None)
+        self._searched: dict[str, tuple[Split, np.ndarray]] = {}
 
     @classmethod
     def open(cls, folder: str | Path, image_root: str | Path | None = None) -> "Dataset":
@@ -82,8 +80,11 @@ class Dataset:
     def locate(self, image_id: int) -> tuple["Split", int]:
         """The split that holds an image, and its place there; a DataError when there is none."""
         for name in self.splits:
-            split = self.split(name)
-            rows = np.flatnonzero(split.image_ids() == image_id)
+            if name not in self._searched:
+                split = self.split(name)
+                self._searched[name] = split, split.image_ids()
+            split, ids = self._searched[name]
+            rows = np.flatnonzero(ids == image_id)
             if rows.size:
                 return split, int(rows[0])
         raise DataError(f"{self.folder}: holds no image {image_id}; `cocolvis export` or h5py list the ids")
@@ -92,7 +93,7 @@ class Dataset:
 class Split:
     """The samples of one split, in the order in which they were built; pickles and forks safely.
 
-    ``split[i]`` opens shards as needed and keeps the last few open.
+    ``split[i]`` opens shards as needed; a process keeps those open that it used last (see :mod:`cocolvis.handles`).
     """
 
     def __init__(self, dataset: Dataset, name: str):
@@ -102,7 +103,7 @@ class Split:
         self._paths = dataset.shard_paths(name)
         counts = [s["images"] for s in dataset.index["shards"] if s["split"] == name]
         self._starts = np.cumsum([0, *counts])
-        self._open: OrderedDict[int, ShardReader] = OrderedDict()
+        self._owner = OPEN.owner(self, len(self._paths))
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -118,8 +119,10 @@ class Split:
             return sample
         try:
             content = checks.picture(self.image_root, sample.path)
+        except DamagedImage as error:
+            raise DamagedImage(sample.told(f"{error}; say where the images lie with --image-root")) from None
         except DataError as error:
-            raise DataError(f"{error}; say where the images lie with --image-root") from None
+            raise DataError(sample.told(error)) from None
         return replace(sample, content=content)
 
     def mask(self, index: int) -> np.ndarray:
@@ -155,20 +158,22 @@ class Split:
         return self._shard(number), index - int(self._starts[number])
 
     def _shard(self, number: int) -> ShardReader:
-        if number not in self._open:
-            reader = ShardReader(self._paths[number], self._classes)
-            if reader.attributes.get("vocabulary") != self._digest:
-                raise DataError(f"{reader.path}: was built with another vocabulary than dataset.json names")
-            if reader.attributes.get("split") != self.name:
-                raise DataError(f"{reader.path}: belongs to another split than {self.name}, which dataset.json names")
-            expected = int(self._starts[number + 1] - self._starts[number])
-            if len(reader) != expected:
-                raise DataError(f"{reader.path}: holds {len(reader)} images, dataset.json says {expected}")
-            self._open[number] = reader
-            if len(self._open) > _OPEN_SHARDS:
-                self._open.popitem(last=False)[1].close()
-        self._open.move_to_end(number)
-        return self._open[number]
+        return OPEN.get(self._owner, number, self._opened)
+
+    def _opened(self, number: int) -> ShardReader:
+        reader = ShardReader(self._paths[number], self._classes)
+        if reader.attributes.get("vocabulary") != self._digest:
+            raise DataError(f"{reader.path}: was built with another vocabulary than dataset.json names")
+        if reader.attributes.get("split") != self.name:
+            raise DataError(f"{reader.path}: belongs to another split than {self.name}, which dataset.json names")
+        expected = int(self._starts[number + 1] - self._starts[number])
+        if len(reader) != expected:
+            raise DataError(f"{reader.path}: holds {len(reader)} images, dataset.json says {expected}")
+        return reader
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_open": OrderedDict()}
+        return {name: value for name, value in self.__dict__.items() if name != "_owner"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._owner = OPEN.owner(self, len(self._paths))

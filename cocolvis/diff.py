@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cocolvis.dataset import Dataset
+from cocolvis.dataset import Dataset, Split
 
 _CODE = 2**16
 """Classes fit 16 bits; a pair (a, b) is counted under the number a * _CODE + b."""
@@ -52,15 +52,18 @@ def diff(a: Dataset, b: Dataset, progress: Callable[[int, int], None] = lambda d
     """Compare every mask of ``a`` with the one of the same split and image id in ``b``; ``progress`` counts images."""
     found = Difference()
     counts: dict[int, int] = {}
-    rows = {split: (_rows(a, split), _rows(b, split)) for split in sorted({*a.splits, *b.splits})}
-    total = sum(len(in_a.keys() & in_b.keys()) for in_a, in_b in rows.values())
-    for split, (in_a, in_b) in rows.items():
+    total, rows = 0, {}
+    for name in sorted({*a.splits, *b.splits}):
+        splits = [dataset.split(name) if name in dataset.splits else None for dataset in (a, b)]
+        in_a, in_b = (_rows(split) for split in splits)
+        total += len(in_a.keys() & in_b.keys())
+        rows[name] = splits, in_a, in_b
+    for split, (splits, in_a, in_b) in rows.items():
         found.only_a += [(split, image_id) for image_id in in_a if image_id not in in_b]
         found.only_b += [(split, image_id) for image_id in in_b if image_id not in in_a]
         common = [image_id for image_id in in_a if image_id in in_b]
-        masks = [dataset.split(split).mask for dataset in (a, b)] if common else []
         for image_id in common:
-            pair = [mask(place[image_id]) for mask, place in zip(masks, (in_a, in_b), strict=True)]
+            pair = [one.mask(place[image_id]) for one, place in zip(splits, (in_a, in_b), strict=True)]
             _compare(found, counts, (split, image_id), *pair)
             found.common += 1
             progress(found.common, total)
@@ -82,8 +85,6 @@ def _compare(found: Difference, counts: dict[int, int], image: tuple[str, int], 
         found.differing.append((*image, int(pixels.sum())))
 
 
-def _rows(dataset: Dataset, split: str) -> dict[int, int]:
+def _rows(split: Split | None) -> dict[int, int]:
     """Image id -> row, in order; empty when the data set lacks the split."""
-    if split not in dataset.splits:
-        return {}
-    return {image_id: row for row, image_id in enumerate(dataset.split(split).image_ids().tolist())}
+    return {} if split is None else {image_id: row for row, image_id in enumerate(split.image_ids().tolist())}

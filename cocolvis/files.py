@@ -126,10 +126,10 @@ def regular_file(path: Path) -> os.stat_result:
     """The status of a file that opens at once and ends somewhere; a DataError for a folder, a pipe, a device, or none."""
     try:
         status = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"{path}: does not exist") from None
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(f"{path}: does not exist") from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{path}: is a folder, a pipe or a device; expected a file")
     return status

@@ -1,6 +1,6 @@
 """The compiled loops under the tolerant JSON reader: where a value ends, where its members lie, and it again as strict JSON.
 
-Text is a read-only (n,) uint8 array of bytes. A place is an index into it; what is no JSON at a place is returned as ``~place``.
+Text is a read-only (n,) uint8 array of bytes. A place is an index into it; where no JSON stands, ``~place`` is returned.
 """
 
 import numpy as np
@@ -10,10 +10,12 @@ from cocolvis.compiled import entry, inner
 _QUOTE, _BACKSLASH, _COMMA, _COLON, _MINUS = 0x22, 0x5C, 0x2C, 0x3A, 0x2D
 _OPEN_LIST, _CLOSE_LIST, _OPEN_OBJECT, _CLOSE_OBJECT = 0x5B, 0x5D, 0x7B, 0x7D
 _U, _N, _I = 0x75, 0x4E, 0x49
-_ESCAPED, _NULL, _NO_NUMBER, _REPLACEMENT, _REPLACEMENT_ESCAPED = (
-    np.frombuffer(symbols, np.uint8) for symbols in (b'"\\/bfnrtu', b"null", b"1e999", "\ufffd".encode(), b"\\ufffd")
+_ESCAPED = tuple(b'"\\/bfnrtu')
+_NULL, _NO_NUMBER, _REPLACEMENT, _REPLACEMENT_ESCAPED = (
+    np.frombuffer(symbols, np.uint8) for symbols in (b"null", b"1e999", "\ufffd".encode(), b"\\ufffd")
 )
-_LITERALS = np.array([list(word.ljust(9)) for word in (b"true", b"false", b"null", b"NaN", b"Infinity", b"-Infinity")], np.uint8)
+_WORDS = b"true", b"false", b"null", b"NaN", b"Infinity", b"-Infinity"
+_LITERALS = np.array([list(word.ljust(9)) for word in _WORDS], np.uint8)
 
 DEPTH = 100
 """What is nested so deep is rewritten as null: strict parsers recurse."""
@@ -32,7 +34,7 @@ def skip(text, at):
         if at == len(text):
             return ~at
         symbol = text[at]
-        if symbol == _OPEN_LIST or symbol == _OPEN_OBJECT:
+        if _opens(symbol):
             if depth == len(closing):
                 closing = np.concatenate((closing, np.empty(depth, np.uint8)))
             closing[depth] = symbol + 2
@@ -97,7 +99,7 @@ def members(text, at, rows):
 
 @entry()
 def rewrite(text, at, end, out):
-    """Write the value between two places to ``out`` as strict parsers take it; the bytes of it, also where ``out`` is too short.
+    """Write the value between two places to ``out`` as strict parsers take it; how long that is, also where ``out`` is shorter.
 
     NaN and infinities become 1e999, which is no sound value of anything; what is nested ``DEPTH`` deep becomes null; what is no
     UTF-8, and halves of surrogate pairs, become U+FFFD.
@@ -107,14 +109,14 @@ def rewrite(text, at, end, out):
         symbol = text[at]
         if symbol == _QUOTE:
             at, size = _rewrite_string(text, at, out, size)
-        elif symbol == _N or symbol == _I or (symbol == _MINUS and text[at + 1] == _I):
+        elif symbol in (_N, _I) or (symbol == _MINUS and text[at + 1] == _I):
             at, size = _scalar(text, at), _put(_NO_NUMBER, out, size)
-        elif (symbol == _OPEN_LIST or symbol == _OPEN_OBJECT) and depth == DEPTH - 1:
+        elif _opens(symbol) and depth == DEPTH - 1:
             at, size = skip(text, at), _put(_NULL, out, size)
         else:
-            if symbol == _OPEN_LIST or symbol == _OPEN_OBJECT:
+            if _opens(symbol):
                 depth += 1
-            elif symbol == _CLOSE_LIST or symbol == _CLOSE_OBJECT:
+            elif symbol in (_CLOSE_LIST, _CLOSE_OBJECT):
                 depth -= 1
             size = _put(text[at : at + 1], out, size)
             at += 1
@@ -200,7 +202,7 @@ def _string(text, at):
             return ~at
         if symbol == _BACKSLASH:
             at += 1
-            if at == len(text) or not _among(text[at], _ESCAPED) or (text[at] == _U and _hex(text, at + 1) < 0):
+            if at == len(text) or text[at] not in _ESCAPED or (text[at] == _U and _hex(text, at + 1) < 0):
                 return ~at
         at += 1
     return ~at
@@ -235,11 +237,8 @@ def _digits(text, at):
 
 
 @inner()
-def _among(symbol, symbols):
-    for other in symbols:
-        if symbol == other:
-            return True
-    return False
+def _opens(symbol):
+    return symbol in (_OPEN_LIST, _OPEN_OBJECT)
 
 
 @inner()
@@ -283,4 +282,3 @@ def _utf8(text, at):
     overlong = (first == 0xE0 and second < 0xA0) or (first == 0xF0 and second < 0x90)
     beyond = (first == 0xED and second >= 0xA0) or (first == 0xF4 and second >= 0x90)
     return 0 if overlong or beyond else length
-

@@ -1,7 +1,7 @@
 """A JSON object of lists read as places in its bytes, where a typed parser refuses all of it for one fault.
 
-Nothing is built of what is read: the memory is that of a few thousand places. Takes what Python's json takes (NaN, Infinity, bytes
-that are no UTF-8), and two things that end that one: numbers of any length, and any depth.
+Nothing is built of what is read: the memory is that of a few thousand places. Takes what Python's json takes (NaN, Infinity,
+bytes that are no UTF-8), and two things that end that one: numbers of any length, and any depth.
 """
 
 from collections.abc import Collection, Iterator

@@ -55,6 +55,9 @@ _PROBE = "build-look"
 Announce = Callable[[str], None]
 """Called with a line for the user."""
 
+_released: set[str] = set()
+"""Tokens of this process that it gave up, in case their files cannot be removed: it may build again, and lives."""
+
 _Number = Annotated[int, Meta(ge=1)]
 
 
@@ -98,6 +101,10 @@ class _Entry(msgspec.Struct, frozen=True, kw_only=True):
         mine, theirs = self.part, other.part if other else None
         return mine is None or theirs is None or mine[1] != theirs[1] or mine[0] == theirs[0]
 
+    def lives(self) -> bool | None:
+        """Whether the owner is still at work, as :meth:`Owner.lives`."""
+        return False if self.token in _released else self.owner.lives()
+
 
 @contextmanager
 def held(out: Path, part: tuple[int, int] | None, announce: Announce, what: str = "a build") -> Iterator[Lease]:
@@ -119,6 +126,7 @@ def held(out: Path, part: tuple[int, int] | None, announce: Announce, what: str 
         yield lease
     finally:
         pulse.end()
+        _released.add(entry.token)
         with suppress(OSError):
             lease.path.unlink()
         for folder in made:
@@ -233,7 +241,7 @@ class _Rivals:
         other, held = _parse(content)
         if other is not None and not self.entry.excludes(other):
             return False
-        lives = other.owner.lives() if other else None
+        lives = other.lives() if other else None
         if lives is None:
             before, since = self._seen.setdefault(path, (content, now))
             if content != before:

@@ -18,6 +18,15 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _LEGIBLE = 480
 """Shorter side in pixels that :func:`enlarge` aims at: names are legible then."""
 
+_LONGEST = 8192
+"""Longer side in pixels that it never goes beyond: what is drawn of a narrow strip stays small."""
+
+_LANES = 16
+"""Columns that OpenCV's distance transform takes together: how it rounds depends on a pixel's place among them."""
+
+_GAP = 8
+"""Pixels between pictures side by side; fewer where these are narrower."""
+
 
 @lru_cache(maxsize=8)
 def palette(classes: int) -> np.ndarray:
@@ -36,30 +45,36 @@ def palette(classes: int) -> np.ndarray:
 
 def colourise(mask: np.ndarray) -> np.ndarray:
     """(H, W) class ids to (H, W, 3) uint8 RGB; 0 is black."""
-    return palette(max(1284, int(mask.max(initial=0))))[mask]
+    return _palette_of(mask)[mask]
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, names: Vocabulary | Sequence[str], opacity: float = 0.55) -> np.ndarray:
     """The picture under its classes' colours, with outlines and the names of the largest classes: (H, W, 3) uint8 RGB.
 
-    ``image`` (H, W, 3) uint8 RGB; ``mask`` (H, W) class ids, 0 = unlabelled, which stays as it is. ``names[c]`` is the name of
-    class c, or ``names`` is a vocabulary.
+    ``image`` (H, W, 3) uint8 RGB; ``mask`` (H, W) class ids below 65536, 0 = unlabelled, which stays as it is. ``names[c]`` is
+    the name of class c, or ``names`` is a vocabulary. Time and memory are in proportion to the picture, whatever its shape.
     """
-    blend = np.where((mask > 0)[..., None], image * (1 - opacity) + colourise(mask) * opacity, image)
-    picture = np.ascontiguousarray(np.where(_edges(mask)[..., None], blend * 0.35, blend).astype(np.uint8))
-    classes, pixels = np.unique(mask[mask > 0], return_counts=True)
-    largest = [c for c, n in sorted(zip(classes.tolist(), pixels.tolist(), strict=True), key=lambda cn: (-cn[1], cn[0]))]
+    from cocolvis.blend import BOTTOM, COUNT, LEFT, RIGHT, TOP, blend  # numba is slow to import
+
+    image, mask = np.require(image, np.uint8, ("C", "W")), np.require(mask, np.uint16, ("C", "W"))
+    colours = _palette_of(mask)
+    picture, found = np.empty_like(image), np.zeros((len(colours), 5), np.int64)
+    blend(image, mask, colours, *_blended_colours(opacity), picture, found)
+    pixels = found[:, COUNT]
+    pixels[0] = 0
     taken: list[tuple[int, int, int, int]] = []
-    for c in largest[:NAMED]:
-        region = mask == c
-        if region.sum() >= _SMALLEST * mask.size:
-            _write(picture, names.name(c) if isinstance(names, Vocabulary) else names[c], region, taken)
+    for c in np.argsort(-pixels, kind="stable")[:NAMED].tolist():
+        if pixels[c] and pixels[c] >= _SMALLEST * mask.size:
+            top, left = found[c, TOP], found[c, LEFT]
+            region = mask[top : found[c, BOTTOM] + 1, left : found[c, RIGHT] + 1] == c
+            centre = _widest(region, int(top), int(left))
+            _write(picture, names.name(c) if isinstance(names, Vocabulary) else names[c], centre, taken)
     return picture
 
 
 def enlarge(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Picture and mask at a whole multiple of their size, so that names are legible; large ones stay as they are."""
-    factor = max(1, round(_LEGIBLE / min(mask.shape)))
+    factor = max(1, min(round(_LEGIBLE / min(mask.shape)), _LONGEST // max(mask.shape)))
     if factor == 1:
         return image, mask
     size = mask.shape[1] * factor, mask.shape[0] * factor
@@ -69,8 +84,24 @@ def enlarge(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def side_by_side(image: np.ndarray, mask: np.ndarray, names: Vocabulary | Sequence[str]) -> np.ndarray:
     """Picture, mask and overlay in one row, (h, 3 w + gaps, 3) uint8 RGB, enlarged where they are small."""
     image, mask = enlarge(image, mask)
-    gap = np.full((mask.shape[0], 8, 3), 255, np.uint8)
+    gap = np.full((mask.shape[0], min(_GAP, mask.shape[1]), 3), 255, np.uint8)
     return np.concatenate([image, gap, colourise(mask), gap, overlay(image, mask, names)], axis=1)
+
+
+def _palette_of(mask: np.ndarray) -> np.ndarray:
+    """A palette with a colour for each class of a mask."""
+    return palette(max(1284, int(mask.max(initial=0))))
+
+
+@lru_cache(maxsize=8)
+def _blended_colours(opacity: float) -> tuple[np.ndarray, np.ndarray]:
+    """Two tables (257, 256) uint8, inside regions and on outlines.
+
+    The row is the colour of the class, 256 where there is none; the column is the colour of the picture.
+    """
+    values = np.arange(256, dtype=np.uint8)
+    blended = np.vstack([values * (1 - opacity) + values[:, None] * opacity, values])
+    return blended.astype(np.uint8), (blended * 0.35).astype(np.uint8)
 
 
 def _srgb(lightness: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -83,33 +114,39 @@ def _srgb(lightness: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.rint(255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)).astype(np.uint8)
 
 
-def _edges(mask: np.ndarray) -> np.ndarray:
-    """(H, W) bool: pixels whose right or lower neighbour has another class."""
-    edges = np.zeros(mask.shape, bool)
-    edges[:, :-1] |= mask[:, :-1] != mask[:, 1:]
-    edges[:-1] |= mask[:-1] != mask[1:]
-    return edges
+def _widest(region: np.ndarray, top: int, left: int) -> tuple[int, int]:
+    """(row, column) in the picture where a region (h, w) bool, cut out from ``top`` and ``left`` on, is widest."""
+    shift = left % _LANES
+    padded = np.zeros((region.shape[0] + 2, region.shape[1] + 2 + shift), np.uint8)
+    padded[1:-1, 1 + shift : -1] = region
+    inside = cv2.distanceTransform(padded, cv2.DIST_L2, 5)
+    row, column = divmod(int(inside.argmax()), inside.shape[1])
+    return top + row - 1, left - shift + column - 1
 
 
-def _write(picture: np.ndarray, name: str, region: np.ndarray, taken: list[tuple[int, int, int, int]]) -> None:
-    """Write a name where its region is widest, clear of the border and of the names in ``taken``; nowhere if none is free."""
-    height, width = region.shape
+def _write(picture: np.ndarray, name: str, centre: tuple[int, int], taken: list[tuple[int, int, int, int]]) -> None:
+    """Write a name around ``centre``, clear of the border and of the names in ``taken``; nowhere if none is free."""
+    height, width = picture.shape[:2]
     scale = min(0.75, max(0.35, min(height, width) / 640))
     (w, h), base = cv2.getTextSize(name, _FONT, scale, 1)
-    inside = cv2.distanceTransform(np.pad(region, 1).astype(np.uint8), cv2.DIST_L2, 5)
-    y, x = (int(v) - 1 for v in np.unravel_index(inside.argmax(), inside.shape))
+    y, x = centre
     left = min(max(x - w // 2, 2), max(2, width - w - 2))
     for shift in (0, 1, -1, 2, -2):
         bottom = min(max(y + h // 2 + shift * (h + base), h + 2), height - base)
         box = left, bottom - h - 2, left + w, bottom + base
         if not any(box[0] < r and l < box[2] and box[1] < b and t < box[3] for l, t, r, b in taken):  # noqa: E741
             taken.append(box)
-            _outlined(picture, name, (left, bottom), scale)
+            margin = h + base  # of glyphs beyond their box, and of the outline
+            rows = slice(max(0, box[1] - margin), max(0, box[3] + margin))
+            columns = slice(max(0, left - margin), left + w + margin)
+            _outlined(picture[rows, columns], name, (left - columns.start, bottom - rows.start), scale)
             return
 
 
 def _outlined(picture: np.ndarray, text: str, origin: tuple[int, int], scale: float) -> None:
     """White text in a dark outline: the same glyphs, grown. (Fonts of another thickness have other widths.)"""
+    if not picture.size:
+        return
     glyphs = np.zeros(picture.shape[:2], np.uint8)
     cv2.putText(glyphs, text, origin, _FONT, scale, 255, 1, cv2.LINE_AA)
     grown = cv2.dilate(glyphs, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5)))

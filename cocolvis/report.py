@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from cocolvis import checks
 from cocolvis.annotations import Fault
 from cocolvis.errors import DataError
@@ -16,6 +18,9 @@ FILE = "faults.jsonl"
 
 LISTED = 1000
 """Faults of a kind that dataset.json lists."""
+
+_LARGEST, _LONGEST = 2**30, 2**16
+"""Bytes of the largest list of faults, and of one of its lines; the former are some four million faults."""
 
 
 def write(folder: Path, faults: Sequence[Fault], permit: Callable[[], None] = lambda: None) -> dict[str, Any]:
@@ -50,7 +55,7 @@ def read(folder: Path, report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     path, seen = folder / FILE, Counter()
     if damage := check(folder, report):
         raise DataError(damage)
-    for fault in checks.read_faults(path):
+    for fault in _read(path):
         seen[fault["kind"]] += 1
         yield fault
     if seen != Counter(report["counts"]):
@@ -71,3 +76,21 @@ def check(folder: Path, report: Mapping[str, Any]) -> str | None:
     except DataError as error:
         return str(error)
     return None
+
+
+def _read(path: Path) -> Iterator[dict[str, Any]]:
+    """The faults in a file of one JSON object a line; a DataError where a line is none, or the file is too large."""
+    size = checks.regular_file(path).st_size
+    if size > _LARGEST:
+        raise DataError(f"{path}: has {size} bytes; at most {_LARGEST} are read")
+    decode = msgspec.json.Decoder(checks.ReportedFault).decode
+    try:
+        with path.open("rb") as file:
+            for number, text in enumerate(iter(lambda: file.readline(_LONGEST), b""), 1):
+                if not text.endswith(b"\n"):
+                    raise DataError(f"{path}: line {number} has no end, or more than {_LONGEST} bytes")
+                yield msgspec.structs.asdict(decode(text))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # a ValidationError is a DecodeError
+        raise DataError(f"{path}: line {number} is no fault: {checks.line(error)}") from None

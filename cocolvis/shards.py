@@ -5,7 +5,7 @@ import math
 import os
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
 from itertools import chain
@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from cocolvis import checks, digest, images, runlength
-from cocolvis.errors import DataError
+from cocolvis.errors import DamagedImage, DataError
 from cocolvis.files import write_aside
 from cocolvis.runlength import Runs
 
@@ -52,7 +52,8 @@ class Sample:
     """One image of a data set, as it is stored.
 
     ``runs`` are its mask's; ``content`` is the encoded picture as it came, empty where the data set embeds none; ``neg`` and
-    ``not_exhaustive`` are the class ids that LVIS verified absent, or did not annotate exhaustively, (n,) uint16.
+    ``not_exhaustive`` are the class ids that LVIS verified absent, or did not annotate exhaustively, (n,) uint16. ``shard`` is
+    the file that it was read from.
     """
 
     image_id: int
@@ -61,6 +62,7 @@ class Sample:
     content: bytes
     neg: np.ndarray
     not_exhaustive: np.ndarray
+    shard: Path | None = field(default=None, compare=False)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -73,11 +75,11 @@ class Sample:
         return self.runs.mask()
 
     def image(self) -> np.ndarray:
-        """(H, W, 3) uint8 RGB; a DataError when it is absent, broken, or by its header of another size than the mask."""
+        """(H, W, 3) uint8 RGB; a DamagedImage when it is absent, broken, or by its header of another size than the mask."""
         return self._of_picture(images.decode_rgb)
 
     def check_image(self) -> None:
-        """A DataError unless the picture is undamaged, as far as can be known (:func:`cocolvis.images.check`)."""
+        """A DamagedImage unless the picture is undamaged, as far as can be known (:func:`cocolvis.images.check`)."""
         self._of_picture(images.check)
 
     def _of_picture(self, work: Callable[[bytes, tuple[int, int]], Any]) -> Any:
@@ -87,7 +89,11 @@ class Sample:
             reason = f"{error}, its mask {self.size[0]} x {self.size[1]}"
         except ValueError as error:
             reason = error if self.content else "no picture is stored"
-        raise DataError(f"image {self.image_id} ({self.path}): {reason}")
+        raise DamagedImage(self.told(reason))
+
+    def told(self, reason: Exception | str) -> str:
+        """A fault of this image in one line, which names the shard, the image and its path."""
+        return _told(self.shard, f"image {self.image_id}", self.path, reason)
 
 
 class ShardWriter:
@@ -184,6 +190,16 @@ def is_shard(path: Path) -> bool:
         return False
 
 
+class _Handle:
+    """An open file, which closes with the last reference to it; whoever reads holds one."""
+
+    def __init__(self, path: Path):
+        self.number = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.number).atexit = False
+        status = os.fstat(self.number)
+        self.identity = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 class ShardReader:
     """Random access to one shard, whoever made it: opening checks all that reading relies on.
 
@@ -197,13 +213,15 @@ class ShardReader:
         self._classes = classes
         try:
             checks.hdf5(path)
-            self._file = os.open(path, os.O_RDONLY)
-            self.close = weakref.finalize(self, os.close, self._file)
+            self._handle: _Handle | None = _Handle(path)
+            self._identity = self._handle.identity
             with h5py.File(path, "r", locking=False) as file:
                 self._open(file)
         except DataError as error:
             raise DataError(f"{error}; {_ADVICE}") from None
         except checks.REFUSED as error:
+            if number := getattr(error, "errno", None):  # of the system, not of HDF5
+                raise DataError(f"{path}: cannot be read: {os.strerror(number)}") from None
             raise DataError(f"{path}: is no readable shard: {checks.line(error)}; {_ADVICE}") from None
 
     def _open(self, file: h5py.File) -> None:
@@ -223,6 +241,10 @@ class ShardReader:
 
     def __len__(self) -> int:
         return len(self._offsets["mask"]) - 1
+
+    def close(self) -> None:
+        """Close the file, once no thread reads it. The next reading opens it again; what was checked is kept."""
+        self._handle = None
 
     def image_ids(self) -> np.ndarray:
         """(N,) int64."""
@@ -258,7 +280,7 @@ class ShardReader:
         return np.concatenate([self._small["neg/class"], self._small["not_exhaustive/class"]])
 
     def runs(self, row: int) -> Runs:
-        """The mask of image number ``row``; a DataError when its runs do not fill it, or hold other classes."""
+        """The mask of image number ``row``; a DamagedImage when its runs do not fill it, or hold other classes."""
         try:
             columns = (self._slice("mask", column, row) for column in _RAGGED["mask"])
             runs = Runs(*columns, *self._small["size"][row].tolist())
@@ -268,7 +290,7 @@ class ShardReader:
         return runs
 
     def sample(self, row: int) -> Sample:
-        """Image number ``row`` of the shard; a DataError as for :meth:`runs`, or where the disk fails."""
+        """Image number ``row`` of the shard; a DamagedImage as for :meth:`runs`, a DataError where the disk fails."""
         runs = self.runs(row)
         try:
             content = self._content(row)
@@ -276,12 +298,16 @@ class ShardReader:
             raise self._fault("picture of image", row, error) from None
         return Sample(
             image_id=int(self._small["id"][row]),
-            path=self._slice("path", "bytes", row).tobytes().decode("utf-8", "replace"),
+            path=self._path(row),
             runs=runs,
             content=content,
             neg=self._slice("neg", "class", row),
             not_exhaustive=self._slice("not_exhaustive", "class", row),
+            shard=self.path,
         )
+
+    def _path(self, row: int) -> str:
+        return self._slice("path", "bytes", row).tobytes().decode("utf-8", "replace")
 
     def _whole(self, name: str) -> np.ndarray:
         column = self._columns[name]
@@ -298,9 +324,10 @@ class ShardReader:
 
     def _content(self, row: int) -> bytes:
         start, stop = self._bounds("image", row)
-        content = os.pread(self._file, stop - start, self._columns["image/bytes"].at + start)
+        handle = self._opened()
+        content = os.pread(handle.number, stop - start, self._columns["image/bytes"].at + start)
         if len(content) < stop - start:
-            raise ValueError(_SHORTER)
+            raise OSError(_SHORTER)
         return content
 
     def _bounds(self, group: str, row: int) -> tuple[int, int]:
@@ -311,9 +338,32 @@ class ShardReader:
         """Entries start:stop along the first side."""
         values = np.empty((stop - start, *column.shape[1:]), column.dtype)
         entry = column.dtype.itemsize * math.prod(column.shape[1:])
-        if values.size and os.preadv(self._file, [values], column.at + start * entry) < values.nbytes:
-            raise ValueError(_SHORTER)
+        handle = self._opened()
+        if values.size and os.preadv(handle.number, [values], column.at + start * entry) < values.nbytes:
+            raise OSError(_SHORTER)
         return values
 
+    def _opened(self) -> "_Handle":
+        handle = self._handle
+        if handle is None:
+            handle = _Handle(self.path)
+            if handle.identity != self._identity:
+                raise OSError("the file was replaced by another while it was in use")
+            self._handle = handle
+        return handle
+
     def _fault(self, what: str, row: int, error: Exception) -> DataError:
-        return DataError(f"{self.path}: {what} {int(self._small['id'][row])}: {checks.line(error)}")
+        """A DamagedImage where what was read is wrong, else the disk failed."""
+        kind = DamagedImage if isinstance(error, ValueError) else DataError
+        return kind(_told(self.path, f"{what} {int(self._small['id'][row])}", self._path(row), error))
+
+
+def _told(shard: Path | None, what: str, path: str, reason: Exception | str) -> str:
+    text = f"{what} ({_short(path, 150)}): {_short(str(reason), 400)}"
+    return text if shard is None else f"{shard}: {text}"
+
+
+def _short(text: str, most: int) -> str:
+    """A text on one line, without its middle where it is longer than a reader endures."""
+    text = checks.printable(text)
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"

@@ -16,7 +16,7 @@ from cocolvis.merge import MASK_RULE
 from cocolvis.shard_plan import ShardPlan
 from cocolvis.shards import VERSION, ShardReader
 from cocolvis.state_files import Begun, Files, Plan, Report, read
-from cocolvis.vocabulary import Vocabulary
+from cocolvis.vocabulary import Vocabulary, coco_lvis
 
 _OVERWRITE = "replace it with `cocolvis build --overwrite`, or `import`"
 _UNKNOWN = f"what was begun here is not known any more: {_OVERWRITE}"
@@ -54,11 +54,15 @@ class BuildState:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The classes of the build."""
+        """The classes of the build; a DataError where they are not those that it was begun with."""
+        recorded, digest = self.plan["vocabulary"], self.plan["description"]["vocabulary"]
         try:
-            return Vocabulary.from_json(self.plan["vocabulary"])
+            vocabulary = coco_lvis() if recorded is None else Vocabulary.from_json(recorded)
+            if vocabulary.digest != digest:
+                raise DataError(f"the vocabulary has digest {vocabulary.digest}, the build was begun with {digest}")
         except DataError as error:
             raise DataError(f"{self._recorded}: {checks.line(error)}; {_OVERWRITE}") from None
+        return vocabulary
 
     def check(self, plan: ShardPlan) -> bool:
         """Whether files were found again since the build was begun; a DataError where going on would mix two builds."""
@@ -115,8 +119,9 @@ class BuildState:
     def _record(self, plan: ShardPlan) -> None:
         rows = plan.shard_rows()
         shards = {name: {"images": images, "rows": rows[name]} for name, images in plan.shard_counts().items()}
+        vocabulary = None if plan.vocabulary.digest == coco_lvis().digest else plan.vocabulary.to_json()
         noted = {"description": plan.description(), "shards": shards, "faults": plan.faults, "unusable": plan.unusable()}
-        noted |= {"vocabulary": plan.vocabulary.to_json()}
+        noted |= {"vocabulary": vocabulary}
         self.lease.check()
         try:
             self.shards.mkdir(parents=True, exist_ok=True)

@@ -32,12 +32,15 @@ class _Planned(msgspec.Struct):
 
 
 class Plan(msgspec.Struct):
-    """plan.json; ``rows`` of a shard is a SHA-256 of which images it holds, ``unusable`` those of a split that none does."""
+    """plan.json; ``rows`` of a shard is a SHA-256 of which images it holds, ``unusable`` those of a split that none does.
+
+    ``vocabulary`` is None for that of COCO+LVIS.
+    """
 
     description: _Description
     shards: dict[_ShardName, _Planned]
     faults: list[Fault]
-    vocabulary: dict[str, Any]
+    vocabulary: dict[str, Any] | None
     unusable: dict[str, _Count] = {}
 
 

@@ -174,18 +174,17 @@ def _attempt(part: Part, show: Show, timeout: float, whole: bool) -> None:
             new = Mark(part.url, total, response.headers["ETag"], response.headers["Last-Modified"])
             _start_over(part, response, new, first, mark if have else None, show)
         elif not have or whole or (total := _continued(response, mark, have)) is None:
-            raise _Again(f"the server answers {response.status} with a range that does not fit; asking for the whole file", True)
+            fault = f"the server answers {response.status} with a range that does not fit"
+            raise _Again(f"{fault}; asking for the whole file", whole=True)
         else:
             _refuse_coding(part, response)
             _continue(part, response, have, total, show)
 
 
-def _start_over(
-    part: Part, response: http.client.HTTPResponse, new: Mark, first: bytes, old: Mark | None, show: Show
-) -> None:
-    """Take a file from its beginning, of which a block was read; a good part, whose mark is ``old``, comes back where it is bad.
+def _start_over(part: Part, response: http.client.HTTPResponse, new: Mark, first: bytes, old: Mark | None, show: Show) -> None:
+    """Take a file from its beginning, of which a block was read; a good part, whose mark is ``old``, comes back if it is bad.
 
-    It is removed at once where the size that is announced is the published one: little can be wrong then, and it may be large.
+    Where the announced size is the published one, the old part is removed at once: little can be wrong, and it may be large.
     """
     have = part.have
     if old and (new.bytes is None or part.published is None):

@@ -1,4 +1,4 @@
-"""The table of contents at the end of a zip, checked before the file is believed: that it is there, and points at what is there."""
+"""The central directory at the end of a zip, checked before the file is believed: it is whole, and points into the file."""
 
 import struct
 from pathlib import Path
@@ -60,7 +60,7 @@ def _directory(file: BinaryIO, size: int) -> tuple[int, int, int]:
 
 
 def _directory64(file: BinaryIO, end: int) -> tuple[int, int, int, int]:
-    """Members, length and beginning of a directory, and where its last record begins, by the records of 64 bits before ``end``."""
+    """Members, length and beginning of a directory, and where its last record begins, by the 64-bit records before ``end``."""
     file.seek(max(0, end - _LOCATOR_RECORD.size))
     signature, at = _LOCATOR_RECORD.unpack(file.read(_LOCATOR_RECORD.size))
     if signature != _LOCATOR64 or at > end:

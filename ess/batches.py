@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
+from cocolvis.errors import DamagedImage, DataError
 from ess.transforms import Placement, render_image, render_labels
 
 AHEAD = 2
@@ -42,7 +43,7 @@ class Windows(NamedTuple):
 
     ``pixels`` (sum of h * w * 3,) uint8 lie one window after another, and so do the labels, as runs: ``labels`` (R,) and
     ``lengths`` (R,) int32; ``places`` are the windows' :class:`ess.transforms.Placement`; ``ids`` and ``classes`` as in
-    :class:`Batch`. Pixels are valid until the next windows are asked for.
+    :class:`Batch`. Pixels are valid until the next windows are asked for. ``damaged`` are images that others stand in for.
     """
 
     pixels: torch.Tensor
@@ -51,6 +52,7 @@ class Windows(NamedTuple):
     places: list[Placement]
     ids: torch.Tensor
     classes: torch.Tensor | None
+    damaged: Sequence[DamagedImage] = ()
 
     def crops(self, crop: int, device: torch.device) -> Batch:
         """The crops, rendered on a device; the ids, which are for messages, stay."""
@@ -86,6 +88,7 @@ class Parcel(NamedTuple):
     places: list[Placement]
     ids: list[int]
     classes: np.ndarray | None
+    damaged: Sequence[DamagedImage] = ()
 
 
 class Packer:
@@ -101,12 +104,11 @@ class Packer:
         self._new = False
 
     def room(self, size: int) -> np.ndarray:
-        """(size,) uint8 for all pixels of the next batch."""
-        self._turn = (self._turn + 1) % len(self._memories)
-        self._new = size > len(self._memories[self._turn])
-        if self._new:
+        """(size,) uint8 for all pixels of the next batch; a batch that is not packed leaves it to the one after it."""
+        if size > len(self._memories[self._turn]):
             memory = torch.empty(size * 5 // 4, dtype=torch.uint8)
             self._memories[self._turn] = memory.share_memory_() if get_worker_info() else memory
+            self._new = True
         return self._memories[self._turn].numpy()[:size]
 
     def pack(self, windows: Sequence[Window]) -> Parcel:
@@ -116,19 +118,23 @@ class Packer:
         memory = (process.id if process else 0, self._turn)
         pixels = self._memories[self._turn] if self._new else None
         known = None if classes[0] is None else np.stack(classes)
+        self._turn, self._new = (self._turn + 1) % len(self._memories), False
         return Parcel(memory, pixels, np.concatenate(labels), np.concatenate(lengths), [*places], [*ids], known)
 
 
-def unpack(parcels: Iterable[Parcel]) -> Iterator[Windows]:
-    """The windows of parcels from any processes, all from their first one on."""
+def unpack(parcels: Iterable[Parcel | DataError]) -> Iterator[Windows]:
+    """The windows of parcels from any processes, all from their first one on; a fault that came instead is raised."""
     known: dict[tuple[int, int], torch.Tensor] = {}
     for parcel in parcels:
+        if isinstance(parcel, DataError):
+            raise parcel
         if parcel.pixels is not None:
             known[parcel.memory] = parcel.pixels
         area = sum(place.area for place in parcel.places)
         labels, lengths = torch.from_numpy(parcel.labels), torch.from_numpy(parcel.lengths)
         classes = None if parcel.classes is None else torch.from_numpy(parcel.classes)
-        yield Windows(known[parcel.memory][: 3 * area], labels, lengths, parcel.places, torch.tensor(parcel.ids), classes)
+        pixels = known[parcel.memory][: 3 * area]
+        yield Windows(pixels, labels, lengths, parcel.places, torch.tensor(parcel.ids), classes, parcel.damaged)
 
 
 def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

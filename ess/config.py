@@ -113,6 +113,9 @@ class Config:
 
     Augmentation: scale in ``scale_min``..``scale_max``, a random ``crop`` (pixels a side), mirrored with probability ``flip``;
     brightness, contrast and saturation by factors in 1 - ``color_jitter``..1 + ``color_jitter``.
+
+    ``skip_damaged``: a damaged image (its picture missing, not decodable or of a wrong size, its mask broken) is told once and
+    passed over; another one takes its place in a batch, and it is missing in an evaluation. Otherwise it ends the training.
     """
 
     arch: str = "deeplabv3plus"
@@ -170,6 +173,7 @@ class Config:
     compile: bool = False
     workers: int = 2
     start_method: Literal["fork", "spawn", "forkserver"] | None = None
+    skip_damaged: bool = False
     track: str = "tensorboard"
     log_every: int = 20
     eval_every: int | None = None

@@ -10,18 +10,23 @@ import numpy as np
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
+from cocolvis import checks
 from cocolvis.dataset import Dataset, Split
-from cocolvis.errors import DataError
+from cocolvis.errors import DamagedImage, DataError
 from cocolvis.memory import keep_freed
 from cocolvis.shards import Sample
 from ess.batches import AHEAD, Packer, Parcel, Window, Windows, unpack
 from ess.config import Config
+from ess.damage import advised, replaced
 from ess.longtail import NO_TAIL, Tail
 from ess.stopping import ignore_requests
 from ess.transforms import Placement, color_jitter, random_placement
 
 _FITS_INT16 = 2**15
 """The largest class id whose label an int16 holds."""
+
+_OUT_OF_SOMETHING = ("DataLoader worker", "shared memory", "Too many open files", "ancdata")
+"""How torch words it that a loader process is gone, or that what it sent cannot be opened."""
 
 
 def to_labels(mask: np.ndarray) -> np.ndarray:
@@ -40,7 +45,10 @@ def to_class_ids(labels: np.ndarray) -> np.ndarray:
 
 
 class TrainingImages(TorchDataset):
-    """Augmented crops: item (index, draw) is image ``index`` under the random numbers of ``draw``. Read a batch at a time."""
+    """Augmented crops: item (index, draw) is image ``index`` under the random numbers of ``draw``. Read a batch at a time.
+
+    With the setting ``skip_damaged`` another image, which follows from the draw, takes the place of a damaged one.
+    """
 
     def __init__(self, split: Split, config: Config, tail: Tail = NO_TAIL):
         self._split = split
@@ -48,8 +56,26 @@ class TrainingImages(TorchDataset):
         self._rarity, self._asked = tail.rarity, tail.asked
         self._packer = Packer()
 
-    def __getitems__(self, items: Sequence[tuple[int, int]]) -> Parcel:
-        """The windows of a batch: each stage for all of them, for then the processor's cache holds what it needs."""
+    def __getitems__(self, items: Sequence[tuple[int, int]]) -> Parcel | DataError:
+        """The windows of a batch, or the fault that the training process shall raise: torch would send a traceback."""
+        try:
+            return self._around_damage(items)
+        except DataError as error:
+            return error
+        except (OSError, MemoryError) as error:
+            return DataError(f"the loader cannot go on: {checks.line(error)}; try fewer --workers or a smaller --batch-size")
+
+    def _around_damage(self, items: Sequence[tuple[int, int]]) -> Parcel:
+        try:
+            return self._parcel(items)
+        except DamagedImage as error:
+            if not self._config.skip_damaged:
+                raise advised(error) from None
+        sound, damaged = replaced(self._split, items, self._config.seed)
+        return self._parcel(sound)._replace(damaged=damaged)
+
+    def _parcel(self, items: Sequence[tuple[int, int]]) -> Parcel:
+        """Each stage for all of the images, for then the processor's cache holds what it needs."""
         samples = [self._split[index] for index, _ in items]
         rngs = [np.random.default_rng([self._config.seed, draw]) for _, draw in items]
         windows = [self._window(sample, rng) for sample, rng in zip(samples, rngs, strict=True)]
@@ -179,7 +205,8 @@ def training_batches(
 ) -> Iterator[Windows]:
     """The batches of steps ``start``..``steps`` - 1, or a ``share`` of each, as :class:`StepBatches` has it.
 
-    Faults of worker processes become a DataError that says what to change. The processes end with the iterator.
+    Faults become a DataError of one line, whichever process they come from, which says what to change. The processes end with
+    the iterator.
     """
     loader = DataLoader(
         TrainingImages(split, config, tail),
@@ -194,13 +221,15 @@ def training_batches(
         parcels = iter(loader)
         with _ended(parcels):
             yield from unpack(parcels)
-    except DataError as error:  # from a worker it arrives with the worker's traceback before it
-        raise DataError(str(error).strip().splitlines()[-1].removeprefix("cocolvis.errors.DataError: ")) from None
+    except OSError as error:
+        raise DataError(f"the loader cannot go on: {checks.line(error)}; try --workers {config.workers // 2}") from None
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error) and "shared memory" not in str(error):
+        if not any(sign in str(error) for sign in _OUT_OF_SOMETHING):
             raise
+        lines = str(error).strip().splitlines()
+        reason = checks.line(lines[-1] if lines[0].startswith("Caught") else lines[0])  # with a traceback or without one
         raise DataError(
-            f"a loader process died ({str(error).splitlines()[0]}): memory or shared memory ran out;"
+            f"a loader process died ({reason}): memory, shared memory or file handles ran out;"
             f" try --workers {config.workers // 2} or a smaller --batch-size or --crop"
         ) from None
 

@@ -1,12 +1,14 @@
 """How good a model is on a split of a data set: one count of pixels by class over all its images, each at its own size."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from cocolvis.dataset import Dataset
-from cocolvis.errors import DataError
+from cocolvis.errors import DamagedImage, DataError
 from ess.ahead import ahead
+from ess.damage import advised
 from ess.data import to_labels
 from ess.metrics import Confusion
 from ess.predict import Predictor
@@ -22,11 +24,13 @@ def evaluate(
     split: str = "val",
     limit: int | None = None,
     published: bool = False,
+    skip_damaged: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict:
     """The scores of :func:`scores_of` on a split, or on its first ``limit`` images; a DataError when it has none."""
-    confusion = count(predictor, dataset, split=split, indices=first(dataset, split, limit), progress=progress)
-    return scores_of(confusion, dataset, published=published)
+    damaged = [] if skip_damaged else None
+    confusion = count(predictor, dataset, split=split, indices=first(dataset, split, limit), damaged=damaged, progress=progress)
+    return scores_of(confusion, dataset, published=published, damaged=damaged or ())
 
 
 def first(dataset: Dataset, split: str, limit: int | None = None) -> range:
@@ -37,10 +41,10 @@ def first(dataset: Dataset, split: str, limit: int | None = None) -> range:
     return range(min(images, limit or images))
 
 
-def check_readable(dataset: Dataset, split: str) -> None:
+def check_readable(dataset: Dataset, split: str, *, skip_damaged: bool = False) -> None:
     """A DataError, before hours of training, where a later evaluation on a split could not even begin.
 
-    Its shards are opened, and the first images decoded.
+    Its shards are opened, and the first images decoded; of these, damaged ones do no harm where they will be skipped.
     """
     try:
         images = dataset.split(split)
@@ -48,8 +52,11 @@ def check_readable(dataset: Dataset, split: str) -> None:
             raise DataError(f"{dataset.folder}: split {split} has no images")
         images.sizes()
         for index in range(min(_TRIED, len(images))):
-            images.mask(index)
-            images[index].image()
+            try:
+                images[index].image()
+            except DamagedImage:
+                if not skip_damaged:
+                    raise
     except DataError as error:
         raise DataError(f"{error}; evaluations need this: mend it, or train without --eval-every") from None
 
@@ -60,9 +67,13 @@ def count(
     *,
     split: str = "val",
     indices: Sequence[int],
+    damaged: list[DamagedImage] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Confusion:
     """The pixels of some images of a split, by true and predicted class; several processes' counts add up.
+
+    Damaged images are left out and added to ``damaged``; where that is None, the first one is raised. ``progress`` is called
+    once for each image, whether it is counted or left out.
 
     Classes that were added to the model after its training do not take part. A DataError when the data set has another
     vocabulary than the model.
@@ -72,18 +83,38 @@ def count(
         raise DataError(f"{dataset.folder}: has another vocabulary than the model was trained with; build the data set it was")
     images = dataset.split(split)
 
-    def load(index: int) -> tuple[np.ndarray, np.ndarray]:
-        sample = images[index]
-        return to_labels(sample.mask), sample.image()
+    def load(index: int) -> tuple[np.ndarray, np.ndarray] | DamagedImage:
+        try:
+            sample = images[index]
+            return to_labels(sample.mask), sample.image()
+        except DamagedImage as error:
+            return error
+
+    done = itertools.count(1)
+
+    def sound() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for found in ahead(load, indices, threads=1):  # a split is read by one thread
+            if not isinstance(found, DamagedImage):
+                yield found
+            elif damaged is None:
+                raise advised(found)
+            else:
+                damaged.append(found)
+                progress(next(done), len(indices))
 
     confusion = Confusion(len(dataset.vocabulary))
-    loaded = ahead(load, indices, threads=1)  # a split is read by one thread
-    for done, (truth, _, prediction) in enumerate(predictor.stream(loaded), 1):
+    for truth, _, prediction in predictor.stream(sound()):
         confusion.update(truth, to_labels(prediction))
-        progress(done, len(indices))
+        progress(next(done), len(indices))
     return confusion
 
 
-def scores_of(confusion: Confusion, dataset: Dataset, *, published: bool = False) -> dict:
-    """:meth:`ess.metrics.Confusion.summary` with the frequency groups of the data set's vocabulary."""
-    return confusion.summary([c.group for c in dataset.vocabulary], published=published)
+def scores_of(confusion: Confusion, dataset: Dataset, *, published: bool = False, damaged: Sequence[DamagedImage] = ()) -> dict:
+    """:meth:`ess.metrics.Confusion.summary` with the frequency groups of the data set's vocabulary, and "skipped" images.
+
+    A DataError when there are no others than the ``damaged`` ones.
+    """
+    if damaged and not confusion.images:
+        raise DataError(f"none of the {len(damaged)} images to evaluate on can be read; the first: {damaged[0]}")
+    scores = confusion.summary([c.group for c in dataset.vocabulary], published=published)
+    return scores | {"skipped": len(damaged)}

@@ -2,16 +2,20 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from cocolvis.dataset import Dataset
+from cocolvis.errors import DamagedImage
 from cocolvis.render import enlarge, overlay
 from ess.config import Config
+from ess.damage import advised, skipped
 from ess.predict import Predictor
 
 PICTURES = 4
@@ -28,6 +32,7 @@ class Journal:
         self._config = config
         self._steps = steps
         self._seen, self._since = 0, time.monotonic()
+        self._damaged: set[str] = set()
         # TensorBoard forgets what lies at the purge step or after it: the points of step ``start`` stay.
         team.init_trackers("ess", init_kwargs={"tensorboard": {"purge_step": start + 1}, "wandb": {"name": folder.name}})
         for tracker in team.trackers:
@@ -40,7 +45,15 @@ class Journal:
         return self
 
     def __exit__(self, *error) -> None:
+        if self._damaged:
+            self._say("%s", skipped(len(self._damaged)))
         self._team.end_training()
+
+    def damage(self, found: Sequence[DamagedImage]) -> list[DamagedImage]:
+        """Note damaged images that were passed over, each once; all processes call this, and get those of all."""
+        found = gather_object(list(found))
+        self._note(found)
+        return found
 
     def step(self, done: int, loss: float, lr: float) -> None:
         """Note a step; now and then a line with loss, rate and time left, and points of the curves."""
@@ -63,14 +76,20 @@ class Journal:
         self._since = time.monotonic()
 
     def pictures(self, done: int, predictor: Predictor, dataset: Dataset, split: str = "val") -> None:
-        """Show truth and prediction, side by side, of the first images of a split."""
+        """Show truth and prediction, side by side, of the first images of a split; damaged ones as the settings say."""
         board = self._board()
         if board is None:
             return
         images = dataset.split(split)
         for index in range(min(PICTURES, len(images))):
-            sample = images[index]
-            image = sample.image()
+            try:
+                sample = images[index]
+                image = sample.image()
+            except DamagedImage as error:
+                if not self._config.skip_damaged:
+                    raise advised(error) from None
+                self._note([error])
+                continue
             shown = [overlay(*enlarge(image, mask), predictor.vocabulary) for mask in (sample.mask, predictor(image))]
             board.add_image(f"val/{sample.image_id}", np.hstack(shown), done, dataformats="HWC")
 
@@ -83,6 +102,12 @@ class Journal:
         with torch.no_grad():
             vectors = predictor.model.classes().float().cpu()
         board.add_embedding(vectors, names, tag="classes", global_step=done, metadata_header=["name", "kind", "group"])
+
+    def _note(self, damaged: Sequence[DamagedImage]) -> None:
+        for line in map(str, damaged):
+            if line not in self._damaged:
+                self._damaged.add(line)
+                self._say("skipped a damaged image: %s", line)
 
     def _say(self, message: str, *values) -> None:
         if self._team.is_main_process:

@@ -140,12 +140,17 @@ def margin_penalty(classes: torch.Tensor, *, margin: float = 0.2) -> torch.Tenso
 def _nearest_others(classes: torch.Tensor) -> torch.Tensor:
     """(C,) the class nearest to each other than itself; ties go to the lower id."""
     rows = max(1, _DISTANCES // len(classes))
-    found = []
+    found = torch.empty(len(classes), dtype=torch.int64, device=classes.device)
     for first in range(0, len(classes), rows):
-        distances = torch.cdist(classes[first : first + rows], classes, compute_mode="donot_use_mm_for_euclid_dist")
-        distances.diagonal(first).fill_(torch.inf)
-        found.append(distances.argmin(dim=1))
-    return torch.cat(found)
+        part = slice(first, first + rows)
+        found[part] = _nearest_of_some(classes[part], classes, first)  # results kept apart would split the freed memory
+    return found
+
+
+def _nearest_of_some(some: torch.Tensor, classes: torch.Tensor, first: int) -> torch.Tensor:
+    distances = torch.cdist(some, classes, compute_mode="donot_use_mm_for_euclid_dist")
+    distances.diagonal(first).fill_(torch.inf)
+    return distances.argmin(dim=1)
 
 
 def dense_cross_entropy(

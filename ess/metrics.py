@@ -12,8 +12,8 @@ class Confusion:
     """Pixels by true and predicted class, with 0..C-1 for classes and ``ignore_index`` in the truth for none.
 
     ``pixels`` is (3, C) int64: of each class in the truth, in the prediction, and in both, which all scores follow from;
-    ``images`` is how many images were counted. With ``matrix=True``, ``matrix`` is (C, C) int64 besides, truth by rows, else None.
-    Parts that were counted apart are put together by ``+=``.
+    ``images`` is how many images were counted. ``matrix`` is None, or where it is asked for (C, C) int64, truth by rows. Parts
+    that were counted apart are put together by ``+=``.
     """
 
     def __init__(self, classes: int, ignore_index: int = -1, *, matrix: bool = False):

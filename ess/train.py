@@ -46,7 +46,7 @@ def train(dataset: Dataset, folder: Path, config: Config, *, resume: bool = Fals
     tail = tail_of(split, dataset.vocabulary, config)
     steps = _planned_steps(config, len(split), tail)
     if config.eval_every is not None:
-        check_readable(dataset, "val")
+        check_readable(dataset, "val", skip_damaged=config.skip_damaged)
     team = teams.join(config, folder)
     torch.manual_seed(config.seed)
     weights = None if run or config.weights == "none" else config.weights
@@ -78,11 +78,14 @@ def train(dataset: Dataset, folder: Path, config: Config, *, resume: bool = Fals
             state.after_step()
 
             done, lr = step + 1, state.optimizer.param_groups[1]["lr"]
-            value, stopping = team.reduce(torch.stack([loss, loss.new_tensor(stop.requested)]), "mean").tolist()
+            flags = loss.new_tensor([stop.requested, len(windows.damaged)])
+            value, stopping, damaged = team.reduce(torch.cat([loss[None], flags]), "mean").tolist()
             if not math.isfinite(value):
                 ids = team.gather(windows.ids.to(team.device)).tolist()
                 raise DataError(f"loss is {value} at step {done}, lr {lr:.3g}, images {ids}; try a smaller --lr")
             journal.step(done, value, lr)
+            if damaged:
+                journal.damage(windows.damaged)
 
             evaluating = _evaluates(config, done, steps)
             if evaluating or done % config.save_every == 0 or done == steps or stopping:
@@ -176,23 +179,25 @@ def _evaluate(
 ) -> None:
     """Evaluate what checkpoint ``step`` holds and add its scores; once a stop is requested, KeyboardInterrupt instead."""
     predictor = Predictor(state.result.eval(), dataset.vocabulary, team.device)
-    scores = _scores(team, predictor, dataset, run.config.eval_limit, stop)
+    scores = _scores(team, predictor, dataset, run.config, journal, stop)
     if team.is_main_process:
         run.score(step, scores)
     journal.evaluation(step, scores)
     journal.pictures(step, predictor, dataset)
 
 
-def _scores(team: Accelerator, predictor: Predictor, dataset: Dataset, limit: int | None, stop: Stop) -> dict:
+def _scores(team: Accelerator, predictor: Predictor, dataset: Dataset, config: Config, journal: Journal, stop: Stop) -> dict:
     """The scores on the split "val" or its first images, which the processes share; they ask for a stop after each image."""
-    images = first(dataset, "val", limit)
+    images = first(dataset, "val", config.eval_limit)
     own, most = images[team.process_index :: team.num_processes], len(images[:: team.num_processes])
-    confusion = count(predictor, dataset, indices=own, progress=lambda *_: stop.check())
+    damaged = [] if config.skip_damaged else None
+    confusion = count(predictor, dataset, indices=own, damaged=damaged, progress=lambda *_: stop.check())
     if len(own) < most:
         stop.check()
     confusion.pixels = team.reduce(confusion.pixels.to(team.device), "sum").cpu()
-    confusion.images = len(images)
-    return scores_of(confusion, dataset)
+    damaged = journal.damage(damaged) if config.skip_damaged else []
+    confusion.images = len(images) - len(damaged)
+    return scores_of(confusion, dataset, damaged=damaged)
 
 
 def _save(team: Accelerator, run: Run, step: int, state: TrainingState) -> None:

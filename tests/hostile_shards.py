@@ -167,12 +167,12 @@ VALUES = {
     "one offset too few": (offsets(lambda v: v[:-1]), r"/mask/offsets is uint64 \(5,\), expected uint64 \(6,\)"),
     "no offsets": (offsets(lambda v: v[:0]), r"/mask/offsets is uint64 \(0,\)"),
     "runs that overflow 32 bits": (overflowing_runs, f"runs cover {70_000 * 65_535} pixels, expected 512 x 512"),
-    "runs of the largest length": (assigned("mask/length", ..., 2**16 - 1), "mask of image 1: runs cover"),
+    "runs of the largest length": (assigned("mask/length", ..., 2**16 - 1), r"mask of image 1 \(.*\): runs cover"),
     "runs that cover nothing": (assigned("mask/length", ..., 0), "runs cover 0 pixels"),
     "more runs than pixels": (more_runs_than_pixels, "has more runs than pixels"),
     "class beyond the vocabulary": (
         assigned("mask/class", 0, 65535),
-        "mask of image 1: holds class 65535, the vocabulary has 1..1284",
+        r"mask of image 1 \(.*\): holds class 65535, the vocabulary has 1..1284",
     ),
     "present class beyond the vocabulary": (
         assigned("present/class", 0, 1285),

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -120,7 +120,7 @@ def test_a_stopped_rename_fails_once_the_folder_was_taken_over(tmp_path):
     from cocolvis.files import Unwritable, write_json
     from cocolvis.state import BuildState
 
-    with held(tmp_path, None, print) as lease, pytest.raises(Unwritable, match="No such file"):
+    with held(tmp_path, None, print) as lease, ExitStack() as stack, pytest.raises(Unwritable, match="No such file"):
         looks = []
 
         def permit():
@@ -128,8 +128,8 @@ def test_a_stopped_rename_fails_once_the_folder_was_taken_over(tmp_path):
             looks.append(1)
             if len(looks) == 2:  # right before the rename
                 next(iter(locks(tmp_path))).unlink()
-                with held(tmp_path, None, print) as new, BuildState(tmp_path, new).swept():
-                    pass
+                new = stack.enter_context(held(tmp_path, None, print))
+                stack.enter_context(BuildState(tmp_path, new).swept())  # until this test ends
 
         write_json(tmp_path / ".build" / "train-00000.json", {}, permit)
     assert not list(tmp_path.rglob("*.json"))
@@ -324,9 +324,12 @@ def test_of_two_parts_with_other_options_that_begin_at_once_one_is_refused(tree,
         return create(path, noted, permit)
 
     monkeypatch.setattr(state, "create_json", late)
+    half = tmp_path / "data" / "shards" / ".train-00000.h5.0123456789ab.tmp"  # the other part is just writing it
+    half.parent.mkdir(parents=True)
+    half.touch()
     with pytest.raises(DataError, match="was begun with other inputs or options"):
         build(tree.sources(), tmp_path / "data", BuildOptions(), part=(1, 2))
-    assert not list((tmp_path / "data" / "shards").iterdir())
+    assert list((tmp_path / "data" / "shards").iterdir()) == [half]
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -379,3 +382,33 @@ def test_a_part_that_is_refused_sweeps_nothing_of_others(tree, tmp_path):
     assert half.exists()
     build(tree.sources(), out, BuildOptions(), part=(1, 2))
     assert not half.exists()
+
+
+def test_a_lock_that_cannot_be_removed_does_not_hinder_its_own_process(tmp_path, monkeypatch):
+    def read_only(path, **_):
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patch, held(tmp_path, None, print):
+        patch.setattr(Path, "unlink", read_only)
+    assert len(locks(tmp_path)) == 1
+    with held(tmp_path, None, pytest.fail) as lease:
+        assert locks(tmp_path) == [lease.path]
+
+
+@linux
+@pytest.mark.parametrize("wins", [True, False])
+def test_a_claim_waits_for_those_that_may_have_looked_before_it_came(tmp_path, monkeypatch, wins):
+    claim = entry().replace(b"0" * 32, b"f" * 32).replace(b"held ", b"claim")
+    path = tmp_path / f".build-{'f' * 32}.lock"
+    path.write_bytes(claim)
+
+    def resolved(seconds):
+        path.write_bytes(claim.replace(b"claim", b"held ")) if wins else path.unlink()
+
+    monkeypatch.setattr(lock.time, "sleep", resolved)
+    if wins:
+        with pytest.raises(DataError, match="is at work there"), held(tmp_path, None, pytest.fail):
+            pytest.fail("held")
+    else:
+        with held(tmp_path, None, pytest.fail):
+            assert len(locks(tmp_path)) == 1

@@ -23,7 +23,7 @@ from cocolvis.merge import MASK_RULE
 from cocolvis.plan import BuildOptions
 from cocolvis.shards import VERSION
 from cocolvis.sources import Sources
-from cocolvis.vocabulary import coco_lvis
+from cocolvis.vocabulary import Vocabulary, coco_lvis
 
 SHARDS = 20
 
@@ -57,7 +57,8 @@ def resume(sample, out, **how):
 def changed(path: Path, **values) -> None:
     """Give keys of a JSON file other values; None removes one."""
     content = json.loads(path.read_text()) | values
-    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    gone = [key for key, value in values.items() if value is None]
+    path.write_text(json.dumps({key: value for key, value in content.items() if key not in gone}))
 
 
 def instead(make):
@@ -160,7 +161,10 @@ def test_a_broken_plan_is_overwritten(sample, finished, begun):
         shutil.copytree(finished / "begun", begun)
 
 
-@pytest.mark.parametrize("vocabulary", [{}, {"digest": 5, "classes": [], "ignored": {}}])
+NO_CLASSES = Vocabulary([]).to_json()
+
+
+@pytest.mark.parametrize("vocabulary", [{}, {"digest": 5, "classes": [], "ignored": {}}, NO_CLASSES])
 def test_broken_classes_are_told_in_one_line(begun, vocabulary):
     changed(begun / ".build" / "plan.json", vocabulary=vocabulary)
     with pytest.raises(DataError, match=r"plan.json: .*vocabulary.*`cocolvis build --overwrite`"):

@@ -59,7 +59,7 @@ def test_scores_are_those_of_a_plain_count(dataset, predictor, plain):
     assert scores["miou"] == pytest.approx(np.mean(list(iou.values())))
     stuff = [value for c, value in iou.items() if dataset.vocabulary[c].group == "stuff"]
     assert scores["groups"]["stuff"] == pytest.approx(np.mean(stuff))
-    assert set(scores) == {"miou", "pixel_accuracy", "mean_accuracy", "fw_iou", "groups", "images"}
+    assert set(scores) == {"miou", "pixel_accuracy", "mean_accuracy", "fw_iou", "groups", "images", "skipped"}
     assert scores["images"] == len(dataset.split("val"))
     assert evaluate(predictor, dataset, limit=3)["images"] == 3
 

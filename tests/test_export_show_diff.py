@@ -76,8 +76,8 @@ def test_names_neither_overlap_nor_leave_the_picture(monkeypatch):
     placed = []
     write = render._write
 
-    def watched(picture, name, region, taken):
-        write(picture, name, region, taken)
+    def watched(picture, name, centre, taken):
+        write(picture, name, centre, taken)
         placed[:] = taken
 
     monkeypatch.setattr(render, "_write", watched)

@@ -119,6 +119,19 @@ OTHERS = {
 }
 
 
+def test_a_resumed_training_takes_the_settings_that_it_is_given(dataset, tmp_path, monkeypatch):
+    steps = Steps(monkeypatch)
+    trained(dataset, tmp_path / "run", steps=2)
+    resumed = trained(dataset, tmp_path / "run", steps=4, keep=1, lr=0.5, crop=32, resume=True)
+    assert (
+        resumed.config
+        == Run.open(tmp_path / "run").config
+        == config(steps=4, keep=1, lr=0.5, crop=32, device="cpu", track="none")
+    )
+    assert len(resumed.checkpoints()) == 1 and len(steps) == 4
+    assert steps[2].groups[1]["lr"] == pytest.approx(0.5 * 0.5**0.9) and steps[2].batch.labels.shape == (3, 32, 32)
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_shapes_the_model_cannot_change_on_resume(run, name):
     with pytest.raises(DataError, match=f"was begun with {name} .*, not {OTHERS[name]!r}; it cannot change on --resume"):

@@ -32,7 +32,7 @@ def curves(folder: Path) -> EventAccumulator:
 def test_what_a_training_says_and_keeps_leaves_its_weights_alone(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "model_from_config", tiny)
     monkeypatch.setattr(journal, "PICTURES", 1)
-    shared = {"ema": 0.9, "color_jitter": 0.2, "steps": 4}
+    shared = {"color_jitter": 0.2, "steps": 4}
     loud = {"track": "tensorboard", "log_every": 1, "eval_every": 2, "eval_limit": 2, "save_every": 1, "keep": 9, "workers": 1}
     quiet = trained(dataset, tmp_path / "quiet", **shared, save_every=99)
     other = trained(dataset, tmp_path / "loud", **shared, **loud, device="auto" if not torch.cuda.is_available() else "cpu")
@@ -141,7 +141,7 @@ def batch() -> Batch:
 
 def stepped(batch, watch=lambda objective: None, **settings):
     """(loss, objective) after a step of a small network whose parts see the same whatever they are."""
-    chosen = config(**{"dropout": 0.0, "margin": 0.9, "lr": 0.1} | settings)
+    chosen = config(**{"dropout": 0.0, "margin": 1.5} | settings)
     torch.manual_seed(0)
     objective = Objective(tiny(chosen, CLASSES), chosen).eval()
     watch(objective)

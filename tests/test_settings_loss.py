@@ -177,7 +177,7 @@ def test_the_exact_loss_has_bias_weights_and_mask(dataset, settings):
 
 
 @changes("repeat_threshold")
-@pytest.mark.parametrize("threshold", [0.0, 0.4])
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
 def test_images_of_rare_classes_are_seen_more_often(dataset, threshold):
     chosen = config(repeat_threshold=threshold, crop=8)
     split = dataset.split("train")
@@ -188,8 +188,8 @@ def test_images_of_rare_classes_are_seen_more_often(dataset, threshold):
     steps = 10 * (int(np.ceil(factors.sum())) // chosen.batch_size)
     ids = torch.cat([windows.ids for windows in training_batches(split, chosen, steps, 0, tail)])
     seen = np.array([(ids == i).sum() for i in split.image_ids().tolist()]) / 10
-    assert np.abs(seen - factors).max() <= (0.35 if threshold else 0)
-    assert (len({*factors}) > 1) == bool(threshold)
+    assert np.abs(seen - factors).max() <= (0.3 if threshold else 0)
+    assert np.ptp(factors) > 0.6 or not threshold
 
 
 @changes("class_crop")

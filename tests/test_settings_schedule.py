@@ -12,10 +12,11 @@ from ess.longtail import tail_of
 
 RATES = ("lr", "encoder_lr", "power", "embedding_power", "min_lr", "warmup", "momentum", "embedding_momentum", "weight_decay")
 OTHERS = dict(zip(RATES, (0.3, 0.5, 0.7, 1.3, 0.06, 2, 0.6, 0.7, 0.03), strict=True))
+STILL = {"encoder_lr": 0.0, "min_lr": 0.06}
 
 
 @changes("steps", "optimizer", *RATES)
-@pytest.mark.parametrize("settings", [{}, OTHERS, {"optimizer": "adamw"}, {"optimizer": "adamw", **OTHERS}])
+@pytest.mark.parametrize("settings", [{}, OTHERS, {"optimizer": "adamw", **OTHERS}, STILL])
 @pytest.mark.parametrize("steps", [4, 7])
 def test_steps_are_made_at_the_rates_of_the_schedule(dataset, tmp_path, monkeypatch, settings, steps):
     made, chosen = Steps(monkeypatch), config(**settings)
@@ -30,11 +31,13 @@ def test_steps_are_made_at_the_rates_of_the_schedule(dataset, tmp_path, monkeypa
         assert type(one.optimizer) is {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[chosen.optimizer]
         for (part, (lr, power, momentum)), group, members in zip(parts.items(), one.groups, one.members, strict=True):
             rise = min(1, (step + 1) / (chosen.warmup + 1))
-            assert group["lr"] == pytest.approx(max(rise * lr * (1 - step / steps) ** power, chosen.min_lr))
+            assert group["lr"] == pytest.approx(max(rise * lr * (1 - step / steps) ** power, min(lr, chosen.min_lr)))
             assert (group["betas"][0] if chosen.optimizer == "adamw" else group["momentum"]) == momentum
             assert group["weight_decay"] == chosen.weight_decay
             assert members == {id(p) for name, p in one.objective.model.named_parameters() if name.startswith(part)}
-    if settings.get("min_lr"):
+    if settings == STILL:
+        assert {one.groups[0]["lr"] for one in made} == {0.0}
+    elif settings:
         assert made[-1].groups[0]["lr"] == chosen.min_lr < made[2].groups[0]["lr"]
 
 
@@ -67,6 +70,7 @@ def test_averaged_weights_are_what_is_evaluated_shown_and_kept(dataset, tmp_path
         model.class_embeddings.fill_(50.0)[[one, other]] = torch.tensor(places)[:, None]
         for parameter in model.decoder[3].parameters():
             parameter.zero_()
+        model.encoder[1].running_mean.fill_(places[0])
         return model
 
     steps = Steps(monkeypatch, lambda model: put(model, *next(raw)))
@@ -78,8 +82,9 @@ def test_averaged_weights_are_what_is_evaluated_shown_and_kept(dataset, tmp_path
     run = trained(dataset, tmp_path / "run", ema=ema, steps=2, eval_every=1, eval_limit=4, normalize="none")
     assert steps[-1].objective.model.class_embeddings[one, 0] == 3.0
     for done, (found, places) in enumerate(zip(shown, [*averages, averages[-1]], strict=True), 1):
-        kept = weights(run.folder, min(done, 2))["class_embeddings"]
-        assert torch.equal(kept, found) and kept[[one, other], 0].tolist() == pytest.approx(places)
+        kept = weights(run.folder, min(done, 2))
+        assert torch.equal(kept["class_embeddings"], found)
+        assert [*found[[one, other], 0].tolist(), kept["encoder.1.running_mean"][0]] == pytest.approx([*places, places[0]])
     accuracies = [checkpoint.scores["pixel_accuracy"] for checkpoint in run.listed()]
     nearest = [one if a < b else other for a, b in averages]
     assert accuracies == pytest.approx([pixels[c] / pixels.sum() for c in nearest])

@@ -199,7 +199,7 @@ def test_the_papers_preset_trains_on_real_images(real, tmp_path):
 def test_what_an_evaluation_needs_is_looked_at_before_the_first_step(dataset, tmp_path, monkeypatch, fault, told):
     index = copy.deepcopy(dataset.index)
     if fault == "picture":
-        monkeypatch.setattr("cocolvis.shards.decode_rgb", broken)
+        monkeypatch.setattr("cocolvis.images.decode_rgb", broken)
     elif fault == "shard":
         index["shards"] = [s | ({"file": "shards/absent.h5"} if s["split"] == "val" else {}) for s in index["shards"]]
     else:
@@ -212,7 +212,7 @@ def test_what_an_evaluation_needs_is_looked_at_before_the_first_step(dataset, tm
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
 
 
-def broken(content):
+def broken(content, expected=None):
     raise ValueError("the picture cannot be decoded")
 
 
