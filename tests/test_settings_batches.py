@@ -6,6 +6,8 @@ import torch
 from effects import CPU, Steps, changes, trained
 from runs import config, same, weights
 
+from cocolvis.errors import DamagedImage
+from cocolvis.shards import Sample
 from ess.data import TrainingImages, training_batches
 from ess.transforms import Placement
 
@@ -104,3 +106,28 @@ def test_the_seed_decides_weights_order_augmentation_and_dropout(dataset, tmp_pa
     assert order != other_order and not {step.random for step in first} & {step.random for step in other}
     place = [TrainingImages(dataset.split("train"), config(seed=seed)).__getitems__([(0, 0)]).places for seed in (7, 7, 8)]
     assert place[0] == place[1] != place[2]
+
+
+@changes("skip_damaged")
+def test_damaged_images_end_a_training_or_others_take_their_places(dataset, tmp_path, monkeypatch):
+    bad = {name: int(dataset.split(name).image_ids()[6]) for name in ("train", "val")}
+    settings = {"steps": 10, "eval_every": 10}  # an epoch
+    steps, original = Steps(monkeypatch), Sample.image
+    run = trained(dataset, tmp_path / "sound", **settings)
+    assert run.listed()[-1].scores["images"] == 10
+
+    def image(sample):
+        if sample.image_id in bad.values():
+            raise DamagedImage(sample.told("the picture is torn"))
+        return original(sample)
+
+    monkeypatch.setattr(Sample, "image", image)
+    run = trained(dataset, tmp_path / "around", skip_damaged=True, **settings)
+    sound, around = (torch.cat([step.batch.ids for step in each]) for each in (steps[:10], steps[10:]))
+    assert ((sound != around) == (sound == bad["train"])).all() and (sound == bad["train"]).sum() == 1
+    scores = run.listed()[-1].scores
+    assert (scores["images"], scores["skipped"]) == (9, 1)
+    for name in ("train", "val"):  # what meets the image first
+        with pytest.raises(DamagedImage, match=f"image {bad[name]} .*the picture is torn"):
+            trained(dataset, tmp_path / name, **settings)
+        bad.pop(name)
