@@ -22,6 +22,26 @@ _BLOCK = 2**24
 MAX_PICTURE = 2**28
 """Bytes of the largest picture that is read; more is an attack on memory."""
 
+_METHODS = {
+    1: "Shrink",
+    6: "Implode",
+    9: "Deflate64",
+    12: "bzip2",
+    14: "LZMA",
+    20: "Zstandard",
+    93: "Zstandard",
+    95: "XZ",
+    97: "WavPack",
+    98: "PPMd",
+}
+"""How the members of a zip may be packed, by the numbers in the table of contents."""
+
+_AES = 99
+"""The number of those that are encrypted in a newer way than a flag tells."""
+
+UNPACK = "unpack the zip, or pack it again with Deflate"
+"""What to do about members that are packed otherwise."""
+
 _EXPANSION = 1100
 """Deflate never shrinks by more than 1032; who declares more has no such bytes."""
 
@@ -32,7 +52,8 @@ _BROKEN = (OSError, ValueError, EOFError, MemoryError, OverflowError, RuntimeErr
 class Place(NamedTuple):
     """A file: ``path`` itself, or the member of the zip ``path`` whose header begins at ``offset``.
 
-    Holds all that reading takes, so that a worker needs no table of contents; pickles small.
+    Holds all that reading takes, so that a worker needs no table of contents; pickles small. ``stamp`` tells the zip that was
+    looked into from one that takes its place, ``unread`` says how the member is packed where that is not read here.
     """
 
     path: str
@@ -42,6 +63,8 @@ class Place(NamedTuple):
     size: int = 0
     deflated: bool = False
     crc: int = 0
+    stamp: tuple[int, int, int] | None = None
+    unread: str = ""
 
     def __str__(self) -> str:
         return self.path if self.member is None else f"{self.path}: {self.member}"
@@ -50,6 +73,18 @@ class Place(NamedTuple):
         """The bytes of a small file; an OSError or ValueError that says why not."""
         if self.member is None:
             return self._whole()
+        if self.unread:
+            raise ValueError(f"it is {self.unread} in {self.path}, which is not read; {UNPACK}")
+        try:
+            return self._member()
+        except ValueError:
+            if self.stamp not in (None, _stamp(os.stat(self.path))):
+                raise ValueError(
+                    f"{self.path} was changed or replaced after the build had looked into it; build again"
+                ) from None
+            raise
+
+    def _member(self) -> bytes:
         if max(self.size, self.packed) > MAX_PICTURE:
             raise ValueError(f"the zip declares {self.size} bytes for it; at most {MAX_PICTURE} are read")
         with open(self.path, "rb") as file:
@@ -95,6 +130,8 @@ class Place(NamedTuple):
             raise DataError(f"{self}: cannot be read: {reason}") from None
 
     def _unpacked(self) -> bytearray:
+        if self.unread:
+            raise ValueError(f"it is {self.unread}, which is not read; {UNPACK}")
         if self.packed > os.stat(self.path).st_size or self.size > _EXPANSION * self.packed:
             raise ValueError(f"the zip declares {self.size} bytes, packed into {self.packed}; download it again")
         content = bytearray(self.size)
@@ -115,17 +152,46 @@ def _inflated(packed: bytes, size: int) -> bytes:
         raise ValueError(f"its compressed bytes are damaged: {error}") from None
 
 
-@lru_cache(maxsize=8)
 def members(archive: Path) -> dict[str, Place]:
-    """Member name -> place, of the files in a zip that can be read; a DataError when it is no zip."""
+    """Member name -> place, of the files in a zip, with "/" between folders; a DataError when it is no zip.
+
+    Asked again, the table of contents is read again only where the zip was changed or replaced since.
+    """
     try:
-        with zipfile.ZipFile(archive) as opened:
-            return {
-                m.filename: Place(
-                    str(archive), m.filename, m.header_offset, m.compress_size, m.file_size, m.compress_type != 0, m.CRC
-                )
-                for m in opened.infolist()
-                if not m.is_dir() and m.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) and not m.flag_bits & 1
-            }
+        return _members(archive, _stamp(os.stat(archive)))
     except _BROKEN as error:
         raise DataError(f"{archive}: cannot be read as a zip: {error}; download it again") from None
+
+
+@lru_cache(maxsize=8)
+def _members(archive: Path, stamp: tuple[int, int, int]) -> dict[str, Place]:
+    with zipfile.ZipFile(archive) as opened:
+        return {
+            m.filename.replace("\\", "/"): Place(
+                path=str(archive),
+                member=m.filename,
+                offset=m.header_offset,
+                packed=m.compress_size,
+                size=m.file_size,
+                deflated=m.compress_type != zipfile.ZIP_STORED,
+                crc=m.CRC,
+                stamp=stamp,
+                unread=_unread(m),
+            )
+            for m in opened.infolist()
+            if not m.filename.endswith(("/", "\\"))
+        }
+
+
+def _unread(member: zipfile.ZipInfo) -> str:
+    """How a member is packed that is not read; empty where it is read."""
+    if member.flag_bits & 1 or member.compress_type == _AES:
+        return "encrypted"
+    if member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return ""
+    return f"packed with {_METHODS.get(member.compress_type, f'method {member.compress_type}')}"
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+    """What tells a file from one that takes its place."""
+    return status.st_mtime_ns, status.st_size, status.st_ino
