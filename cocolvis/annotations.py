@@ -46,8 +46,8 @@ class AnnotationFile:
 
     ``content`` is its bytes, which live on in the segments; ``name`` is what messages call it; a DataError when it is none.
     ``categories`` maps id to name; it is empty when the file lists none. ``faults`` holds malformed and duplicate records,
-    annotations of images that the file does not list, and what is odd and costs nothing: a key or a category that is there twice,
-    annotations without an id of their own.
+    annotations of images that the file does not list, and what is odd and costs nothing: a key or a category that is there
+    twice, annotations without an id of their own.
     """
 
     def __init__(self, content: Buffer, name: str, source: str):

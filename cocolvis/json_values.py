@@ -8,7 +8,7 @@ REFUSED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What msgspec raises of text that it does not take."""
 
 _EXACT = 2**53
-"""Up to here a float is the number that was written."""
+"""Below this a float is the number that was written."""
 
 _LONGEST_NUMBER, _LONGEST_SHOWN = 64, 40
 """Characters of the longest decimal fraction that is looked into, and of the longest text that is repeated in a message."""
@@ -18,7 +18,7 @@ def whole(value: int | float) -> int:
     """The whole number that was parsed, 139 of 139.0; a ValueError where it has a fraction, or a float may be another one."""
     if isinstance(value, int):
         return value
-    if not value.is_integer() or abs(value) > _EXACT:
+    if not value.is_integer() or abs(value) >= _EXACT:
         raise ValueError(f"{value} is not a whole number")
     return int(value)
 
@@ -45,7 +45,10 @@ def shown(raw: msgspec.Raw | bytes | memoryview) -> str:
         return start.decode()
     if len(raw) > _LONGEST_SHOWN:
         return f"a number of {len(raw):,} characters"
-    return start.decode("ascii", "replace") if abs(float(start)) < float("inf") else "not a finite number"
+    try:
+        return start.decode("ascii") if abs(float(start)) < float("inf") else "not a finite number"
+    except ValueError:
+        return "not JSON"
 
 
 def refusal(name: str, raw: msgspec.Raw | bytes, expected: str) -> ValueError:

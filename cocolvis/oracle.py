@@ -200,7 +200,7 @@ class _Oracle:
         images = list(_without(content["images"], self._images[source], ("id", None)))
         for image in images:
             image |= {key: _whole(image[key]) for key in ("id", "height", "width")}
-        return content | {"annotations": annotations, "images": images, "categories": content.get("categories", [])}
+        return content | {"annotations": annotations, "images": images, "categories": content.get("categories") or []}
 
 
 def _reported(faults: list[dict], kinds: set[str]) -> dict[str, Counter]:
