@@ -49,8 +49,9 @@ def print_summary(dataset: "Dataset", as_json: bool) -> None:
         click.echo(f"\n{kind}: {count}")
         faults = [fault for fault in report["faults"] if fault["kind"] == kind]
         for fault in faults[:LISTED]:
-            annotation = "" if fault["annotation_id"] is None else f", annotation {fault['annotation_id']}"
-            click.echo(f"  image {fault['image_id']}{annotation} ({fault['source']}): {fault['reason']}")
+            named = [f"{what} {fault[f'{what}_id']}" for what in ("image", "annotation") if fault[f"{what}_id"] is not None]
+            where = f"{', '.join(named)} ({fault['source']})" if named else fault["source"]
+            click.echo(f"  {where}: {fault['reason']}")
         if count > LISTED:
             click.echo(f"  ... and {count - LISTED} more, listed in {dataset.folder / listing}")
 
@@ -116,7 +117,7 @@ def print_explanation(found: "Explanation", as_json: bool) -> None:
             (
                 "shows" if layer.shows else "hidden",
                 layer.source,
-                str(layer.annotation_id),
+                "-" if layer.annotation_id is None else str(layer.annotation_id),
                 f"{layer.category_id} {layer.category}",
                 f"{layer.class_id} {layer.class_name}",
                 layer.area,

@@ -4,7 +4,8 @@ Memory is bounded by the file, whatever it holds: some bytes for each of its own
 """
 
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -14,8 +15,8 @@ import numpy as np
 from cocolvis import checks, records
 from cocolvis.archives import Buffer
 from cocolvis.errors import DataError
-from cocolvis.lenient import as_text, lists
-from cocolvis.records import ImageRecord, Segment
+from cocolvis.lenient import as_text, elements, lists, may_repeat
+from cocolvis.records import READ, REFUSED, Category, ImageRecord, ListedImage, Segment
 from cocolvis.runlength import MAX_PIXELS
 from cocolvis.text import refuse_other_encodings, without_mark
 
@@ -55,8 +56,9 @@ class AnnotationFile:
     """One annotation JSON: its images by id, the segments of each, and what had to be skipped.
 
     ``content`` is its bytes, which live on in the segments; ``name`` is what messages call it; a DataError when it is none.
-    ``categories`` maps id to name; it is empty when the file lists none. ``faults`` holds malformed and duplicate records and
-    annotations of images that the file does not list.
+    ``categories`` maps id to name; it is empty when the file lists none. ``faults`` holds malformed and duplicate records,
+    annotations of images that the file does not list, and what is odd and costs nothing: a key or a category that is there
+    twice, annotations without an id of their own.
     """
 
     def __init__(self, content: Buffer, name: str, source: str):
@@ -65,7 +67,9 @@ class AnnotationFile:
         self.faults: list[Fault] = []
         self._most_faults = _FAULTS + len(content) // _BYTES_A_FAULT
         found = self._parse(content)
-        self.categories = {c.id: c.name for c in found["categories"]}
+        self.categories: dict[int, str] = {}
+        for category in found["categories"]:
+            self._add_category(category)
         self.images: dict[int, ImageRecord] = {}
         found["images"].reverse()
         while found["images"]:
@@ -90,38 +94,55 @@ class AnnotationFile:
         try:
             parsed = msgspec.json.decode(content, type=records.File)
             self._check_categories(len(parsed.categories))
-            categories = msgspec.json.decode(parsed.categories, type=list[records.Category])
-            return {"images": parsed.images, "annotations": parsed.annotations, "categories": categories}
-        except records.REFUSED:
+            categories = msgspec.json.decode(parsed.categories, type=list[Category] | None)
+        except REFUSED:
             refuse_other_encodings(content, self.name)
-        try:
-            return self._read_tolerantly(as_text(content))
-        except ValueError as error:
-            raise DataError(f"{self.name}: cannot be read as JSON: {error}") from None
+            try:
+                return self._read_tolerantly(as_text(content))
+            except ValueError as error:
+                raise DataError(f"{self.name}: cannot be read as JSON: {error}") from None
+        if may_repeat(content, READ, [row.segmentation for row in parsed.annotations[:: max(1, len(parsed.annotations) - 1)]]):
+            self._report_repeated(lists(as_text(content), READ))
+        return {"images": parsed.images, "annotations": parsed.annotations, "categories": categories or []}
+
+    def _report_repeated(self, found: list[tuple[str, int]]) -> None:
+        for key, count in Counter(key for key, _ in found).items():
+            if count > 1:
+                self._fault("repeated key", None, None, f"the file has {count} lists {key!r}; the last one counts")
 
     def _read_tolerantly(self, text: np.ndarray) -> dict[str, list]:
         """Record by record, so that a NaN literal or a wrong type costs only the record that holds it.
 
         Records that lie together are parsed together until one is refused; nothing is built of what is not read.
         """
-        found: dict[str, list] = {key: [] for key in records.READ}
-        seen, categories = set(), 0
-        for key, spans in lists(text, records.READ):
-            seen.add(key)
-            for first, last in _blocks(spans):
-                start, end = spans[first, 0], spans[last - 1, 1]
-                if key == "categories":
-                    categories += int(end - start)
-                    self._check_categories(categories)
-                block = b"[%b]" % text[start:end] if end - start <= _BLOCK else b""
-                try:
-                    found[key] += msgspec.json.decode(block, type=list[records.READ[key]])
-                except records.REFUSED:
-                    found[key] += filter(None, (self._read(key, text, *span) for span in spans[first:last].tolist()))
+        found: dict[str, list] = {key: [] for key in READ}
+        places = lists(text, READ)
         for key in ("images", "annotations"):
-            if key not in seen:
+            if key not in dict(places):
                 raise DataError(f"{self.name}: has no list {key!r}; expected an annotation file of COCO-Stuff or LVIS")
+        self._report_repeated(places)
+        categories = 0
+        for key, at in dict(places).items():
+            for spans in elements(text, at):
+                for first, last in _blocks(spans):
+                    start, end = int(spans[first, 0]), int(spans[last - 1, 1])
+                    if key == "categories":
+                        categories += end - start
+                        self._check_categories(categories)
+                    block = b"[%b]" % text[start:end] if end - start <= _BLOCK else b""
+                    found[key] += self._read_block(key, text, block, spans[first:last])
         return found
+
+    def _read_block(self, key: str, text: np.ndarray, block: bytes, spans: np.ndarray) -> Iterable[msgspec.Struct]:
+        """The records of a block: all at once, so too where whole numbers are written as floats, or else one by one."""
+        try:
+            return msgspec.json.decode(block, type=list[READ[key]])
+        except REFUSED:
+            pass
+        try:
+            return records.loose(key, block)
+        except (*REFUSED, ValueError):
+            return filter(None, (self._read(key, text, *span) for span in spans.tolist()))
 
     def _read(self, key: str, text: np.ndarray, start: int, end: int) -> msgspec.Struct | None:
         """The record between two places of the text; None, and a fault, where it is none."""
@@ -129,7 +150,8 @@ class AnnotationFile:
             return records.read(key, text, start, end)
         except records.Malformed as error:
             if key == "categories":
-                raise DataError(f"{self.name}: malformed category {bytes(text[start:end][:80])!r}: {error}") from None
+                which = "a category" if error.ids[1] is None else f"category {error.ids[1]}"
+                raise DataError(f"{self.name}: {which} cannot be read: {error}") from None
             self._fault(f"malformed {key[:-1]}", *error.ids, str(error))
 
     def _check_categories(self, size: int) -> None:
@@ -142,14 +164,23 @@ class AnnotationFile:
             raise DataError(f"{self.name}: {said}; expected an annotation file of COCO-Stuff or LVIS")
         self.faults.append(Fault(kind, self.source, image_id, annotation_id, sys.intern(reason)))
 
-    def _add_image(self, image: records.ListedImage) -> None:
+    def _add_category(self, category: Category) -> None:
+        before = self.categories.get(category.id)
+        if before is None:
+            self.categories[category.id] = category.name
+        elif before == category.name:
+            self._fault("duplicate category", None, None, f"category {category.id} {before!r} is listed more than once")
+        else:
+            raise DataError(f"{self.name}: lists category {category.id} twice, as {before!r} and as {category.name!r}")
+
+    def _add_image(self, image: ListedImage) -> None:
         if image.id in self.images:
-            self._fault("duplicate image", image.id, None, "the id occurs before; the first record counts")
+            self._fault("duplicate image", image.id, None, "an earlier image has this id; that one counts")
         elif not 0 <= image.id < 2**62:
-            self._fault("malformed image", image.id, None, f"image id {image.id} is not in 0..2**62")
+            self._fault("malformed image", image.id, None, f"its id is {image.id}; expected 0 or more, and less than 2**62")
         elif image.height < 1 or image.width < 1 or image.height * image.width > MAX_PIXELS:
-            reason = f"size {image.height} x {image.width} is not in 1..{MAX_PIXELS} pixels"
-            self._fault("malformed image", image.id, None, reason)
+            size = f"its height is {image.height} and its width {image.width}"
+            self._fault("malformed image", image.id, None, f"{size}; expected 1 or more, and at most {MAX_PIXELS:,} pixels")
         else:
             try:
                 self.images[image.id] = image.record()
@@ -160,38 +191,57 @@ class AnnotationFile:
         """Group the annotations by image, in file order within an image."""
         try:
             image_ids = _column(annotations, "image_id")
-            sound = (
-                _distinct(_column(annotations, "annotation_id"))
-                and np.isin(image_ids, np.array(list(self.images), np.int64)).all()
-            )
+            listed = np.isin(image_ids, np.array(list(self.images), np.int64)).all()
         except OverflowError:
-            sound = False
-        if not sound:
-            annotations = self._usable(annotations)
+            listed = False
+        if not listed:
+            annotations = self._listed(annotations)
             image_ids = _column(annotations, "image_id")
+        self._report_ids(annotations)
         if np.any(image_ids[1:] < image_ids[:-1]):
             order = image_ids.argsort(kind="stable")
             annotations, image_ids = [annotations[i] for i in order.tolist()], image_ids[order]
         self._annotations = annotations
         self._image_ids = image_ids
 
-    def _usable(self, annotations: list[Segment]) -> list[Segment]:
-        """Those of listed images, the first of each id, in the same list; the others become faults and are let go."""
-        kept, ids = 0, set()
+    def _listed(self, annotations: list[Segment]) -> list[Segment]:
+        """Those of listed images, in the same list; the others become faults and are let go."""
+        kept = 0
         for at, row in enumerate(annotations):
             annotations[at] = None
-            if row.image_id not in self.images:
-                self._fault("unlisted image", row.image_id, row.annotation_id, "the file lists no usable image with this id")
-            elif row.annotation_id in ids:
-                self._fault(
-                    "duplicate annotation", row.image_id, row.annotation_id, "the id occurs before; the first record counts"
-                )
-            else:
-                ids.add(row.annotation_id)
+            if row.image_id in self.images:
                 annotations[kept] = row
                 kept += 1
+            else:
+                self._fault("unlisted image", row.image_id, row.annotation_id, "the file lists no usable image with this id")
         del annotations[kept:]
         return annotations
+
+    def _report_ids(self, annotations: list[Segment]) -> None:
+        """One fault each for all annotations that have no id, or one that an earlier annotation has: they are painted."""
+        try:
+            if _distinct(_column(annotations, "annotation_id")):
+                return
+        except (TypeError, OverflowError):
+            pass
+        ids: set[int] = set()
+        missing, repeated, first = 0, 0, {}
+        for row in annotations:
+            if row.annotation_id is None:
+                missing += 1
+                first.setdefault("missing", row)
+            elif row.annotation_id in ids:
+                repeated += 1
+                first.setdefault("repeated", row)
+            else:
+                ids.add(row.annotation_id)
+        if missing:
+            said = f"{missing:,} annotations have no id, the first of them one of image {first['missing'].image_id}"
+            self._fault("missing annotation id", None, None, f"{said}; they are painted all the same")
+        if repeated:
+            row = first["repeated"]
+            said = f"{repeated:,} annotations have the id of an earlier one, the first of them {row.annotation_id} of image"
+            self._fault("duplicate annotation id", None, None, f"{said} {row.image_id}; they are painted all the same")
 
 
 def _column(annotations: list[Segment], name: str) -> np.ndarray:

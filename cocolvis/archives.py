@@ -26,6 +26,26 @@ _BLOCK = 2**24
 MAX_PICTURE = 2**28
 """Bytes of the largest picture that is read; more is an attack on memory."""
 
+_METHODS = {
+    1: "Shrink",
+    6: "Implode",
+    9: "Deflate64",
+    12: "bzip2",
+    14: "LZMA",
+    20: "Zstandard",
+    93: "Zstandard",
+    95: "XZ",
+    97: "WavPack",
+    98: "PPMd",
+}
+"""How the members of a zip may be packed, by the numbers in the table of contents."""
+
+_AES = 99
+"""The number of those that are encrypted in a newer way than a flag tells."""
+
+UNPACK = "unpack the zip, or pack it again with Deflate"
+"""What to do about members that are packed otherwise."""
+
 _EXPANSION = 1100
 """Deflate never shrinks by more than 1032; who declares more has no such bytes."""
 
@@ -38,6 +58,8 @@ class Place(NamedTuple):
 
     Holds all that reading takes, so that a worker needs no table of contents; pickles small. ``folder`` is the folder that
     holds a file beside others like it, by default the one in which it lies; without it, no file of it is missing by itself.
+    ``stamp`` tells the zip that was looked into from one that takes its place, ``unread`` says how the member is packed where
+    that is not read here.
     """
 
     path: str
@@ -48,6 +70,8 @@ class Place(NamedTuple):
     deflated: bool = False
     crc: int = 0
     folder: str = ""
+    stamp: tuple[int, int, int] | None = None
+    unread: str = ""
 
     def __str__(self) -> str:
         return self.path if self.member is None else f"{self.path}: {self.member}"
@@ -57,9 +81,16 @@ class Place(NamedTuple):
 
         A DataError where something else is wrong: with the disk, its folder, or the zip that holds it.
         """
+        if self.unread:
+            raise ValueError(f"it is {self.unread} in {self.path}, which is not read; {UNPACK}")
         if max(self.size, self.packed) > MAX_PICTURE:
             raise ValueError(f"the zip declares {self.size} bytes for it; at most {MAX_PICTURE} are read")
-        return self._patiently(self._whole if self.member is None else self._member)
+        try:
+            return self._patiently(self._whole if self.member is None else self._member)
+        except ValueError:
+            if self.stamp not in (None, _stamp(os.stat(self.path))):
+                raise ValueError(f"{self.path} was changed or replaced after the build had looked into it; build again") from None
+            raise
 
     def _patiently(self, read: Callable[[], _T]) -> _T:
         folder = self.folder or os.path.dirname(self.path) or "."
@@ -110,6 +141,8 @@ class Place(NamedTuple):
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def _unpacked(self) -> bytearray:
+        if self.unread:
+            raise ValueError(f"it is {self.unread}, which is not read; {UNPACK}")
         if self.packed > os.stat(self.path).st_size or self.size > _EXPANSION * self.packed:
             raise ValueError(f"the zip declares {self.size} bytes, packed into {self.packed}; download it again")
         content = bytearray(self.size)
@@ -130,24 +163,15 @@ def _inflated(packed: bytes, size: int) -> bytes:
         raise ValueError("its compressed bytes are damaged") from None
 
 
-@lru_cache(maxsize=8)
 def members(archive: Path) -> dict[str, Place]:
-    """Member name -> place, of the files in a zip that can be read; a DataError when it is no zip."""
+    """Member name -> place, of the files in a zip, with "/" between folders; a DataError when it is no zip.
+
+    Asked again, the table of contents is read again only where the zip was changed or replaced since.
+    """
     try:
-        return reading.patiently(lambda: _listed(archive), str(archive), reading.of_the_system)
+        return reading.patiently(lambda: _members(archive, _stamp(os.stat(archive))), str(archive), reading.of_the_system)
     except _BROKEN as error:
         raise DataError(f"{archive}: cannot be read as a zip: {_in_words(error)}; download it again") from None
-
-
-def _listed(archive: Path) -> dict[str, Place]:
-    with zipfile.ZipFile(archive) as opened:
-        return {
-            m.filename: Place(
-                str(archive), m.filename, m.header_offset, m.compress_size, m.file_size, m.compress_type != 0, m.CRC
-            )
-            for m in opened.infolist()
-            if not m.is_dir() and m.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) and not m.flag_bits & 1
-        }
 
 
 def _in_words(error: Exception) -> str:
@@ -157,3 +181,37 @@ def _in_words(error: Exception) -> str:
     if isinstance(error, ValueError):  # these are ours, or the system's
         return str(error)
     return "memory does not suffice" if isinstance(error, MemoryError) else "its bytes are damaged"
+
+
+@lru_cache(maxsize=8)
+def _members(archive: Path, stamp: tuple[int, int, int]) -> dict[str, Place]:
+    with zipfile.ZipFile(archive) as opened:
+        return {
+            m.filename.replace("\\", "/"): Place(
+                path=str(archive),
+                member=m.filename,
+                offset=m.header_offset,
+                packed=m.compress_size,
+                size=m.file_size,
+                deflated=m.compress_type != zipfile.ZIP_STORED,
+                crc=m.CRC,
+                stamp=stamp,
+                unread=_unread(m),
+            )
+            for m in opened.infolist()
+            if not m.filename.endswith(("/", "\\"))
+        }
+
+
+def _unread(member: zipfile.ZipInfo) -> str:
+    """How a member is packed that is not read; empty where it is read."""
+    if member.flag_bits & 1 or member.compress_type == _AES:
+        return "encrypted"
+    if member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return ""
+    return f"packed with {_METHODS.get(member.compress_type, f'method {member.compress_type}')}"
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+    """What tells a file from one that takes its place."""
+    return status.st_mtime_ns, status.st_size, status.st_ino

@@ -213,7 +213,8 @@ def _finished_index(state: BuildState, description: dict) -> dict:
 def _refuse(faults: list[Fault]) -> None:
     if faults:
         first = faults[0]
-        where = f"image {first.image_id}" + (f", annotation {first.annotation_id}" if first.annotation_id is not None else "")
+        named = (("image", first.image_id), ("annotation", first.annotation_id))
+        where = ", ".join(f"{what} {number}" for what, number in named if number is not None) or first.source
         raise DataError(f"--strict: {len(faults)} faults, the first: {first.kind}: {where}: {first.reason}")
 
 

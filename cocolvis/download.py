@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from cocolvis import zip_directory
+from cocolvis.archives import members
 from cocolvis.errors import DataError
 from cocolvis.files import read_json, sha256, sync_folder, write_json
 from cocolvis.transfer import WEB, Note, Part, Patience, fetch
@@ -172,6 +173,9 @@ def _checked(job: Job, note: Note) -> Record:
         fault = f"has {size:,} bytes, the published file has {part.published:,}"
     elif broken := zip_directory.fault(path):
         fault = f"{size:,} bytes came that are no zip archive: {broken}"
+    elif job.there and (unread := next((member for member in members(path).values() if member.unread), None)):
+        fault = f"its member {unread.member} is {unread.unread}, which is not read; pack the file again with Deflate, or"
+        job.fail(path, f"{fault} remove it")
     else:
         note(f"{part.target.name}: {size:,} bytes are there; computing their SHA-256")
         digest = sha256(path)

@@ -4,7 +4,7 @@ Nothing is built of what is read: the memory is that of a few thousand places. T
 bytes that are no UTF-8), and two things that end that one: numbers of any length, and any depth.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import msgspec
 import numpy as np
@@ -26,11 +26,10 @@ def as_text(content: Buffer) -> np.ndarray:
     return text
 
 
-def lists(text: np.ndarray, keys: Collection[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """The elements of each top-level list of a JSON object under one of the ``keys``, some at a time.
+def lists(text: np.ndarray, keys: Collection[str]) -> list[tuple[str, int]]:
+    """The top-level lists of a JSON object under one of the ``keys``, with the place of each; a key may come several times.
 
-    Gives the key and (n, 2) int64, where in the text each element begins and ends; of an empty list an n of 0. A ValueError,
-    before the first is given, where the text is no JSON object, has more behind it, or breaks off.
+    A ValueError where the text is no JSON object, has more behind it, or breaks off.
     """
     start = json_kernels.blank(text, 0)
     if text[start : start + 1].tobytes() != b"{":
@@ -40,12 +39,35 @@ def lists(text: np.ndarray, keys: Collection[str]) -> Iterator[tuple[str, np.nda
         raise ValueError("it breaks off" if ~end == len(text) else f"what stands at byte {~end} is not expected there")
     if json_kernels.blank(text, end) < len(text):
         raise ValueError(f"there is more behind the object, which ends at byte {end}")
+    found = []
     for rows in _members(text, start):
         possible = (rows[:, 1] - rows[:, 0] <= _LONGEST_KEY) & (text[rows[:, 2]] == ord("["))
         for key_at, key_end, at, _ in rows[possible].tolist():
             key = msgspec.json.decode(strict(text, key_at, key_end))
             if key in keys:
-                yield from ((key, elements[:, 2:]) for elements in _members(text, at))
+                found.append((key, at))
+    return found
+
+
+def may_repeat(content: Buffer | memoryview, keys: Collection[str], last: Sequence[msgspec.Raw]) -> bool:
+    """Whether the text may hold a key twice, as far as looking for it tells; :func:`lists` knows.
+
+    ``last`` are the first and the last value of the longest list that was parsed: between them nothing is looked at.
+    """
+    text = as_text(content)
+    places = [_address(raw) - _address(text) for raw in last]
+    inside = (min(places), max(places)) if places and 0 <= min(places) <= max(places) <= len(text) else (len(text), len(text))
+    outside = [text[: inside[0]].tobytes(), text[inside[1] :].tobytes()]
+    return any(sum(part.count(b'"%b"' % key.encode()) for part in outside) > 1 for key in keys)
+
+
+def _address(values: msgspec.Raw | np.ndarray) -> int:
+    return np.frombuffer(values, np.uint8).ctypes.data
+
+
+def elements(text: np.ndarray, at: int) -> Iterator[np.ndarray]:
+    """Where the elements of the list at a place begin and end, (n, 2) int64, some at a time; of an empty list an n of 0."""
+    return (rows[:, 2:] for rows in _members(text, at))
 
 
 def strict(text: np.ndarray, at: int, end: int) -> memoryview:

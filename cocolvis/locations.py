@@ -1,10 +1,11 @@
 """Where the COCO and LVIS downloads keep their files: the official layout and its usual variants, unpacked or not."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from cocolvis import reading
-from cocolvis.archives import Place, members
+from cocolvis.archives import UNPACK, Place, members
 from cocolvis.errors import DataError
 
 Roots = Path | Sequence[Path]
@@ -28,6 +29,10 @@ class Pictures:
         self._members = None
         if place.suffix == ".zip":
             self._members = {name.rpartition("/")[2]: member for name, member in members(place).items()}
+            unread = Counter(member.unread for member in self._members.values())
+            if "" not in unread and unread:
+                said = ", ".join(f"{count:,} are {words}" for words, count in unread.most_common())
+                raise DataError(f"{place}: none of its pictures can be read: {said}; {UNPACK}")
 
     @property
     def root(self) -> Path:

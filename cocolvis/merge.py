@@ -11,7 +11,7 @@ from cocolvis.annotations import Segment
 from cocolvis.rasterize import Spans
 from cocolvis.vocabulary import UNLABELLED
 
-MASK_RULE = 1
+MASK_RULE = 2
 """The number of the rule by which annotations and label files become masks; a build never mixes the shards of two.
 
 Raise it whenever the masks of some input change.

@@ -6,11 +6,14 @@ It shares nothing with the code that builds masks but the vocabulary, and reads 
 import hashlib
 import io
 import json
+import posixpath
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from lvis import LVIS
@@ -22,7 +25,7 @@ from cocolvis.errors import DataError
 from cocolvis.locations import Roots, lvis_place, stuff_place
 from cocolvis.vocabulary import coco_lvis
 
-_SKIPPED_ANNOTATION = {"malformed annotation", "duplicate annotation", "unlisted image", "unknown category"}
+_SKIPPED_ANNOTATION = {"malformed annotation", "unlisted image", "unknown category"}
 _SKIPPED_IMAGE = {"malformed image", "duplicate image"}
 _SKIPPED_PICTURE = {"missing image", "unreadable image", "wrong image size"}
 
@@ -154,9 +157,9 @@ class _Oracle:
 
     def _stuff(self, split: str, image: dict) -> COCO:
         """The stuff file of an image: of the folder that its record names, else the one that lists it, else the split's."""
-        folder = image["coco_url"].split("/")[-2:-1] if image.get("coco_url") else image["file_name"].split("/")[:-1]
+        folder = _folder(image)
         if folder:
-            return self._load_coco("/".join(folder))
+            return self._load_coco(folder)
         folders = sorted(("train2017", "val2017"), key=lambda name: name != f"{split}2017")
         present = [f for f in folders if f"stuff_{f}.json" in self._inputs]
         listing = [f for f in present if image["id"] in self._load_coco(f).imgs]
@@ -189,8 +192,15 @@ class _Oracle:
         before = len(content["annotations"])
         annotations = list(_without(content["annotations"], self._annotations[source], ("image_id", "id")))
         self.skipped += before - len(annotations)
+        for number, record in enumerate(annotations):
+            record |= {key: _whole(record[key]) for key in ("image_id", "category_id")}
+            record["id"] = number  # both libraries index annotations by it, and masks need none
+            if isinstance(record["segmentation"], dict):
+                record["segmentation"] = {key: _whole(value) for key, value in record["segmentation"].items()}
         images = list(_without(content["images"], self._images[source], ("id", None)))
-        return content | {"annotations": annotations, "images": images, "categories": content.get("categories", [])}
+        for image in images:
+            image |= {key: _whole(image[key]) for key in ("id", "height", "width")}
+        return content | {"annotations": annotations, "images": images, "categories": content.get("categories") or []}
 
 
 def _reported(faults: list[dict], kinds: set[str]) -> dict[str, Counter]:
@@ -208,12 +218,42 @@ def _without(records: list[Any], reported: Counter, keys: tuple[str, str | None]
     kept = []
     for record in reversed(records):
         ids = record if isinstance(record, dict) else {}
-        key = tuple(ids.get(name) if isinstance(ids.get(name), int) else None for name in keys)
+        key = tuple(_identity(ids.get(name)) for name in keys)
         if left[key]:
             left[key] -= 1
         else:
             kept.append(record)
     return reversed(kept)
+
+
+def _whole(value: Any) -> Any:
+    """139 for 139.0, also inside a list; everything else as it is."""
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _identity(value: Any) -> int | None:
+    """An id as the report has it: None where it is no whole number of 64 bits."""
+    if isinstance(value, float) and not abs(value) < 2**63:
+        return None
+    value = _whole(value)
+    return value if type(value) is int else None
+
+
+def _folder(image: dict) -> str:
+    """The folder that a record names: at the end of COCO's address, else before the file name, else in another address."""
+    url, name = (re.sub(r"\\", "/", image.get(key) or "") for key in ("coco_url", "file_name"))
+    parts = urlsplit(url)
+    *_, folder, last = ["", *unquote(parts.path).split("/")]
+    plain = not (parts.query or parts.fragment or "%" in url)
+    if plain and (parts.hostname or "").endswith("cocodataset.org") and folder and last:
+        return folder
+    if "://" in name:
+        return posixpath.basename(posixpath.dirname(unquote(urlsplit(name).path)))
+    named = posixpath.dirname(posixpath.normpath(name)) if name else ""
+    agrees = folder in ("train2017", "val2017") and last == posixpath.basename(name)
+    return named or (folder if agrees or not name else "")
 
 
 def _layers(regions: Sequence[tuple[int, np.ndarray]], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

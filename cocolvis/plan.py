@@ -34,13 +34,16 @@ class Plan(ShardPlan):
     def make(cls, sources: Sources, options: BuildOptions) -> "Plan":
         """Read the annotation files and decide which images belong to the data set."""
         plan = cls(sources, options)
-        stuff_files = {}
+        stuff_files, seen = {}, {}
         for split in options.splits:
             things, known = sources.things(split), len(plan.faults)
             plan.faults += things.faults
             plan.images[split] = []
             for image, folder, name in plan._located(things, split):
                 stuff_files[folder] = sources.stuff(folder)
+                if seen.setdefault(image.id, split) != split:
+                    reason = f"the split {seen[image.id]} has an image of this id, too; both are kept"
+                    plan.faults.append(Fault("image in two splits", "lvis", image.id, None, reason))
                 if plan._belongs(image, folder, things.count(image.id) > 0):
                     plan.images[split].append((image, folder, name))
             malformed = sum(fault.kind == "malformed image" for fault in plan.faults[known:])

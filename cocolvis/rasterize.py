@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 
 from cocolvis import kernels
+from cocolvis.json_values import REFUSED, shown, whole
 
 MAX_OUTLINE = 2**24
 """Longest polygon outline in pixels: memory and time grow with it."""
@@ -36,7 +37,20 @@ class Spans(NamedTuple):
         return int(self.stops.sum(dtype=np.int64) - self.starts.sum(dtype=np.int64))
 
 
+class _LooseRunLengths(msgspec.Struct, gc=False):
+    """Run lengths whose numbers are also written as 10.0."""
+
+    counts: str | list[int | float]
+    size: tuple[int | float, int | float]
+
+    def whole(self) -> _RunLengths:
+        counts = self.counts if isinstance(self.counts, str) else [whole(count) for count in self.counts]
+        return _RunLengths(counts, (whole(self.size[0]), whole(self.size[1])))
+
+
 _decode = msgspec.json.Decoder(list[list[float]] | _RunLengths).decode
+_LONGEST_EXPLAINED = 2**16
+"""Bytes of a segmentation that is looked into to say what is wrong with it."""
 
 
 def rasterize(segmentation: bytes | msgspec.Raw, height: int, width: int) -> Spans:
@@ -47,13 +61,63 @@ def rasterize(segmentation: bytes | msgspec.Raw, height: int, width: int) -> Spa
     """
     try:
         parsed = _decode(segmentation)
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
-        raise BadSegmentation(f"is neither polygons nor run lengths: {error}") from None
+    except REFUSED:
+        try:
+            parsed = msgspec.json.decode(segmentation, type=_LooseRunLengths).whole()
+        except (*REFUSED, ValueError):
+            raise BadSegmentation(f"is neither polygons nor run lengths: {_explained(segmentation)}") from None
     if isinstance(parsed, list):
         return _from_polygons(parsed, height, width)
     if parsed.size != (height, width):
         raise BadSegmentation(f"has run lengths for {parsed.size[0]} x {parsed.size[1]}, the image is {height} x {width}")
     return _from_runs(parsed.counts, height * width)
+
+
+def _explained(segmentation: bytes | msgspec.Raw) -> str:
+    """What is wrong with a segmentation that cannot be parsed, in words."""
+    if len(segmentation) > _LONGEST_EXPLAINED:
+        return "what it holds is neither lists of numbers nor counts and size"
+    try:
+        parts = msgspec.json.decode(segmentation, type=list[msgspec.Raw] | dict[str, msgspec.Raw])
+    except REFUSED:
+        return f"it is {shown(segmentation)}"
+    if isinstance(parts, dict):
+        return _explained_runs(parts)
+    for part in parts:
+        try:
+            numbers = msgspec.json.decode(part, type=list[msgspec.Raw])
+        except REFUSED:
+            return f"it has {shown(part)} where a polygon is expected, which is a list of numbers"
+        wrong = next((number for number in numbers if not _is_number(number)), None)
+        if wrong is not None:
+            return f"it has a polygon with {shown(wrong)} where a number is expected"
+    return "what it holds cannot be read"
+
+
+def _explained_runs(parts: dict[str, msgspec.Raw]) -> str:
+    for name in ("size", "counts"):
+        if name not in parts:
+            return f"it is an object without {name}"
+    expected = {"size": "two whole numbers, height and width", "counts": "text or a list of whole numbers"}
+    try:
+        msgspec.json.decode(parts["size"], type=tuple[int, int])
+        name = "counts"
+    except REFUSED:
+        name = "size"
+    try:
+        items = msgspec.json.decode(parts[name], type=list[msgspec.Raw])
+    except REFUSED:
+        return f"its {name} is {shown(parts[name])}; expected {expected[name]}"
+    found = ", ".join(shown(item) for item in items[:3]) + (", ..." if len(items) > 3 else "")
+    return f"its {name} is a list of {found or 'nothing'}; expected {expected[name]}"
+
+
+def _is_number(raw: msgspec.Raw) -> bool:
+    try:
+        msgspec.json.decode(raw, type=float)
+    except REFUSED:
+        return False
+    return True
 
 
 def _from_polygons(polygons: list[list[float]], height: int, width: int) -> Spans:

@@ -1,18 +1,25 @@
-"""The records of annotation files as types: parsed as they stand, or from whatever fields a faulty one has."""
-
-import re
+"""The records of annotation files, typed; what each field must be, and in which words a record is refused."""
 
 import msgspec
 import numpy as np
 
-from cocolvis.errors import DataError
+from cocolvis import picture_names
+from cocolvis.json_values import REFUSED, refusal, shown, whole, whole_number
 from cocolvis.lenient import strict
 
+_LONGEST_FIELD = 2**16
+"""Bytes of the longest field, but for the segmentation, that a record may have: LVIS's have some hundred."""
 
-class Segment(msgspec.Struct, gc=False):
+_SMALL = 2**18
+"""Bytes up to which a segmentation is copied out of a text that holds other things."""
+
+_WHOLE, _IDS = "a whole number", "a list of whole numbers"
+
+
+class Segment(msgspec.Struct, gc=False, kw_only=True):
     """One annotation of an image: its category and its segmentation, still as it stands in the file."""
 
-    annotation_id: int = msgspec.field(name="id")
+    annotation_id: int | None = msgspec.field(name="id", default=None)
     image_id: int
     category_id: int
     segmentation: msgspec.Raw
@@ -30,22 +37,8 @@ class ImageRecord(msgspec.Struct, gc=False, frozen=True):
     not_exhaustive_category_ids: tuple[int, ...] = ()
 
     def location(self) -> tuple[str | None, str]:
-        """(folder or None, file name) of the picture: the last two parts of coco_url, else file_name.
-
-        A DataError when neither is there, or when the name would leave the image folder.
-        """
-        parts = (self.coco_url or self.file_name or "").split("/")
-        folder = parts[-2] if self.coco_url and len(parts) > 1 else "/".join(parts[:-1])
-        name = parts[-1]
-        if not name:
-            raise DataError("the record has neither coco_url nor file_name")
-        if {name, *folder.split("/")} & {".", ".."} or folder.startswith("/") or _UNFIT.search(folder + name):
-            raise DataError(f"file name {self.coco_url or self.file_name!r} leaves the image folder")
-        return folder or None, name
-
-
-_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffd\\:]")
-"""What no file name may hold: control characters, line ends, separators of other systems, and what is not UTF-8."""
+        """(folder or None, file name) of the picture, as :func:`cocolvis.picture_names.location` finds them."""
+        return picture_names.location(self.coco_url, self.file_name)
 
 
 class Category(msgspec.Struct, gc=False):
@@ -68,15 +61,7 @@ class ListedImage(msgspec.Struct, gc=False):
 
     def record(self) -> ImageRecord:
         """The record; a ValueError where its lists of categories are none, or hold far more than there are categories."""
-        lists = []
-        for name in ("neg_category_ids", "not_exhaustive_category_ids"):
-            raw = getattr(self, name)
-            if len(raw) > _LONGEST_FIELD:
-                raise ValueError(f"{name} takes {len(raw)} bytes; at most {_LONGEST_FIELD} are read")
-            try:
-                lists.append(_CATEGORY_IDS.decode(raw))
-            except msgspec.MsgspecError as error:
-                raise ValueError(f"{name}: {error}") from None
+        lists = (_category_ids(name, getattr(self, name)) for name in ("neg_category_ids", "not_exhaustive_category_ids"))
         return ImageRecord(self.id, self.height, self.width, self.coco_url, self.file_name, *lists)
 
 
@@ -86,6 +71,10 @@ class File(msgspec.Struct, gc=False):
     images: list[ListedImage]
     annotations: list[Segment]
     categories: msgspec.Raw = msgspec.Raw(b"[]")
+
+
+READ = {"images": ListedImage, "annotations": Segment, "categories": Category}
+"""What the elements of each list of a file become."""
 
 
 class _Fields(msgspec.Struct, gc=False):
@@ -99,24 +88,48 @@ class _Fields(msgspec.Struct, gc=False):
     width: msgspec.Raw = msgspec.Raw(b"")
     coco_url: msgspec.Raw = msgspec.Raw(b"")
     file_name: msgspec.Raw = msgspec.Raw(b"")
-    neg_category_ids: msgspec.Raw = msgspec.Raw(b"")
-    not_exhaustive_category_ids: msgspec.Raw = msgspec.Raw(b"")
+    neg_category_ids: msgspec.Raw = msgspec.Raw(b"[]")
+    not_exhaustive_category_ids: msgspec.Raw = msgspec.Raw(b"[]")
     name: msgspec.Raw = msgspec.Raw(b"")
 
+    @classmethod
+    def of(cls, record: memoryview) -> "_Fields":
+        """The fields of a record in strict JSON; a ValueError where it is not an object."""
+        try:
+            return msgspec.json.decode(record, type=cls)
+        except REFUSED:
+            raise ValueError(f"it is {shown(record)}; expected an object") from None
 
-READ = {"images": ListedImage, "annotations": Segment, "categories": Category}
-"""What the elements of each list of a file become."""
+    def typed(self, key: str) -> msgspec.Struct:
+        """The record as ``READ[key]``; a ValueError that says in words which field is missing or wrong."""
+        if key == "categories":
+            return Category(self._number("id"), self._text("name", required=True))
+        if key == "images":
+            numbers = (self._number(name) for name in ("id", "height", "width"))
+            lists = (self.neg_category_ids, self.not_exhaustive_category_ids)
+            for name, raw in zip(("neg_category_ids", "not_exhaustive_category_ids"), lists, strict=True):
+                _check_length(name, raw)
+            return ListedImage(*numbers, self._text("coco_url"), self._text("file_name"), *lists)
+        own = None if bytes(memoryview(self.id)[:5]) in (b"", b"null") else self._number("id")
+        image_id, category_id = self._number("image_id"), self._number("category_id")
+        if not len(self.segmentation):
+            raise refusal("segmentation", self.segmentation, "")
+        return Segment(annotation_id=own, image_id=image_id, category_id=category_id, segmentation=self.segmentation)
 
-_CATEGORY_IDS = msgspec.json.Decoder(tuple[int, ...])
+    def _number(self, name: str) -> int:
+        raw = getattr(self, name)
+        value = whole_number(raw)
+        if value is None:
+            raise refusal(name, raw, _WHOLE)
+        return value
 
-REFUSED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises of text that it does not take."""
-
-_LONGEST_FIELD = 2**16
-"""Bytes of the longest field, but for the segmentation, that a record may have: LVIS's have some hundred."""
-
-_SMALL = 2**18
-"""Bytes up to which a segmentation is copied out of a text that holds other things."""
+    def _text(self, name: str, *, required: bool = False) -> str | None:
+        raw = getattr(self, name)
+        _check_length(name, raw)
+        try:
+            return msgspec.json.decode(raw if len(raw) or required else b"null", type=str if required else str | None)
+        except REFUSED:
+            raise refusal(name, raw, "text") from None
 
 
 class Malformed(ValueError):
@@ -144,41 +157,80 @@ def read(key: str, text: np.ndarray, start: int, end: int) -> ListedImage | Segm
 def _of_fields(key: str, text: np.ndarray, start: int, end: int) -> ListedImage | Segment | Category:
     fields = _Fields()
     try:
-        fields = msgspec.json.decode(strict(text, start, end), type=_Fields)
-        return _typed(key, fields)
-    except (*REFUSED, ValueError) as error:
-        own, image = _integer(fields.id), _integer(fields.image_id)
+        fields = _Fields.of(strict(text, start, end))
+        return fields.typed(key)
+    except ValueError as error:
+        own, image = whole_number(fields.id), whole_number(fields.image_id)
         raise Malformed(str(error), (own, None) if key == "images" else (image, own)) from None
 
 
-def _typed(key: str, fields: _Fields) -> msgspec.Struct:
-    """The record of these fields; a ValueError or what msgspec raises where one is absent or of another type."""
+def loose(key: str, block: bytes) -> list[msgspec.Struct]:
+    """The records of a JSON list in which whole numbers may be written as floats; a ValueError, or ``REFUSED``, for others."""
+    parsed = msgspec.json.decode(block, type=list[_LOOSE[key]])
     if key == "annotations":
-        for name in ("id", "image_id", "category_id", "segmentation"):
-            if not len(getattr(fields, name)):
-                raise ValueError(f"Object missing required field `{name}`")
-        identity = (_decoded(name, getattr(fields, name)) for name in ("id", "image_id", "category_id"))
-        return Segment(*identity, fields.segmentation)
-    parts = []
-    for name in READ[key].__struct_fields__:
-        raw = getattr(fields, name)
-        if len(raw) > _LONGEST_FIELD:
-            raise ValueError(f"{name} takes {len(raw)} bytes; at most {_LONGEST_FIELD} are read")
-        if len(raw):
-            parts.append(b'"%b":%b' % (name.encode(), bytes(raw)))
-    return msgspec.json.decode(b"{%b}" % b",".join(parts), type=READ[key])
+        return [
+            Segment(
+                annotation_id=None if row.id is None else whole(row.id),
+                image_id=whole(row.image_id),
+                category_id=whole(row.category_id),
+                segmentation=row.segmentation,
+            )
+            for row in parsed
+        ]
+    if key == "categories":
+        return [Category(whole(row.id), row.name) for row in parsed]
+    lists = "neg_category_ids", "not_exhaustive_category_ids"
+    return [
+        ListedImage(
+            *(whole(number) for number in (row.id, row.height, row.width)),
+            row.coco_url,
+            row.file_name,
+            *(getattr(row, name) for name in lists),
+        )
+        for row in parsed
+    ]
 
 
-def _decoded(name: str, raw: msgspec.Raw) -> int:
+class _LooseSegment(msgspec.Struct, gc=False, kw_only=True):
+    id: int | float | None = None
+    image_id: int | float
+    category_id: int | float
+    segmentation: msgspec.Raw
+
+
+class _LooseImage(ListedImage, gc=False):
+    id: int | float
+    height: int | float
+    width: int | float
+
+
+class _LooseCategory(Category, gc=False):
+    id: int | float
+
+
+_LOOSE = {"images": _LooseImage, "annotations": _LooseSegment, "categories": _LooseCategory}
+
+_CATEGORY_IDS = msgspec.json.Decoder(tuple[int, ...] | None)
+_ITEMS = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def _category_ids(name: str, raw: msgspec.Raw) -> tuple[int, ...]:
+    """Those of a list; none for null; a ValueError in words for everything else."""
+    _check_length(name, raw)
     try:
-        return msgspec.json.decode(raw, type=int)
-    except REFUSED as error:
-        raise ValueError(f"{error} - at `$.{name}`") from None
-
-
-def _integer(raw: msgspec.Raw) -> int | None:
-    """The integer that stands there, if there is one."""
-    try:
-        return msgspec.json.decode(raw, type=int)
+        return _CATEGORY_IDS.decode(raw) or ()
     except REFUSED:
-        return None
+        pass
+    try:
+        items = _ITEMS.decode(raw)
+    except REFUSED:
+        raise refusal(name, raw, _IDS) from None
+    found = tuple(whole_number(item) for item in items)
+    if None in found:
+        raise ValueError(f"its {name} hold {shown(items[found.index(None)])}; expected {_IDS}")
+    return found
+
+
+def _check_length(name: str, raw: msgspec.Raw) -> None:
+    if len(raw) > _LONGEST_FIELD:
+        raise ValueError(f"its {name} takes {len(raw):,} bytes; at most {_LONGEST_FIELD:,} are read")

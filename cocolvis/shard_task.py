@@ -93,7 +93,8 @@ def read_picture(
         with reading.decoding(image.picture):
             images.check(content, expected, decode)
     except (FileNotFoundError, NotADirectoryError):
-        return fault("missing image", absent)
+        gone = getattr(image.picture, "member", None) and f"{image.picture.path} does not exist any more"
+        return fault("missing image", gone or absent)
     except OSError as error:
         return fault("unreadable image", f"cannot be read: {reading.strerror(error)}")
     except images.WrongSize as error:

@@ -69,7 +69,7 @@ class Sources:
 
     def _read(self, place: Place, source: str) -> AnnotationFile:
         content = place.map()
-        name = PurePosixPath(place.member or place.path).name
+        name = PurePosixPath((place.member or "").replace("\\", "/") or place.path).name
         self._digests[name] = self._hashing.submit(lambda: hashlib.sha256(content).hexdigest())
         annotations = AnnotationFile(content, str(place), source)
         if annotations.categories:

@@ -15,10 +15,13 @@ from cocolvis.vocabulary import UNLABELLED, coco_lvis
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """One annotation that covers the pixel; ``area`` is its pixels in the whole image, ``shows`` whether it is the topmost."""
+    """One annotation that covers the pixel; ``area`` is its pixels in the whole image, ``shows`` whether it is the topmost.
+
+    ``annotation_id`` is None where the record has none.
+    """
 
     source: str
-    annotation_id: int
+    annotation_id: int | None
     category_id: int
     category: str
     class_id: int

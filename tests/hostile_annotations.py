@@ -185,11 +185,13 @@ _PAINTED = {
 """Segmentations that must be painted, as pycocotools paints them."""
 
 _BAD = "malformed annotation"
+MISSING, TWICE = (("missing annotation id", "lvis", None, None), ("duplicate annotation id", "lvis", None, None))
+"""Faults that stand for all such annotations of a file."""
 _UNKNOWN = {"lvis": (0, -1, 1204, 2**40, 2**64), "stuff": (0, -1, 7, 91, 184, 1204, 2**40)}
 _NO_INTEGERS = {
-    "category_id": ("7.5", "7.0", "true", '"7"', "null", "[7]", "NaN", MANY_DIGITS, DEEP),
-    "image_id": ("1.5", IMAGE + ".0", "true", f'"{IMAGE}"', "null", "Infinity", MANY_DIGITS, DEEP),
-    "id": ("1.5", ANNOTATION + ".0", "true", '"1"', "null", '{"id": 1}', "1e999", MANY_DIGITS, DEEP),
+    "category_id": ("7.5", "1e30", "true", '"7"', "null", "[7]", "NaN", MANY_DIGITS, DEEP),
+    "image_id": ("1.5", "-9.3e18", "true", f'"{IMAGE}"', "null", "Infinity", MANY_DIGITS, DEEP),
+    "id": ("1.5", "1e19", "true", '"1"', '{"id": 1}', "1e999", MANY_DIGITS, DEEP),
 }
 
 
@@ -220,7 +222,8 @@ def _fields() -> list[Case]:
         for value in values:
             text = _annotation(_SQUARE, **{argument: value})
             cases.append(Case(name=f"{field} is {short(value)}", thing=text, faults=(fault,)))
-        cases.append(Case(name=f"no {field}", thing=_annotation(_SQUARE).replace(f'"{field}"', '"other"'), faults=(fault,)))
+        if field != "id":
+            cases.append(Case(name=f"no {field}", thing=_annotation(_SQUARE).replace(f'"{field}"', '"other"'), faults=(fault,)))
     return cases
 
 
@@ -245,10 +248,12 @@ def _records() -> list[Case]:
     return [
         *cases,
         thing("no segmentation", unsegmented, _BAD, IMAGE, ANNOTATION),
-        thing("annotation id twice", _annotation(_SQUARE, identity=THING), "duplicate annotation", IMAGE, THING),
         thing("key twice, the last one wrong", _annotation(_SQUARE, more=', "category_id": null'), _BAD, IMAGE, ANNOTATION),
         Case(name="stuff with a NaN id", stuff=stuff_nan, faults=((_BAD, "stuff", IMAGE, None),)),
-        Case(name="stuff id twice", stuff=stuff_twice, faults=(("duplicate annotation", "stuff", IMAGE, STUFF),)),
+        Case(name="annotation id twice", thing=_annotation(_SQUARE, identity=THING), faults=(TWICE,), left="painted"),
+        Case(name="stuff id twice", stuff=stuff_twice, faults=((TWICE[0], "stuff", None, None),), left="painted"),
+        Case(name="annotation id null", thing=_annotation(_SQUARE, identity="null"), faults=(MISSING,), left="painted"),
+        Case(name="no annotation id", thing=_annotation(_SQUARE).replace('"id"', '"other"'), faults=(MISSING,), left="painted"),
         *(Case(name=name, thing=text, left="painted") for name, text in _odd_records().items()),
     ]
 
@@ -268,6 +273,9 @@ def _odd_records() -> dict[str, str]:
         "key twice": f'"id": {ANNOTATION}, "category_id": 7',
     }
     records = {name: _annotation(_SQUARE, more=f", {text}") for name, text in extras.items()}
+    whole = {"category": "7.0", "image": f"{IMAGE}.0", "identity": f"{ANNOTATION}e0"}
+    records["whole numbers as floats"] = _annotation(_SQUARE, **whole)
+    records["whole numbers as floats in run lengths"] = _annotation(_runs("[20.0, 20, 2.4e1]", "[8.0, 8]"))
     records["key twice, the first one wrong"] = _annotation(_SQUARE, category="null", more=', "category_id": 7')
     records["crowd with run lengths"] = _annotation(_runs("[10, 44, 10]"), more=', "iscrowd": 1, "area": 44')
     records["annotation id of 30 digits"] = _annotation(_SQUARE, identity=f"{'7' * 22}{ANNOTATION}")

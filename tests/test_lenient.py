@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from cocolvis import json_kernels
-from cocolvis.lenient import as_text, lists, strict
+from cocolvis.lenient import as_text, elements, lists, strict
 
 SEEDS = (
     rb'{"a":[1,2.5e3,-0,true,null,"x\u00e9\"y \ud83d\ude00",{"b":[],"c":{}}],"d":"' + "é€\U0001f600".encode() + b'"}',
@@ -62,15 +62,16 @@ def test_elements_of_the_lists_that_are_asked_for():
     text = as_text(
         rb' {"x": [1], "im\u0061ges" : [ 1,"]\"" ,[[2]],{"images":[3]}, NaN ], "images": 4, "images": [], "y": {"z": [5]}} '
     )
-    found = [(key, [bytes(text[a:b]) for a, b in spans.tolist()]) for key, spans in lists(text, ("images", "y"))]
+    found = [(key, [bytes(text[a:b]) for a, b in spans.tolist()]) for key, at in lists(text, ("images", "y")) for spans in elements(text, at)]
     assert found == [("images", [b"1", rb'"]\""', b"[[2]]", b'{"images":[3]}', b"NaN"]), ("images", [])]
 
 
 def test_long_lists_come_in_parts():
     numbers = list(range(5000))
     text = as_text(json.dumps({"a": numbers}).encode())
-    parts = list(lists(text, ("a",)))
-    assert len(parts) > 2 and [int(bytes(text[a:b])) for _, spans in parts for a, b in spans.tolist()] == numbers
+    [(_, at)] = lists(text, ("a",))
+    parts = list(elements(text, at))
+    assert len(parts) > 2 and [int(bytes(text[a:b])) for spans in parts for a, b in spans.tolist()] == numbers
 
 
 def test_depth_has_no_limit_and_is_cut_for_strict_parsers():

@@ -175,8 +175,10 @@ PICTURE_DAMAGES = {
     "great packed size": (set_field(zips.PACKED, 2**32 - 2), "unreadable image", "the zip declares"),
     "place": (set_field(zips.OFFSET, 3), "unreadable image", "no member begins at byte 3"),
     "place behind the end": (set_field(zips.OFFSET, 2**31), "unreadable image", "no member begins at byte 2147483648"),
-    "encrypted": (set_field(zips.FLAGS, 1), "missing image", ""),
-    "unknown packing": (set_field(zips.PACKING, 93), "missing image", ""),
+    "encrypted": (set_field(zips.FLAGS, 1), "unreadable image", "it is encrypted in "),
+    "packed with LZMA": (set_field(zips.PACKING, 14), "unreadable image", "it is packed with LZMA in "),
+    "packed with Zstandard": (set_field(zips.PACKING, 93), "unreadable image", "it is packed with Zstandard in "),
+    "unknown packing": (set_field(zips.PACKING, 77), "unreadable image", "it is packed with method 77 in "),
     "bomb": (bomb, "unreadable image", ""),
 }
 

@@ -1,0 +1,92 @@
+"""Single JSON values as they stand in a file: whole numbers however they are written, and any value in a few words."""
+
+from decimal import Decimal, InvalidOperation
+
+import msgspec
+
+REFUSED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises of text that it does not take."""
+
+_EXACT = 2**53
+"""Below this a float is the number that was written."""
+
+_LONGEST_NUMBER, _LONGEST_SHOWN = 64, 40
+"""Characters of the longest decimal fraction that is looked into, and of the longest text that is repeated in a message."""
+
+
+def whole(value: int | float) -> int:
+    """The whole number that was parsed, 139 of 139.0; a ValueError where it has a fraction, or a float may be another one."""
+    if isinstance(value, int):
+        return value
+    if not value.is_integer() or abs(value) >= _EXACT:
+        raise ValueError(f"{value} is not a whole number")
+    return int(value)
+
+
+def whole_number(raw: msgspec.Raw | bytes) -> int | None:
+    """The whole number that stands there, also as 139.0 or 1e2 within 64 bits; None for everything else."""
+    try:
+        return msgspec.json.decode(raw, type=int)
+    except REFUSED:
+        value = _decimal(raw)
+    if value is None or abs(value) >= 2**63 or value != value.to_integral_value():
+        return None
+    return int(value)
+
+
+def shown(raw: msgspec.Raw | bytes | memoryview) -> str:
+    """The value in a few words on one line: the text 'abc', a list, null, 3.5."""
+    start = bytes(memoryview(raw)[: 8 * _LONGEST_SHOWN])
+    if start.startswith(b'"'):
+        return f"the text {_short(_text(raw, start))}"
+    if start[:1] in (b"[", b"{"):
+        return "a list" if start.startswith(b"[") else "an object"
+    if start in (b"null", b"true", b"false"):
+        return start.decode()
+    if len(raw) > _LONGEST_SHOWN:
+        return f"a number of {len(raw):,} characters"
+    try:
+        return start.decode("ascii") if abs(float(start)) < float("inf") else "not a finite number"
+    except ValueError:
+        return "not JSON"
+
+
+def refusal(name: str, raw: msgspec.Raw | bytes, expected: str) -> ValueError:
+    """What to raise of a field ``name`` that is not what was expected; says so where it is missing."""
+    if not len(raw):
+        return ValueError(f"it has no {name}")
+    found, value = shown(raw), _decimal(raw)
+    if value is not None and "number" in expected and value == value.to_integral_value():
+        found += ", which is beyond 64 bits"
+    if whole_number(_unquoted(raw)) is not None and "number" in expected:
+        expected += " without quotes"
+    return ValueError(f"its {name} is {found}; expected {expected}")
+
+
+def _decimal(raw: msgspec.Raw | bytes) -> Decimal | None:
+    """The finite number that stands there, exactly; None where there is none, or one of very many digits."""
+    text = bytes(raw) if len(raw) <= _LONGEST_NUMBER else b""
+    if text[:1] not in b"-0123456789" or not text:
+        return None
+    try:
+        value = Decimal(text.decode("ascii"))
+    except (InvalidOperation, UnicodeDecodeError):
+        return None
+    return value if abs(value.adjusted()) < 308 else None
+
+
+def _unquoted(raw: msgspec.Raw | bytes) -> bytes:
+    """The digits between quotes; nothing where there are no quotes."""
+    text = bytes(raw) if len(raw) <= _LONGEST_NUMBER else b""
+    return text[1:-1].strip() if text.startswith(b'"') else b""
+
+
+def _text(raw: msgspec.Raw | bytes | memoryview, start: bytes) -> str:
+    try:
+        return msgspec.json.decode(raw, type=str) if len(raw) == len(start) else start[1:].decode("utf-8", "replace")
+    except REFUSED:
+        return start[1:].decode("utf-8", "replace")
+
+
+def _short(text: str) -> str:
+    return repr(text) if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]!r}..."
