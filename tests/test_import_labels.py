@@ -5,6 +5,7 @@ import random
 import struct
 import tracemalloc
 import zlib
+from collections import Counter
 from io import BytesIO
 
 import cv2
@@ -15,7 +16,7 @@ from PIL import Image
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 from torchvision.models.segmentation import DeepLabV3_ResNet50_Weights
 
-from cocolvis.importers.labels import open_labels, read_labels, to_classes
+from cocolvis.importers.labels import label_pixels, open_labels, read_labels, to_classes
 from cocolvis.importers.plan import ImportOptions, ImportTask
 from cocolvis.importers.tables import table
 from cocolvis.importers.tree import LabelledImage
@@ -219,7 +220,7 @@ def test_a_matrix_of_another_size_than_its_picture_is_never_inflated(tmp_path):
     (tmp_path / "a.mat").write_bytes(bomb)
     cv2.imwrite(str(tmp_path / "a.jpg"), np.zeros((30, 40, 3), np.uint8))
     tracemalloc.start()
-    assert made.sample(LabelledImage(1, str(tmp_path), "a.jpg", "a.mat"), faults) is None
+    assert made.sample(LabelledImage(1, str(tmp_path), "a.jpg", "a.mat"), faults, Counter()) is None
     assert tracemalloc.get_traced_memory()[1] < 10**6
     tracemalloc.stop()
     assert [(f.kind, f.reason) for f in faults] == [("wrong image size", "a.jpg: is 30 x 40, its mask is 4096 x 4096")]
@@ -257,9 +258,9 @@ def test_what_is_no_label_file(content):
 
 def test_unknown_labels_become_unlabelled_and_are_counted():
     labels = np.array([[0, 5, 9], [9, 255, 65535]], np.uint16)
-    classes, unknown = to_classes(labels, {5: 2, 255: 0, 65535: 1})
+    classes = to_classes(labels, {5: 2, 255: 0, 65535: 1})
     assert classes.tolist() == [[0, 2, 0], [0, 0, 1]] and classes.dtype == np.uint16
-    assert unknown == {0: 1, 9: 2}
+    assert label_pixels(labels) == {0: 1, 5: 1, 9: 2, 255: 1, 65535: 1}
 
 
 @pytest.mark.parametrize(("name", "classes"), [("ade20k", 150), ("cityscapes", 19), ("voc", 21), ("cocostuff10k", 182)])
