@@ -123,8 +123,9 @@ def read_picture(path: Path, remark: Callable[[str, Path], None] = lambda kind, 
         regular_file(path)
         content = path.read_bytes()
     except DataError as error:
-        lost = f"is a link to {os.readlink(path)}, which cannot be read" if os.path.islink(path) and not os.path.exists(path) else ""
-        raise ValueError(lost or str(error).removeprefix(f"{path}: ")) from None
+        if os.path.islink(path) and not os.path.exists(path):
+            raise ValueError(f"is a link to {os.readlink(path)}, which cannot be read") from None
+        raise ValueError(str(error).removeprefix(f"{path}: ")) from None
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror or error}") from None
     try:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -220,7 +221,7 @@ def _check_names(inputs: Sequence[Input], out: Path, formats: Sequence[str]) -> 
     """A DataError where two inputs would have one result, or a result would replace an input."""
     files = {one: _files(one, out, formats) for one in inputs}
     counts = Counter(path for paths in files.values() for path in paths)
-    own = {one.path.resolve() for one in inputs}
+    own = {os.path.realpath(one.path) for one in inputs}  # Path.resolve() raises at a link to itself
     for one, paths in files.items():
         for path in paths:
             if counts[path] > 1:
@@ -229,7 +230,7 @@ def _check_names(inputs: Sequence[Input], out: Path, formats: Sequence[str]) -> 
                     f"{one.path}: {counts[path]} inputs would be written as {name}; predict them apart, or the folder with"
                     " both: results keep its folders"
                 )
-            if path.resolve() in own:
+            if os.path.realpath(path) in own:
                 raise DataError(f"{one.path}: its result would overwrite the input {path}; choose another --out")
 
 

@@ -116,6 +116,6 @@ def _one_channel(content: bytes, header: png.Header, drawn: bool) -> np.ndarray:
     if drawn and len(found) == 2 and found[0] == 0:
         return (packed > 0).astype(np.uint8)
     raise ValueError(
-        f"the PNG is in colours, {len(found)} different ones; expected one channel of label numbers:"
+        f"the PNG is in {len(found)} colour{'s' * (len(found) > 1)}; expected one channel of label numbers:"
         " each colour must be mapped to the number of its class first"
     )
