@@ -1,5 +1,6 @@
 """The command ``cocolvis import``: other data sets, as they are distributed, into the same shards."""
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -8,6 +9,19 @@ import click
 
 from cli.building import build_options, run_build
 from cli.options import path_argument
+
+
+class _Label(click.ParamType):
+    """A class's name and a label; commands see a pair."""
+
+    name = "NAME=N"
+
+    def convert(self, value, param, ctx) -> tuple[str, int]:
+        """Parse the text; wrong usage where it is no such pair."""
+        name, _, label = value.rpartition("=")
+        if not (name and re.fullmatch(r"[0-9]{1,5}", label) and int(label) < 2**16):
+            self.fail(f"{value!r} is no name with a label in 0..65535; expected such as road=255", param, ctx)
+        return name, int(label)
 
 
 @click.group(name="import")
@@ -105,7 +119,10 @@ def cocostuff10k(**given) -> None:
 @click.option(
     "--ignore", "ignored", type=click.IntRange(0, 65535), multiple=True, help="Label that is no class; may be repeated."
 )
-def folder(first_label, ignored, **given) -> None:
+@click.option(
+    "--label", "labels", type=_Label(), multiple=True, help="Label of a class by its name, such as road=255; may be repeated."
+)
+def folder(first_label, ignored, labels, **given) -> None:
     """Data of your own: images/{train,val}, masks/{train,val} of the same names, and classes.txt, .csv or .json.
 
     \b
@@ -114,4 +131,4 @@ def folder(first_label, ignored, **given) -> None:
     """
     from cocolvis.importers.folder import find
 
-    _run("folder", partial(find, first_label=first_label, ignored=ignored), **given)
+    _run("folder", partial(find, first_label=first_label, ignored=ignored, labels=dict(labels)), **given)

@@ -44,7 +44,7 @@ def export(run, kind, out, checkpoint) -> None:
 @click.option("--name", help="The class's name.")
 @click.option("--images", multiple=True, help="Pictures: a file, a folder or a glob. May be repeated.")
 @click.option(
-    "--masks", multiple=True, help="Their masks, paired by stem: PNGs, the class where they are not 0. May be repeated."
+    "--masks", multiple=True, help="Their masks, paired by stem: label PNGs, the class where they are not 0. May be repeated."
 )
 @click.option("--value", type=click.IntRange(min=0), help="The class is where masks have this value, such as a class id.")
 @click.option("--remove", help="Forget an added class, by its name.")

@@ -11,10 +11,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cocolvis import checks, dataset, executors, lock, losses, reading
+from cocolvis import checks, dataset, executors, lock, losses, reading, remarks
 from cocolvis.annotations import Fault
 from cocolvis.errors import DataError
 from cocolvis.files import Unwritable
+from cocolvis.importers.numbering import advice
 from cocolvis.merge_task import BuildOptions
 from cocolvis.overwrite import forget, inventory
 from cocolvis.plan import Plan
@@ -160,8 +161,12 @@ def join(out: Path, announce: Callable[[str], None] = lambda line: None, *, allo
 
 
 def _complete(state: BuildState, reports: dict[str, dict], announce: Callable[[str], None]) -> dict:
-    """Write the index; say where different versions of HDF5 wrote the shards."""
-    index = state.complete(reports, state.vocabulary)
+    """Write the index; say what is worth a word, and where different versions of HDF5 wrote the shards."""
+    vocabulary = state.vocabulary
+    index = state.complete(reports, vocabulary)
+    seen = sum((Counter(report.get("seen", {})) for report in reports.values()), Counter())
+    for line in (*remarks.lines(seen), *advice(seen, vocabulary)):
+        announce(line)
     found = Counter(entry["hdf5"] for entry in index["shards"])
     if len(found) > 1:
         said = ", ".join(f"{version} ({count} shards)" for version, count in sorted(found.items()))

@@ -69,10 +69,7 @@ def decode_file(content: bytes, expected: tuple[int, int] | None = None) -> np.n
 
 
 def decode_stored(content: bytes, expected: tuple[int, int] | None = None) -> np.ndarray:
-    """The numbers of a file of any of these formats as they are stored: (H, W) or (H, W, channels), uint8 or uint16, no alpha.
-
-    Palettes become colours. Errors are those of :func:`decode_rgb`.
-    """
+    """The same without loss where there are 16 bits a number: (H, W) or (H, W, 3), uint8 or uint16. Palettes become colours."""
     if not _is_common(content):
         return _of_other_format(content, expected)
     pixels = _by_opencv(content, cv2.IMREAD_UNCHANGED, expected)

@@ -20,6 +20,7 @@ _MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)
 _FRAMES = frozenset((0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF))
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1), 0xC2
 _HUFFMAN_TABLES, _END, _SCAN, _RESTARTS = 0xC4, 0xD9, 0xDA, 0xDD
+_APP1, _EXIF = 0xE1, b"Exif\0\0"
 _BARE = frozenset((0x01, *range(0xD0, 0xDA)))
 """Markers without a length: TEM, RST0..RST7, start and end of the image."""
 
@@ -44,6 +45,22 @@ def read_size(content: bytes) -> tuple[int, int]:
     if segment.marker != _SCAN or content.rfind(_END_OF_IMAGE, at) < 0:
         raise ValueError("the JPEG breaks off")
     return size
+
+
+def exif(content: bytes) -> bytes:
+    """The EXIF of a JPEG, which is a small TIFF; b"" where there is none, or the JPEG is damaged."""
+    at = len(START)
+    try:
+        for _ in range(_MOST_SEGMENTS):
+            segment = _segment(content, at)
+            if segment.marker in (_SCAN, _END):
+                break
+            if segment.marker == _APP1 and segment.body.startswith(_EXIF):
+                return segment.body[len(_EXIF) :]
+            at = segment.end
+    except ValueError:
+        pass
+    return b""
 
 
 def check(content: bytes) -> None:

@@ -1,5 +1,6 @@
 """The work of one shard of COCO+LVIS: an image's annotations to its mask."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import msgspec
@@ -62,9 +63,9 @@ class MergeTask(ShardTask):
     images: list[ImageTask]
     options: BuildOptions
 
-    def sample(self, image: ImageTask, faults: list[Fault]) -> Sample | None:
+    def sample(self, image: ImageTask, faults: list[Fault], seen: Counter[str]) -> Sample | None:
         """One image with its merged mask, as :func:`build_sample` makes it."""
-        return build_sample(image, self.options, faults)
+        return build_sample(image, self.options, faults, seen)
 
     def __reduce__(self):
         """Pickle as JSON: segmentations go over as they stand, and the planning process has only one core for all workers."""
@@ -82,10 +83,16 @@ def _task_from_fields(values: dict) -> MergeTask:
     return MergeTask(**values)
 
 
-def build_sample(image: ImageTask, options: BuildOptions, faults: list[Fault]) -> Sample | None:
-    """One image's sample, or None where its picture is missing or does not fit; whatever is skipped is added to ``faults``."""
-    size = image.height, image.width
-    content = b"" if image.picture is None else read_picture(image, size, "the annotations say", faults, decode=options.decode)
+def build_sample(
+    image: ImageTask, options: BuildOptions, faults: list[Fault], seen: Counter[str] | None = None
+) -> Sample | None:
+    """One image's sample, or None where its picture is missing or does not fit; whatever is skipped is added to ``faults``.
+
+    ``seen`` counts remarks on pictures.
+    """
+    size, content = (image.height, image.width), b""
+    if image.picture is not None:
+        content = read_picture(image, size, "the annotations say", faults, decode=options.decode, seen=seen)
     if content is None:
         return None
     mask = merge(*regions(image, options, faults), image.height, image.width, overlap=options.overlap)

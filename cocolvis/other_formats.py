@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from cocolvis.runlength import MAX_PIXELS
+from cocolvis.tiff_tags import numbers, upright
 
 FORMATS = ("BMP", "GIF", "PPM", "TIFF", "WEBP")
 """Those that :func:`decode` reads, by the names that Pillow has for them."""
@@ -62,7 +63,7 @@ def decode(content: bytes, check_size: Callable[[tuple[int, int]], None]) -> np.
         if _tile(image) > MAX_PIXELS:
             raise ValueError(f"its tiles are larger than {MAX_PIXELS} pixels")
         if image.mode in ("I", "F"):
-            raise ValueError("its pixels are numbers of 32 bits; expected 8 or 16")
+            raise ValueError(_held(content) or "it holds 32-bit numbers; expected pixels of 8 or 16 bits")
         if image.mode.startswith("I;16"):
             return pixels(image).astype(np.uint16)
         pixels(image)  # what convert() raises is not only of damaged files
@@ -71,8 +72,10 @@ def decode(content: bytes, check_size: Callable[[tuple[int, int]], None]) -> np.
 
 def _opened(content: bytes, formats: Sequence[str]) -> Image.Image:
     try:
-        return Image.open(BytesIO(content), formats=formats)
+        return Image.open(BytesIO(upright(content)), formats=formats)  # Pillow would turn a TIFF, and no other
     except Image.UnidentifiedImageError:
+        if held := _held(content):
+            raise ValueError(held) from None
         known = ", ".join(dict.fromkeys(("JPEG", "PNG", *formats)))
         raise ValueError(f"it is none of {known}, or its header is damaged") from None
     except _BROKEN as error:
@@ -84,6 +87,12 @@ def _refuse(error: Exception, reason: str) -> NoReturn:
     if isinstance(error, OSError) and error.errno:
         raise error  # of the system, not of these bytes
     raise ValueError(reason) from None
+
+
+def _held(content: bytes) -> str:
+    """Which numbers a TIFF holds that is not read; "" for all others."""
+    held = numbers(content)
+    return held and f"it holds {held}; expected pixels of 8 or 16 bits, gray or in colours"
 
 
 def _tile(image: Image.Image) -> int:

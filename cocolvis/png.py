@@ -83,6 +83,24 @@ def check(content: bytes) -> None:
     pixels.finish()
 
 
+def essential(content: bytes) -> bytes:
+    """A PNG without its optional chunks and without what lies behind its end; a ValueError as for :func:`read_header`.
+
+    What is left are the pixels as they are stored: no transparent colour, no gamma, no animation.
+    """
+    needed = (chunk for chunk in _chunks(content) if chunk[0][:1].isupper())
+    parts = (struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc) for kind, body, crc in needed)
+    return b"".join((SIGNATURE, *parts))
+
+
+def exif(content: bytes) -> bytes:
+    """The EXIF of a PNG, which is a small TIFF; b"" where there is none, or the PNG is damaged."""
+    try:
+        return next((bytes(body) for kind, body, _ in _chunks(content) if kind == b"eXIf"), b"")
+    except ValueError:
+        return b""
+
+
 def _chunks(content: bytes) -> Iterator[tuple[bytes, memoryview, int]]:
     """(kind, body, recorded CRC) of each chunk up to IEND, of which the first, and no other, is IHDR."""
     if not content.startswith(SIGNATURE):

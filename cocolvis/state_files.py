@@ -65,6 +65,7 @@ class Report(msgspec.Struct):
     build: _Hash
     faults: list[Fault]
     again: bool = False
+    seen: dict[str, _Count] = {}
 
 
 class Files(msgspec.Struct):

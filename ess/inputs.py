@@ -2,7 +2,8 @@
 
 import glob
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from cocolvis import remarks
 from cocolvis.errors import DataError
+from cocolvis.files import regular_file
 from cocolvis.folders import on_disk, passed_over, walk
 from cocolvis.images import check_pixels, decode_file
 from cocolvis.text import composed, decoded
@@ -39,16 +42,16 @@ class Input:
 def find_inputs(arguments: Iterable[str], leave: Path | None = None) -> list[Input]:
     """The pictures and videos that files, folders (with all below them) and globs such as "photos/**/*.jpg" name.
 
-    A file is named by its stem; one from a folder or a glob keeps the folders below that. Linked folders are followed, what is
-    hidden or was left behind by a system is passed over, and a file with several names is taken once. What lies in the folder
-    ``leave`` is not looked at. The log tells what could not be looked into. A DataError for what is not there, and for folders
-    without any.
+    A file is named by its stem; one from a folder or a glob keeps the folders below that. What is there and cannot be read, as
+    a link that leads nowhere, is among them. Linked folders are followed, what is hidden or was left behind by a system is
+    passed over, and a file with several names is taken once. What lies in the folder ``leave`` is not looked at. The log tells
+    what could not be looked into. A DataError for what is not there, and for folders without any.
     """
     found: dict[Path, Input] = {}
     left = leave.resolve() if leave else None
     for argument in arguments:
         for one in _named(argument):
-            path = one.path.resolve()
+            path = Path(os.path.realpath(one.path) if os.path.exists(one.path) else os.path.abspath(one.path))
             if left not in path.parents or one.path == Path(argument):
                 found.setdefault(path, one)
     return [*found.values()]
@@ -62,15 +65,15 @@ def read_list(content: bytes) -> list[str]:
 
 def _named(argument: str) -> list[Input]:
     path = on_disk(Path(argument))
-    if path.is_file():
+    if os.path.isfile(path):
         return [Input(path, Path(path.stem))]
-    if path.is_dir():
+    if os.path.isdir(path):
         root, files = path, _below(path)
     elif glob.has_magic(argument):
         root, files = _globbed(Path(argument))
     else:
         raise DataError(f"{path}: is no file; expected a picture (JPEG or PNG), a video, a folder of such, or a glob")
-    known = [file for file in files if file.suffix.lower() in PICTURES | VIDEOS and file.is_file()]
+    known = [file for file in files if file.suffix.lower() in PICTURES | VIDEOS]  # what cannot be read among them is told later
     if not known:
         raise DataError(f"{path}: no pictures or videos there; expected files ending in {', '.join(sorted(PICTURES | VIDEOS))}")
     return [Input(file, file.relative_to(root).with_suffix("")) for file in known]
@@ -80,7 +83,16 @@ def _below(folder: Path) -> list[Path]:
     files, notes = walk(folder, tolerant=True)
     for note in notes:
         log.warning("%s", note)
-    return [folder / file for file in files]
+    found = [folder / file for file in files]
+    return sorted([*found, *_like_pictures(folder, found)], key=str)
+
+
+def _like_pictures(folder: Path, files: Sequence[Path]) -> list[Path]:
+    """Folders below ``folder`` that are named like pictures and hold none of the ``files``."""
+    holders = {folder, *(file.parent for file in files)}
+    above = {parent for holder in holders for parent in (holder, *holder.parents)}
+    beside = [path for holder in holders for path in holder.iterdir() if path.suffix.lower() in PICTURES]
+    return [path for path in beside if path not in above and path.is_dir() and not passed_over(path.name)]
 
 
 def _globbed(pattern: Path) -> tuple[Path, list[Path]]:
@@ -102,14 +114,27 @@ def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a picture file; a ValueError that says why not, also where it would have more than 2^27 pixels."""
+def read_picture(path: Path, remark: Callable[[str, Path], None] = lambda kind, path: None) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a picture file; a ValueError that says why not, also where it would have more than 2^27 pixels.
+
+    ``remark`` gets each kind of remark on it (:mod:`cocolvis.remarks`).
+    """
     try:
-        return decode_file(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"the picture cannot be decoded: {error}") from None
+        regular_file(path)
+        content = path.read_bytes()
+    except DataError as error:
+        if os.path.islink(path) and not os.path.exists(path):
+            raise ValueError(f"is a link to {os.readlink(path)}, which cannot be read") from None
+        raise ValueError(str(error).removeprefix(f"{path}: ")) from None
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror or error}") from None
+    try:
+        pixels = decode_file(content)
+        for kind in remarks.of_picture(content):
+            remark(kind, path)
+        return pixels
+    except (ValueError, MemoryError) as error:
+        raise ValueError(f"the picture cannot be decoded: {str(error) or 'memory does not suffice'}") from None
 
 
 def frames(path: Path, every: int = 1) -> Iterator[tuple[int, np.ndarray]]:

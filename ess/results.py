@@ -1,6 +1,8 @@
 """Predictions as files: 16-bit PNGs of class ids, overlays, COCO's run lengths; pictures, and videos frame by frame."""
 
 import json
+import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -8,11 +10,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from cocolvis import remarks
 from cocolvis.errors import DataError
 from cocolvis.files import read_json, write_aside
 from cocolvis.images import write_png
 from cocolvis.render import enlarge, overlay
 from ess.ahead import ahead
+from ess.image_ids import ImageId, image_ids, number_of
 from ess.inputs import Input, frames, read_picture, video_facts
 from ess.predict import Predictor
 
@@ -23,6 +27,8 @@ _THREADS = 4
 """Threads that read, and that encode, while the network computes."""
 
 Progress = Callable[[int, int], None]
+
+log = logging.getLogger("ess")
 
 
 def predict_files(
@@ -35,7 +41,7 @@ def predict_files(
     skip_existing: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> list[str]:
-    """Write the predictions of pictures and videos below ``out``; a line for each input that cannot be decoded.
+    """Write the predictions of pictures and videos below ``out``; a line for each input that cannot be read or decoded.
 
     "png" is ``NAME.png``, (H, W) 16-bit class ids; "overlay" ``NAME_overlay.png``; "rle" one ``predictions.json`` for all (see
     :func:`run_lengths`). Of a video, each ``every``-th frame: the PNGs are ``NAME/000000.png``, the overlays one silent
@@ -43,14 +49,14 @@ def predict_files(
     DataError where files cannot be written, or would overwrite each other.
     """
     _check_names(inputs, out, formats)
-    results, faults = _Results(predictor, out, formats, skip_existing), []
+    results, faults, noted = _Results(predictor, inputs, out, formats, skip_existing), [], _Remarks()
     pictures = [one for one in inputs if not one.is_video]
     videos = [one for one in inputs if one.is_video]
     total = len(pictures) + sum(_frames_of(video, every) for video in videos)
     missing = [one for one in pictures if not results.exist(one)]
     done = len(pictures) - len(missing)
     try:
-        for _ in ahead(results.write, predictor.stream(_decoded(missing, faults)), _THREADS):
+        for _ in ahead(results.write, predictor.stream(_decoded(missing, faults, noted)), _THREADS):
             done += 1
             progress(done + len(faults), total)
         done = len(pictures)
@@ -63,18 +69,38 @@ def predict_files(
                 faults.append(f"{video.path}: {error}")
     finally:
         results.close()
+        noted.tell()
     return faults
+
+
+class _Remarks:
+    """Remarks on pictures, counted as they are read by several threads, and told once in the end."""
+
+    def __init__(self):
+        self._files: dict[str, list[str]] = {}
+
+    def __call__(self, kind: str, file: Path) -> None:
+        """Note one."""
+        self._files.setdefault(kind, []).append(str(file))
+
+    def tell(self) -> None:
+        """A line in the log for each kind that was met."""
+        counts = {kind: len(files) for kind, files in self._files.items()}
+        for line in remarks.lines(counts, {kind: min(files) for kind, files in self._files.items()}):
+            log.warning("%s", line)
 
 
 def run_lengths(mask: np.ndarray, file: Path, frame: int | None = None) -> list[dict]:
     """An entry for each class of a mask (H, W), in the form of COCO's results, which pycocotools reads.
 
     ``{"image_id", "file_name", "category_id", "segmentation": {"size": [H, W], "counts"}}``, and "frame" for that of a video.
-    The category is the class id; the image id is the number that names the file, as in COCO, else the file's name.
+    The category is the class id; the image id is the number that names the file, as in COCO, else the file's name. Both may
+    name other files, too: :func:`predict_files` gives each file an id of its own (:func:`image_ids`).
     """
     from pycocotools import mask as coco_mask
 
-    named = {"image_id": int(file.stem) if file.stem.isdecimal() else file.name, "file_name": str(file)}
+    number = number_of(file)
+    named = {"image_id": file.name if number is None else number, "file_name": str(file)}
     named |= {} if frame is None else {"frame": frame}
     entries = []
     for c in np.unique(mask).tolist():
@@ -87,8 +113,9 @@ def run_lengths(mask: np.ndarray, file: Path, frame: int | None = None) -> list[
 class _Results:
     """The files below ``out``; of run lengths, those that an earlier run wrote are kept where that is asked for."""
 
-    def __init__(self, predictor: Predictor, out: Path, formats: Sequence[str], skip_existing: bool):
+    def __init__(self, predictor: Predictor, inputs: Sequence[Input], out: Path, formats: Sequence[str], skip_existing: bool):
         self.predictor, self.out, self.formats, self.skip = predictor, out, formats, skip_existing
+        self._names = {str(one.path): f"{one.name}{one.path.suffix}" for one in inputs}
         self.entries: dict[tuple[str, int], list[dict]] = {}
         if "rle" in formats and skip_existing and (out / RLE_FILE).exists():
             for entry in _read_entries(out / RLE_FILE):
@@ -133,11 +160,18 @@ class _Results:
                 part.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Write the run lengths, by file and frame."""
+        """Write the run lengths, by file and frame; files are told apart by ids that depend on all that are there."""
         if self.entries:
-            entries = [entry for key in sorted(self.entries) for entry in self.entries[key]]
+            ids = self._ids()
+            entries = [entry | {"image_id": ids[key[0]]} for key in sorted(self.entries) for entry in self.entries[key]]
             with write_aside(self.out / RLE_FILE) as aside:
                 aside.write_text("[\n" + ",\n".join(json.dumps(entry) for entry in entries) + "\n]\n", encoding="utf-8")
+
+    def _ids(self) -> dict[str, ImageId]:
+        """File -> id, of all inputs, and of files that an earlier run left, whose names are known where they were ids."""
+        kept = {file: entries[0].get("image_id") for (file, _), entries in self.entries.items() if file not in self._names}
+        named = {file: found if isinstance(found, str) else Path(file).name for file, found in kept.items()}
+        return image_ids(self._names | named)
 
     def _has(self, one: Input, number: int) -> bool:
         """:meth:`exist` for one frame of a video without overlays."""
@@ -161,12 +195,12 @@ class _Results:
         return overlay(*enlarge(image, mask), self.predictor.vocabulary)
 
 
-def _decoded(inputs: Sequence[Input], faults: list[str]) -> Iterator[tuple[Input, np.ndarray]]:
+def _decoded(inputs: Sequence[Input], faults: list[str], noted: _Remarks) -> Iterator[tuple[Input, np.ndarray]]:
     """The pictures that can be decoded; a line for each other one."""
 
     def decode(one: Input) -> tuple[Input, np.ndarray | str]:
         try:
-            return one, read_picture(one.path)
+            return one, read_picture(one.path, noted)
         except ValueError as error:
             return one, f"{one.path}: {error}"
 
@@ -187,7 +221,7 @@ def _check_names(inputs: Sequence[Input], out: Path, formats: Sequence[str]) -> 
     """A DataError where two inputs would have one result, or a result would replace an input."""
     files = {one: _files(one, out, formats) for one in inputs}
     counts = Counter(path for paths in files.values() for path in paths)
-    own = {one.path.resolve() for one in inputs}
+    own = {os.path.realpath(one.path) for one in inputs}  # Path.resolve() raises at a link to itself
     for one, paths in files.items():
         for path in paths:
             if counts[path] > 1:
@@ -196,7 +230,7 @@ def _check_names(inputs: Sequence[Input], out: Path, formats: Sequence[str]) -> 
                     f"{one.path}: {counts[path]} inputs would be written as {name}; predict them apart, or the folder with"
                     " both: results keep its folders"
                 )
-            if path.resolve() in own:
+            if os.path.realpath(path) in own:
                 raise DataError(f"{one.path}: its result would overwrite the input {path}; choose another --out")
 
 
@@ -219,8 +253,12 @@ def _film(path: Path, picture: np.ndarray, rate: float) -> cv2.VideoWriter:
 
 def _read_entries(path: Path) -> list[dict]:
     entries = read_json(path)
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) and "file_name" in entry for entry in entries):
+    if not isinstance(entries, list) or not all(map(_is_entry, entries)):
         raise DataError(
             f"{path}: is no list of results as `ess predict --format rle` writes; remove it, or choose another --out"
         )
     return entries
+
+
+def _is_entry(entry: object) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("file_name"), str) and isinstance(entry.get("frame", -1), int)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -201,7 +202,7 @@ def test_another_checkpoint_leaves_the_class_out_with_one_warning(run, caplog):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--value", "7"), 1, "no pixel of the examples is marked as 'unicorn'"),
+        (("--value", "7"), 1, "no pixel of the masks is 7: they hold 0, 1, 200; choose one of these with --value"),
         (("--list",), 2, "expected one of"),
         (("--checkpoint", "best"), 1, "no checkpoint was evaluated"),
         (("--masks", "absent.png"), 1, "absent.png: is no file"),
@@ -218,10 +219,56 @@ def test_examples_that_do_not_fit_are_refused(run):
     assert "c.png: no picture has its stem" in add(run, code=1).stderr
     cv2.imwrite(str(run.parent / "images" / "c.png"), np.ones((4, 5, 3), np.uint8))
     assert "c.png: is 4 x 4, its picture" in add(run, code=1).stderr
-    cv2.imwrite(str(masks / "c.png"), np.ones((4, 5, 3), np.uint8))
-    assert "c.png: is in colours, which have no value 3" in add(run, "--value", 3, code=1).stderr
+    cv2.imwrite(str(masks / "c.png"), np.random.default_rng(0).integers(0, 9, (4, 5, 3), np.uint8))
+    assert "c.png: the mask cannot be decoded: the PNG is in 20 colours; expected" in add(run, code=1).stderr
+    (masks / "c.png").write_bytes(cv2.imencode(".jpg", np.ones((4, 5), np.uint8))[1].tobytes())
+    assert "c.png: the mask cannot be decoded: it is a JPEG, which is lossy" in add(run, code=1).stderr
+    cv2.imwrite(str(masks / "c.png"), np.ones((4, 5), np.uint8))
+    (masks / "c.png").write_bytes((masks / "c.png").read_bytes()[:24])
+    assert "c.png: the mask cannot be decoded: the PNG breaks off" in add(run, code=1).stderr
     (masks / "c.png").write_bytes(b"no picture")
     assert "c.png: the mask cannot be decoded" in add(run, code=1).stderr
+
+
+PALETTES = {
+    "voc": [0, 0, 0, 128, 0, 0],
+    "white and black": [255, 255, 255, 0, 0, 0],
+    "grey and pink": [90, 90, 90, 255, 150, 200],
+    "equal": [7, 7, 7, 7, 7, 7],
+}
+
+
+@pytest.mark.parametrize("palette", PALETTES)
+def test_the_indices_of_a_palette_are_the_labels(run, palette):
+    for name in "ab":
+        mask = np.zeros((40, 52), np.uint8)
+        mask[:20, :20] = 1
+        image = Image.fromarray(mask).convert("P")
+        image.putpalette(PALETTES[palette])
+        image.putdata(mask.ravel().tolist())
+        image.save(run.parent / "masks" / f"{name}.png")
+    add(run)
+    assert read_added(Run.open(run))[0].pixels == 800
+    add(run, "--value", 1, name="centaur")
+    assert [c.pixels for c in read_added(Run.open(run))] == [800, 800]
+
+
+def test_masks_without_the_class_or_without_anything_else_name_their_values(run):
+    for name in "ab":
+        cv2.imwrite(str(run.parent / "masks" / f"{name}.png"), np.zeros((40, 52), np.uint8))
+    assert "no pixel of the masks is other than 0: they hold 0" in add(run, code=1).stderr
+    for name, value in (("a", 3), ("b", 255)):
+        cv2.imwrite(str(run.parent / "masks" / f"{name}.png"), np.full((40, 52), value, np.uint8))
+    message = add(run, code=1).stderr
+    assert "every pixel of the masks is other than 0, so that nothing shows where the class ends: they hold 3, 255" in message
+
+
+def test_a_mask_as_its_picture_is_shown_says_so(run):
+    image = Image.fromarray(np.zeros((52, 40, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(run.parent / "images" / "a.png", exif=exif)
+    assert "only its EXIF orientation, 6, turns it to that size" in add(run, code=1).stderr
 
 
 def test_colours_mark_and_alpha_does_not(run):

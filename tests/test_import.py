@@ -129,7 +129,7 @@ def spoil(made):
     made.pictures[ids[2]].unlink()
     make_picture(made.pictures[ids[3]], (7, 9), 0)
     made.pictures[ids[4]].write_bytes(made.pictures[ids[4]].read_bytes()[:-50])
-    Image.new("RGB", made.images["train"][ids[5]][1].shape[::-1], (1, 1, 1)).save(made.labels[ids[5]], format="PNG")
+    Image.new("RGB", made.images["train"][ids[5]][1].shape[::-1], (1, 1, 0)).save(made.labels[ids[5]], format="PNG")
     made.labels[ids[6]].write_bytes(b"")
     wrong = made.images["train"][ids[7]][1].copy()
     wrong[3, 4:7] = 151, 200, 200
@@ -163,7 +163,7 @@ def test_a_faulty_image_costs_nothing_else(tmp_path):
     reasons = {fault["image_id"]: fault["reason"] for fault in data.index["report"]["faults"]}
     assert reasons[2] == "annotations/training/ADE_train_00000002.png: does not exist"
     assert reasons[4].startswith("images/training/ADE_train_00000004.jpg: is 7 x 9, its mask is ")
-    assert reasons[6].endswith("holds colours; expected one channel of label numbers, or a palette")
+    assert "the PNG is in 1 colour; expected one channel of label numbers" in reasons[6]
     assert reasons[8].endswith("3 pixels have labels that no class has: 151, 200")
     assert verify(data) == []
     told = run(*made.arguments(tmp_path / "strict", "--strict", "--workers", 1), code=1).stderr.splitlines()[-1]
@@ -296,7 +296,7 @@ def test_a_split_without_images_is_told(tmp_path):
         file.rename(file.with_suffix(".tiff"))
     said = run(*made.arguments(tmp_path / "data"), code=1).stderr.splitlines()[-1]
     assert said == (
-        f"Error: {made.src}: split val has no picture with its mask: masks/val/4.png does not exist; there is 4.tiff"
+        f"Error: {made.src}: split val has no picture with its mask: masks/val/4.png does not exist; there is 4.tiff, but masks must be PNGs"
     )
     assert imported(made, tmp_path / "data", "--split", "train").splits == {"train": 3}
 

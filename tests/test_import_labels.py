@@ -5,17 +5,19 @@ import random
 import struct
 import tracemalloc
 import zlib
+from collections import Counter
 from io import BytesIO
 
 import cv2
 import numpy as np
 import pytest
 from import_trees import CITYSCAPES, write_matlab
+from made_pngs import chunk, header, join, rows
 from PIL import Image
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 from torchvision.models.segmentation import DeepLabV3_ResNet50_Weights
 
-from cocolvis.importers.labels import open_labels, read_labels, to_classes
+from cocolvis.importers.labels import label_pixels, open_labels, read_labels, to_classes
 from cocolvis.importers.plan import ImportOptions, ImportTask
 from cocolvis.importers.tables import table
 from cocolvis.importers.tree import LabelledImage
@@ -74,12 +76,86 @@ def test_the_numbers_in_a_png_are_what_was_stored(bits, colour):
     assert found.dtype == (np.uint16 if bits == 16 else np.uint8) and np.array_equal(found, values)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
-def test_a_png_of_colours_is_refused(mode):
+def coloured(pixels: np.ndarray) -> bytes:
+    """A PNG of (H, W, channels) that are gray with alpha, RGB or RGBA."""
+    bits, colour = 8 * pixels.itemsize, {2: 4, 3: 2, 4: 6}[pixels.shape[2]]
+    lines = (b"\0" + row.astype(pixels.dtype.newbyteorder(">")).tobytes() for row in pixels)
+    return join(header(*pixels.shape[:2], bits, colour), (b"IDAT", zlib.compress(b"".join(lines))))
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_equal_channels_are_one_channel_of_labels(channels, dtype):
+    values = np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, (11, 13)).astype(dtype)
+    pixels = np.repeat(values[..., None], channels, axis=2)
+    if channels in (2, 4):
+        pixels[..., -1] = np.iinfo(dtype).max
+    found = read_labels(coloured(pixels) + b"behind the end")
+    assert found.dtype == np.dtype(dtype) and np.array_equal(found, values)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+def test_colours_and_what_shines_through_are_refused_in_words(dtype):
+    pixels = np.zeros((11, 13, 4), dtype)
+    pixels[..., 3] = np.iinfo(dtype).max
+    pixels[:2, :, 0], pixels[2:3, :, 1] = 200, 7
+    for seen in (pixels, pixels[..., :3]):
+        with pytest.raises(ValueError, match=r"is in 3 colours; .* must be mapped to the number of its class"):
+            read_labels(coloured(seen))
+    for channels in (2, 4):
+        clear = np.repeat(pixels[..., 3:], channels, axis=2)
+        clear[0, :5, -1] = 0
+        with pytest.raises(ValueError, match="alpha channel, by which 5 of its pixels are not opaque"):
+            read_labels(coloured(clear))
+
+
+def test_no_optional_chunk_touches_the_labels_of_several_channels():
+    pixels = np.repeat(np.arange(30, dtype="u1").reshape(5, 6, 1), 3, axis=2)
+    start = coloured(pixels)[:33]
+    rest = coloured(pixels)[33:]
+    odd = chunk(b"tRNS", bytes(6)) + chunk(b"gAMA", b"\0\0\x10\0") + chunk(b"sBIT", b"\1\1\1")
+    assert np.array_equal(read_labels(start + odd + rest), pixels[..., 0])
+
+
+def encoded(form: str) -> bytes:
     memory = BytesIO()
-    Image.new(mode, (5, 4)).save(memory, "PNG")
-    with pytest.raises(ValueError, match="holds colours; expected one channel"):
-        read_labels(memory.getvalue())
+    Image.new("L", (13, 11), 3).save(memory, form)
+    return memory.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("form", "named"),
+    [
+        ("JPEG", "it is a JPEG, which is lossy: its numbers are not those that were drawn; expected a PNG"),
+        ("TIFF", "it is a TIFF; expected a PNG"),
+        ("BMP", "it is a BMP"),
+        ("GIF", "it is a GIF"),
+        ("WEBP", "it is a WebP"),
+        ("PPM", "it is a PGM"),
+        ("JPEG2000", "it is a JPEG 2000"),
+    ],
+)
+def test_other_formats_are_refused_by_their_names(form, named):
+    with pytest.raises(ValueError, match=named):
+        read_labels(encoded(form))
+
+
+def test_arrays_are_refused_by_their_names():
+    for save, named in ((np.save, "a NumPy array"), (np.savez, "a zip archive")):
+        memory = BytesIO()
+        save(memory, np.zeros((3, 4), np.uint8))
+        with pytest.raises(ValueError, match=f"it is {named}"):
+            read_labels(memory.getvalue())
+
+
+@pytest.mark.parametrize("colour", [0, 2, 3])
+def test_labels_of_which_rows_are_missing_are_refused(colour):
+    size, lines = (11, 13), rows(6, 13, 8, colour)
+    palette = [(b"PLTE", bytes(768))] if colour == 3 else []
+    with pytest.raises(ValueError, match="the PNG's pixels are truncated: "):
+        read_labels(join(header(*size, 8, colour), *palette, (b"IDAT", zlib.compress(lines))))
+    with pytest.raises(ValueError, match="the PNG breaks off"):
+        read_labels(join(header(*size, 8, colour))[:24])
 
 
 @pytest.mark.parametrize("kept", [0, 2, 60, -20])
@@ -219,7 +295,7 @@ def test_a_matrix_of_another_size_than_its_picture_is_never_inflated(tmp_path):
     (tmp_path / "a.mat").write_bytes(bomb)
     cv2.imwrite(str(tmp_path / "a.jpg"), np.zeros((30, 40, 3), np.uint8))
     tracemalloc.start()
-    assert made.sample(LabelledImage(1, str(tmp_path), "a.jpg", "a.mat"), faults) is None
+    assert made.sample(LabelledImage(1, str(tmp_path), "a.jpg", "a.mat"), faults, Counter()) is None
     assert tracemalloc.get_traced_memory()[1] < 10**6
     tracemalloc.stop()
     assert [(f.kind, f.reason) for f in faults] == [("wrong image size", "a.jpg: is 30 x 40, its mask is 4096 x 4096")]
@@ -251,15 +327,15 @@ def test_damaged_files_are_refused_or_read_whole(kind, rounds, tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"MATLAB 5.0".ljust(200)])
 def test_what_is_no_label_file(content):
-    with pytest.raises(ValueError, match=r"empty|neither|breaks off"):
+    with pytest.raises(ValueError, match=r"empty|neither|breaks off|is a JPEG"):
         read_labels(content)
 
 
 def test_unknown_labels_become_unlabelled_and_are_counted():
     labels = np.array([[0, 5, 9], [9, 255, 65535]], np.uint16)
-    classes, unknown = to_classes(labels, {5: 2, 255: 0, 65535: 1})
+    classes = to_classes(labels, {5: 2, 255: 0, 65535: 1})
     assert classes.tolist() == [[0, 2, 0], [0, 0, 1]] and classes.dtype == np.uint16
-    assert unknown == {0: 1, 9: 2}
+    assert label_pixels(labels) == {0: 1, 5: 1, 9: 2, 255: 1, 65535: 1}
 
 
 @pytest.mark.parametrize(("name", "classes"), [("ade20k", 150), ("cityscapes", 19), ("voc", 21), ("cocostuff10k", 182)])

@@ -256,16 +256,19 @@ def test_pictures_of_16_bits_lose_their_lower_half(tmp_path):
     Image.fromarray(values).save(tmp_path / "a.tif")
     assert np.array_equal(read_picture(tmp_path / "a.tif"), np.repeat((values >> 8).astype(np.uint8)[..., None], 3, 2))
     Image.fromarray(values.astype(np.float32)).save(tmp_path / "a.tif")
-    with pytest.raises(ValueError, match="numbers of 32 bits"):
+    with pytest.raises(ValueError, match="holds 32-bit floating-point numbers; expected pixels of 8 or 16 bits"):
         read_picture(tmp_path / "a.tif")
 
 
-def test_masks_of_other_formats_are_as_stored(tmp_path):
+def test_masks_are_label_files_of_8_or_16_bits(tmp_path):
     (tmp_path / "a.jpg").write_bytes(jpeg())
     values = np.random.default_rng(0).integers(0, 300, (8, 8), dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
     Image.fromarray(values).save(tmp_path / "a.tif")
-    ((_, _, marked),) = read_examples([(tmp_path / "a.jpg", tmp_path / "a.tif")], int(values[0, 0]))
+    ((_, _, marked),) = read_examples([(tmp_path / "a.jpg", tmp_path / "a.png")], int(values[0, 0]))
     assert np.array_equal(marked, values == values[0, 0])
+    with pytest.raises(DataError, match=r"a\.tif: the mask cannot be decoded: it is a TIFF; expected a PNG"):
+        list(read_examples([(tmp_path / "a.jpg", tmp_path / "a.tif")]))
 
 
 @pytest.mark.parametrize("size", [(60_000, 50_000), (16_000, 12_000)])

@@ -1,7 +1,7 @@
 """A data set of one's own: pictures, label files of the same names, and a list of classes."""
 
 import csv
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from io import StringIO
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from cocolvis import reading
 from cocolvis.errors import DataError
 from cocolvis.files import read_json, read_lines, read_text
 from cocolvis.importers.labels import LABELS
+from cocolvis.importers.numbering import SOURCE
 from cocolvis.importers.tree import PICTURES, Told, Tree, find_root, paired
 from cocolvis.locations import SPLITS
 from cocolvis.text import composed
@@ -17,43 +18,62 @@ from cocolvis.vocabulary import KINDS, ClassInfo, Vocabulary
 EXPECTED = "images/{train,val}/*.jpg or .png, masks/{train,val}/*.png and classes.txt, classes.csv or classes.json"
 
 _CLASSES = ("classes.txt", "classes.csv", "classes.json")
-_SOURCE = "folder"
 
 
-def find(src: Path, splits: Collection[str], first_label: int = 1, ignored: Collection[int] = ()) -> Tree:
+def find(
+    src: Path,
+    splits: Collection[str],
+    first_label: int = 1,
+    ignored: Collection[int] = (),
+    labels: Mapping[str, int] | None = None,
+) -> Tree:
     """The tree at ``src``; a DataError where a folder of ``splits`` or the classes are missing, or these are malformed.
 
-    The first class has the label ``first_label``, 0 or 1, in the masks, and the others follow. Labels ``ignored`` are
-    unlabelled, and 0 is where it is no class.
+    The first class has the label ``first_label``, 0 or 1, in the masks, and the others follow, but for those whose name is
+    among ``labels``. Labels ``ignored`` are unlabelled, and 0 is where it is no class.
     """
     root = find_root(src, [f"{kind}/{split}" for split in splits for kind in ("images", "masks")], [], EXPECTED)
-    vocabulary = _vocabulary(root, first_label, ignored)
+    vocabulary = _vocabulary(root, first_label, ignored, labels or {})
     told = Told()
     layout = {s: ([f"images/{s}/{{}}{end}" for end in PICTURES], [f"masks/{s}/{{}}.png"]) for s in SPLITS}
-    return Tree(root, vocabulary, _SOURCE, paired(root, layout, splits, told), told)
+    return Tree(root, vocabulary, SOURCE, paired(root, layout, splits, told), told)
 
 
-def _vocabulary(root: Path, first_label: int, ignored: Collection[int]) -> Vocabulary:
+def _vocabulary(root: Path, first_label: int, ignored: Collection[int], given: Mapping[str, int]) -> Vocabulary:
     there = [name for name in _CLASSES if reading.exists(root / name)]
     if len(there) != 1:
         raise DataError(f"{root}: holds {' and '.join(there) or 'no list of classes'}; expected one of {', '.join(_CLASSES)}")
     path = root / there[0]
     read = {".txt": _lines, ".csv": _table, ".json": _json}[path.suffix]
-    classes = []
+    given, classes = {composed(name): label for name, label in given.items()}, []
     for number, (name, kind) in enumerate(read(path), 1):
         if not (isinstance(name, str) and name.strip() and name.isprintable()) or kind not in KINDS:
             raise DataError(f"{path}: class {number} has name {name!r}, kind {kind!r}; expected a name, and one of {KINDS}")
-        classes.append(ClassInfo(number, composed(name.strip()), kind, None, None, {_SOURCE: number - 1 + first_label}))
-    labels = range(first_label, first_label + len(classes))
+        name = composed(name.strip())
+        label = given.get(name, number - 1 + first_label)
+        classes.append(ClassInfo(number, name, kind, None, None, {SOURCE: label}))
+    labels = _labels(path, classes, given)
     if not 0 < len(classes) <= LABELS - 1:
         raise DataError(f"{path}: lists {len(classes)} classes; expected 1 to {LABELS - 1}")
     if clash := [label for label in ignored if label in labels]:
-        raise DataError(f"{path}: label {clash[0]} is ignored and that of a class: they have {labels[0]}..{labels[-1]}")
-    names = dict.fromkeys(ignored, "ignored") | ({0: "unlabelled"} if first_label else {})
+        raise DataError(f"{path}: label {clash[0]} is ignored and that of a class: they have {min(labels)}..{max(labels)}")
+    names = dict.fromkeys(ignored, "ignored") | ({} if 0 in labels else {0: "unlabelled"})
     try:
-        return Vocabulary(classes, {_SOURCE: names})
+        return Vocabulary(classes, {SOURCE: names})
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
+
+
+def _labels(path: Path, classes: list[ClassInfo], given: Mapping[str, int]) -> dict[int, str]:
+    """Label -> class; a DataError where two classes have the same, or one is given to no class."""
+    labels: dict[int, str] = {}
+    for c in classes:
+        if (label := c.sources[SOURCE]) in labels:
+            raise DataError(f"{path}: {labels[label]!r} and {c.name!r} have both the label {label}; give each with --label")
+        labels[label] = c.name
+    if strange := given.keys() - labels.values():
+        raise DataError(f"{path}: --label names {min(strange)!r}, which is no class there; expected one of its names")
+    return labels
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:

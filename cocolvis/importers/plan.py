@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,8 @@ import numpy as np
 from cocolvis import images, reading, runlength
 from cocolvis.annotations import Fault
 from cocolvis.errors import DataError
-from cocolvis.importers.labels import Labels, open_labels, to_classes
+from cocolvis.importers import numbering
+from cocolvis.importers.labels import Labels, label_pixels, open_labels, to_classes
 from cocolvis.importers.tree import LabelledImage, Tree
 from cocolvis.runlength import Runs
 from cocolvis.shard_plan import ROW_BYTES, ShardOptions, ShardPlan
@@ -53,22 +55,24 @@ class ImportTask(ShardTask):
     options: ImportOptions
     known: Mapping[int, int]
 
-    def sample(self, image: LabelledImage, faults: list[Fault]) -> Sample | None:
+    def sample(self, image: LabelledImage, faults: list[Fault], seen: Counter[str]) -> Sample | None:
         """The image with its mask; None, and a fault, where picture or label file is absent, broken or of another size.
 
-        Pixels with an unknown label are unlabelled, and a fault.
+        Pixels with an unknown label are unlabelled, and a fault. ``seen`` counts labels, too (:mod:`importers.numbering`).
         """
         opened = _labels(image, faults)
         if opened is None:
             return None
         expected, said = opened.size, "its mask is"
-        content = read_picture(image, expected, said, faults, image.missing, decode=self.options.decode)
+        content = read_picture(image, expected, said, faults, image.missing, decode=self.options.decode, seen=seen)
         if content is None:
             return None
         labels = _decoded(image, opened, faults)
         if labels is None:
             return None
-        mask, unknown = to_classes(labels, self.known)
+        mask, found = to_classes(labels, self.known), label_pixels(labels)
+        seen.update(numbering.keys(found, self.known))
+        unknown = {label: count for label, count in found.items() if label not in self.known}
         if unknown:
             named = ", ".join(map(str, list(unknown)[:_LISTED])) + (", ..." if len(unknown) > _LISTED else "")
             reason = f"{image.labels_path}: {sum(unknown.values())} pixels have labels that no class has: {named}"

@@ -213,13 +213,22 @@ def _image(root: Path, name: str, layout: Layout, both: Sequence[_Matched], simi
     for side in (1, 0):  # a build looks for the label file first
         if name not in both[side].named:
             near = similar[side].find(layout[side][0].partition("{}")[0] + name)
-            return image._replace(missing=f"does not exist; there is {PurePosixPath(near).name}") if near else image
+            return image._replace(missing=f"does not exist; there is {_described(near, side == 1)}") if near else image
     return image
 
 
 def _folder(path: str, paths: Sequence[str]) -> str:
     """The folder of a layout in which a path lies."""
     return next(folder for folder in (one.partition("{}")[0] for one in paths) if path.startswith(folder)).rstrip("/")
+
+
+def _described(path: str, is_mask: bool) -> str:
+    """A file's name, and why its format is not that of label files."""
+    name = PurePosixPath(path)
+    if not is_mask or name.suffix.lower() not in _UNREAD or name.suffix.lower() == ".png":
+        return name.name
+    lossy = name.suffix.lower() in (".jpg", ".jpeg")
+    return f"{name.name}, but masks must be PNGs" + (": a JPEG is lossy, and its numbers are not those that were drawn" * lossy)
 
 
 def _numbered(found: Mapping[str, list[LabelledImage]], told: Told) -> dict[str, list[LabelledImage]]:

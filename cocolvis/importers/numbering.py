@@ -1,0 +1,82 @@
+"""Whether the labels that masks of one's own hold fit the classes, and which option to import them with where they do not."""
+
+import re
+import shlex
+from collections.abc import Collection, Iterable, Mapping
+
+from cocolvis.vocabulary import Vocabulary
+
+SOURCE = "folder"
+"""The numbering that `cocolvis import folder` gives to classes."""
+
+_KEY = "label {}"
+_WHITE = (255, 65535)
+"""What programs that know no labels write for "yes", and others for "no class"."""
+
+_NAMED = 8
+
+
+def keys(labels: Iterable[int], known: Collection[int]) -> list[str]:
+    """The keys under which an image's labels are counted: those that are ``known``, and the first few of the others."""
+    labels = list(labels)
+    others = [label for label in labels if label not in known]
+    kept = {*others[:_NAMED], *(label for label in _WHITE if label in others)}
+    return [_KEY.format(label) for label in labels if label in known or label in kept]
+
+
+def advice(seen: Mapping[str, int], vocabulary: Vocabulary) -> list[str]:
+    """A line for the user where the labels that were ``seen``, by :func:`keys`, look shifted by one, or black and white."""
+    images = {int(found[1]): count for key, count in seen.items() if (found := re.fullmatch(_KEY.format(r"(\d+)"), key))}
+    classes = {c.sources[SOURCE]: c.name for c in vocabulary if SOURCE in c.sources}
+    if not images or len(classes) < len(vocabulary):
+        return []
+    unknown = sorted(images.keys() - vocabulary.lookup(SOURCE).keys())
+    white = [label for label in unknown if label in _WHITE]
+    if white and images.keys() <= {0, white[0]}:
+        return [_black_and_white(white[0], classes)]
+    others = [label for label in unknown if label not in white]
+    found = [_ignored(label, images[label]) for label in white]
+    if list(classes) in ([*range(len(classes))], [*range(1, len(classes) + 1)]):  # no class was given a label of its own
+        shifted = _shifted(images.keys() - set(white), others, classes)
+        return found + (shifted if shifted or not others else [_unknown(others, classes)])
+    return found + ([_unknown(others, classes)] if others else [])
+
+
+def _black_and_white(white: int, classes: Mapping[int, str]) -> str:
+    said = f"the masks hold no other labels than 0 and {white}, as pictures in black and white do, and no class has {white}"
+    name = list(classes.values())[-1] if len(classes) <= 2 else "NAME"
+    first = "--first-label 0 " if len(classes) == 2 else ""
+    return f"{said}: if it stands for {_quoted(name)}, import them with {first}--label {shlex.quote(f'{name}={white}')}"
+
+
+def _quoted(name: str) -> str:
+    return "the class NAME" if name == "NAME" else repr(name)
+
+
+def _ignored(label: int, images: int) -> str:
+    where = f"{images} masks hold" if images > 1 else "1 mask holds"
+    return f"{where} label {label}, which no class has: if it means that a pixel has none, import them with --ignore {label}"
+
+
+def _shifted(found: Collection[int], unknown: list[int], classes: Mapping[int, str]) -> list[str]:
+    """What to say of labels that would fit if the first class had another one."""
+    (first, name), last = next(iter(classes.items())), max(classes)
+    if first == 1 and not unknown and set(found) == set(range(last)):
+        held = f"the masks hold the labels {_span(0, last - 1)}, and none holds {last}, the last class's ({classes[last]!r})"
+        return [f"{held}: if 0 stands for the first class {name!r}, import them with --first-label 0"]
+    if unknown != [last + 1]:
+        return []
+    held = f"the masks hold label {last + 1}, and the {len(classes)} classes have {_span(first, last)}"
+    if first == 0:
+        return [f"{held}: if the masks count classes from 1, import them with --first-label 1"]
+    return [f"{held}: if the list lacks a class, such as the background, add it; if not, import them with --ignore {last + 1}"]
+
+
+def _unknown(labels: list[int], classes: Mapping[int, str]) -> str:
+    named = ", ".join(map(str, labels[:_NAMED])) + (", ..." if len(labels) > _NAMED else "")
+    held = f"the masks hold {named}, and the {len(classes)} classes have {_span(min(classes), max(classes))}"
+    return f"{held}: add what is missing to the list of classes, or import them with --ignore {labels[0]}"
+
+
+def _span(first: int, last: int) -> str:
+    return f"{first}..{last}" if last > first else str(first)
