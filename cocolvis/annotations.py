@@ -13,8 +13,10 @@ import numpy as np
 
 from cocolvis import records
 from cocolvis.archives import Buffer
+from cocolvis.checks import line
 from cocolvis.errors import DataError
 from cocolvis.lenient import as_text, lists
+from cocolvis.progress import Announce, Progress, quiet
 from cocolvis.records import ImageRecord, Segment
 from cocolvis.runlength import MAX_PIXELS
 from cocolvis.text import refuse_other_encodings, without_mark
@@ -45,14 +47,16 @@ class AnnotationFile:
 
     ``content`` is its bytes, which live on in the segments; ``name`` is what messages call it; a DataError when it is none.
     ``categories`` maps id to name; it is empty when the file lists none. ``faults`` holds malformed and duplicate records and
-    annotations of images that the file does not list.
+    annotations of images that the file does not list. ``read`` is told the bytes read and in all, ``announce`` why it is read
+    record by record where it is.
     """
 
-    def __init__(self, content: Buffer, name: str, source: str):
+    def __init__(self, content: Buffer, name: str, source: str, announce: Announce = quiet, read: Progress = quiet):
         self.name = name
         self.source = source
         self.faults: list[Fault] = []
         self._most_faults = _FAULTS + len(content) // _BYTES_A_FAULT
+        self._announce, self._progress = announce, read
         found = self._parse(content)
         self.categories = {c.id: c.name for c in found["categories"]}
         self.images: dict[int, ImageRecord] = {}
@@ -76,13 +80,15 @@ class AnnotationFile:
 
     def _parse(self, content: Buffer) -> dict[str, list]:
         content = without_mark(content)
+        self._progress(0, len(content))
         try:
             parsed = msgspec.json.decode(content, type=records.File)
             self._check_categories(len(parsed.categories))
             categories = msgspec.json.decode(parsed.categories, type=list[records.Category])
             return {"images": parsed.images, "annotations": parsed.annotations, "categories": categories}
-        except records.REFUSED:
+        except records.REFUSED as error:
             refuse_other_encodings(content, self.name)
+            self._announce(f"{self.name}: {line(error)}; it is read record by record, which takes several times as long")
         try:
             return self._read_tolerantly(as_text(content))
         except ValueError as error:
@@ -99,6 +105,7 @@ class AnnotationFile:
             seen.add(key)
             for first, last in _blocks(spans):
                 start, end = spans[first, 0], spans[last - 1, 1]
+                self._progress(int(end), len(text))
                 if key == "categories":
                     categories += int(end - start)
                     self._check_categories(categories)

@@ -17,6 +17,7 @@ from cocolvis.errors import DataError
 from cocolvis.files import create_json, sha256, sweep, write_json
 from cocolvis.lock import Lease, is_of_lock
 from cocolvis.merge import MASK_RULE
+from cocolvis.progress import Phase, quiet
 from cocolvis.shard_plan import ShardPlan
 from cocolvis.shards import VERSION, ShardReader
 from cocolvis.vocabulary import Vocabulary, coco_lvis
@@ -163,17 +164,19 @@ class BuildState:
         """Where a shard lies."""
         return self.shards / f"{name}.h5"
 
-    def finished(self, names: Collection[str]) -> dict[str, dict]:
+    def finished(self, names: Collection[str], phase: Phase = quiet) -> dict[str, dict]:
         """Shard name -> report, for the shards that are whole; one without a report, or not as it says, is built again.
 
-        A DataError where reports are of another build or another version of cocolvis.
+        ``phase`` is told how much of them was read. A DataError where reports are of another build or another version of
+        cocolvis.
         """
         reports, others = {}, []
         if checks.absent(self._recorded):
             return {}
-        for name in names:
-            report = self._report(name)
-            if report is None or not self._is_whole(name, report):
+        noted = {name: report for name in names if (report := self._report(name)) is not None}
+        read = _Read(phase, sum(report["bytes"] for report in noted.values()))
+        for name, report in noted.items():
+            if not self._is_whole(name, report, read):
                 continue
             reports[name] = report
             if report["build"] != self._made_from(name):
@@ -194,10 +197,10 @@ class BuildState:
         except DataError:
             return None
 
-    def _is_whole(self, name: str, report: dict) -> bool:
+    def _is_whole(self, name: str, report: dict, read: Callable[[int], None]) -> bool:
         shard = self.shard(name)
         try:
-            return report["bytes"] == checks.regular_file(shard).st_size and report["sha256"] == sha256(shard)
+            return report["bytes"] == checks.regular_file(shard).st_size and report["sha256"] == sha256(shard, read)
         except DataError:
             return False
 
@@ -292,6 +295,19 @@ class BuildState:
             },
             "vocabulary": vocabulary.to_json(),
         }
+
+
+class _Read:
+    """Adds up what is read of the finished shards, and tells it."""
+
+    def __init__(self, phase: Phase, total: int):
+        self._phase, self._done, self._total = phase, 0, total
+        self(0)
+
+    def __call__(self, count: int) -> None:
+        self._done += count
+        if self._total:
+            self._phase("checking finished shards", self._done, self._total)
 
 
 def first(names: Collection[str], most: int = 5) -> str:
