@@ -1,21 +1,19 @@
 """What both command lines share: one-line errors and exit codes, what Ctrl-C leaves behind, and common options."""
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from cli import check_system
 from cli.display import say
 from cocolvis.errors import DataError
 from cocolvis.text import plain
 
 _LIBRARIES = {"libGL.so.1": "libgl1", "libgthread": "libglib2.0-0", "libglib": "libglib2.0-0"}
 """What opencv-python needs of the system, and the Debian package that brings it."""
-
-SYSTEMS = "cocolvis and ess run on Linux, macOS and WSL; on Windows itself they do not"
 
 UNCHANGED = "nothing was changed"
 """What is true when a command that only looks is interrupted."""
@@ -49,9 +47,7 @@ class Group(click.Group):
 
     def main(self, *arguments: Any, **settings: Any) -> Any:
         """Run the command line, where the system is one that it runs on."""
-        if sys.platform == "win32":
-            say(f"Error: {SYSTEMS}", err=True)
-            sys.exit(1)
+        check_system()
         return super().main(*arguments, **settings)
 
     def invoke(self, ctx: click.Context) -> Any:
