@@ -120,14 +120,13 @@ def _bar(label: str) -> Iterator[tuple[_Draw, Callable[[str], None]]]:
 
 @contextmanager
 def _lines() -> Iterator[tuple[_Draw, Callable[[str], None]]]:
-    since, drawn = time.monotonic(), ""
+    since, announced = time.monotonic(), ""
 
     def draw(what: str, state: str, done: int, total: int) -> None:
-        nonlocal since, drawn
-        now = time.monotonic()
-        begins, drawn = drawn != what and done == 0 and total >= _LARGE, what
+        nonlocal since, announced
+        now, begins = time.monotonic(), done == 0 and total >= _LARGE and announced != what
         if begins or now - since >= _PLAIN_INTERVAL:
-            since = now
+            since, announced = now, what if begins else announced
             say(f"{what}: {state}" if state else what, err=True)
 
     yield draw, lambda text: say(text, err=True)
@@ -139,17 +138,17 @@ class _Shown:
     def __init__(self, label: str, unit: str, draw: _Draw, line: Callable[[str], None]):
         self._label, self._unit, self._draw, self.line = label, unit, draw, line
         self._begun = time.monotonic()
-        self._work, self._phase, self._what = _Meter(), _Meter(), ""
+        self._work, self._phase, self._what = _Meter(unit), _Meter(BYTES), ""
         self._last: tuple[int, int] | None = None
 
     def __call__(self, done: int, total: int) -> None:
         self._last, self._what = (done, total), ""
-        self._draw(self._label, self._work.state(done, total, self._unit), done, total)
+        self._draw(self._label, self._work.state(done, total), done, total)
 
     def phase(self, what: str, done: int, total: int) -> None:
         if what != self._what:
-            self._what, self._phase = what, _Meter()
-        state = self._phase.state(done, total, BYTES) if done else human_size(total) if total else ""
+            self._what, self._phase = what, _Meter(BYTES)
+        state = self._phase.state(done, total) if done else human_size(total) if total else ""
         self._draw(plain(f"{self._label}: {what}"), state, done, total)
 
     def end(self) -> None:
@@ -160,29 +159,30 @@ class _Shown:
 
 
 class _Meter:
-    """Rate since the first image was done that was not done before."""
+    """Rate since the first image was done that was not done before, or of bytes since they are counted."""
 
-    def __init__(self):
+    def __init__(self, unit: str):
+        self._unit = unit
         self._before: int | None = None
         self._since: float | None = None
 
     def rate(self, done: int) -> float | None:
-        """A second; None before two images are done."""
+        """What is done in a second; None where that is not known yet."""
         now = time.monotonic()
         if self._before is None:
-            self._before = done
+            self._before, self._since = done, now if self._unit == BYTES else None
         elif self._since is None and done > self._before:
             self._before, self._since = done, now
         elif self._since is not None and done > self._before:
             return (done - self._before) / max(now - self._since, 1e-9)
         return None
 
-    def state(self, done: int, total: int, unit: str) -> str:
+    def state(self, done: int, total: int) -> str:
         """How far it is, how fast it goes, and how long the rest takes, as far as that can be known."""
-        rate, count = self.rate(done), _count(done, total, unit)
+        rate, count = self.rate(done), _count(done, total, self._unit)
         if rate is None:
             return count
-        speed = human_size(rate) if unit == BYTES else f"{rate:.{0 if rate >= 10 else 1}f} {unit}"
+        speed = human_size(rate) if self._unit == BYTES else f"{rate:.{0 if rate >= 10 else 1}f} {self._unit}"
         return f"{count}, {speed}/s, {_duration((total - done) / rate)} left"
 
 
