@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.display import Progress, progress, say
 from cli.listings import print_summary
-from cli.options import cores, json_option, path_option, progress
+from cli.options import cores, json_option, path_option
 
 if TYPE_CHECKING:
     from cocolvis.shard_plan import ShardPlan
@@ -18,6 +18,17 @@ _IMAGES = {"embed": "the pictures' bytes", "path": "only their paths", "none": "
 
 
 MISSING = "Leave out what cannot be read, however much it is, also where a disk is to blame."
+
+
+def what_is_kept(given: dict[str, Any]) -> str:
+    """What is true of the folder of a build that was interrupted, and how to go on."""
+    out = given["out"]
+    if (out / "dataset.json").exists():
+        return f"the data set in {out} is as it was"
+    if not (out / ".build").exists():
+        return f"nothing was written to {out} yet"
+    same = "the same command" if given["part"] else "--resume instead of --overwrite" if given["overwrite"] else "--resume"
+    return f"finished shards are kept: go on with {same}"
 
 
 class _Part(click.ParamType):
@@ -74,7 +85,7 @@ def build_options(images: Sequence[str], shard_size: int | None) -> Callable:
 
 def run_build(
     label: str,
-    make_plan: "Callable[[], ShardPlan]",
+    make_plan: "Callable[[Progress], ShardPlan]",
     out: Path,
     *,
     workers: int | None,
@@ -83,7 +94,10 @@ def run_build(
     as_json: bool,
     **how: Any,
 ) -> None:
-    """Run a build with what the options said, and print what came of it; a usage error where they exclude each other."""
+    """Run a build with what the options said, and print what came of it; a usage error where they exclude each other.
+
+    ``make_plan`` gets the progress to which it can tell what it reads.
+    """
     from cocolvis.build import run
     from cocolvis.dataset import Dataset
 
@@ -93,11 +107,12 @@ def run_build(
         raise click.UsageError("--shard goes neither with --overwrite nor with --scheduler")
     how |= {"workers": workers or min(cores(), 8), "scheduler": scheduler, "part": part}
     with progress(label) as show:
-        index = run(make_plan, out, progress=show, announce=partial(click.echo, err=True), **how)
+        index = run(lambda: make_plan(show), out, progress=show, announce=show.line, phase=show.phase, **how)
     if index is None:
         number, parts = part
-        click.echo(f"part {number} of {parts} is built; when all are, complete the data set with `cocolvis join {out}`")
+        say(f"part {number} of {parts} is built; when all are, complete the data set with `cocolvis join {out}`")
         return
     print_summary(Dataset.open(out), as_json)
     if not as_json:
-        click.echo(f"\nThe data set lies in {out}; look at it with `cocolvis stats {out}` and `cocolvis show {out} IMAGE_ID`.")
+        say()
+        say(f"The data set lies in {out}; look at it with `cocolvis stats {out}` and `cocolvis show {out} IMAGE_ID`.")

@@ -1,19 +1,19 @@
 """The command ``cocolvis``: build COCO+LVIS masks, and look at what was built."""
 
 import sys
-from contextlib import redirect_stdout
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from cli import dataset_commands
-from cli.building import MISSING, build_options, run_build
+from cli.building import MISSING, build_options, run_build, what_is_kept
+from cli.display import BYTES, Progress, Size, print_json, print_table, progress, say
 from cli.import_command import importing
 from cli.listings import print_summary
-from cli.options import Group, json_option, path_argument, path_option, print_json, print_table, progress, source_options
+from cli.options import Group, json_option, path_argument, path_option, source_options
 from cocolvis.errors import DataError
+from cocolvis.text import human_size
 
 if TYPE_CHECKING:
     from cocolvis.download import Job
@@ -25,7 +25,7 @@ def main() -> None:
     """Merge COCO-Stuff and LVIS annotations into the 1284-class COCO+LVIS masks, and look at them."""
 
 
-@main.command()
+@main.command(interrupted=what_is_kept)
 @source_options()
 @build_options(("embed", "path", "none"), 500)
 @click.option(
@@ -53,10 +53,14 @@ def build(coco, lvis, out, splits, limit, images, shard_size, decode, overlap, c
     splits = tuple(dict.fromkeys(splits))
     kept = {"limit": limit, "images": images, "shard_size": shard_size, "decode": decode}
     options = BuildOptions(splits=splits, overlap=overlap, compat=compat, **kept)
-    run_build("build", lambda: Plan.make(Sources(coco, lvis, coco_lvis()), options), out, **how)
+
+    def make_plan(show: Progress) -> Plan:
+        return Plan.make(Sources(coco, lvis, coco_lvis(), show.line, show.phase), options)
+
+    run_build("build", make_plan, out, **how)
 
 
-@main.command()
+@main.command(interrupted="the shards are as they were; the same command begins again")
 @path_argument("dir")
 @click.option("--allow-missing", is_flag=True, help=MISSING)
 @json_option
@@ -70,11 +74,12 @@ def join(dir, allow_missing, as_json) -> None:
     from cocolvis.build import join as complete
     from cocolvis.dataset import Dataset
 
-    complete(dir, partial(click.echo, err=True), allow_missing=allow_missing)
+    with progress("join", "shards") as show:
+        complete(dir, show.line, show.phase, allow_missing=allow_missing)
     print_summary(Dataset.open(dir), as_json)
 
 
-@main.command()
+@main.command(interrupted="nothing was written")
 @path_option("--out", required=True, help="Folder to write coco/ and lvis/ to.")
 @click.option("--images", type=int, default=120, show_default=True, help="Images in both splits together.")
 @click.option("--classes", type=int, default=120, show_default=True, help="Classes that occur, of the 1284.")
@@ -91,10 +96,10 @@ def sample(out, **settings) -> None:
 
     with progress("sample") as show:
         write_sample(out, progress=show, **settings)
-    click.echo(f"Build it with `cocolvis build --coco {out}/coco --lvis {out}/lvis --out DIR`.")
+    say(f"Build it with `cocolvis build --coco {out}/coco --lvis {out}/lvis --out DIR`.")
 
 
-@main.command()
+@main.command(interrupted="what came is kept; the same command goes on there")
 @path_option("--out", required=True, help="Folder to write coco/ and lvis/ to.")
 @click.option(
     "--only",
@@ -125,33 +130,31 @@ def download(out, names, mirror, yes, as_json) -> None:
     if any(job.left for job in jobs) and not yes:
         if not sys.stdin.isatty():
             raise DataError("nothing was fetched: stdin is no terminal to ask on; to fetch without being asked add --yes")
-        click.confirm("Fetch what is left?", abort=True, err=True)
-    try:
-        with progress("download", "MB") as show:
-            records = fetcher.download(
-                out,
-                names,
-                mirror,
-                progress=lambda done, total: show(done // 10**6, total // 10**6),
-                note=lambda line: click.echo(line, err=True),
-            )
-    except KeyboardInterrupt:
-        click.echo("interrupted; what came is kept; the same command goes on there", err=True)
-        raise click.exceptions.Exit(130) from None
+        try:
+            wanted = click.confirm("Fetch what is left?", err=True)
+        except click.Abort:
+            raise KeyboardInterrupt from None
+        if not wanted:
+            say("nothing was fetched", err=True)
+            raise click.exceptions.Exit(1)
+    with progress("download", BYTES) as show:
+        records = fetcher.download(out, names, mirror, progress=show, note=show.line)
     if as_json:
         return print_json({"out": str(out), "files": [asdict(record) for record in records]})
-    print_table(("file", "bytes", "SHA-256"), [(record.file, record.bytes, record.sha256) for record in records])
-    click.echo(f"\nThe list is kept in {out / fetcher.RECORD}.")
-    click.echo(f"Build with `cocolvis build --coco {out / 'coco'} --lvis {out / 'lvis'} --out DIR`.")
+    print_table(("file", "size", "SHA-256"), [(record.file, Size(record.bytes), record.sha256) for record in records])
+    say()
+    say(f"The list is kept in {out / fetcher.RECORD}.")
+    say(f"Build with `cocolvis build --coco {out / 'coco'} --lvis {out / 'lvis'} --out DIR`.")
 
 
 def _print_plan(out: Path, jobs: "list[Job]", free: int) -> None:
     """What a download will cost, on stderr: stdout is for what came."""
-    rows = [(job.remote.file, *(round(size / 1e6) for size in (job.size, job.have, job.left)), job.state) for job in jobs]
+    rows = [(job.remote.file, job.size, job.have, job.left, job.state) for job in jobs]
     total = ("total", *(sum(row[column] for row in rows) for column in (1, 2, 3)), "")
-    with redirect_stdout(sys.stderr):
-        print_table(("file", "MB", "there", "left", ""), [*rows, total])
-    click.echo(f"\n{out}: {total[3]:,} MB are left to fetch; the disk has {free / 1e6:,.0f} MB free", err=True)
+    shown = [(row[0], *map(Size, row[1:4]), row[4]) for row in (*rows, total)]
+    print_table(("file", "size", "there", "left", ""), shown, err=True)
+    say(err=True)
+    say(f"{out}: {human_size(total[3])} are left to fetch; the disk has {human_size(free)} free", err=True)
 
 
 for command in (importing, *dataset_commands.COMMANDS):

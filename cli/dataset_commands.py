@@ -1,15 +1,22 @@
 """The commands of ``cocolvis`` that look at a built data set."""
 
+from typing import TYPE_CHECKING, Any
+
 import click
 
+from cli.display import BYTES, print_json, print_table, progress, say, say_fields
 from cli.listings import print_difference, print_explanation, print_split, print_summary
-from cli.options import cores, json_option, path_argument, path_option, print_json, print_table, progress, source_options
+from cli.options import UNCHANGED, command, cores, json_option, path_argument, path_option, source_options
 from cocolvis.errors import DataError
 
+if TYPE_CHECKING:
+    from cocolvis.dataset import Dataset
+
 _folder = path_argument("dir")
+_image_root = path_option("--image-root", help="Where the pictures lie, for a data set built with --images path.")
 
 
-@click.command()
+@command(interrupted=UNCHANGED)
 @_folder
 @json_option
 def info(dir, as_json) -> None:
@@ -24,7 +31,7 @@ def info(dir, as_json) -> None:
     print_summary(Dataset.open(dir), as_json)
 
 
-@click.command()
+@command(interrupted=UNCHANGED)
 @click.option("--search", metavar="TEXT", help="Only classes whose name or synset contains TEXT.")
 @json_option
 def vocab(search, as_json) -> None:
@@ -46,7 +53,37 @@ def vocab(search, as_json) -> None:
     print_table(("class", "name", "kind", "group", "synset", "sources"), rows)
 
 
-@click.command()
+@command(interrupted=UNCHANGED)
+@_folder
+@click.option("--split", help="Only the images of this split.")
+@click.option("--class", "classes", multiple=True, metavar="NAME,...", help="Only images that show all these classes.")
+@click.option("--any", "any_of", is_flag=True, help="With --class: images that show at least one of them.")
+@json_option
+def images(dir, split, classes, any_of, as_json) -> None:
+    """List the images of a data set, or those that show some classes: id, split and path, with a tab between them.
+
+    A class is named, or given by its number; --class may be repeated.
+
+    \b
+    Example:
+      cocolvis images ~/cocolvis --split val --class cat,couch
+    """
+    from cocolvis.dataset import Dataset
+    from cocolvis.listing import class_ids
+    from cocolvis.listing import images as listed
+
+    if any_of and not classes:
+        raise click.UsageError("--any goes with --class")
+    dataset = Dataset.open(dir)
+    found = listed(dataset, split, class_ids(dataset.vocabulary, classes), any_of=any_of)
+    if as_json:
+        print_json({"images": [{"image": image.image_id, "split": image.split, "path": image.path} for image in found]})
+        return
+    for image in found:
+        say_fields(*image)
+
+
+@command(interrupted=UNCHANGED)
 @_folder
 @json_option
 @path_option("--plot", help="Also draw the histograms to this file (.png, .pdf, .svg).")
@@ -61,7 +98,8 @@ def stats(dir, as_json, plot) -> None:
     from cocolvis.dataset import Dataset
 
     dataset = Dataset.open(dir)
-    found = module.statistics(dataset)
+    with progress("stats") as show:
+        found = module.statistics(dataset, show)
     if as_json:
         print_json(found)
     else:
@@ -69,15 +107,15 @@ def stats(dir, as_json, plot) -> None:
             print_split(name, split, len(dataset.vocabulary))
     if plot is not None:
         module.plot(found, plot)
-        click.echo(f"plot: {plot}", err=True)
+        say(f"plot: {plot}", err=True)
 
 
-@click.command()
+@command(interrupted=UNCHANGED)
 @_folder
 @click.option("--oracle", is_flag=True, help="Also derive every mask again with lvis and pycocotools, and compare.")
 @source_options(required=False)
 @click.option("--decode", is_flag=True, help="Also look for damage inside every picture, on all cores.")
-@path_option("--image-root", help="Where the pictures lie, for a data set built with --images path.")
+@_image_root
 @json_option
 def verify(dir, oracle, coco, lvis, decode, image_root, as_json) -> None:
     """Check every shard and every image against its digest, and with --oracle every mask; exit 1 on any fault.
@@ -93,7 +131,7 @@ def verify(dir, oracle, coco, lvis, decode, image_root, as_json) -> None:
     if len({oracle, bool(coco), bool(lvis)}) > 1:
         raise click.UsageError("--oracle, --coco and --lvis go together")
     dataset = Dataset.open(dir, image_root)
-    with progress("verify", "shards") as show:
+    with progress("verify", BYTES) as show:
         faults = check_shards(dataset, show)
     checked = {"shards": len(dataset.index["shards"])}
     damaged = []
@@ -105,7 +143,7 @@ def verify(dir, oracle, coco, lvis, decode, image_root, as_json) -> None:
         from cocolvis.oracle import check as check_masks
 
         with progress("oracle") as show:
-            result = check_masks(dataset, coco, lvis, show)
+            result = check_masks(dataset, coco, lvis, show, show.phase)
         faults += result.faults()
         checked |= {"masks": result.images, "skipped_annotations": result.skipped}
     faults += damaged
@@ -113,13 +151,13 @@ def verify(dir, oracle, coco, lvis, decode, image_root, as_json) -> None:
         print_json(checked | {"faults": faults})
     else:
         for fault in faults:
-            click.echo(fault)
+            say(fault)
         counts = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in checked.items())
-        click.echo(f"{counts}: {f'{len(faults)} faults' if faults else 'all as recorded'}")
+        say(f"{counts}: {f'{len(faults)} faults' if faults else 'all as recorded'}")
     click.get_current_context().exit(1 if faults else 0)
 
 
-@click.command()
+@command(interrupted=UNCHANGED)
 @path_argument("dir_a")
 @path_argument("dir_b")
 @json_option
@@ -135,15 +173,19 @@ def diff(dir_a, dir_b, as_json) -> None:
 
     a, b = Dataset.open(dir_a), Dataset.open(dir_b)
     with progress("diff") as show:
+        show.phase("reading the image ids", 0, 0)
         found = compare(a, b, show)
     print_difference(found, a.vocabulary, b.vocabulary, as_json)
 
 
-@click.command()
+@command(interrupted="the masks that were written stay: go on with --resume")
 @_folder
 @click.option("--format", "form", type=click.Choice(["png"]), default="png", show_default=True, help="16-bit grayscale PNG.")
 @path_option("--out", required=True, help="Folder to write to: OUT/{split}/{image id, 12 digits}.png.")
-def export(dir, form, out) -> None:
+@click.option("--workers", type=click.IntRange(min=1), help="Threads. Default: the cores, at most 8.")
+@click.option("--resume", is_flag=True, help="Complete an interrupted export; masks that are whole are kept.")
+@click.option("--overwrite", is_flag=True, help="Replace the masks of another data set that are in --out.")
+def export(dir, form, out, workers, resume, overwrite) -> None:
     """Write the masks as plain files; a pixel's value is its class, 0 = unlabelled.
 
     \b
@@ -153,17 +195,21 @@ def export(dir, form, out) -> None:
     from cocolvis.dataset import Dataset
     from cocolvis.export import export_png
 
+    dataset, workers = Dataset.open(dir), workers or min(cores(), 8)
     with progress("export") as show:
-        count = export_png(Dataset.open(dir), out, show)
-    click.echo(f"{count} masks in {out}")
+        count = export_png(dataset, out, show, workers=workers, resume=resume, overwrite=overwrite)
+    say(f"{count} masks in {out}")
 
 
-@click.command()
+@command(interrupted="the pictures that were drawn stay; the same command draws all")
 @_folder
 @click.argument("image_ids", metavar="IMAGE_ID...", type=int, nargs=-1, required=True)
 @path_option("--out", required=True, help="Folder to write the pictures to.")
-def show(dir, image_ids, out) -> None:
+@_image_root
+def show(dir, image_ids, out, image_root) -> None:
     """Draw image, mask, and an overlay with the names of the largest classes: one PNG an image.
+
+    Of a data set that was built with --images none the mask alone. `cocolvis images` lists the ids.
 
     \b
     Example:
@@ -171,18 +217,40 @@ def show(dir, image_ids, out) -> None:
     """
     from cocolvis.dataset import Dataset
     from cocolvis.images import write_png
-    from cocolvis.render import side_by_side
 
-    dataset = Dataset.open(dir)
-    for image_id in image_ids:
-        sample = dataset.find(image_id)
-        picture = side_by_side(sample.image(), sample.mask, dataset.vocabulary)
+    dataset = Dataset.open(dir, image_root)
+    if _has_no_pictures(dataset):
+        say(f"{dir}: was built with --images none, so the masks are drawn alone; with --image-root the pictures too", err=True)
+    faults = []
+    for image_id in dict.fromkeys(image_ids):
         path = out / f"{image_id:012d}.png"
+        try:
+            picture = _drawn(dataset, image_id)
+        except DataError as error:
+            faults.append(str(error))
+            continue
         write_png(path, picture)
-        click.echo(path)
+        say(path)
+    for fault in faults:
+        say(f"Error: {fault}", err=True)
+    click.get_current_context().exit(1 if faults else 0)
 
 
-@click.command()
+def _has_no_pictures(dataset: "Dataset") -> bool:
+    return dataset.index["options"]["images"] == "none" and dataset.image_root is None
+
+
+def _drawn(dataset: "Dataset", image_id: int) -> Any:
+    """The picture of an image that ``show`` writes, (h, w, 3) uint8 RGB."""
+    from cocolvis.render import mask_alone, side_by_side
+
+    sample = dataset.find(image_id)
+    if _has_no_pictures(dataset):
+        return mask_alone(sample.mask, dataset.vocabulary)
+    return side_by_side(sample.image(), sample.mask, dataset.vocabulary)
+
+
+@command(interrupted=UNCHANGED)
 @_folder
 @click.argument("image_id", type=int)
 @click.argument("x", type=int)
@@ -203,10 +271,11 @@ def why(dir, image_id, x, y, coco, lvis, as_json) -> None:
     from cocolvis.vocabulary import coco_lvis
     from cocolvis.why import why as explain
 
-    found = explain(Dataset.open(dir), Sources(coco, lvis, coco_lvis()), image_id, x, y)
+    with progress("why") as show:
+        found = explain(Dataset.open(dir), Sources(coco, lvis, coco_lvis(), show.line, show.phase), image_id, x, y)
     print_explanation(found, as_json)
     if found.fault:
         raise DataError(found.fault)
 
 
-COMMANDS = (info, vocab, stats, verify, diff, export, show, why)
+COMMANDS = (info, vocab, images, stats, verify, diff, export, show, why)

@@ -7,8 +7,10 @@ import sys
 import click
 
 from cli import model_commands, run_commands
-from cli.options import Group, json_option, path_argument, path_option, print_json, print_table
+from cli.display import print_json, print_table, say
+from cli.options import UNCHANGED, Group, json_option, path_argument, path_option
 from cli.settings import setting_options
+from cocolvis.text import plain
 from ess.config import Config, load, preset_names, variant, variant_names
 
 
@@ -18,7 +20,14 @@ def main() -> None:
     """Train embedding segmentation models with more than a thousand classes on one GPU."""
 
 
-@main.command()
+def _what_is_kept(given: dict) -> str:
+    """What is true of the folder of a training that was interrupted, and how to go on."""
+    if not (given["out"] / "run.json").exists():
+        return "no step was made yet; the same command begins again"
+    return "the last checkpoint is kept: go on with --resume"
+
+
+@main.command(interrupted=_what_is_kept)
 @path_argument("data")
 @path_option("--out", required=True, help="Folder of the run.")
 @click.option("--preset", metavar="NAME[+VARIANT...]", help="Shipped settings to start from; see `ess preset`.")
@@ -46,7 +55,7 @@ def train(data, out, preset, config_file, resume, allow_other_data, image_root, 
     dataset = Dataset.open(data, image_root)
     run(dataset, out, config, resume=resume, allow_other_data=allow_other_data)
     if _speaks():
-        click.echo(f"The run lies in {out}; evaluate it with `ess eval {out} {data}`.")
+        say(f"The run lies in {out}; evaluate it with `ess eval {out} {data}`.")
 
 
 def _resumed(out, given: dict) -> Config:
@@ -59,7 +68,7 @@ def _resumed(out, given: dict) -> Config:
     return Config(**settings | given)
 
 
-@main.command()
+@main.command(interrupted=UNCHANGED)
 @path_argument("run")
 @json_option
 def info(run, as_json) -> None:
@@ -80,9 +89,10 @@ def info(run, as_json) -> None:
         names = {"run": str(run), "classes": len(opened.vocabulary), "steps": found[-1].step if found else 0}
         print_json(names | {"settings": settings, "changed": changed, "checkpoints": checkpoints})
         return
-    click.echo(f"{settings['arch']} with {settings['encoder']}, loss {settings['loss']}, {len(opened.vocabulary)} classes\n")
+    say(f"{settings['arch']} with {settings['encoder']}, loss {settings['loss']}, {len(opened.vocabulary)} classes")
+    say()
     print_table(("setting", "value", "default"), [(n, str(value), str(defaults[n])) for n, value in changed.items()])
-    click.echo()
+    say()
     rows = [(c["step"], _miou(c["scores"]), "best" if c["best"] else "") for c in checkpoints]
     print_table(("checkpoint", "mIoU", ""), rows)
 
@@ -91,7 +101,7 @@ def _miou(scores: dict | None) -> str:
     return "" if scores is None or scores["miou"] is None else f"{scores['miou']:.4f}"
 
 
-@main.command()
+@main.command(interrupted=UNCHANGED)
 @click.argument("name", required=False, metavar="[NAME[+VARIANT...]]")
 @json_option
 def preset(name, as_json) -> None:
@@ -110,14 +120,21 @@ def preset(name, as_json) -> None:
         shown = ("arch", "encoder", "loss", "dim", "crop", "batch_size", "steps", "epochs")
         print_table(("preset", *shown), [(n, *(str(s[key]) for key in shown)) for n, s in settings.items()])
         changes = {n: ", ".join(f"{key} = {value}" for key, value in variant(n).items()) for n in variant_names()}
-        click.echo()
+        say()
         print_table(("variant, as in coco-lvis+NAME", "changes"), list(changes.items()))
+
+
+class _PlainLines(logging.Formatter):
+    """Messages without what a terminal obeys: they name images and files."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return plain(super().format(record))
 
 
 def _log_to_stderr() -> None:
     """Show the log of the training loop, and of nothing else; of several processes that of one."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_PlainLines("%(message)s"))
     log = logging.getLogger("ess")
     log.handlers[:] = [handler]
     log.setLevel(logging.INFO if _speaks() else logging.CRITICAL)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from cli.building import build_options, run_build
-from cli.options import path_argument
+from cli.building import build_options, run_build, what_is_kept
+from cli.display import Progress
+from cli.options import Group, path_argument
 
 
 class _Label(click.ParamType):
@@ -24,7 +25,7 @@ class _Label(click.ParamType):
         return name, int(label)
 
 
-@click.group(name="import")
+@click.group(name="import", cls=Group)
 def importing() -> None:
     """Turn another data set, as it is distributed, into the format that `cocolvis build` writes.
 
@@ -47,16 +48,17 @@ def _run(name: str, find: Callable, src: Path, out: Path, splits, limit, images,
     kept = {"limit": limit, "images": images, "shard_size": shard_size, "decode": decode}
     options = ImportOptions(dataset=name, splits=splits, **kept)
 
-    def make_plan() -> ImportPlan:
+    def make_plan(show: Progress) -> ImportPlan:
+        show.phase(f"looking for pictures and label files in {src}", 0, 0)
         tree = find(src, splits)
         for note in tree.told.notes:
-            click.echo(note, err=True)
+            show.line(note)
         return ImportPlan(tree, options)
 
     run_build("import", make_plan, out, **how)
 
 
-@importing.command()
+@importing.command(interrupted=what_is_kept)
 @_shared
 def ade20k(**given) -> None:
     """ADE20K's scene parsing benchmark, 150 classes: ADEChallengeData2016.
@@ -70,7 +72,7 @@ def ade20k(**given) -> None:
     _run("ade20k", find, **given)
 
 
-@importing.command()
+@importing.command(interrupted=what_is_kept)
 @_shared
 def cityscapes(**given) -> None:
     """Cityscapes with fine annotations, 19 classes: leftImg8bit and gtFine.
@@ -84,7 +86,7 @@ def cityscapes(**given) -> None:
     _run("cityscapes", find, **given)
 
 
-@importing.command()
+@importing.command(interrupted=what_is_kept)
 @_shared
 @click.option("--augmented", is_flag=True, help="Train on train_aug.txt with SegmentationClassAug, 10,582 images as is usual.")
 def voc(augmented, **given) -> None:
@@ -99,7 +101,7 @@ def voc(augmented, **given) -> None:
     _run("voc", partial(find, augmented=augmented), **given)
 
 
-@importing.command()
+@importing.command(interrupted=what_is_kept)
 @_shared
 def cocostuff10k(**given) -> None:
     """COCO-Stuff 10k version 1.1, 182 classes, its split test as val.
@@ -113,7 +115,7 @@ def cocostuff10k(**given) -> None:
     _run("cocostuff10k", find, **given)
 
 
-@importing.command()
+@importing.command(interrupted=what_is_kept)
 @_shared
 @click.option("--first-label", type=click.IntRange(0, 1), default=1, show_default=True, help="Label of the first class.")
 @click.option(

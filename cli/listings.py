@@ -2,9 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-import click
-
-from cli.options import print_json, print_table
+from cli.display import Size, print_json, print_table, say
 
 if TYPE_CHECKING:  # these modules are slow to import; a command that prints has them already
     from cocolvis.dataset import Dataset
@@ -38,45 +36,48 @@ def print_summary(dataset: "Dataset", as_json: bool) -> None:
         }
         print_json(described | {"options": index["options"], "inputs": index["inputs"], "report": everything})
         return
-    rows = [(split, n["images"], n["shards"], size[split] / 2**20) for split, n in index["splits"].items()]
-    print_table(("split", "images", "shards", "MiB"), rows)
+    rows = [(split, n["images"], n["shards"], Size(size[split])) for split, n in index["splits"].items()]
+    print_table(("split", "images", "shards", "size"), rows)
     shown = ("dataset", "limit", "images", "overlap", "compat", "decode")
     options = ", ".join(f"{name} {index['options'][name]}" for name in shown if index["options"].get(name) is not None)
-    click.echo(f"\n{len(dataset.vocabulary)} classes; {options}, mask rule {index.get('mask_rule', 'not recorded')}")
-    click.echo(f"digest of all contents: {index['digest']}")
+    say()
+    say(f"{len(dataset.vocabulary)} classes; {options}, mask rule {index.get('mask_rule', 'not recorded')}")
+    say(f"digest of all contents: {index['digest']}")
     listing = "faults.jsonl" if report.get("file") else "dataset.json"
     for kind, count in report["counts"].items():
-        click.echo(f"\n{kind}: {count}")
+        say()
+        say(f"{kind}: {count}")
         faults = [fault for fault in report["faults"] if fault["kind"] == kind]
         for fault in faults[:LISTED]:
             named = [f"{what} {fault[f'{what}_id']}" for what in ("image", "annotation") if fault[f"{what}_id"] is not None]
             where = f"{', '.join(named)} ({fault['source']})" if named else fault["source"]
-            click.echo(f"  {where}: {fault['reason']}")
+            say(f"  {where}: {fault['reason']}")
         if count > LISTED:
-            click.echo(f"  ... and {count - LISTED} more, listed in {dataset.folder / listing}")
+            say(f"  ... and {count - LISTED} more, listed in {dataset.folder / listing}")
 
 
 def print_split(name: str, split: dict, classes: int) -> None:
     """The statistics of one split, as ``stats`` prints them; ``classes`` is the size of the vocabulary."""
     labelled = split["labelled"] / max(1, split["pixels"])
     present = f"{split['classes_present']:,} of {classes:,} classes"
-    click.echo(f"{name}: {split['images']:,} images, {present}, {labelled:.1%} of the pixels labelled\n")
+    say(f"{name}: {split['images']:,} images, {present}, {labelled:.1%} of the pixels labelled")
+    say()
     total = max(1, split["labelled"])
     rows = [(group, *list(n.values())[:3], f"{n['pixels'] / total:8.2%}") for group, n in split["groups"].items()]
     if rows:
         print_table(("group", "classes", "present", "class x image", "pixels"), rows)
-        click.echo()
+        say()
     rows = [(label, *(round(value) for value in split[key].values())) for label, key in _QUANTILES.items() if split[key]]
     if rows:
         print_table(("quantile", *split["classes_an_image"]), rows)
     listed = split["classes"]
     for title, part in (("commonest", listed[:RANKED]), ("rarest", listed[RANKED:][-RANKED:])):
         if part:
-            click.echo()
+            say()
             columns = ("group", "images", "pixels") if split["groups"] else ("images", "pixels")
             rows = [(row["name"], str(row["class"]), *(row[column] for column in columns)) for row in part]
             print_table((title, "class", *columns), rows)
-    click.echo()
+    say()
 
 
 def print_difference(found: "Difference", names_a: "Vocabulary", names_b: "Vocabulary", as_json: bool) -> None:
@@ -90,15 +91,15 @@ def print_difference(found: "Difference", names_a: "Vocabulary", names_b: "Vocab
         pixels = {"compared": found.pixels, "differing": found.differing_pixels}
         print_json({"images": images | only, "pixels": pixels, "classes": found.classes, "pairs": pairs})
         return
-    click.echo(f"{len(found.differing)} of {found.common} common images differ, {len(found.resized)} have another size;")
+    say(f"{len(found.differing)} of {found.common} common images differ, {len(found.resized)} have another size;")
     share = found.differing_pixels / max(1, found.pixels)
-    click.echo(f"{found.differing_pixels:,} of {found.pixels:,} pixels ({share:.2%}), {len(found.classes)} classes")
+    say(f"{found.differing_pixels:,} of {found.pixels:,} pixels ({share:.2%}), {len(found.classes)} classes")
     for label, images in (("only in the first", found.only_a), ("only in the second", found.only_b)):
         if images:
             first = ", ".join(f"{split} {image_id}" for split, image_id in images[:RANKED])
-            click.echo(f"{label}: {len(images)} images: {first}{', ...' if len(images) > RANKED else ''}")
+            say(f"{label}: {len(images)} images: {first}{', ...' if len(images) > RANKED else ''}")
     if pairs:
-        click.echo()
+        say()
         rows = [(f"{p['a']} {p['a_name']}", f"{p['b']} {p['b_name']}", p["pixels"]) for p in pairs[:RANKED]]
         print_table(("first", "second", "pixels"), rows)
 
@@ -108,11 +109,11 @@ def print_explanation(found: "Explanation", as_json: bool) -> None:
     if as_json:
         print_json(found.to_json())
         return
-    click.echo(f"{found.split} image {found.image_id}: {found.path}, {found.width} x {found.height} pixels")
+    say(f"{found.split} image {found.image_id}: {found.path}, {found.width} x {found.height} pixels")
     name = f"{found.stored} {found.stored_name}" if found.stored else "unlabelled"
-    click.echo(f"x {found.x}, y {found.y}: {name}{'' if found.layers else ': no annotation covers it'}")
+    say(f"x {found.x}, y {found.y}: {name}{'' if found.layers else ': no annotation covers it'}")
     if found.layers:
-        click.echo()
+        say()
         rows = [
             (
                 "shows" if layer.shows else "hidden",
@@ -127,4 +128,5 @@ def print_explanation(found: "Explanation", as_json: bool) -> None:
         print_table(("", "source", "annotation", "category", "class", "pixels"), rows)
     for fault in found.left_out:
         annotation = "a record" if fault.annotation_id is None else f"annotation {fault.annotation_id}"
-        click.echo(f"\nleft out: {annotation} ({fault.source}), {fault.kind}: {fault.reason}")
+        say()
+        say(f"left out: {annotation} ({fault.source}), {fault.kind}: {fault.reason}")

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import click
 
-from cli.options import json_option, path_option, print_json, print_table, progress
+from cli.display import print_json, print_table, progress, say
+from cli.options import command, json_option, path_option
 from cli.run_options import checkpoint_option, device_option, run_argument
 from cocolvis.errors import DataError
 
 
-@click.command()
+@command(interrupted="no file was written; one that was there before is as it was")
 @run_argument
 @click.option(
     "--format", "kind", type=click.Choice(["onnx", "torch"]), default="onnx", show_default=True, help="What to write."
@@ -34,12 +35,12 @@ def export(run, kind, out, checkpoint) -> None:
     predictor = Predictor.from_run(run, "cpu", checkpoint)
     equal = exporting.export(predictor, out, kind, check=not missing)
     if equal is None:
-        click.echo(f"{out} is written, but was not compared with the run: pip install onnxruntime")
+        say(f"{out} is written, but was not compared with the run: pip install onnxruntime")
         return
-    click.echo(f"{out}: {equal:.3%} of the pixels of a test picture get the class that the run gives them.")
+    say(f"{out}: {equal:.3%} of the pixels of a test picture get the class that the run gives them.")
 
 
-@click.command(name="add-class")
+@command("add-class", interrupted="the run is as it was; the same command begins again")
 @run_argument
 @click.option("--name", help="The class's name.")
 @click.option("--images", multiple=True, help="Pictures: a file, a folder or a glob. May be repeated.")

@@ -9,10 +9,12 @@ from tempfile import TemporaryDirectory
 
 import click
 
-from cli.options import json_option, path_option, print_json, print_table, progress
+from cli.display import Size, print_json, print_table, progress, say
+from cli.options import UNCHANGED, command, json_option, path_option
+from cocolvis.text import human_size
 
 
-@click.command()
+@command(interrupted=UNCHANGED)
 @click.option("--arch", help="Only the encoders of this decoder.")
 @click.option("--encoder", help="One encoder: its size, strides, decoders, licence, and the tags of its weights.")
 @json_option
@@ -43,7 +45,7 @@ def models(arch, encoder, as_json) -> None:
     print_table(("encoder", "weights", "decoders"), [(n, pretrained_tags(n)[0], " ".join(decoders_of(n))) for n in names])
 
 
-@click.command()
+@command(interrupted="no measurement was kept; the same command begins again")
 @click.option(
     "--classes",
     "counts",
@@ -95,8 +97,9 @@ def bench(counts, arch, encoder, loss, batch_size, crop, device, seconds, repeat
             _print_comparison(what, found[what])
     if "loading" in found:
         row = found["loading"]
-        click.echo(
-            f"\nloading: {row['crops_per_second']:.1f} crops/s from {row['workers']} processes,"
+        say()
+        say(
+            f"loading: {row['crops_per_second']:.1f} crops/s from {row['workers']} processes,"
             f" {row['share']:.2f} of what as many decode alone ({row['decodes_per_second']:.1f} pictures/s each)"
         )
 
@@ -107,10 +110,10 @@ def _print_comparison(what: str, rows: Sequence[dict]) -> None:
     def seconds(found: dict | None) -> str:
         if found is None or "seconds" in found:
             return f"{found['seconds']:.3f}" if found else ""
-        return f"needs {found['needs_bytes'] / 2**30:.0f} GiB" if "needs_bytes" in found else "out of memory"
+        return f"needs {human_size(found['needs_bytes'])}" if "needs_bytes" in found else "out of memory"
 
-    def gib(found: dict) -> str:
-        return f"{found['peak_bytes'] / 2**30:.2f}" if "peak_bytes" in found else ""
+    def peak(found: dict) -> Size | None:
+        return Size(found["peak_bytes"]) if "peak_bytes" in found else None
 
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.2f}"
@@ -126,16 +129,17 @@ def _print_comparison(what: str, rows: Sequence[dict]) -> None:
         "in the paper",
         "beyond the network",
     )
-    click.echo(f"\n{'training, s an iteration' if what == 'train' else 'prediction, s an image'}")
+    say()
+    say(f"{'training, s an iteration' if what == 'train' else 'prediction, s an image'}")
     print_table(
-        (*header, "ours GiB", "dense GiB"),
+        (*header, "ours memory", "dense memory"),
         [
             (
                 row["classes"],
                 f"{row['ours']['batch_size']} x {row['height']} x {row['width']}",
                 *(seconds(row.get(name)) for name in ("network", "ours", "dense")),
                 *(number(row[name]) for name in ("ratio", "ratio_per_image", "paper_ratio", "beyond_network")),
-                *(gib(row[name]) for name in ("ours", "dense")),
+                *(peak(row[name]) for name in ("ours", "dense")),
             )
             for row in rows
         ],

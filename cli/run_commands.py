@@ -5,11 +5,12 @@ import sys
 import click
 
 from cli import made_commands
-from cli.options import json_option, path_argument, path_option, print_json, print_table, progress
+from cli.display import print_json, print_table, progress, say
+from cli.options import command, json_option, path_argument, path_option
 from cli.run_options import Numbers, checkpoint_option, device_option, inference_options, run_argument
 
 
-@click.command(name="eval")
+@command("eval", interrupted="the scores were not printed; the same command begins again")
 @run_argument
 @path_argument("data")
 @click.option("--split", default="val", show_default=True, help="Split to evaluate on.")
@@ -62,7 +63,7 @@ def evaluate(
         confusion = count(predictor, dataset, split=split, indices=chosen, damaged=damaged, progress=show)
     scores = scores_of(confusion, dataset, published=published, damaged=damaged or ())
     for fault in damaged or ():
-        click.echo(f"skipped a damaged image: {fault}", err=True)
+        say(f"skipped a damaged image: {fault}", err=True)
     if images is not None:
         curve = reports.frequency_curve(confusion.iou(published), images)
         scores |= {"top_n": reports.top_scores(curve, top_n)} if top_n else {}
@@ -75,7 +76,8 @@ def evaluate(
         return
     _print_scores(scores)
     left = f", {skipped(scores['skipped'])}" if scores["skipped"] else ""
-    click.echo(f"\n{scores['images']} images of split {split}{left}")
+    say()
+    say(f"{scores['images']} images of split {split}{left}")
 
 
 def _print_scores(scores: dict) -> None:
@@ -86,7 +88,7 @@ def _print_scores(scores: dict) -> None:
     print_table(("score", "value"), [(name, "none" if value is None else f"{value:.4f}") for name, value in rows.items()])
 
 
-@click.command()
+@command(interrupted="finished predictions are kept: go on with --skip-existing")
 @run_argument
 @click.argument("images", nargs=-1, required=True, metavar="INPUT...")
 @path_option("--out", required=True, help="Folder for the results.")
@@ -122,9 +124,9 @@ def predict(run, images, out, formats, every, skip_existing, checkpoint, device,
         predictor = Predictor.from_run(run, device, checkpoint, Inference(**inference))
         faults = predict_files(predictor, inputs, out, formats, every=every, skip_existing=skip_existing, progress=show)
     if len(faults) < len(inputs):
-        click.echo(f"The predictions lie in {out}.")
+        say(f"The predictions lie in {out}.")
     for fault in faults:
-        click.echo(f"Error: {fault}", err=True)
+        say(f"Error: {fault}", err=True)
     if faults:
         raise click.exceptions.Exit(1)
 

@@ -14,8 +14,10 @@ import numpy as np
 
 from cocolvis import checks, records
 from cocolvis.archives import Buffer
+from cocolvis.checks import line
 from cocolvis.errors import DataError
 from cocolvis.lenient import as_text, elements, lists, may_repeat
+from cocolvis.progress import Announce, Progress, quiet
 from cocolvis.records import READ, REFUSED, Category, ImageRecord, ListedImage, Segment
 from cocolvis.runlength import MAX_PIXELS
 from cocolvis.text import refuse_other_encodings, without_mark
@@ -58,14 +60,16 @@ class AnnotationFile:
     ``content`` is its bytes, which live on in the segments; ``name`` is what messages call it; a DataError when it is none.
     ``categories`` maps id to name; it is empty when the file lists none. ``faults`` holds malformed and duplicate records,
     annotations of images that the file does not list, and what is odd and costs nothing: a key or a category that is there
-    twice, annotations without an id of their own.
+    twice, annotations without an id of their own. ``read`` is told the bytes read and in all, ``announce`` why it is read
+    record by record where it is.
     """
 
-    def __init__(self, content: Buffer, name: str, source: str):
+    def __init__(self, content: Buffer, name: str, source: str, announce: Announce = quiet, read: Progress = quiet):
         self.name = name
         self.source = source
         self.faults: list[Fault] = []
         self._most_faults = _FAULTS + len(content) // _BYTES_A_FAULT
+        self._announce, self._progress = announce, read
         found = self._parse(content)
         self.categories: dict[int, str] = {}
         for category in found["categories"]:
@@ -91,12 +95,14 @@ class AnnotationFile:
 
     def _parse(self, content: Buffer) -> dict[str, list]:
         content = without_mark(content)
+        self._progress(0, len(content))
         try:
             parsed = msgspec.json.decode(content, type=records.File)
             self._check_categories(len(parsed.categories))
             categories = msgspec.json.decode(parsed.categories, type=list[Category] | None)
-        except REFUSED:
+        except REFUSED as error:
             refuse_other_encodings(content, self.name)
+            self._announce(f"{self.name}: {line(error)}; it is read record by record, which takes several times as long")
             try:
                 return self._read_tolerantly(as_text(content))
             except ValueError as error:
@@ -126,6 +132,7 @@ class AnnotationFile:
             for spans in elements(text, at):
                 for first, last in _blocks(spans):
                     start, end = int(spans[first, 0]), int(spans[last - 1, 1])
+                    self._progress(end, len(text))
                     if key == "categories":
                         categories += end - start
                         self._check_categories(categories)

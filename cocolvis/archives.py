@@ -89,7 +89,8 @@ class Place(NamedTuple):
             return self._patiently(self._whole if self.member is None else self._member)
         except ValueError:
             if self.stamp not in (None, _stamp(os.stat(self.path))):
-                raise ValueError(f"{self.path} was changed or replaced after the build had looked into it; build again") from None
+                reason = "was changed or replaced after the build had looked into it; build again"
+                raise ValueError(f"{self.path} {reason}") from None
             raise
 
     def _patiently(self, read: Callable[[], _T]) -> _T:

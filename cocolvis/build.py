@@ -19,13 +19,12 @@ from cocolvis.importers.numbering import advice
 from cocolvis.merge_task import BuildOptions
 from cocolvis.overwrite import forget, inventory
 from cocolvis.plan import Plan
+from cocolvis.progress import Announce, Phase, Progress, quiet
 from cocolvis.shard_plan import ShardPlan
 from cocolvis.shard_task import run_shard
 from cocolvis.sources import Sources
 from cocolvis.state import BuildState, first
-
-Progress = Callable[[int, int], None]
-"""Called with (images done, images in total) now and then."""
+from cocolvis.text import human_size
 
 _NO_PARTS = "holds no shards of `cocolvis build --shard I/N`"
 
@@ -49,8 +48,9 @@ def run(
     overwrite: bool = False,
     strict: bool = False,
     allow_missing: bool = False,
-    progress: Progress = lambda done, total: None,
-    announce: Callable[[str], None] = lambda line: None,
+    progress: Progress = quiet,
+    announce: Announce = quiet,
+    phase: Phase = quiet,
 ) -> dict | None:
     """Write the data set that a plan describes to ``out`` and return its index, as in dataset.json.
 
@@ -62,7 +62,8 @@ def run(
     The work is done by ``workers`` processes, or by the dask.distributed cluster at ``scheduler``. ``part`` (i, n) with
     1 <= i <= n builds every n-th shard from the i-th on, resumes by itself, and returns None: :func:`join` completes the data
     set.
-    ``announce`` gets lines for the user.
+    ``progress`` counts images, ``phase`` is told how much of the finished shards was read, and ``announce`` gets lines for the
+    user.
     """
     out = out.absolute()
     _check_folder(out)
@@ -77,7 +78,7 @@ def run(
             _refuse(plan.faults)
         found = not overwrite and state.check(plan)
         names = list(plan.shard_counts())[part[0] - 1 :: part[1]] if part else list(plan.shard_counts())
-        work = _Work(plan, state, scheduler, workers, strict, progress, announce)
+        work = _Work(plan, state, scheduler, workers, strict, progress, announce, phase)
         with state.swept(names if part else None):
             reports = work.run(names, overwrite, found)
             if part:
@@ -107,12 +108,13 @@ class _Work:
     workers: int
     strict: bool
     progress: Progress
-    announce: Callable[[str], None]
+    announce: Announce
+    phase: Phase
 
     def run(self, names: list[str], overwrite: bool, found: bool) -> dict[str, dict]:
         """Build the named shards that are not finished, or lack files that were ``found`` again; the reports of all."""
         plan, state = self.plan, self.state
-        reports = {} if overwrite else state.finished(names)
+        reports = {} if overwrite else state.finished(names, self.phase)
         for name in losses.to_read_again(plan, state, reports, found, self.announce):
             del reports[name]
         left = [name for name in names if name not in reports]
@@ -134,7 +136,7 @@ class _Work:
         return executors.processes(self.workers) if self.workers > 1 else None
 
 
-def join(out: Path, announce: Callable[[str], None] = lambda line: None, *, allow_missing: bool = False) -> dict:
+def join(out: Path, announce: Announce = quiet, phase: Phase = quiet, *, allow_missing: bool = False) -> dict:
     """Complete a data set whose shards were built in parts; its index. A DataError that says what is missing.
 
     A split that lost too many images is a DataError too, unless they are ``allow_missing``.
@@ -151,7 +153,7 @@ def join(out: Path, announce: Callable[[str], None] = lambda line: None, *, allo
         with state.swept():
             state.check_maker()
             names = state.plan["shards"]
-            reports = state.finished(names)
+            reports = state.finished(names, phase)
             missing = [name for name in names if name not in reports]
             if missing:
                 reason = f"{len(missing)} of {len(names)} shards are missing or damaged: {first(missing)}"
@@ -160,7 +162,7 @@ def join(out: Path, announce: Callable[[str], None] = lambda line: None, *, allo
             return _complete(state, reports, announce)
 
 
-def _complete(state: BuildState, reports: dict[str, dict], announce: Callable[[str], None]) -> dict:
+def _complete(state: BuildState, reports: dict[str, dict], announce: Announce) -> dict:
     """Write the index; say what is worth a word, and where different versions of HDF5 wrote the shards."""
     vocabulary = state.vocabulary
     index = state.complete(reports, vocabulary)
@@ -223,12 +225,12 @@ def _refuse(faults: list[Fault]) -> None:
         raise DataError(f"--strict: {len(faults)} faults, the first: {first.kind}: {where}: {first.reason}")
 
 
-def _check_disk(plan: ShardPlan, out: Path, names: Collection[str], freed: int, announce: Callable[[str], None]) -> None:
+def _check_disk(plan: ShardPlan, out: Path, names: Collection[str], freed: int, announce: Announce) -> None:
     """Refuse before anything is written, or removed, where the disk cannot hold what is to come."""
     there = next(path for path in (out, *out.parents) if path.exists())
     usage, needed = shutil.disk_usage(there), plan.bytes_needed(names)
     free = usage.free + freed
-    sizes = f"about {needed / 1e6:,.0f} MB in {out}, where {free / 1e6:,.0f} MB are free"
+    sizes = f"about {human_size(needed)} in {out}, where {human_size(free)} are free"
     if usage.total and needed > free:  # some network file systems say 0
         raise DataError(f"the build needs {sizes}; make room, choose another --out, or store less (--images path)")
     announce(f"needs {sizes}")

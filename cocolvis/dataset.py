@@ -1,6 +1,6 @@
 """A built data set: its index dataset.json, and its splits as sequences of samples."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 from cocolvis import checks, report
 from cocolvis.errors import DamagedImage, DataError
 from cocolvis.handles import OPEN
+from cocolvis.progress import quiet
 from cocolvis.shards import Sample, ShardReader
 from cocolvis.vocabulary import Vocabulary, coco_lvis
 
@@ -87,7 +88,7 @@ class Dataset:
             rows = np.flatnonzero(ids == image_id)
             if rows.size:
                 return split, int(rows[0])
-        raise DataError(f"{self.folder}: holds no image {image_id}; `cocolvis export` or h5py list the ids")
+        raise DataError(f"{self.folder}: holds no image {image_id}; `cocolvis images` lists those that it holds")
 
 
 class Split:
@@ -138,18 +139,26 @@ class Split:
         """(N, 2) uint32 heights and widths in order."""
         return self._gather(ShardReader.sizes, np.zeros((0, 2), np.uint32))
 
-    def present(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(rows int64, classes uint16, pixels uint32), one entry for each class in each image; no mask is decoded."""
+    def shards(self) -> Iterator[ShardReader]:
+        """The shards in order, each opened when it is asked for."""
+        return map(self._shard, range(len(self._paths)))
+
+    def present(self, read: Callable[[int], None] = quiet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(rows int64, classes uint16, pixels uint32), one entry for each class in each image; no mask is decoded.
+
+        ``read`` is told how many images' counts were read, shard by shard.
+        """
         rows, classes, pixels = [np.zeros(0, np.int64)], [np.zeros(0, np.uint16)], [np.zeros(0, np.uint32)]
         for number, start in enumerate(self._starts[:-1]):
             offsets, shard_classes, shard_pixels = self._shard(number).present()
             rows.append(start + np.repeat(np.arange(len(offsets) - 1), np.diff(offsets.astype(np.int64))))
             classes.append(shard_classes)
             pixels.append(shard_pixels)
+            read(int(self._starts[number + 1]))
         return np.concatenate(rows), np.concatenate(classes), np.concatenate(pixels)
 
     def _gather(self, column, empty: np.ndarray) -> np.ndarray:
-        return np.concatenate([empty, *(column(self._shard(number)) for number in range(len(self._paths)))])
+        return np.concatenate([empty, *(map(column, self.shards()))])
 
     def _place(self, index: int) -> tuple[ShardReader, int]:
         if not 0 <= index < len(self):

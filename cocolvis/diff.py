@@ -1,12 +1,12 @@
 """Two builds compared: which images, pixels and classes differ, and which class became which."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from cocolvis.dataset import Dataset, Split
+from cocolvis.progress import Progress, quiet
 
 _CODE = 2**16
 """Classes fit 16 bits; a pair (a, b) is counted under the number a * _CODE + b."""
@@ -48,7 +48,7 @@ class Difference:
         return sorted({c for pair in self.pairs for c in (pair.a, pair.b)} - {0})
 
 
-def diff(a: Dataset, b: Dataset, progress: Callable[[int, int], None] = lambda done, total: None) -> Difference:
+def diff(a: Dataset, b: Dataset, progress: Progress = quiet) -> Difference:
     """Compare every mask of ``a`` with the one of the same split and image id in ``b``; ``progress`` counts images."""
     found = Difference()
     counts: dict[int, int] = {}

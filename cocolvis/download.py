@@ -15,6 +15,7 @@ from cocolvis import zip_directory
 from cocolvis.archives import members
 from cocolvis.errors import DataError
 from cocolvis.files import read_json, sha256, sync_folder, write_json
+from cocolvis.text import human_size
 from cocolvis.transfer import WEB, Note, Part, Patience, fetch
 
 RECORD = "downloads.json"
@@ -124,7 +125,7 @@ def check_disk(out: Path, jobs: Sequence[Job]) -> None:
     """A DataError where the disk cannot hold what is left to fetch."""
     left, free = sum(job.left for job in jobs), free_bytes(out)
     if left > free:
-        sizes = f"{left / 1e6:,.1f} MB are left to fetch and the disk has {free / 1e6:,.1f} MB free"
+        sizes = f"{human_size(left)} are left to fetch and the disk has {human_size(free)} free"
         raise DataError(f"{out}: {sizes}; make room, choose another --out, or fetch less with --only")
 
 

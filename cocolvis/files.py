@@ -1,5 +1,6 @@
 """Files that are either whole or absent: written aside, synced, renamed."""
 
+import ctypes
 import hashlib
 import json
 import os
@@ -11,10 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from cocolvis.errors import DataError
+from cocolvis.progress import quiet
 from cocolvis.text import decoded
 
 _LARGEST_TEXT = 2**24
 """Bytes of the largest text of a person's making that is read: settings, lists of images and of classes."""
+
+
+_BLOCK = 2**20
+"""Bytes that are read at a time to be hashed."""
 
 
 class Unwritable(DataError):
@@ -22,18 +28,21 @@ class Unwritable(DataError):
 
 
 @contextmanager
-def write_aside(path: Path, permit: Callable[[], None] = lambda: None) -> Iterator[Path]:
+def write_aside(path: Path, permit: Callable[[], None] = lambda: None, *, sync: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on a clean exit it is synced and takes the name, otherwise it is removed.
 
     ``permit`` is called before anything is written, and again before the file takes its name: it raises where that must not be.
-    An Unwritable, which is a DataError, where the file system refuses.
+    Without ``sync`` the caller syncs many files at once (:func:`sync_disk`): until then a power cut may leave the name without
+    its contents. An Unwritable, which is a DataError, where the file system refuses.
     """
     with _aside(path, permit) as aside:
         yield aside
-        _sync(aside)
+        if sync:
+            _sync(aside)
         permit()
         os.replace(aside, path)
-        sync_folder(path.parent)
+        if sync:
+            sync_folder(path.parent)
 
 
 def create_json(path: Path, content: Any, permit: Callable[[], None] = lambda: None) -> bool:
@@ -102,6 +111,34 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def sync_disk(folder: Path) -> None:
+    """Make all that was written to the file system of a folder survive a power cut, in one go; an Unwritable where that fails.
+
+    One call for thousands of files: an fsync each would wait for the disk as often, and write the journal as often.
+    """
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+            if syncfs is None:  # not Linux
+                os.sync()
+            elif syncfs(handle):
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise Unwritable(f"{folder}: cannot be written: {reason(error)}") from None
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a matplotlib figure, whole or not at all; a DataError where that fails or the ending names no picture format."""
+    try:
+        with write_aside(path) as aside:
+            figure.savefig(aside, dpi=160, format=path.suffix[1:] or "png")
+    except ValueError as error:
+        raise DataError(f"{path}: the plot cannot be written: {str(error).splitlines()[0]}") from None
+
+
 def write_json(path: Path, content: Any, permit: Callable[[], None] = lambda: None) -> None:
     """Write readable JSON, whole or not at all; ``permit`` as for :func:`write_aside`."""
     with write_aside(path, permit) as aside:
@@ -155,10 +192,14 @@ def read_lines(path: Path) -> list[str]:
     return text.split("\n") if text else []
 
 
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+def sha256(path: Path, read: Callable[[int], None] = quiet) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal; ``read`` is told how many bytes more were read, now and then."""
+    digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(block):
+                digest.update(block[:count])
+                read(count)
+        return digest.hexdigest()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None

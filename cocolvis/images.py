@@ -87,10 +87,13 @@ def warm_up() -> None:
     check(cv2.imencode(".jpg", np.zeros((8, 8), np.uint8))[1].tobytes(), (8, 8))
 
 
-def write_png(path: Path, pixels: np.ndarray) -> None:
-    """Write (H, W) uint16 class ids or (H, W, 3) uint8 RGB as a PNG, whole or not at all; a DataError where that fails."""
+def write_png(path: Path, pixels: np.ndarray, *, sync: bool = True) -> None:
+    """Write (H, W) uint16 class ids or (H, W, 3) uint8 RGB as a PNG, whole or not at all; a DataError where that fails.
+
+    ``sync`` is that of :func:`cocolvis.files.write_aside`.
+    """
     encoded = cv2.imencode(".png", pixels if pixels.ndim == 2 else pixels[..., ::-1])[1]
-    with write_aside(path) as aside:
+    with write_aside(path, sync=sync) as aside:
         aside.write_bytes(encoded)
 
 

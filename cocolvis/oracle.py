@@ -9,7 +9,7 @@ import json
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +23,7 @@ from cocolvis.archives import Place
 from cocolvis.dataset import Dataset
 from cocolvis.errors import DataError
 from cocolvis.locations import Roots, lvis_place, stuff_place
+from cocolvis.progress import Phase, Progress, quiet
 from cocolvis.vocabulary import coco_lvis
 
 _SKIPPED_ANNOTATION = {"malformed annotation", "unlisted image", "unknown category"}
@@ -57,16 +58,15 @@ class OracleResult:
         return lines + [f"{split}: image {i} differs in {pixels} pixels" for split, i, pixels in self.differing]
 
 
-def check(
-    dataset: Dataset, coco: Roots, lvis: Roots, progress: Callable[[int, int], None] = lambda done, total: None
-) -> OracleResult:
+def check(dataset: Dataset, coco: Roots, lvis: Roots, progress: Progress = quiet, phase: Phase = quiet) -> OracleResult:
     """Derive each mask of a COCO+LVIS data set again from the folders it was built from, and compare.
 
-    A DataError when the data set has another vocabulary, or was built from other annotation files.
+    ``progress`` counts images, ``phase`` is told which file is read. A DataError when the data set has another vocabulary, or
+    was built from other annotation files.
     """
     if not dataset.is_coco_lvis:
         raise DataError(f"{dataset.folder}: has another vocabulary than COCO+LVIS, which is all that --oracle can derive")
-    oracle = _Oracle(dataset, coco, lvis)
+    oracle = _Oracle(dataset, coco, lvis, phase)
     result = OracleResult()
     total = sum(dataset.splits.values())
     for name in dataset.splits:
@@ -94,7 +94,8 @@ def _differing(built: np.ndarray, derived: np.ndarray) -> int:
 class _Oracle:
     """Which images each split must hold, and the mask of each, by the options that the data set records."""
 
-    def __init__(self, dataset: Dataset, coco: Roots, lvis: Roots):
+    def __init__(self, dataset: Dataset, coco: Roots, lvis: Roots, phase: Phase):
+        self._phase = phase
         self._coco_roots, self._lvis_roots = coco, lvis
         self._inputs = dataset.index["inputs"]
         self._options = dataset.index["options"]
@@ -182,7 +183,9 @@ class _Oracle:
 
     def _read(self, place: Place, name: str, source: str) -> dict:
         """The parsed file without the records that the build reported."""
-        text = bytes(place.map())
+        content = place.map()
+        self._phase(f"reading {name}", 0, len(content))
+        text = bytes(content)
         if self._inputs.get(name) not in (None, hashlib.sha256(text).hexdigest()):
             raise DataError(f"{place}: is not the file that the data set was built from; check --coco and --lvis")
         try:

@@ -88,6 +88,12 @@ def side_by_side(image: np.ndarray, mask: np.ndarray, names: Vocabulary | Sequen
     return np.concatenate([image, gap, colourise(mask), gap, overlay(image, mask, names)], axis=1)
 
 
+def mask_alone(mask: np.ndarray, names: Vocabulary | Sequence[str]) -> np.ndarray:
+    """The mask in its classes' colours with the names of the largest, (h, w, 3) uint8 RGB, enlarged where it is small."""
+    black, mask = enlarge(np.zeros((*mask.shape, 3), np.uint8), mask)
+    return overlay(black, mask, names, opacity=1.0)
+
+
 def _palette_of(mask: np.ndarray) -> np.ndarray:
     """A palette with a colour for each class of a mask."""
     return palette(max(1284, int(mask.max(initial=0))))

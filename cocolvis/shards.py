@@ -298,7 +298,7 @@ class ShardReader:
             raise self._fault("picture of image", row, error) from None
         return Sample(
             image_id=int(self._small["id"][row]),
-            path=self._path(row),
+            path=self.image_path(row),
             runs=runs,
             content=content,
             neg=self._slice("neg", "class", row),
@@ -306,7 +306,8 @@ class ShardReader:
             shard=self.path,
         )
 
-    def _path(self, row: int) -> str:
+    def image_path(self, row: int) -> str:
+        """The path of image number ``row``, from the folder of the pictures."""
         return self._slice("path", "bytes", row).tobytes().decode("utf-8", "replace")
 
     def _whole(self, name: str) -> np.ndarray:
@@ -355,7 +356,7 @@ class ShardReader:
     def _fault(self, what: str, row: int, error: Exception) -> DataError:
         """A DamagedImage where what was read is wrong, else the disk failed."""
         kind = DamagedImage if isinstance(error, ValueError) else DataError
-        return kind(_told(self.path, f"{what} {int(self._small['id'][row])}", self._path(row), error))
+        return kind(_told(self.path, f"{what} {int(self._small['id'][row])}", self.image_path(row), error))
 
 
 def _told(shard: Path | None, what: str, path: str, reason: Exception | str) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import PurePosixPath
 
 from cocolvis import locations
@@ -9,6 +10,7 @@ from cocolvis.annotations import AnnotationFile, ImageRecord, Segment
 from cocolvis.archives import Place
 from cocolvis.errors import DataError
 from cocolvis.locations import FOLDERS, Pictures, Roots
+from cocolvis.progress import Announce, Phase, quiet
 from cocolvis.vocabulary import Vocabulary
 
 
@@ -16,13 +18,14 @@ class Sources:
     """COCO (images, stuff annotations) and LVIS, read lazily and once.
 
     ``coco`` and ``lvis`` are a folder each, or several folders and zip files. A category list that differs from ``vocabulary``
-    raises a DataError as soon as its file is read.
+    raises a DataError as soon as its file is read. ``phase`` is told which file is read, ``announce`` where that takes long.
     """
 
-    def __init__(self, coco: Roots, lvis: Roots, vocabulary: Vocabulary):
+    def __init__(self, coco: Roots, lvis: Roots, vocabulary: Vocabulary, announce: Announce = quiet, phase: Phase = quiet):
         self._coco = coco
         self._lvis = lvis
         self._vocabulary = vocabulary
+        self._announce, self._phase = announce, phase
         self._things: dict[str, AnnotationFile] = {}
         self._stuff: dict[str, AnnotationFile] = {}
         self._pictures: dict[str, Pictures] = {}
@@ -68,10 +71,12 @@ class Sources:
         return {name: digest.result() for name, digest in sorted(self._digests.items())}
 
     def _read(self, place: Place, source: str) -> AnnotationFile:
-        content = place.map()
         name = PurePosixPath((place.member or "").replace("\\", "/") or place.path).name
+        read = partial(self._phase, f"reading {name}")
+        read(0, 0)  # it may have to be unpacked
+        content = place.map()
         self._digests[name] = self._hashing.submit(lambda: hashlib.sha256(content).hexdigest())
-        annotations = AnnotationFile(content, str(place), source)
+        annotations = AnnotationFile(content, str(place), source, self._announce, read)
         if annotations.categories:
             self._vocabulary.check_categories(source, annotations.categories, str(place))
         return annotations

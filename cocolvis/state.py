@@ -13,6 +13,7 @@ from cocolvis.files import create_json, sha256, sweep, write_json
 from cocolvis.lock import Lease, is_of_lock
 from cocolvis.losses import lossy, split_of
 from cocolvis.merge import MASK_RULE
+from cocolvis.progress import Phase, quiet
 from cocolvis.shard_plan import ShardPlan
 from cocolvis.shards import VERSION, ShardReader
 from cocolvis.state_files import Begun, Files, Plan, Report, read
@@ -142,17 +143,19 @@ class BuildState:
         """Where a shard lies."""
         return self.shards / f"{name}.h5"
 
-    def finished(self, names: Collection[str]) -> dict[str, dict]:
+    def finished(self, names: Collection[str], phase: Phase = quiet) -> dict[str, dict]:
         """Shard name -> report, for the shards that are whole; one without a report, or not as it says, is built again.
 
-        A DataError where reports are of another build or another version of cocolvis.
+        ``phase`` is told how much of them was read. A DataError where reports are of another build or another version of
+        cocolvis.
         """
         reports, others = {}, []
         if checks.absent(self._recorded):
             return {}
-        for name in names:
-            found = self._report(name)
-            if found is None or not self._is_whole(name, found):
+        noted = {name: found for name in names if (found := self._report(name)) is not None}
+        read = _Read(phase, sum(found["bytes"] for found in noted.values()))
+        for name, found in noted.items():
+            if not self._is_whole(name, found, read):
                 continue
             reports[name] = found
             if found["build"] != self._made_from(name):
@@ -177,10 +180,10 @@ class BuildState:
         except DataError:
             return None
 
-    def _is_whole(self, name: str, found: dict) -> bool:
+    def _is_whole(self, name: str, found: dict, read: Callable[[int], None]) -> bool:
         shard = self.shard(name)
         try:
-            return found["bytes"] == checks.regular_file(shard).st_size and found["sha256"] == sha256(shard)
+            return found["bytes"] == checks.regular_file(shard).st_size and found["sha256"] == sha256(shard, read)
         except DataError:
             return False
 
@@ -280,6 +283,19 @@ class BuildState:
             "report": report.write(self.out, faults, self.lease.check),
             "vocabulary": vocabulary.to_json(),
         }
+
+
+class _Read:
+    """Adds up what is read of the finished shards, and tells it."""
+
+    def __init__(self, phase: Phase, total: int):
+        self._phase, self._done, self._total = phase, 0, total
+        self(0)
+
+    def __call__(self, count: int) -> None:
+        self._done += count
+        if self._total:
+            self._phase("checking finished shards", self._done, self._total)
 
 
 def first(names: Collection[str], most: int = 5) -> str:

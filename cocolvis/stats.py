@@ -1,13 +1,14 @@
 """Statistics of a data set from what its shards count for each image; no mask is decoded."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cocolvis.dataset import Dataset
-from cocolvis.errors import DataError
+from cocolvis.files import save_figure
+from cocolvis.progress import Progress, quiet
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
@@ -18,20 +19,25 @@ _COLOUR = "#1f6f8b"
 """Of classes that belong to no group."""
 
 
-def statistics(dataset: Dataset) -> dict[str, Any]:
+def statistics(dataset: Dataset, progress: Progress = quiet) -> dict[str, Any]:
     """``{"splits": {name: {"images", "classes_present", "classes", ...}}}``, all plain numbers and text.
 
     ``classes`` lists the classes that occur with "class", "name", "group", "images" and "pixels", most images first, then by
     class. ``image_quantiles``, ``pixel_quantiles`` (over these classes) and ``classes_an_image`` map a quantile such as "0.5"
     to its value; ``groups`` has classes, classes present, images (of each class, summed) and pixels of each frequency group, if
-    the vocabulary has any; ``pixels`` are all pixels, ``labelled`` those with a class.
+    the vocabulary has any; ``pixels`` are all pixels, ``labelled`` those with a class. ``progress`` counts images.
     """
-    return {"splits": {name: _split_statistics(dataset, name) for name in dataset.splits}}
+    done, total, found = 0, sum(dataset.splits.values()), {}
+    for name, images in dataset.splits.items():
+        before = done
+        found[name] = _split_statistics(dataset, name, lambda read: progress(before + read, total))  # noqa: B023 (called now)
+        done += images
+    return {"splits": found}
 
 
-def _split_statistics(dataset: Dataset, name: str) -> dict[str, Any]:
+def _split_statistics(dataset: Dataset, name: str, read: Callable[[int], None]) -> dict[str, Any]:
     split, size = dataset.split(name), len(dataset.vocabulary) + 1
-    rows, classes, class_pixels = split.present()
+    rows, classes, class_pixels = split.present(read)
     images = np.bincount(classes, minlength=size)
     pixels = np.zeros(size, np.int64)
     np.add.at(pixels, classes, class_pixels)
@@ -92,10 +98,7 @@ def plot(stats: Mapping[str, Any], path: Path) -> None:
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
     if any(split["groups"] for split in splits.values()):
         figure.legend(*_key(), loc="outside lower center", ncols=len(COLOURS), frameon=False)
-    try:
-        figure.savefig(path, dpi=160)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: the plot cannot be written: {str(error).splitlines()[0]}") from None
+    save_figure(figure, path)
 
 
 def _panel(axes, classes: list[dict[str, Any]], what: str) -> None:

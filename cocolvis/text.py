@@ -1,4 +1,4 @@
-"""Text as people's programs save it: byte order marks and line ends do no harm, and what is not UTF-8 is named."""
+"""Text as people's programs save it, whose byte order marks and line ends do no harm, and text that a terminal may be given."""
 
 import codecs
 import unicodedata
@@ -16,6 +16,11 @@ _OTHER_MARKS = {
 
 _LOOKED_AT = 2**12
 """Bytes at the start of a file that decide whether it is UTF-16."""
+
+_UNITS = ("bytes", "kB", "MB", "GB", "TB")
+
+_SPACES = "\u00a0\u3000"
+"""Spaces of other widths, which Python does not count as printable and names do hold."""
 
 
 def decoded(content: bytes, where: object, errors: str = "strict") -> str:
@@ -49,6 +54,26 @@ def refuse_other_encodings(content: Buffer, where: object) -> None:
     name = marked or ("UTF-16" if _is_utf16(head) else None)
     if name:
         raise DataError(f"{where}: is {name}; save it as UTF-8")
+
+
+def plain(text: str) -> str:
+    """The text with an escape such as \\x1b or \\u202e in the place of what a terminal obeys or does not show.
+
+    That is what is neither printable nor one of some spaces: control characters, line ends, marks of direction and of no width,
+    halves of surrogate pairs.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in _SPACES else repr(c)[1:-1] for c in text)
+
+
+def human_size(count: float) -> str:
+    """A number of bytes as people write it, with three digits: "999 bytes", "1.23 kB", "64.0 MB", "19.3 GB", "1,230 TB"."""
+    if count < 1000:
+        return f"{count:.0f} byte{'' if round(count) == 1 else 's'}"
+    power = next((n for n in (1, 2, 3) if count / 1000**n < 999.5), 4)
+    count /= 1000**power
+    return f"{count:,.{2 if count < 9.995 else 1 if count < 99.95 else 0}f} {_UNITS[power]}"
 
 
 def composed(name: str) -> str:

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -14,11 +14,12 @@ from cocolvis import checks, digest, images, report
 from cocolvis.dataset import Dataset, Split
 from cocolvis.errors import DataError
 from cocolvis.files import sha256
+from cocolvis.progress import Progress, quiet
 from cocolvis.shards import ShardReader
 
 
-def verify(dataset: Dataset, progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
-    """The faults of a data set, one line each; empty when it is whole. ``progress`` counts shards.
+def verify(dataset: Dataset, progress: Progress = quiet) -> list[str]:
+    """The faults of a data set, one line each; empty when it is whole. ``progress`` counts bytes of shards.
 
     Reads everything: the digest of each image, and of the data set, is computed anew from the contents.
     """
@@ -26,9 +27,11 @@ def verify(dataset: Dataset, progress: Callable[[int, int], None] = lambda done,
     ids: dict[str, list[np.ndarray]] = {split: [] for split in dataset.splits}
     leaves: dict[str, list[bytes]] = {split: [] for split in dataset.splits}
     shards = dataset.index["shards"]
-    for number, entry in enumerate(shards, 1):
+    read = _Read(progress, sum(entry["bytes"] for entry in shards))
+    for entry in shards:
         path = dataset.folder / entry["file"]
-        faults += _file_faults(path, entry)
+        read.begin(entry["bytes"])
+        faults += _file_faults(path, entry, read)
         try:
             reader = ShardReader(path, len(dataset.vocabulary))
         except DataError as error:
@@ -36,16 +39,14 @@ def verify(dataset: Dataset, progress: Callable[[int, int], None] = lambda done,
         else:
             faults += [f"{path}: {fault}" for fault in _content_faults(reader, entry, dataset)]
             ids.setdefault(entry["split"], []).append(reader.image_ids())
-            faults += _image_faults(reader, leaves.setdefault(entry["split"], []))
+            faults += _image_faults(reader, leaves.setdefault(entry["split"], []), read)
             reader.close()
-        progress(number, len(shards))
+    read.begin(0)
     lost = report.check(dataset.folder, dataset.index["report"])
     return faults + list(_index_faults(dataset, ids, leaves)) + ([lost] if lost else [])
 
 
-def check_pictures(
-    dataset: Dataset, threads: int = 1, progress: Callable[[int, int], None] = lambda done, total: None
-) -> list[str]:
+def check_pictures(dataset: Dataset, threads: int = 1, progress: Progress = quiet) -> list[str]:
     """The faults of the pictures, one line each: those stored, or the files that are referred to, are checked and decoded.
 
     What can be found is told by :func:`cocolvis.images.check`. ``progress`` counts images. Each thread holds one picture at a
@@ -81,7 +82,29 @@ def _picture_fault(split: Split, reader: ShardReader, row: int) -> str | None:
     return None
 
 
-def _file_faults(path: Path, entry: dict[str, Any]) -> Iterator[str]:
+class _Read:
+    """Tells how many bytes of all shards were checked: half of a shard's when its file was hashed, half image by image."""
+
+    def __init__(self, progress: Progress, total: int):
+        self._progress, self._total = progress, total
+        self._before = self._size = self._read = 0
+
+    def begin(self, size: int) -> None:
+        """The next shard, of so many bytes; what came before is done."""
+        self._before, self._size, self._read = self._before + self._size, size, 0
+        self._progress(self._before, self._total)
+
+    def hashed(self, count: int) -> None:
+        """So many bytes more of the shard's file."""
+        self._read += count
+        self._progress(self._before + min(self._read, self._size) // 2, self._total)
+
+    def checked(self, share: float) -> None:
+        """A share of the shard's images."""
+        self._progress(self._before + int(self._size * (1 + share) / 2), self._total)
+
+
+def _file_faults(path: Path, entry: dict[str, Any], read: _Read) -> Iterator[str]:
     if checks.absent(path):
         yield f"{path}: does not exist; build the data set again with --overwrite"
         return
@@ -89,7 +112,7 @@ def _file_faults(path: Path, entry: dict[str, Any]) -> Iterator[str]:
         size = checks.regular_file(path).st_size
         if size != entry["bytes"]:
             yield f"{path}: has {size} bytes, dataset.json says {entry['bytes']}"
-        elif (found := sha256(path)) != entry["sha256"]:
+        elif (found := sha256(path, read.hashed)) != entry["sha256"]:
             yield f"{path}: has SHA-256 {found}, dataset.json says {entry['sha256']}"
     except DataError as error:
         yield str(error)
@@ -106,7 +129,7 @@ def _content_faults(reader: ShardReader, entry: dict[str, Any], dataset: Dataset
         yield f"excludes classes {absent.min()}..{absent.max()}, the vocabulary has 1..{len(dataset.vocabulary)}"
 
 
-def _image_faults(reader: ShardReader, leaves: list[bytes]) -> Iterator[str]:
+def _image_faults(reader: ShardReader, leaves: list[bytes], read: _Read) -> Iterator[str]:
     """Compare each image with its digest, and its mask with the classes that it counts; add the digests to ``leaves``."""
     try:
         offsets, classes, pixels = reader.present()
@@ -114,6 +137,7 @@ def _image_faults(reader: ShardReader, leaves: list[bytes]) -> Iterator[str]:
         yield str(error)
         offsets = None
     for row, (image_id, recorded) in enumerate(zip(reader.image_ids(), reader.digests(), strict=True)):
+        read.checked(row / len(reader))
         try:
             leaves.append(reader.digest(row))
             if leaves[-1] != recorded.tobytes():

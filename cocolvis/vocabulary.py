@@ -115,7 +115,9 @@ class Vocabulary:
         for c in self.classes:
             if composed(c.name) == composed(name):
                 return c.id
-        near = difflib.get_close_matches(name, [c.name for c in self.classes])
+        near = difflib.get_close_matches(name, [c.name for c in self.classes]) or [
+            c.name for c in self.search(name)[:3] if name
+        ]
         raise DataError(f"no class is named {name!r}" + (f"; did you mean {', '.join(near)}?" if near else ""))
 
     def check_categories(self, source: str, categories: Mapping[int, str], where: str) -> None:

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from cocolvis.ahead import ahead
 from cocolvis.dataset import Dataset
 from cocolvis.errors import DamagedImage, DataError
-from ess.ahead import ahead
 from ess.damage import advised
 from ess.data import to_labels
 from ess.metrics import Confusion

@@ -24,6 +24,33 @@ PICTURES = 4
 log = logging.getLogger("ess")
 
 
+class _Pace:
+    """The images of the steps since the last line, and the time that these steps took and nothing else.
+
+    The first step of all, in which loaders start and kernels are compiled, counts only where there is no other.
+    """
+
+    def __init__(self):
+        self._steps, self._images, self._seconds, self._since = 0, 0, 0.0, time.monotonic()
+
+    def step(self, images: int) -> None:
+        """Note a step that ends now, of so many images."""
+        now, self._steps = time.monotonic(), self._steps + 1
+        if self._steps == 2:
+            self._images, self._seconds = 0, 0.0
+        self._images, self._seconds, self._since = self._images + images, self._seconds + now - self._since, now
+
+    def pause(self) -> None:
+        """What was done since the last step was no training."""
+        self._since = time.monotonic()
+
+    def images_per_second(self) -> float:
+        """Since it was asked last."""
+        speed = self._images / max(self._seconds, 1e-9)
+        self._images, self._seconds = 0, 0.0
+        return speed
+
+
 class Journal:
     """Progress of a run of ``steps`` steps, from the main process only. As a context manager it closes what it opened."""
 
@@ -31,7 +58,7 @@ class Journal:
         self._team = team
         self._config = config
         self._steps = steps
-        self._seen, self._since = 0, time.monotonic()
+        self._pace = _Pace()
         self._damaged: set[str] = set()
         # TensorBoard forgets what lies at the purge step or after it: the points of step ``start`` stay.
         team.init_trackers("ess", init_kwargs={"tensorboard": {"purge_step": start + 1}, "wandb": {"name": folder.name}})
@@ -57,14 +84,13 @@ class Journal:
 
     def step(self, done: int, loss: float, lr: float) -> None:
         """Note a step; now and then a line with loss, rate and time left, and points of the curves."""
-        self._seen += self._config.batch_size
+        self._pace.step(self._config.batch_size)
         if done % self._config.log_every and done != self._steps:
             return
-        speed = self._seen / max(time.monotonic() - self._since, 1e-9)
+        speed = self._pace.images_per_second()
         eta = timedelta(seconds=round((self._steps - done) * self._config.batch_size / speed))
         self._say("step %d/%d  loss %.4f  lr %.3g  %.1f images/s  ETA %s", done, self._steps, loss, lr, speed, eta)
         self._team.log({"train/loss": loss, "train/lr": lr, "train/images_per_second": speed}, step=done)
-        self._seen, self._since = 0, time.monotonic()
 
     def evaluation(self, done: int, scores: dict) -> None:
         """Note the scores of an evaluation; the time that it took does not count as training."""
@@ -73,7 +99,7 @@ class Journal:
         points = {f"val/{name}": scores[name] for name in ("miou", "pixel_accuracy", "mean_accuracy", "fw_iou")}
         points |= {f"val/miou_{group}": value for group, value in scores["groups"].items()}
         self._team.log({name: value for name, value in points.items() if value is not None}, step=done)
-        self._since = time.monotonic()
+        self._pace.pause()
 
     def pictures(self, done: int, predictor: Predictor, dataset: Dataset, split: str = "val") -> None:
         """Show truth and prediction, side by side, of the first images of a split; damaged ones as the settings say."""
@@ -92,6 +118,7 @@ class Journal:
                 continue
             shown = [overlay(*enlarge(image, mask), predictor.vocabulary) for mask in (sample.mask, predictor(image))]
             board.add_image(f"val/{sample.image_id}", np.hstack(shown), done, dataformats="HWC")
+        self._pace.pause()
 
     def classes(self, done: int, predictor: Predictor) -> None:
         """Hand the class embeddings with their names to TensorBoard's projector."""

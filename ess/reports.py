@@ -8,7 +8,7 @@ import numpy as np
 
 from cocolvis.dataset import Dataset
 from cocolvis.errors import DataError
-from cocolvis.files import write_aside
+from cocolvis.files import save_figure, write_aside
 from ess.metrics import Confusion, miou_curve
 
 COLUMNS = ("class", "name", "group", "training_images", "truth_pixels", "predicted_pixels", "iou", "accuracy")
@@ -64,7 +64,4 @@ def plot_curve(path: Path, curve: np.ndarray, images: np.ndarray) -> None:
     axes.set(xlabel="n most frequent classes, by training images", ylabel="mIoU", xlim=(1, max(2, trained)), ylim=(0, None))
     axes.grid(color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
-    try:
-        figure.savefig(path, dpi=160)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: the plot cannot be written: {str(error).splitlines()[0]}") from None
+    save_figure(figure, path)

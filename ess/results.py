@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 
 from cocolvis import remarks
+from cocolvis.ahead import ahead
 from cocolvis.errors import DataError
 from cocolvis.files import read_json, write_aside
 from cocolvis.images import write_png
 from cocolvis.render import enlarge, overlay
-from ess.ahead import ahead
 from ess.image_ids import ImageId, image_ids, number_of
 from ess.inputs import Input, frames, read_picture, video_facts
 from ess.predict import Predictor

@@ -103,7 +103,7 @@ def test_ctrl_c_keeps_finished_work_and_says_how_to_go_on(sample, tmp_path, work
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=20)[1]
     assert process.returncode == 130, said
-    assert said.splitlines()[-1] == "interrupted; finished work is kept; go on with --resume"
+    assert said.splitlines()[-1] == "interrupted; finished shards are kept: go on with --resume"
 
 
 def test_a_damaged_shard_is_built_again_on_resume(sample, tmp_path):

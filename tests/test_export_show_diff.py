@@ -1,12 +1,14 @@
 """What is taken out of a data set: PNG files, pictures with names, integrity, and the difference of two builds."""
 
+import json
+
 import cv2
 import h5py
 import numpy as np
 import pytest
 from trees import box, five_images
 
-from cocolvis import render
+from cocolvis import export, render
 from cocolvis.dataset import Dataset
 from cocolvis.diff import Pair, diff
 from cocolvis.errors import DataError
@@ -21,7 +23,7 @@ def test_every_mask_is_exported_as_16_bit_png(sample, tmp_path):
     calls = []
     assert export_png(data, tmp_path, lambda *c: calls.append(c)) == 40
     assert calls[-1] == (40, 40)
-    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} - {"export.json"} == {
         f"{i:012d}.png" for name in data.splits for i in data.split(name).image_ids().tolist()
     }
     for name in data.splits:
@@ -39,6 +41,91 @@ def test_an_image_with_nothing_is_exported_and_a_blocked_folder_is_told(tree, tm
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written"):
         export_png(data, tmp_path / "file")
+
+
+def masks(folder):
+    """Path below the folder -> bytes of every mask."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
+
+
+def test_workers_write_the_same_files_and_the_record_comes_first(sample, tmp_path, monkeypatch):
+    data, synced = Dataset.open(sample.data), []
+    export_png(data, tmp_path / "one")
+    monkeypatch.setattr(export, "sync_disk", lambda folder: synced.append((folder, len(masks(folder)))))
+    monkeypatch.setattr("cocolvis.files._sync", lambda path: synced.append(path.name.split(".")[1]))
+    assert export_png(data, tmp_path / "three", workers=3) == 40
+    assert masks(tmp_path / "one") == masks(tmp_path / "three")
+    assert synced == ["export", (tmp_path / "three", 40)]  # nothing else is synced by itself
+    record = json.loads((tmp_path / "three" / "export.json").read_text())
+    assert record == {"digest": data.index["digest"], "splits": ["train", "val"], "format": "png"}
+
+
+def interrupted(data, out, after):
+    def stop(done, total):
+        if done == after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_png(data, out, stop, workers=2)
+
+
+def test_an_interrupted_export_is_resumed_and_only_whole_masks_are_kept(sample, tmp_path):
+    data, out = Dataset.open(sample.data), tmp_path / "out"
+    export_png(data, tmp_path / "whole")
+    interrupted(data, out, 20)
+    there = sorted(out.rglob("*.png"))
+    assert 20 <= len(there) < 40 and not list(out.rglob(".*.tmp"))
+    there[0].write_bytes(b"")  # as a power cut can leave them
+    there[1].write_bytes(there[1].read_bytes()[:-20])
+    zeros = bytearray(there[2].read_bytes())
+    zeros[60:80] = bytes(20)
+    there[2].write_bytes(zeros)
+    there[3].write_bytes(cv2.imencode(".png", np.zeros((3, 3), np.uint16))[1])
+    there[4].unlink()
+    (there[5].parent / f".{there[5].name}.{'0' * 12}.tmp").write_bytes(b"half")
+    kept = {path: path.stat().st_ino for path in there[5:]}
+    calls = []
+    assert export_png(data, out, lambda *call: calls.append(call), workers=2, resume=True) == 40
+    assert masks(out) == masks(tmp_path / "whole") and not list(out.rglob(".*.tmp"))
+    assert {path: path.stat().st_ino for path in there[5:]} == kept and calls[-1] == (40, 40)
+
+
+@pytest.mark.parametrize("how", [{}, {"resume": True}])
+@pytest.mark.parametrize("left", ["another", "unknown", "damaged", "folder"])
+def test_masks_of_another_data_set_are_only_replaced_with_overwrite(sample, tree, tmp_path, how, left):
+    other, data, out = five_images(tree).build(), Dataset.open(sample.data), tmp_path / "out"
+    export_png(data, out)
+    (out / "train" / "notes.png").write_text("mine")
+    if left != "another":
+        (out / "export.json").unlink()
+    if left == "damaged":
+        (out / "export.json").write_text('{"digest": 1, "splits": ["../.."]}')
+    if left == "folder":
+        (out / "export.json").mkdir()
+    before = masks(out)
+    with pytest.raises(DataError, match="--overwrite"):
+        export_png(other, out, **how)
+    assert masks(out) == before
+    if left == "folder":
+        return
+    export_png(other, out, overwrite=True, **how)
+    export_png(other, tmp_path / "fresh")
+    assert masks(out) == masks(tmp_path / "fresh") | {"train/notes.png": b"mine"}
+    export_png(other, out)  # the same data set once more needs no option
+    assert masks(out).items() >= masks(tmp_path / "fresh").items()
+
+
+def test_an_overwrite_that_is_interrupted_never_passes_old_masks_for_new_ones(sample, tree, tmp_path, monkeypatch):
+    other, data, out = five_images(tree).build(), Dataset.open(sample.data), tmp_path / "out"
+    export_png(data, out)
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(export, "write_json", fail)
+        export_png(other, out, overwrite=True)
+    assert masks(out) == {}
 
 
 def test_colours_are_distinct_stable_and_black_means_unlabelled():
@@ -143,7 +230,8 @@ def data(tree):
 def test_a_whole_data_set_verifies(sample, data):
     calls = []
     assert verify(Dataset.open(sample.data), lambda *c: calls.append(c)) == []
-    assert calls == [(n, len(Dataset.open(sample.data).index["shards"])) for n in range(1, len(calls) + 1)]
+    size = sum(path.stat().st_size for path in (sample.data / "shards").iterdir())
+    assert calls == sorted(calls) and len({*calls}) > 40 and (calls[0], calls[-1]) == ((0, size), (size, size))
     assert verify(data) == []
 
 

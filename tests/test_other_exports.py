@@ -1,4 +1,4 @@
-"""Annotation files as other programs export them: numbers, ids, names and keys that differ from COCO's, and words for the rest."""
+"""Annotation files as other programs export them: numbers, ids, names and keys unlike COCO's, and words for the rest."""
 
 import json
 

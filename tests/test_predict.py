@@ -14,9 +14,9 @@ from pycocotools.coco import COCO
 from torch import nn
 
 from cli.ess import main
+from cocolvis.ahead import ahead
 from cocolvis.errors import DataError
 from cocolvis.vocabulary import Vocabulary, coco_lvis
-from ess.ahead import ahead
 from ess.inference import Inference
 from ess.inputs import find_inputs
 from ess.models import SegmentationModel, build_model

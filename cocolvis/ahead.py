@@ -1,4 +1,4 @@
-"""Work done ahead by threads, results in order: pictures are read and written while the network computes."""
+"""Work done ahead by threads, results in order: files are read and written while something else is computed."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator

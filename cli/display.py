@@ -1,0 +1,199 @@
+"""What both command lines show: tables and JSON on stdout; on stderr messages, and how far long work has come.
+
+Everything goes through :func:`say`, which lets nothing through that a terminal obeys: names, paths and reasons come from files.
+"""
+
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import click
+
+from cocolvis.text import human_size, plain
+
+_PLAIN_INTERVAL = 5.0
+"""Seconds between two progress lines when stderr is no terminal."""
+
+_LARGE = 2**26
+"""Bytes of which a line says at once that they are being read: parsing a file cannot be looked at meanwhile."""
+
+BYTES = "bytes"
+"""The unit of progress that is shown as sizes."""
+
+
+class Size(int):
+    """A number of bytes in a table."""
+
+    def __str__(self) -> str:
+        return human_size(self)
+
+
+def say(line: object = "", *, err: bool = False) -> None:
+    """One line on stdout, or on stderr: with escapes for control characters and line ends, which may come from files."""
+    click.echo(plain(str(line)), err=err)
+
+
+def say_fields(*fields: object) -> None:
+    """One line on stdout with tabs between the fields, for programs such as cut; escapes as for :func:`say`."""
+    click.echo("\t".join(plain(str(field)) for field in fields))
+
+
+def print_json(content: Any) -> None:
+    """One JSON object on stdout, in which what terminals obey stands as an escape of JSON."""
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    if not text.replace("\n", "").isprintable():
+        text = "".join(c if c == "\n" or c.isprintable() else _json_escape(c) for c in text)
+    click.echo(text)
+
+
+def _json_escape(character: str) -> str:
+    return re.sub("....", r"\\u\g<0>", character.encode("utf-16-be", "surrogatepass").hex())
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, err: bool = False) -> None:
+    """Columns on stdout, or on stderr: numbers to the right with thousands marked, everything else to the left."""
+
+    def text(cell: Any) -> str:
+        if cell is None:
+            return ""
+        if isinstance(cell, int) and not isinstance(cell, Size):
+            return f"{cell:,}"
+        return f"{cell:,.2f}" if isinstance(cell, float) else plain(str(cell))
+
+    columns = list(zip(header, *rows, strict=True))
+    right = [any(isinstance(cell, int | float) for cell in column[1:]) for column in columns]
+    widths = [max(len(text(cell)) for cell in column) for column in columns]
+    for row in (header, *rows):
+        cells = zip(row, widths, right, strict=True)
+        say("  ".join(f"{text(c):>{w}}" if r else f"{text(c):<{w}}" for c, w, r in cells).rstrip(), err=err)
+
+
+class Progress(Protocol):
+    """How far a command has come. Called with (done, total) of its unit now and then."""
+
+    def __call__(self, done: int, total: int) -> None: ...
+
+    def phase(self, what: str, done: int, total: int) -> None:
+        """What is done before or beside that, and its bytes done and in total; a total of 0 is unknown."""
+
+    def line(self, text: str) -> None:
+        """A line for the user."""
+
+
+@contextmanager
+def progress(label: str, unit: str = "images") -> Iterator[Progress]:
+    """Yield what shows progress, rate and time left on stderr: a bar in a terminal, else lines every few seconds.
+
+    Time counts from the beginning; rate and time left from the first image (or whatever the unit is), so that planning before
+    it, and what an earlier run finished, slow nothing down.
+    """
+    with _bar(label) if sys.stderr.isatty() else _lines() as shown:
+        yield (show := _Shown(label, unit, *shown))
+        show.end()
+
+
+_Draw = Callable[[str, str, int, int], None]
+"""Called with what is being done, how far it is in words, and done and total."""
+
+
+@contextmanager
+def _bar(label: str) -> Iterator[tuple[_Draw, Callable[[str], None]]]:
+    from rich import progress as rich
+    from rich.console import Console
+    from rich.text import Text
+
+    words = [rich.TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[state]")]
+    columns = (words[0], rich.BarColumn(), words[1], rich.TimeElapsedColumn())
+    with rich.Progress(*columns, console=Console(stderr=True)) as bar:
+        task, drawn = bar.add_task(label, total=None, state=""), [label]
+
+        def draw(what: str, state: str, done: int, total: int) -> None:
+            begins, drawn[0] = drawn[0] != what, what
+            bar.update(task, description=what, completed=done, total=total or None, state=state, refresh=begins)
+
+        yield draw, lambda text: bar.console.print(Text(plain(text)), soft_wrap=True)
+
+
+@contextmanager
+def _lines() -> Iterator[tuple[_Draw, Callable[[str], None]]]:
+    since, announced = time.monotonic(), ""
+
+    def draw(what: str, state: str, done: int, total: int) -> None:
+        nonlocal since, announced
+        now, begins = time.monotonic(), done == 0 and total >= _LARGE and announced != what
+        if begins or now - since >= _PLAIN_INTERVAL:
+            since, announced = now, what if begins else announced
+            say(f"{what}: {state}" if state else what, err=True)
+
+    yield draw, lambda text: say(text, err=True)
+
+
+class _Shown:
+    """The progress of one command; see :class:`Progress`."""
+
+    def __init__(self, label: str, unit: str, draw: _Draw, line: Callable[[str], None]):
+        self._label, self._unit, self._draw, self.line = label, unit, draw, line
+        self._begun = time.monotonic()
+        self._work, self._phase, self._what = _Meter(unit), _Meter(BYTES), ""
+        self._last: tuple[int, int] | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        self._last, self._what = (done, total), ""
+        self._draw(self._label, self._work.state(done, total), done, total)
+
+    def phase(self, what: str, done: int, total: int) -> None:
+        if what != self._what:
+            self._what, self._phase = what, _Meter(BYTES)
+        state = self._phase.state(done, total) if done else human_size(total) if total else ""
+        self._draw(plain(f"{self._label}: {what}"), state, done, total)
+
+    def end(self) -> None:
+        """Say what was done in all, and in which time."""
+        if self._last is not None:
+            taken = _duration(time.monotonic() - self._begun, 1)
+            self.line(f"{self._label}: {_count(*self._last, self._unit)} in {taken}")
+
+
+class _Meter:
+    """Rate since the first image was done that was not done before, or of bytes since they are counted."""
+
+    def __init__(self, unit: str):
+        self._unit = unit
+        self._before: int | None = None
+        self._since: float | None = None
+
+    def rate(self, done: int) -> float | None:
+        """What is done in a second; None where that is not known yet."""
+        now = time.monotonic()
+        if self._before is None:
+            self._before, self._since = done, now if self._unit == BYTES else None
+        elif self._since is None and done > self._before:
+            self._before, self._since = done, now
+        elif self._since is not None and done > self._before:
+            return (done - self._before) / max(now - self._since, 1e-9)
+        return None
+
+    def state(self, done: int, total: int) -> str:
+        """How far it is, how fast it goes, and how long the rest takes, as far as that can be known."""
+        rate, count = self.rate(done), _count(done, total, self._unit)
+        if rate is None:
+            return count
+        speed = human_size(rate) if self._unit == BYTES else f"{rate:.{0 if rate >= 10 else 1}f} {self._unit}"
+        return f"{count}, {speed}/s, {_duration((total - done) / rate)} left"
+
+
+def _count(done: int, total: int, unit: str) -> str:
+    return f"{human_size(done)} of {human_size(total)}" if unit == BYTES else f"{done}/{total} {unit}"
+
+
+def _duration(seconds: float, digits: int = 0) -> str:
+    """Such as "40 s", "3 min 5 s", "2 h 10 min"; seconds alone have so many digits."""
+    if seconds < 59.5:
+        return f"{seconds:.{digits}f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

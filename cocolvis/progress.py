@@ -1,0 +1,16 @@
+"""Who is told, while long work lasts, what is being done and how far it has come; nobody by default."""
+
+from collections.abc import Callable
+
+Progress = Callable[[int, int], None]
+"""Called now and then with how much is done and how much there is, of images or whatever is counted."""
+
+Announce = Callable[[str], None]
+"""Called with a line for the user."""
+
+Phase = Callable[[str, int, int], None]
+"""Called now and then with what is being done, such as "reading lvis_v1_train.json", and the bytes of it done and in total."""
+
+
+def quiet(*_: object) -> None:
+    """Tell nobody."""
