@@ -84,7 +84,7 @@ def test_info_tells_of_settings_and_checkpoints(sample_dataset, tmp_path):
 def test_eval_prints_a_table_and_json(run, sample_dataset):
     assert "pixel accuracy" in ess("eval", run, sample_dataset, "--limit", 2).stdout
     scores = json.loads(ess("eval", run, sample_dataset, "--limit", 2, "--json").stdout)
-    assert set(scores) == {"miou", "pixel_accuracy", "mean_accuracy", "fw_iou", "groups", "images"}
+    assert set(scores) == {"miou", "pixel_accuracy", "mean_accuracy", "fw_iou", "groups", "images", "skipped"}
     assert scores["images"] == 2
 
 
