@@ -98,7 +98,9 @@ def painted(text: str) -> np.ndarray:
     """(8, 8) bool: what pycocotools makes of the segmentation in the text of a record."""
     found = json.JSONDecoder().raw_decode(text, text.index('"segmentation": ') + len('"segmentation": '))[0]
     if isinstance(found, dict):
-        found = {key: [int(n) for n in found[key]] if isinstance(found[key], list) else found[key] for key in ("size", "counts")}
+        found = {
+            key: [int(n) for n in found[key]] if isinstance(found[key], list) else found[key] for key in ("size", "counts")
+        }
     if isinstance(found, list) or isinstance(found["counts"], list):
         found = coco_mask.frPyObjects(found, 8, 8)
         found = coco_mask.merge(found) if isinstance(found, list) else found

@@ -62,7 +62,11 @@ def test_elements_of_the_lists_that_are_asked_for():
     text = as_text(
         rb' {"x": [1], "im\u0061ges" : [ 1,"]\"" ,[[2]],{"images":[3]}, NaN ], "images": 4, "images": [], "y": {"z": [5]}} '
     )
-    found = [(key, [bytes(text[a:b]) for a, b in spans.tolist()]) for key, at in lists(text, ("images", "y")) for spans in elements(text, at)]
+    found = [
+        (key, [bytes(text[a:b]) for a, b in spans.tolist()])
+        for key, at in lists(text, ("images", "y"))
+        for spans in elements(text, at)
+    ]
     assert found == [("images", [b"1", rb'"]\""', b"[[2]]", b'{"images":[3]}', b"NaN"]), ("images", [])]
 
 
