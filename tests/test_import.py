@@ -296,7 +296,8 @@ def test_a_split_without_images_is_told(tmp_path):
         file.rename(file.with_suffix(".tiff"))
     said = run(*made.arguments(tmp_path / "data"), code=1).stderr.splitlines()[-1]
     assert said == (
-        f"Error: {made.src}: split val has no picture with its mask: masks/val/4.png does not exist; there is 4.tiff, but masks must be PNGs"
+        f"Error: {made.src}: split val has no picture with its mask: masks/val/4.png does not exist;"
+        " there is 4.tiff, but masks must be PNGs"
     )
     assert imported(made, tmp_path / "data", "--split", "train").splits == {"train": 3}
 
