@@ -142,8 +142,8 @@ def download(
 ) -> list[Record]:
     """Fetch what ``plan`` lists and is not finished; the records of all of it, which downloads.json keeps too.
 
-    ``progress`` gets bytes, ``phase`` those of a file that is being hashed, ``note`` a line whenever something is tried again. A
-    DataError where a file cannot be had or is not the published one; what came is kept, and the same call goes on there.
+    ``progress`` gets bytes, ``phase`` those of a file that is being hashed, ``note`` a line whenever something is tried again.
+    A DataError where a file cannot be had or is not the published one; what came is kept, and the same call goes on there.
     """
     with _alone(out):
         jobs, records = plan(out, names, mirror), _records(out)
