@@ -69,7 +69,7 @@ def _is_utf16(head: bytes) -> bool:
         text = codecs.getincrementaldecoder(name)().decode(head)
     except UnicodeDecodeError:
         return False
-    return all(character.isprintable() or character.isspace() for character in text)
+    return bool(text) and all(character.isprintable() or character.isspace() for character in text)
 
 
 def _with_plain_ends(text: str) -> str:
