@@ -138,7 +138,7 @@ def download(out, names, mirror, yes, as_json) -> None:
             say("nothing was fetched", err=True)
             raise click.exceptions.Exit(1)
     with progress("download", BYTES) as show:
-        records = fetcher.download(out, names, mirror, progress=show, note=show.line)
+        records = fetcher.download(out, names, mirror, progress=show, note=show.line, phase=show.phase)
     if as_json:
         return print_json({"out": str(out), "files": [asdict(record) for record in records]})
     print_table(("file", "size", "SHA-256"), [(record.file, Size(record.bytes), record.sha256) for record in records])

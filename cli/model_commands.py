@@ -160,8 +160,11 @@ def _data_set(folder: Path | None) -> Iterator[Path]:
 
     with TemporaryDirectory() as name:
         root = Path(name)
-        write_sample(root / "sample", images=96, classes=60, size=512)
-        build(Sources(root / "sample" / "coco", root / "sample" / "lvis", coco_lvis()), root / "data", BuildOptions())
+        with progress("sample") as show:
+            write_sample(root / "sample", images=96, classes=60, size=512, progress=show)
+        with progress("build") as show:
+            sources = Sources(root / "sample" / "coco", root / "sample" / "lvis", coco_lvis())
+            build(sources, root / "data", BuildOptions(), progress=show)
         yield root / "data"
 
 

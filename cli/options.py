@@ -56,6 +56,8 @@ class Group(click.Group):
             return super().invoke(ctx)
         except DataError as error:
             raise click.ClickException(plain(str(error))) from None
+        except MemoryError as error:
+            raise click.ClickException(plain(str(error)) or "memory ran out") from None
         except KeyboardInterrupt:
             said, given = ctx.meta.get(_INTERRUPTED, (UNCHANGED, {}))
             say(f"interrupted; {said if isinstance(said, str) else said(given)}", err=True)

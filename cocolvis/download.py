@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,7 @@ from cocolvis import zip_directory
 from cocolvis.archives import members
 from cocolvis.errors import DataError
 from cocolvis.files import read_json, sha256, sync_folder, write_json
+from cocolvis.progress import Phase, count_bytes, quiet
 from cocolvis.text import human_size
 from cocolvis.transfer import WEB, Note, Part, Patience, fetch
 
@@ -135,12 +137,13 @@ def download(
     mirror: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     note: Note = lambda text: None,
+    phase: Phase = quiet,
     patience: Patience | None = None,
 ) -> list[Record]:
     """Fetch what ``plan`` lists and is not finished; the records of all of it, which downloads.json keeps too.
 
-    ``progress`` gets bytes, ``note`` a line whenever something is tried again. A DataError where a file cannot be had or is not
-    the published one; what came is kept, and the same call goes on there.
+    ``progress`` gets bytes, ``phase`` those of a file that is being hashed, ``note`` a line whenever something is tried again.
+    A DataError where a file cannot be had or is not the published one; what came is kept, and the same call goes on there.
     """
     with _alone(out):
         jobs, records = plan(out, names, mirror), _records(out)
@@ -157,7 +160,7 @@ def download(
                 continue
             if not job.there:
                 fetch(job.part, show, note, patience or Patience())
-            records[job.remote.name] = record = _checked(job, note)
+            records[job.remote.name] = record = _checked(job, note, phase)
             write_json(out / RECORD, msgspec.to_builtins(_Records(list(records.values()))))
             if not job.there:
                 _take_name(job.part)
@@ -165,7 +168,7 @@ def download(
     return [records[job.remote.name] for job in jobs]
 
 
-def _checked(job: Job, note: Note) -> Record:
+def _checked(job: Job, note: Note, phase: Phase) -> Record:
     """The record of a file that came or was put there; a DataError where it is not the published one."""
     remote, part = job.remote, job.part
     path = part.target if job.there else part.path
@@ -179,7 +182,8 @@ def _checked(job: Job, note: Note) -> Record:
         job.fail(path, f"{fault} remove it")
     else:
         note(f"{part.target.name}: {size:,} bytes are there; computing their SHA-256")
-        digest = sha256(path)
+        hashed = count_bytes(partial(phase, f"hashing {part.target.name}"), size)
+        digest = sha256(path, hashed)
         if remote.sha256 not in (None, digest):
             fault = f"has the SHA-256 {digest}, published is {remote.sha256}"
     if fault and job.there:

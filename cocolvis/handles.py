@@ -13,7 +13,7 @@ try:
 except ImportError:  # Windows
     resource = None
 
-_KNOWN = 512
+_KNOWN = 1024
 """Shards whose tables are kept: several times those of COCO+LVIS, and a bound on memory."""
 
 _MOST = 256

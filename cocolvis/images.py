@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from cocolvis import jpeg, png
+from cocolvis.errors import DataError
 from cocolvis.files import write_aside
 from cocolvis.runlength import MAX_PIXELS
 
@@ -92,7 +93,9 @@ def write_png(path: Path, pixels: np.ndarray, *, sync: bool = True) -> None:
 
     ``sync`` is that of :func:`cocolvis.files.write_aside`.
     """
-    encoded = cv2.imencode(".png", pixels if pixels.ndim == 2 else pixels[..., ::-1])[1]
+    done, encoded = cv2.imencode(".png", pixels if pixels.ndim == 2 else pixels[..., ::-1])
+    if not done:
+        raise DataError(f"{path}: cannot be written: a PNG holds no {pixels.shape[0]} x {pixels.shape[1]} pixels")
     with write_aside(path, sync=sync) as aside:
         aside.write_bytes(encoded)
 

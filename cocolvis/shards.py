@@ -75,7 +75,10 @@ class Sample:
         return self.runs.mask()
 
     def image(self) -> np.ndarray:
-        """(H, W, 3) uint8 RGB; a DamagedImage when it is absent, broken, or by its header of another size than the mask."""
+        """(H, W, 3) uint8 RGB; a DamagedImage when it is absent, broken, or by its header of another size than the mask.
+
+        Where memory does not suffice, that is a DataError of the machine.
+        """
         return self._of_picture(images.decode_rgb)
 
     def check_image(self) -> None:
@@ -87,6 +90,8 @@ class Sample:
             return work(self.content, self.size)
         except images.WrongSize as error:
             reason = f"{error}, its mask {self.size[0]} x {self.size[1]}"
+        except images.NoMemory as error:
+            raise DataError(self.told(error)) from None
         except ValueError as error:
             reason = error if self.content else "no picture is stored"
         raise DamagedImage(self.told(reason))

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from cocolvis import checks, dataset, digest, overwrite, report
@@ -13,7 +14,7 @@ from cocolvis.files import create_json, sha256, sweep, write_json
 from cocolvis.lock import Lease, is_of_lock
 from cocolvis.losses import lossy, split_of
 from cocolvis.merge import MASK_RULE
-from cocolvis.progress import Phase, quiet
+from cocolvis.progress import Phase, count_bytes, quiet
 from cocolvis.shard_plan import ShardPlan
 from cocolvis.shards import VERSION, ShardReader
 from cocolvis.state_files import Begun, Files, Plan, Report, read
@@ -153,7 +154,8 @@ class BuildState:
         if checks.absent(self._recorded):
             return {}
         noted = {name: found for name in names if (found := self._report(name)) is not None}
-        read = _Read(phase, sum(found["bytes"] for found in noted.values()))
+        size = sum(found["bytes"] for found in noted.values())
+        read = count_bytes(partial(phase, "checking finished shards"), size) if noted else quiet
         for name, found in noted.items():
             if not self._is_whole(name, found, read):
                 continue
@@ -283,19 +285,6 @@ class BuildState:
             "report": report.write(self.out, faults, self.lease.check),
             "vocabulary": vocabulary.to_json(),
         }
-
-
-class _Read:
-    """Adds up what is read of the finished shards, and tells it."""
-
-    def __init__(self, phase: Phase, total: int):
-        self._phase, self._done, self._total = phase, 0, total
-        self(0)
-
-    def __call__(self, count: int) -> None:
-        self._done += count
-        if self._total:
-            self._phase("checking finished shards", self._done, self._total)
 
 
 def first(names: Collection[str], most: int = 5) -> str:

@@ -54,9 +54,9 @@ def check_readable(dataset: Dataset, split: str, *, skip_damaged: bool = False) 
         for index in range(min(_TRIED, len(images))):
             try:
                 images[index].image()
-            except DamagedImage:
+            except DamagedImage as error:
                 if not skip_damaged:
-                    raise
+                    raise advised(error) from None
     except DataError as error:
         raise DataError(f"{error}; evaluations need this: mend it, or train without --eval-every") from None
 

@@ -25,9 +25,9 @@ _NO_STUFF = (
     ("no stuff", "stuff", IMAGE, None),
 )
 _HEIGHTS = ("NaN", "8.5", '"8"', "null", "{}", "0", "4294967304", "134217729", DEEP)
-_WIDTHS = ("Infinity", "1e999", "8.0", "true", "[8]", "-8", "18446744073709551624", MANY_DIGITS)
+_WIDTHS = ("Infinity", "1e999", "8e300", "true", "[8]", "-8", "18446744073709551624", MANY_DIGITS)
 _LISTED_HEIGHTS = ("NaN", "0", '"8"', "134217729")
-_CATEGORIES = ("null", "7", '["7"]', "[7.5]", "[NaN]", "[true]", '{"7": 7}')
+_CATEGORIES = ("7", '["7"]', "[7.5]", "[NaN]", "[true]", '{"7": 7}')
 
 
 def _sizes() -> list[Case]:
@@ -44,7 +44,7 @@ def _sizes() -> list[Case]:
 def _records() -> list[Case]:
     nameless = ("malformed image", "lvis", None, None)
     cases = []
-    for value in ("NaN", "1.5", f"{IMAGE}.0", "true", f'"{IMAGE}"', "null", "[1]", MANY_DIGITS, DEEP):
+    for value in ("NaN", "1.5", "-1e19", "true", f'"{IMAGE}"', "null", "[1]", MANY_DIGITS, DEEP):
         faults = (nameless, _LOST[1])
         cases.append(
             Case(name=f"image whose id is {short(value)}", image=_image(identity=value), faults=faults, left="nothing")
@@ -65,6 +65,8 @@ def _records() -> list[Case]:
         Case(name="categories not exhaustive are text", image=text, faults=_LOST, left="nothing"),
         Case(name="unknown categories verified absent", image=absent),
         Case(name="image with extra keys", image=more),
+        Case(name="image whose numbers are floats", image=_image("8.0", "0.8e1", identity=f"{IMAGE}.0")),
+        Case(name="categories verified absent are null", image=_image(more=', "neg_category_ids": null')),
         Case(name="image id twice", added_image=_image("4", "4"), faults=(("duplicate image", "lvis", IMAGE, None),)),
         Case(name="listed id twice", added_listing=_image("4", "4"), faults=(("duplicate image", "stuff", IMAGE, None),)),
     ]
@@ -95,7 +97,7 @@ _NAMES = {
 _URLS = {
     "..": '"http://x/../a.jpg"',
     ".. at its end": '"http://x/train2017/.."',
-    "backslashes": r'"http://x/train2017\\a.jpg"',
+    "backslashes": r'"http://x/..\\..\\a.jpg"',
     "a drive letter": '"http://x/C:/a.jpg"',
     "a folder without stuff": '"http://x/elsewhere/a.jpg"',
     "a long folder": f'"http://x/{"d" * 5000}/a.jpg"',
@@ -115,9 +117,14 @@ def _names() -> list[Case]:
             cases.append(Case(name=f"{key} with {name}", image=named(key, value), faults=(_REFUSED,), left="nothing"))
         for value in _NO_NAMES[key]:
             cases.append(Case(name=f"{key} is {value}", image=named(key, value), faults=_LOST, left="nothing"))
-    long, encoded = f'"train2017/{"n" * 5000}.jpg"', '"train2017/%2e%2e%2fsecret.jpg"'
-    for name, value, kind in (("of 5000 characters", long, "unreadable image"), ("with %2e%2e", encoded, "missing image")):
-        faults = ((kind, "image", IMAGE, None),)
+    for name, value, kind in (
+        ("of 5000 characters", f'"train2017/{"n" * 5000}.jpg"', "malformed image"),
+        ("of 300 characters", f'"train2017/{"n" * 300}.jpg"', "malformed image"),
+        ("with %2e%2e", '"train2017/%2e%2e%2fsecret.jpg"', "missing image"),
+        ("with colons", '"train2017/12:30:00.jpg"', "missing image"),
+    ):
+        source = "lvis" if kind == "malformed image" else "image"
+        faults = ((kind, source, IMAGE, None),)
         cases.append(Case(name=f"file_name {name}", image=named("file_name", value), faults=faults, left="nothing"))
     return cases
 

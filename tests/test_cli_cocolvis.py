@@ -53,6 +53,7 @@ def test_every_command_is_helped_and_documented(name):
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             assert parameter.help, f"{name} {parameter.name}"
+            assert all(flag in DOCUMENT for flag in parameter.opts), f"{name} {parameter.name}"
     assert run(*name.split(), "--help").stdout.startswith("Usage:")
     assert len(command.get_short_help_str(200)) > 20
 

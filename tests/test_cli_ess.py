@@ -1,6 +1,8 @@
 """The command line ``ess``: the whole path, its refusals, its help and documentation."""
 
 import json
+import logging
+import shutil
 from pathlib import Path
 
 import click
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from cli.ess import main
+from cli.ess import _log_to_stderr, main
 from cli.run_options import inference_options
 from ess.inference import Inference
 
@@ -81,10 +83,27 @@ def test_info_tells_of_settings_and_checkpoints(sample_dataset, tmp_path):
     assert "deeplabv3plus with mobilenetv2_100, loss knn, 1284 classes" in text and text.count("best") == 1
 
 
+def test_info_lets_no_file_steer_the_terminal(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    described = json.loads((copy / "run.json").read_text())
+    described["settings"] |= {"weights": "\x1b[31m\u202e.safetensors", "track": "\x9b2J\u200b"}
+    (copy / "run.json").write_text(json.dumps(described))
+    said = ess("info", copy, code=1).stderr
+    assert not {c for c in said if not c.isprintable()} - {"\n"} and r"\x1b[31m\u202e" in said
+    (copy / "run.json").write_text((run / "run.json").read_text().replace('"knn"', '"k\x1b[31mn"'))
+    assert "\x1b" not in ess("info", copy, code=1).stderr
+
+
+def test_the_log_lets_no_file_steer_the_terminal(capsys):
+    _log_to_stderr()
+    logging.getLogger("ess").info("skipped %s", "\x1b[31m\n\u202e.jpg")
+    assert capsys.readouterr().err == r"skipped \x1b[31m\n\u202e.jpg" + "\n"
+
+
 def test_eval_prints_a_table_and_json(run, sample_dataset):
     assert "pixel accuracy" in ess("eval", run, sample_dataset, "--limit", 2).stdout
     scores = json.loads(ess("eval", run, sample_dataset, "--limit", 2, "--json").stdout)
-    assert set(scores) == {"miou", "pixel_accuracy", "mean_accuracy", "fw_iou", "groups", "images"}
+    assert set(scores) == {"miou", "pixel_accuracy", "mean_accuracy", "fw_iou", "groups", "images", "skipped"}
     assert scores["images"] == 2
 
 

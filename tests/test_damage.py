@@ -272,7 +272,7 @@ def test_an_evaluation_names_a_damaged_image_or_leaves_it_out(built, folder, tra
     damaged = []
     counted = count(predictor, opened(folder), indices=range(3), damaged=damaged, progress=lambda *d: seen.append(d))
     sound = count(predictor, opened(built), indices=[0, 2])
-    assert torch.equal(torch.as_tensor(counted.matrix), torch.as_tensor(sound.matrix)) and counted.images == 2
+    assert torch.equal(counted.pixels, sound.pixels) and counted.images == 2
     assert len(damaged) == 1 and "image 9 (" in str(damaged[0])
     assert seen == [(1, 3), (2, 3), (3, 3)]
     scores = evaluate(predictor, opened(folder), skip_damaged=True)
@@ -306,8 +306,17 @@ def test_an_evaluation_within_a_training_leaves_damaged_images_out(folder, tmp_p
     scores = Run.open(tmp_path / "run").listed()[-1].scores
     assert (scores["images"], scores["skipped"]) == (2, 1)
     assert sum("image 9 (" in record.getMessage() for record in caplog.records) == 1
-    with pytest.raises(DamagedImage, match=r"image 9 \(.*--skip-damaged"):
-        train(opened(folder), tmp_path / "other", config(steps=1, eval_every=1, track="none"))
+
+
+def test_an_evaluation_within_a_training_names_a_damaged_image_and_costs_no_step(folder, tmp_path, monkeypatch):
+    scrambled(folder, 9)
+    ending = config(steps=1, eval_every=1, track="none")
+    with pytest.raises(DataError, match=r"image 9 \(.*--skip-damaged leaves such images out; evaluations need this"):
+        train(opened(folder), tmp_path / "before", ending)
+    monkeypatch.setattr("ess.train.check_readable", lambda *arguments, **settings: None)
+    with pytest.raises(DamagedImage, match=r"image 9 \(.*--skip-damaged leaves such images out$"):
+        train(opened(folder), tmp_path / "after", ending)
+    assert [c.step for c in Run.open(tmp_path / "after").listed()] == [0, 1]
 
 
 def test_the_pictures_of_the_journal_name_or_leave_out_a_damaged_one(folder, tmp_path, trained):
@@ -324,3 +333,17 @@ def test_the_pictures_of_the_journal_name_or_leave_out_a_damaged_one(folder, tmp
                 continue
             with pytest.raises(DamagedImage, match=r"image 9 \(.*--skip-damaged leaves such images out$"):
                 journal.pictures(1, predictor, opened(folder))
+
+
+def test_memory_that_runs_out_is_no_damaged_image(folder, trained, monkeypatch):
+    def refused(*arguments):
+        error = cv2.error("Insufficient memory")
+        error.code, error.err = cv2.Error.StsNoMem, "Failed to allocate 48 bytes"
+        raise error
+
+    monkeypatch.setattr("cocolvis.images.cv2.imdecode", refused)
+    with pytest.raises(DataError, match=r"image \d+ .*: memory does not suffice for its 40 x 48 pixels$") as caught:
+        drawn(opened(folder), skip_damaged=True)
+    assert not isinstance(caught.value, DamagedImage)
+    arguments = ("eval", trained, folder / "data", "--image-root", folder / "coco", "--skip-damaged", "--device", "cpu")
+    assert "memory does not suffice for its 40 x 48 pixels" in ess(*arguments, code=1).stderr

@@ -39,12 +39,11 @@ def many(tmp_path_factory) -> Path:
         leaves[split] = []
         for number in range(images):
             file = f"shards/{split}-{number:05d}.h5"
-            with ShardWriter(data.folder / file, {"split": split, "vocabulary": vocabulary}) as writer:
-                writer.add(replace(one, image_id=10_000 * len(leaves) + number))
-                written = writer.finish()
-                writer.finish = dict
+            writer = ShardWriter(data.folder / file, {"split": split, "vocabulary": vocabulary})
+            writer.add(replace(one, image_id=10_000 * len(leaves) + number))
+            leaves[split].append(bytes(writer._fixed["digest"]))
+            written = writer.finish()
             shards.append({"file": file, "split": split, "images": 1} | {name: written[name] for name in ("bytes", "sha256")})
-            leaves[split].append(ShardReader(data.folder / file).digest(0))
     index = data.index | {"shards": shards, "digest": digest.of_dataset(leaves, vocabulary)}
     index["splits"] = {split: {"images": len(found), "shards": len(found)} for split, found in leaves.items()}
     (data.folder / "dataset.json").write_text(json.dumps(index))
@@ -78,12 +77,16 @@ def commands(*lines):
     return done.stdout
 
 
-def test_commands_on_more_shards_than_files(many, tmp_path):
+def test_statistics_and_a_difference_of_more_shards_than_files(many):
+    found = commands(("cocolvis", "stats", many), ("cocolvis", "diff", many, many))
+    assert "train: 300 images" in found and "0 of 320 common images differ" in found
+
+
+@pytest.mark.long
+def test_other_commands_on_more_shards_than_files(many, tmp_path):
     found = commands(
         ("cocolvis", "info", many),
-        ("cocolvis", "stats", many),
         ("cocolvis", "verify", many),
-        ("cocolvis", "diff", many, many),
         ("cocolvis", "show", many, 10_299, 20_019, 10_000, "--out", tmp_path / "shown"),
         ("cocolvis", "export", many, "--out", tmp_path / "masks"),
     )

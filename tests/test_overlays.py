@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
+from cocolvis.errors import DataError
+from cocolvis.images import write_png
 from cocolvis.render import NAMED, colourise, enlarge, overlay, side_by_side
 from cocolvis.vocabulary import coco_lvis
 
@@ -134,3 +136,9 @@ def test_a_strip_of_ten_million_pixels(size):
     shown = enlarge(image, mask)
     assert shown[1].shape == size
     assert overlay(*shown, NAMES).shape == image.shape
+
+
+def test_what_no_png_holds_is_told_and_leaves_no_file(tmp_path):
+    with pytest.raises(DataError, match="a PNG holds no 2 x 1000001 pixels"):
+        write_png(tmp_path / "wide.png", np.zeros((2, 1_000_001), np.uint16))
+    assert not list(tmp_path.iterdir())

@@ -130,6 +130,21 @@ def test_a_shift_is_told_whoever_did_the_work(tmp_path):
     assert told not in run(src, tmp_path / "c", "--first-label", 0, "--workers", 1).stderr
 
 
+@pytest.mark.parametrize("settings", [(), ("--class-crop", "0.5"), ("--repeat-threshold", "0.1"), ("--logit-adjustment", "1")])
+def test_a_training_without_any_label_is_refused_before_its_folder_is_written(settings, tmp_path):
+    from cli.ess import main as ess
+
+    src = tree(tmp_path / "src", "around\ncar\n", [np.zeros((8, 12), np.uint8)] * 2)
+    cv2.imwrite(str(src / "masks/val/p0.png"), np.ones((8, 12), np.uint8))  # labels of val alone teach nothing
+    run(src, tmp_path / "data", "--workers", 1)
+    given = ["train", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--weights", "none", "--batch-size", "2"]
+    result = CliRunner().invoke(
+        ess, [*given, "--device", "cpu", "--workers", "0", "--steps", "1", "--loss", "exact", *settings]
+    )
+    assert result.exit_code == 1 and "in split train no pixel has a class; there is nothing to learn from" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def rotated(orientation: int, form: str = "PNG", size: tuple[int, int] = (8, 12)) -> bytes:
     memory, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = orientation

@@ -239,6 +239,70 @@ def test_a_zip_that_changes_after_planning_costs_pictures_only(tree, name):
     assert data.splits == {"train": 0, "val": 0}
 
 
+@pytest.mark.parametrize("name", ["emptied", "moved on", "replaced"])
+def test_the_reason_is_that_the_zip_was_changed(tree, name):
+    archive, (change, _) = zipped(tree), CHANGES[name]
+    place = archives.members(archive)[third()]
+    change(archive)
+    with pytest.raises(
+        ValueError, match=f"^{archive} was changed or replaced after the build had looked into it; build again$"
+    ):
+        place.read()
+
+
+def test_a_zip_that_is_gone_is_named(tree):
+    archive = zipped(tree)
+    calls = iter([CHANGES["gone"][0]])
+    build(tree.sources(), tree.root / "data", BuildOptions(), progress=lambda done, total: next(calls, str)(archive))
+    reason = Dataset.open(tree.root / "data").index["report"]["faults"][0]["reason"]
+    assert reason.endswith(f": {archive} does not exist any more")
+
+
+def test_a_replaced_zip_is_looked_into_again(tree):
+    archive = zipped(tree)
+    assert len(archives.members(archive)) == 5
+    zips.write_zip(archive, {"train2017/other.jpg": b"x"})
+    assert list(archives.members(archive)) == ["train2017/other.jpg"]
+    with pytest.raises(DataError, match="cannot be read as a zip"):
+        archives.members(archive.with_name("absent.zip"))
+
+
+PACKED = {"LZMA": zipfile.ZIP_LZMA, "bzip2": zipfile.ZIP_BZIP2}
+
+
+@pytest.mark.parametrize("method", PACKED)
+def test_a_zip_that_is_packed_otherwise_is_told_with_its_method(tree, method):
+    archive = zipped(tree, PACKED[method])
+    build_it = ("build", "--coco", tree.coco, "--lvis", tree.lvis, "--out", tree.root / "data", "--workers", 1)
+    said = f"none of its pictures can be read: 5 are packed with {method}; unpack the zip, or pack it again with Deflate"
+    assert line(*build_it) == f"Error: {archive}: {said}"
+    zipped(tree)
+    path = zips.write_zip(tree.lvis / "lvis_v1_train.json.zip", zips.lvis(tree.lvis, "train"), PACKED[method])
+    tree.path("lvis_v1_train").unlink()
+    said = f"cannot be read: it is packed with {method}, which is not read; unpack the zip, or pack it again with Deflate"
+    assert line(*build_it) == f"Error: {path}: lvis_v1_train.json: {said}"
+    assert not (tree.root / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [(9, "packed with Deflate64"), (20, "packed with Zstandard"), (93, "packed with Zstandard"), (99, "encrypted")],
+)
+def test_methods_have_their_names(tree, number, name):
+    archive = zipped(tree)
+    set_field(zips.PACKING, number)(archive)
+    assert [place.unread for place in archives.members(archive).values()] == ["", "", name, "", ""]
+
+
+def test_zips_that_windows_wrote_are_read(sample, tmp_path):
+    for split in ("train", "val"):
+        members = {name.replace("/", "\\"): content for name, content in zips.pictures(sample.coco, split).items()}
+        zips.write_zip(tmp_path / "coco" / f"{split}2017.zip", members)
+    zips.write_zip(tmp_path / "coco" / "stuff_trainval2017.zip", zips.stuff(sample.coco, "annotations\\"))
+    build(sources([tmp_path / "coco"], [sample.lvis]), tmp_path / "data", BuildOptions(shard_size=15))
+    assert contents(tmp_path / "data") == contents(sample.data)
+
+
 def truncated(path):
     path.write_bytes(path.read_bytes()[:-40])
 

@@ -261,3 +261,27 @@ def test_evaluation_during_training_stands_in_the_checkpoint(dataset, tmp_path):
     run = train(dataset, tmp_path / "run", config(steps=1, eval_every=1, eval_limit=2))
     scores = json.loads((run.checkpoints()[-1] / "state.json").read_text())["scores"]
     assert scores["images"] == 2
+
+
+def test_the_rate_is_that_of_the_steps_without_the_first_and_without_evaluations(monkeypatch, caplog, tmp_path):
+    now, points = [0.0], {}
+    monkeypatch.setattr(journal.time, "monotonic", lambda: now[0])
+
+    class Team:
+        trackers, is_main_process = [], True
+        init_trackers = end_training = staticmethod(lambda *_, **__: None)
+
+        def log(self, values, step):
+            points[step] = values.get("train/images_per_second", points.get(step))
+
+    scores = {"miou": 0.5, "pixel_accuracy": 0.5, "mean_accuracy": 0.5, "fw_iou": 0.5, "groups": {}}
+    with journal.Journal(Team(), tmp_path, config(batch_size=4, log_every=2), 0, 8) as told, caplog.at_level("INFO", "ess"):
+        now[0] += 100  # loaders start, kernels are compiled
+        for done in range(1, 9):
+            told.step(done, 1.0, 0.1)
+            if done == 5:
+                now[0] += 50
+                told.evaluation(done, scores)
+            now[0] += 2
+    assert {step: points[step] for step in (2, 4, 6, 8)} == dict.fromkeys((2, 4, 6, 8), 2.0)
+    assert "2.0 images/s  ETA 0:00:12" in caplog.text
