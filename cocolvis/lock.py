@@ -157,18 +157,18 @@ class _Pulse:
     def start(self) -> None:
         """Announce a claim; a DataError where nothing can be written."""
         for _ in range(10):  # one that gives up may remove the empty folder in this moment
+            refused = None
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 with write_aside(self._path) as aside:
                     aside.write_bytes(self._head + self._tail())
-                break
             except OSError as error:
                 refused = error
             except DataError as error:
                 refused = error.__cause__
             if not isinstance(refused, FileNotFoundError):
                 break
-        if not os.path.lexists(self._path):
+        if refused and not os.path.lexists(self._path):
             raise DataError(f"{self._path.parent}: cannot be written: {reason(refused)}") from None
         self._thread.start()
 

@@ -412,3 +412,15 @@ def test_a_claim_waits_for_those_that_may_have_looked_before_it_came(tmp_path, m
     else:
         with held(tmp_path, None, pytest.fail):
             assert len(locks(tmp_path)) == 1
+
+
+def test_a_lock_that_is_removed_as_soon_as_it_is_written_is_a_lost_folder(tmp_path, monkeypatch):
+    rename = os.replace
+
+    def swept(aside, path):
+        rename(aside, path)
+        Path(path).unlink()
+
+    monkeypatch.setattr(os, "replace", swept)
+    with pytest.raises(Lost, match="this build has lost the folder"), held(tmp_path, None, print):
+        pytest.fail("it is not ours")
