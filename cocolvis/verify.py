@@ -77,8 +77,7 @@ def _picture_fault(split: Split, reader: ShardReader, row: int) -> str | None:
     try:
         split.with_picture(reader.sample(row)).check_image()
     except DataError as error:
-        named, found = f"image {reader.image_ids()[row]}", str(error)
-        return found if named in found else f"{named}: {found}"
+        return str(error)
     return None
 
 
