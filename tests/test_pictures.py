@@ -125,7 +125,8 @@ for row in range(len(reader)):
 """
     grown, said = peak(code, tmp_path / "train-00000.h5")
     assert len(said) == 2 * len(files)
-    assert said[0] == said[1] and "image 1 (train2017/1.jpg): is 65500 x 65500, its mask 8 x 8" in said
+    told = f"{tmp_path}/train-00000.h5: image 1 (train2017/1.jpg): is 65500 x 65500, its mask 8 x 8"
+    assert said[0] == said[1] and told in said
     assert all("its mask 8 x 8" in line or "neither a JPEG nor a PNG" in line for line in said)
     assert grown < ALLOWED
 
@@ -355,14 +356,15 @@ def test_verify_with_decode_names_each_damaged_picture(tmp_path, images):
     data = damaged_tree(tmp_path).build(images=images)
     assert "all as recorded" in run("verify", data.folder).stdout
     lines = run("verify", data.folder, "--decode", code=1).stdout.splitlines()
-    assert [line.split(": ")[0] for line in lines[:2]] == [f"image {i} (train2017/{i:012d}.jpg)" for i in (2, 4)]
+    shard = data.folder / "shards/train-00000.h5"
+    assert [line.split("): ")[0] for line in lines[:2]] == [f"{shard}: image {i} (train2017/{i:012d}.jpg" for i in (2, 4)]
     assert lines[2:] == ["1 shards, 5 pictures: 2 faults"]
     found = json.loads(run("verify", data.folder, "--decode", "--json", code=1).stdout)
     assert found == {"shards": 1, "pictures": 5, "faults": lines[:2]}
     if images == "path":
         Tree(tmp_path).picture(1).unlink()
         lines = run("verify", data.folder, "--decode", code=1).stdout.splitlines()
-        assert lines[0].startswith("image 1: ") and "does not exist" in lines[0]
+        assert lines[0].startswith(f"{shard}: image 1 (") and "does not exist" in lines[0]
         (tmp_path / "coco").rename(tmp_path / "elsewhere")
         assert "4 faults" not in run("verify", data.folder, "--decode", "--image-root", tmp_path / "elsewhere", code=1).stdout
 
