@@ -121,7 +121,7 @@ class _Content:
 
 
 def _is(value: object, number: object) -> bool:
-    return type(value) is type(number) is int and value == number
+    return {type(value), type(number)} <= {int, float} and value == number
 
 
 def annotation_file(random: Random, contents: dict[str, bytes]) -> tuple[str, bytes]:

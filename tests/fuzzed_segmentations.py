@@ -222,9 +222,16 @@ def _decompressed(counts: str) -> tuple[list[int], int] | None:
     return None if place else (runs, longest)
 
 
+def _whole(value):
+    """A list with the whole numbers in it as such, however they are written."""
+    if not isinstance(value, list):
+        return value
+    return [int(item) if isinstance(item, float) and item.is_integer() else item for item in value]
+
+
 def _painted_runs(parsed: dict, height: int, width: int) -> tuple[np.ndarray | None, bool]:
     """The mask, None where there is none; and whether the coding is longer than it need be."""
-    size, counts, longest = parsed.get("size"), parsed.get("counts"), 0
+    size, counts, longest = _whole(parsed.get("size")), _whole(parsed.get("counts")), 0
     if not isinstance(size, list) or [type(s) for s in size] != [int, int] or size != [height, width]:
         return None, False
     if isinstance(counts, str):
@@ -235,7 +242,7 @@ def _painted_runs(parsed: dict, height: int, width: int) -> tuple[np.ndarray | N
         return None, False
     flat = np.repeat(np.arange(len(counts)) % 2 > 0, counts)
     if longest <= _MARGIN:
-        runs = {"size": size, "counts": parsed["counts"]}
+        runs = {"size": size, "counts": parsed["counts"] if longest else counts}
         known = runs if longest else coco_mask.frPyObjects(runs, height, width)
         assert np.array_equal(coco_mask.decode(known).ravel(order="F") > 0, flat)
     return flat.reshape(width, height).T, longest > _MARGIN

@@ -672,6 +672,10 @@ def test_files_that_somebody_put_there(site, stuff, tmp_path):
     stuff.target.write_bytes(STUFF[:-30])
     text = message(stuff)
     assert "no zip archive: it has no central" in text and "remove it and fetch it again" in text and stuff.target.exists()
+    with zipfile.ZipFile(stuff.target, "w", zipfile.ZIP_LZMA) as packed:
+        packed.writestr("stuff_train2017.json", "{}")
+    text = message(stuff)
+    assert "its member stuff_train2017.json is packed with LZMA, which is not read; pack the file again with Deflate, or" in text
     (tmp_path / "coco/val2017.zip").write_bytes(b"short")
     assert "has 5 bytes, the published file has" in message(plan, tmp_path)
 
