@@ -208,8 +208,8 @@ def test_names_match_however_they_are_composed(tmp_path):
         ("masks/train/mask_a.png", "mask_a.png"),
         ("masks/train/a.png.png", "a.png.png"),
         ("masks/train/A.png", "A.png"),
-        ("masks/train/a.tif", "a.tif"),
-        ("masks/train/a.bmp", "a.bmp"),
+        ("masks/train/a.tif", "a.tif, but masks must be PNGs"),
+        ("masks/train/a.bmp", "a.bmp, but masks must be PNGs"),
         ("masks/train/a.json", "a.json"),
         ("masks/train/b_mask.png", None),
     ],
@@ -234,7 +234,7 @@ def test_what_nearly_fits_is_told_in_the_report_and_where_nothing_fits_before_an
         "masks/train/a.png: does not exist; there is a_labels.png",
         "images/train/a_labels.jpg: does not exist; there is a.jpg",
         "images/train/b.jpg: does not exist; there is b.tiff",
-        "masks/train/c.png: does not exist; there is c.gif",
+        "masks/train/c.png: does not exist; there is c.gif, but masks must be PNGs",
     }
     (src / "masks/val/d.png").rename(src / "masks/val/d_mask.png")
     result = CliRunner().invoke(main, [*arguments, "--overwrite"])
