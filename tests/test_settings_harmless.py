@@ -12,8 +12,7 @@ from effects import CPU, Steps, harmless, tiny, trained
 from runs import config, same, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cocolvis.errors import DamagedImage, DataError
-from cocolvis.shards import Sample
+from cocolvis.errors import DataError
 from ess import journal, team
 from ess import train as training
 from ess.batches import Batch
@@ -118,24 +117,6 @@ def test_batches_come_from_so_many_processes_and_are_the_same(dataset, method):
             loading = {*multiprocessing.active_children()} - before
             assert {type(process).__name__ for process in loading} == {f"{method.title()}Process"} and len(loading) == 2
             assert all(torch.equal(a, b) for a, b in zip(one.crops(48, CPU)[:3], other.crops(48, CPU)[:3], strict=True))
-
-
-@harmless("skip_damaged")
-def test_damaged_images_end_a_training_or_are_skipped_and_sound_ones_are_seen_alike(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "model_from_config", tiny)
-    runs = [trained(dataset, tmp_path / str(skip), steps=2, skip_damaged=skip) for skip in (False, True)]
-    assert same(*(weights(run.folder, 2) for run in runs))
-    damaged, image = dataset.split("train").image_ids()[::2], Sample.image
-
-    def image_of(sample):
-        if sample.image_id in damaged:
-            raise DamagedImage("this one")
-        return image(sample)
-
-    monkeypatch.setattr(Sample, "image", image_of)
-    with pytest.raises(DamagedImage, match="this one"):
-        trained(dataset, tmp_path / "ends", steps=2)
-    trained(dataset, tmp_path / "skips", steps=2, skip_damaged=True)
 
 
 @harmless("device")
