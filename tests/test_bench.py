@@ -117,4 +117,4 @@ def test_the_table_has_what_cannot_be_measured_too(monkeypatch):
     )
     result = CliRunner().invoke(main, ["bench", "--classes", "150", "--only", "train", "--repeats", "2", "--device", "cpu"])
     assert result.exit_code == 0, result.output
-    assert "needs 1024 GiB" in result.stdout and "out of memory" in result.stdout and "1.59" in result.stdout
+    assert "needs 1.10 TB" in result.stdout and "out of memory" in result.stdout and "1.59" in result.stdout

@@ -250,14 +250,6 @@ def test_the_reason_is_that_the_zip_was_changed(tree, name):
         place.read()
 
 
-def test_a_zip_that_is_gone_is_named(tree):
-    archive = zipped(tree)
-    calls = iter([CHANGES["gone"][0]])
-    build(tree.sources(), tree.root / "data", BuildOptions(), progress=lambda done, total: next(calls, str)(archive))
-    reason = Dataset.open(tree.root / "data").index["report"]["faults"][0]["reason"]
-    assert reason.endswith(f": {archive} does not exist any more")
-
-
 def test_a_replaced_zip_is_looked_into_again(tree):
     archive = zipped(tree)
     assert len(archives.members(archive)) == 5
