@@ -102,7 +102,7 @@ def test_any_toml_value_that_is_wrong_is_one_line(tmp_path, line):
 @pytest.mark.parametrize("text", ["k = " + "9" * 5000, "k = " + "[" * 100_000, "k = '\xff'"])
 def test_toml_that_python_cannot_read_is_one_line(tmp_path, text):
     (tmp_path / "settings.toml").write_bytes(text.encode("latin-1"))
-    with pytest.raises(DataError, match="cannot be read as TOML|is not UTF-8") as caught:
+    with pytest.raises(DataError, match=r"cannot be read as TOML|is not UTF-8") as caught:
         load(None, tmp_path / "settings.toml")
     assert "\n" not in str(caught.value)
 
