@@ -14,7 +14,6 @@ import numpy as np
 
 from cocolvis import checks, records
 from cocolvis.archives import Buffer
-from cocolvis.checks import line
 from cocolvis.errors import DataError
 from cocolvis.lenient import as_text, elements, lists, may_repeat
 from cocolvis.progress import Announce, Progress, quiet
@@ -100,9 +99,10 @@ class AnnotationFile:
             parsed = msgspec.json.decode(content, type=records.File)
             self._check_categories(len(parsed.categories))
             categories = msgspec.json.decode(parsed.categories, type=list[Category] | None)
-        except REFUSED as error:
+        except REFUSED:
             refuse_other_encodings(content, self.name)
-            self._announce(f"{self.name}: {line(error)}; it is read record by record, which takes several times as long")
+            odd = "holds something that COCO and LVIS do not write"
+            self._announce(f"{self.name}: {odd}; it is read record by record, which takes several times as long")
             try:
                 return self._read_tolerantly(as_text(content))
             except ValueError as error:
