@@ -6,6 +6,7 @@ import shutil
 import sys
 import tracemalloc
 import zipfile
+from pathlib import Path
 
 import pytest
 import zips
@@ -248,6 +249,15 @@ def test_the_reason_is_that_the_zip_was_changed(tree, name):
         ValueError, match=f"^{archive} was changed or replaced after the build had looked into it; build again$"
     ):
         place.read()
+
+
+def test_a_zip_that_is_gone_is_named(tree):
+    archive = zipped(tree)
+    calls = iter([Path.unlink])
+    how = {"progress": lambda done, total: next(calls, str)(archive), "allow_missing": True}
+    build(tree.sources(), tree.root / "data", BuildOptions(), **how)
+    reason = Dataset.open(tree.root / "data").index["report"]["faults"][0]["reason"]
+    assert reason.endswith(f": {archive} does not exist any more")
 
 
 def test_a_replaced_zip_is_looked_into_again(tree):
