@@ -101,8 +101,6 @@ class AnnotationFile:
             categories = msgspec.json.decode(parsed.categories, type=list[Category] | None)
         except REFUSED:
             refuse_other_encodings(content, self.name)
-            odd = "holds something that COCO and LVIS do not write"
-            self._announce(f"{self.name}: {odd}; it is read record by record, which takes several times as long")
             try:
                 return self._read_tolerantly(as_text(content))
             except ValueError as error:
@@ -122,13 +120,16 @@ class AnnotationFile:
         Records that lie together are parsed together until one is refused; nothing is built of what is not read.
         """
         found: dict[str, list] = {key: [] for key in READ}
-        places = lists(text, READ)
+        found_lists = lists(text, READ)
+        places = dict(found_lists)
         for key in ("images", "annotations"):
-            if key not in dict(places):
+            if key not in places:
                 raise DataError(f"{self.name}: has no list {key!r}; expected an annotation file of COCO-Stuff or LVIS")
-        self._report_repeated(places)
+        odd = "holds something that COCO and LVIS do not write"
+        self._announce(f"{self.name}: {odd}; it is read record by record, which takes several times as long")
+        self._report_repeated(found_lists)
         categories = 0
-        for key, at in dict(places).items():
+        for key, at in places.items():
             for spans in elements(text, at):
                 for first, last in _blocks(spans):
                     start, end = int(spans[first, 0]), int(spans[last - 1, 1])
