@@ -19,7 +19,7 @@ from ess.batches import AHEAD, Packer, Parcel, Window, Windows, unpack
 from ess.config import Config
 from ess.damage import advised, replaced
 from ess.longtail import NO_TAIL, Tail
-from ess.stopping import ignore_requests
+from ess.stopping import ignore_requests, requests_held
 from ess.transforms import Placement, color_jitter, random_placement
 
 _FITS_INT16 = 2**15
@@ -218,7 +218,8 @@ def training_batches(
         worker_init_fn=_start_worker,
     )
     try:
-        parcels = iter(loader)
+        with requests_held():
+            parcels = iter(loader)
         with _ended(parcels):
             yield from unpack(parcels)
     except OSError as error:

@@ -58,7 +58,18 @@ def stop_requests(team: Accelerator) -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def requests_held() -> Iterator[None]:
+    """Let requests wait while processes are started, which inherit that: until :func:`ignore_requests`, none can end them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, *ENDING))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def ignore_requests() -> None:
     """For a process that works for the training process: when to end is the latter's to decide."""
     for number in (signal.SIGINT, *ENDING):
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, *ENDING))
