@@ -26,15 +26,14 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from cocolvis.build import build
-from cocolvis.dataset import Dataset
-from cocolvis.images import decode_rgb
+from cocolvis.building.build import build
+from cocolvis.building.merged import BuildOptions, ImageTask, Plan, warm_up
+from cocolvis.masks.merge import Region, merge
+from cocolvis.masks.rasterize import rasterize
 from cocolvis.memory import keep_freed
-from cocolvis.merge import Region, merge
-from cocolvis.merge_task import BuildOptions, ImageTask, warm_up
-from cocolvis.plan import Plan
-from cocolvis.rasterize import rasterize
-from cocolvis.sources import Sources
+from cocolvis.pictures.encoded import decode_rgb
+from cocolvis.sources.pairing import Sources
+from cocolvis.storage.dataset import Dataset
 from cocolvis.vocabulary import coco_lvis
 
 FEW = 20
@@ -187,10 +186,8 @@ def loading(bench: Bench) -> dict[str, float]:
     images = coco_like.write_lvis(path, 1, least_bytes=10**9)
     report = "print(json.dumps([time.perf_counter() - t, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2]))"
     head = "import json, resource, sys, time;"
-    ours = (
-        head + "from cocolvis.annotations import AnnotationFile; from cocolvis.archives import Place; t = time.perf_counter();"
-    )
-    ours += "f = AnnotationFile(Place(sys.argv[1]).map(), 'lvis', 'lvis');" + report
+    ours = head + "from cocolvis.sources.annotations import AnnotationFile; from cocolvis.disk.archives import Place;"
+    ours += "t = time.perf_counter(); f = AnnotationFile(Place(sys.argv[1]).map(), 'lvis', 'lvis');" + report
     plain = head + "t = time.perf_counter(); f = json.load(open(sys.argv[1]));" + report
     rows = [(*_child(ours, str(path)), *_child(plain, str(path))) for _ in range(bench.rounds)]
     seconds, size, plain_seconds, plain_size = (median(column) for column in zip(*rows, strict=True))

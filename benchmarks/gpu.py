@@ -24,8 +24,9 @@ import torch
 import torch.nn.functional as F
 from contenders import MOST, NEIGHBOURS, TEMPERATURE, as_rows, dense, dense_logits, linear, linear_losses, published
 
-from ess.losses import exact_cross_entropy, knn_cross_entropy
-from ess.neighbours import DISTANCES, nearest
+from ess.kernels.distances import DISTANCES
+from ess.losses.cross_entropy import exact_cross_entropy, knn_cross_entropy
+from ess.losses.neighbours import nearest
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"

@@ -19,13 +19,13 @@ import cv2
 import h5py
 import numpy as np
 
-from cocolvis import runlength
-from cocolvis.build import build
-from cocolvis.dataset import Dataset
-from cocolvis.images import decode_rgb
-from cocolvis.plan import BuildOptions
-from cocolvis.sample import write_sample
-from cocolvis.sources import Sources
+from cocolvis.building.build import build
+from cocolvis.building.merged import BuildOptions
+from cocolvis.masks import runlength
+from cocolvis.pictures.encoded import decode_rgb
+from cocolvis.sample.writer import write_sample
+from cocolvis.sources.pairing import Sources
+from cocolvis.storage.dataset import Dataset
 from cocolvis.vocabulary import coco_lvis
 
 ROUNDS = 3

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from contenders import MOST, NEIGHBOURS, dense, linear, linear_losses, published
 
-from ess.losses import exact_cross_entropy, knn_cross_entropy
+from ess.losses.cross_entropy import exact_cross_entropy, knn_cross_entropy
 
 
 def search(pixels: torch.Tensor, classes: torch.Tensor, k: int) -> torch.Tensor:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from contenders import MOST, dense_logits
 
-from ess.neighbours import nearest
+from ess.losses.neighbours import nearest
 
 K = 8
 SEARCHES = ("numba", "faiss", "clustered")

@@ -12,7 +12,7 @@ from cli.listings import print_summary
 from cli.options import cores, json_option, path_option
 
 if TYPE_CHECKING:
-    from cocolvis.shard_plan import ShardPlan
+    from cocolvis.building.base import ShardPlan
 
 _IMAGES = {"embed": "the pictures' bytes", "path": "only their paths", "none": "masks alone (then no image folder is needed)"}
 
@@ -98,8 +98,8 @@ def run_build(
 
     ``make_plan`` gets the progress to which it can tell what it reads.
     """
-    from cocolvis.build import run
-    from cocolvis.dataset import Dataset
+    from cocolvis.building.build import run
+    from cocolvis.storage.dataset import Dataset
 
     if scheduler and workers:
         raise click.UsageError("--workers and --scheduler exclude each other: the cluster has its own workers")

@@ -16,7 +16,7 @@ from cocolvis.errors import DataError
 from cocolvis.text import human_size
 
 if TYPE_CHECKING:
-    from cocolvis.download import Job
+    from cocolvis.downloads.official import Job
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -45,9 +45,8 @@ def build(coco, lvis, out, splits, limit, images, shard_size, decode, overlap, c
     Example:
       cocolvis build --coco ~/coco --lvis ~/lvis --out ~/cocolvis --workers 8
     """
-    from cocolvis.merge_task import BuildOptions
-    from cocolvis.plan import Plan
-    from cocolvis.sources import Sources
+    from cocolvis.building.merged import BuildOptions, Plan
+    from cocolvis.sources.pairing import Sources
     from cocolvis.vocabulary import coco_lvis
 
     splits = tuple(dict.fromkeys(splits))
@@ -71,8 +70,8 @@ def join(dir, allow_missing, as_json) -> None:
     Example:
       cocolvis join ~/cocolvis
     """
-    from cocolvis.build import join as complete
-    from cocolvis.dataset import Dataset
+    from cocolvis.building.build import join as complete
+    from cocolvis.storage.dataset import Dataset
 
     with progress("join", "shards") as show:
         complete(dir, show.line, show.phase, allow_missing=allow_missing)
@@ -92,7 +91,7 @@ def sample(out, **settings) -> None:
     Example:
       cocolvis sample --out sample && cocolvis build --coco sample/coco --lvis sample/lvis --out data
     """
-    from cocolvis.sample import write_sample
+    from cocolvis.sample.writer import write_sample
 
     with progress("sample") as show:
         write_sample(out, progress=show, **settings)
@@ -122,7 +121,7 @@ def download(out, names, mirror, yes, as_json) -> None:
     """
     from msgspec.structs import asdict
 
-    from cocolvis import download as fetcher
+    from cocolvis.downloads import official as fetcher
 
     jobs = fetcher.plan(out, names, mirror)
     _print_plan(out, jobs, fetcher.free_bytes(out))

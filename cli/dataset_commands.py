@@ -10,7 +10,7 @@ from cli.options import UNCHANGED, command, cores, json_option, path_argument, p
 from cocolvis.errors import DataError
 
 if TYPE_CHECKING:
-    from cocolvis.dataset import Dataset
+    from cocolvis.storage.dataset import Dataset
 
 _folder = path_argument("dir")
 _image_root = path_option("--image-root", help="Where the pictures lie, for a data set built with --images path.")
@@ -26,7 +26,7 @@ def info(dir, as_json) -> None:
     Example:
       cocolvis info ~/cocolvis
     """
-    from cocolvis.dataset import Dataset
+    from cocolvis.storage.dataset import Dataset
 
     print_summary(Dataset.open(dir), as_json)
 
@@ -68,9 +68,9 @@ def images(dir, split, classes, any_of, as_json) -> None:
     Example:
       cocolvis images ~/cocolvis --split val --class cat,couch
     """
-    from cocolvis.dataset import Dataset
-    from cocolvis.listing import class_ids
-    from cocolvis.listing import images as listed
+    from cocolvis.inspection.listing import class_ids
+    from cocolvis.inspection.listing import images as listed
+    from cocolvis.storage.dataset import Dataset
 
     if any_of and not classes:
         raise click.UsageError("--any goes with --class")
@@ -94,8 +94,8 @@ def stats(dir, as_json, plot) -> None:
     Example:
       cocolvis stats ~/cocolvis --plot tail.png
     """
-    from cocolvis import stats as module
-    from cocolvis.dataset import Dataset
+    from cocolvis.inspection import stats as module
+    from cocolvis.storage.dataset import Dataset
 
     dataset = Dataset.open(dir)
     with progress("stats") as show:
@@ -124,9 +124,9 @@ def verify(dir, oracle, coco, lvis, decode, image_root, as_json) -> None:
     Example:
       cocolvis verify ~/cocolvis --oracle --coco ~/coco --lvis ~/lvis
     """
-    from cocolvis.dataset import Dataset
-    from cocolvis.verify import check_pictures
-    from cocolvis.verify import verify as check_shards
+    from cocolvis.inspection.verify import check_pictures
+    from cocolvis.inspection.verify import verify as check_shards
+    from cocolvis.storage.dataset import Dataset
 
     if len({oracle, bool(coco), bool(lvis)}) > 1:
         raise click.UsageError("--oracle, --coco and --lvis go together")
@@ -140,7 +140,7 @@ def verify(dir, oracle, coco, lvis, decode, image_root, as_json) -> None:
             damaged = [fault for fault in check_pictures(dataset, cores(), show) if fault not in faults]
         checked |= {"pictures": sum(dataset.splits.values())}
     if oracle and not faults:
-        from cocolvis.oracle import check as check_masks
+        from cocolvis.inspection.oracle import check as check_masks
 
         with progress("oracle") as show:
             result = check_masks(dataset, coco, lvis, show, show.phase)
@@ -168,8 +168,8 @@ def diff(dir_a, dir_b, as_json) -> None:
     Example:
       cocolvis diff ~/cocolvis ~/cocolvis-essnet
     """
-    from cocolvis.dataset import Dataset
-    from cocolvis.diff import diff as compare
+    from cocolvis.inspection.diff import diff as compare
+    from cocolvis.storage.dataset import Dataset
 
     a, b = Dataset.open(dir_a), Dataset.open(dir_b)
     with progress("diff") as show:
@@ -192,8 +192,8 @@ def export(dir, form, out, workers, resume, overwrite) -> None:
     Example:
       cocolvis export ~/cocolvis --format png --out ~/masks
     """
-    from cocolvis.dataset import Dataset
-    from cocolvis.export import export_png
+    from cocolvis.inspection.export import export_png
+    from cocolvis.storage.dataset import Dataset
 
     dataset, workers = Dataset.open(dir), workers or min(cores(), 8)
     with progress("export") as show:
@@ -215,8 +215,8 @@ def show(dir, image_ids, out, image_root) -> None:
     Example:
       cocolvis show ~/cocolvis 139 285 --out pictures
     """
-    from cocolvis.dataset import Dataset
-    from cocolvis.images import write_png
+    from cocolvis.pictures.encoded import write_png
+    from cocolvis.storage.dataset import Dataset
 
     dataset = Dataset.open(dir, image_root)
     if _has_no_pictures(dataset):
@@ -242,7 +242,7 @@ def _has_no_pictures(dataset: "Dataset") -> bool:
 
 def _drawn(dataset: "Dataset", image_id: int) -> Any:
     """The picture of an image that ``show`` writes, (h, w, 3) uint8 RGB."""
-    from cocolvis.render import mask_alone, side_by_side
+    from cocolvis.inspection.render import mask_alone, side_by_side
 
     sample = dataset.find(image_id)
     if _has_no_pictures(dataset):
@@ -266,10 +266,10 @@ def why(dir, image_id, x, y, coco, lvis, as_json) -> None:
     Example:
       cocolvis why ~/cocolvis 139 320 240 --coco ~/coco --lvis ~/lvis
     """
-    from cocolvis.dataset import Dataset
-    from cocolvis.sources import Sources
+    from cocolvis.inspection.why import why as explain
+    from cocolvis.sources.pairing import Sources
+    from cocolvis.storage.dataset import Dataset
     from cocolvis.vocabulary import coco_lvis
-    from cocolvis.why import why as explain
 
     with progress("why") as show:
         found = explain(Dataset.open(dir), Sources(coco, lvis, coco_lvis(), show.line, show.phase), image_id, x, y)

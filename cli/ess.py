@@ -48,8 +48,8 @@ def train(data, out, preset, config_file, resume, allow_other_data, image_root, 
     given = {name: value for name, value in flags.items() if value is not None}
     begun = resume and (out / "run.json").exists()
     config = _resumed(out, given) if begun and not (preset or config_file) else load(preset, config_file, given)
-    from cocolvis.dataset import Dataset
-    from ess.train import train as run
+    from cocolvis.storage.dataset import Dataset
+    from ess.training.loop import train as run
 
     _log_to_stderr()
     dataset = Dataset.open(data, image_root)

@@ -42,7 +42,7 @@ def _shared(command: Callable) -> Callable:
 
 
 def _run(name: str, find: Callable, src: Path, out: Path, splits, limit, images, shard_size, decode, **how) -> None:
-    from cocolvis.importers.plan import ImportOptions, ImportPlan
+    from cocolvis.importers.labelled import ImportOptions, ImportPlan
 
     splits = tuple(dict.fromkeys(splits))
     kept = {"limit": limit, "images": images, "shard_size": shard_size, "decode": decode}

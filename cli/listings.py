@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 from cli.display import Size, print_json, print_table, say
 
 if TYPE_CHECKING:  # these modules are slow to import; a command that prints has them already
-    from cocolvis.dataset import Dataset
-    from cocolvis.diff import Difference
+    from cocolvis.inspection.diff import Difference
+    from cocolvis.inspection.why import Explanation
+    from cocolvis.storage.dataset import Dataset
     from cocolvis.vocabulary import Vocabulary
-    from cocolvis.why import Explanation
 
 LISTED = 3
 """Faults of a kind that are listed on the screen; the folder of the data set holds all."""

@@ -26,8 +26,8 @@ def export(run, kind, out, checkpoint) -> None:
     Example:
       ess export run --format onnx --out model.onnx
     """
-    from ess import export as exporting
-    from ess.predict import Predictor
+    from ess.inference import export as exporting
+    from ess.inference.predictor import Predictor
 
     missing = exporting.missing_packages(kind)
     if set(missing) - {"onnxruntime"}:
@@ -64,9 +64,9 @@ def add_class(run, name, images, masks, value, remove, listing, checkpoint, devi
     """
     if sum((bool(name), bool(remove), listing)) != 1 or bool(name) != bool(images and masks):
         raise click.UsageError("expected one of: --name with --images and --masks; --remove NAME; --list")
-    from ess.added import read_added
-    from ess.added import remove as take_out
     from ess.checkpoint import Run
+    from ess.inference.added import read_added
+    from ess.inference.added import remove as take_out
 
     if name:
         _add(run, name, images, masks, value, checkpoint, device)
@@ -81,10 +81,11 @@ def add_class(run, name, images, masks, value, remove, listing, checkpoint, devi
 
 
 def _add(run: Path, name: str, images, masks, value, checkpoint, device) -> None:
-    from ess.added import make_class, store
     from ess.checkpoint import Run
-    from ess.examples import pair, read_examples
-    from ess.predict import Predictor
+    from ess.inference.added import store
+    from ess.inference.examples import pair, read_examples
+    from ess.inference.new_class import make_class
+    from ess.inference.predictor import Predictor
 
     pairs = pair(images, masks)
     with progress("add-class") as show:

@@ -26,7 +26,7 @@ def models(arch, encoder, as_json) -> None:
       ess models --arch deeplabv3plus
       ess models --encoder vit_small_patch14_dinov2
     """
-    from ess.encoders import decoders_of, describe, encoders_of, pairs, pretrained_tags
+    from ess.models.encoders import decoders_of, describe, encoders_of, pairs, pretrained_tags
 
     if encoder is not None:
         about = describe(encoder)
@@ -74,7 +74,7 @@ def bench(counts, arch, encoder, loss, batch_size, crop, device, seconds, repeat
     Example:
       ess bench --classes 1284 --crop 512 --batch-size 2 --only train
     """
-    from ess.bench import compare, loading
+    from ess.bench.costs import compare, loading
     from ess.config import Config
 
     config = Config(arch=arch, encoder=encoder, loss=loss, device=device, workers=workers, crop=crop or 512, weights="none")
@@ -105,7 +105,7 @@ def bench(counts, arch, encoder, loss, batch_size, crop, device, seconds, repeat
 
 
 def _print_comparison(what: str, rows: Sequence[dict]) -> None:
-    """A table of what :func:`ess.bench.compare` found, a row for each number of classes."""
+    """A table of what :func:`ess.bench.costs.compare` found, a row for each number of classes."""
 
     def seconds(found: dict | None) -> str:
         if found is None or "seconds" in found:
@@ -152,10 +152,10 @@ def _data_set(folder: Path | None) -> Iterator[Path]:
     if folder is not None:
         yield folder
         return
-    from cocolvis.build import build
-    from cocolvis.plan import BuildOptions
-    from cocolvis.sample import write_sample
-    from cocolvis.sources import Sources
+    from cocolvis.building.build import build
+    from cocolvis.building.merged import BuildOptions
+    from cocolvis.sample.writer import write_sample
+    from cocolvis.sources.pairing import Sources
     from cocolvis.vocabulary import coco_lvis
 
     with TemporaryDirectory() as name:

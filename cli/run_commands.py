@@ -47,12 +47,12 @@ def evaluate(
     Example:
       ess eval run ~/cocolvis --top-n 50,200,1284 --per-class classes.csv
     """
-    from cocolvis.dataset import Dataset
-    from ess import reports
-    from ess.damage import skipped
-    from ess.evaluate import count, first, scores_of
-    from ess.inference import Inference
-    from ess.predict import Predictor
+    from cocolvis.storage.dataset import Dataset
+    from ess.data.damage import skipped
+    from ess.evaluation import reports
+    from ess.evaluation.evaluate import count, first, scores_of
+    from ess.inference.predictor import Predictor
+    from ess.inference.views import Inference
 
     dataset = Dataset.open(data, image_root)
     images = reports.training_images(dataset) if top_n or per_class or plot else None
@@ -113,10 +113,10 @@ def predict(run, images, out, formats, every, skip_existing, checkpoint, device,
     Example:
       ess predict run photo.jpg holiday/ --out predictions
     """
-    from ess.inference import Inference
-    from ess.inputs import find_inputs, read_list
-    from ess.predict import Predictor
-    from ess.results import predict_files
+    from ess.inference.inputs import find_inputs, read_list
+    from ess.inference.predictor import Predictor
+    from ess.inference.results import predict_files
+    from ess.inference.views import Inference
 
     lines = read_list(sys.stdin.buffer.read()) if "-" in images else []
     inputs = find_inputs([name for name in images if name != "-"] + lines, leave=out)

@@ -36,7 +36,7 @@ class Numbers(click.ParamType):
 
 
 def inference_options(command: Callable) -> Callable:
-    """--window, --stride, --flip, --scales and --batch-size, the fields of ``ess.inference.Inference``; --tta for two."""
+    """--window, --stride, --flip, --scales and --batch-size, the fields of ``ess.inference.views.Inference``; --tta for two."""
     positive = click.IntRange(min=1)
     decorators = (
         click.option("--window", type=positive, help="Look in windows of N x N pixels and blend them; for large images."),

@@ -1,10 +1,13 @@
 """Text as people's programs save it, whose byte order marks and line ends do no harm, and text that a terminal may be given."""
 
 import codecs
+import mmap
 import unicodedata
 
-from cocolvis.archives import Buffer
 from cocolvis.errors import DataError
+
+Buffer = bytes | bytearray | mmap.mmap
+"""The bytes of a file, read or mapped."""
 
 _MARK = codecs.BOM_UTF8
 _OTHER_MARKS = {
@@ -99,3 +102,20 @@ def _is_utf16(head: bytes) -> bool:
 
 def _with_plain_ends(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+LINE = 300
+"""Characters of the longest message."""
+
+
+def line(error: Exception | str) -> str:
+    """The first line of a message, without control characters, and not longer than a reader endures."""
+    text = str(error)
+    if 0 < len(text) <= LINE and text.isprintable():
+        return text
+    return printable((next(iter(text.splitlines()), "") or type(error).__name__)[:LINE])
+
+
+def printable(text: str) -> str:
+    """A text without control characters and line breaks."""
+    return "".join(c if c.isprintable() else "?" for c in text)

@@ -7,10 +7,10 @@ from importlib import import_module
 from typing import Any
 
 _EXPORTS = {
-    "Predictor": "ess.predict",
-    "exact_cross_entropy": "ess.losses",
-    "knn_cross_entropy": "ess.losses",
-    "margin_penalty": "ess.losses",
+    "Predictor": "ess.inference.predictor",
+    "exact_cross_entropy": "ess.losses.cross_entropy",
+    "knn_cross_entropy": "ess.losses.cross_entropy",
+    "margin_penalty": "ess.losses.cross_entropy",
 }
 
 __all__ = ["Predictor", "exact_cross_entropy", "knn_cross_entropy", "margin_penalty"]

@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from cocolvis.disk.files import read_json, sha256, sweep, sync_folder, write_aside, write_json
 from cocolvis.errors import DataError
-from cocolvis.files import read_json, sha256, sweep, sync_folder, write_aside, write_json
 from cocolvis.vocabulary import Vocabulary
 from ess.config import Config
 
@@ -33,7 +33,7 @@ class Checkpoint(NamedTuple):
     scores: dict[str, Any] | None
 
     def training(self) -> dict[str, torch.Tensor]:
-        """Everything but the weights, as :meth:`ess.state.TrainingState.tensors` gave it."""
+        """Everything but the weights, as :meth:`ess.training.state.TrainingState.tensors` gave it."""
         return _load_tensors(self.folder / "training.safetensors")
 
     @property

@@ -9,8 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
+from cocolvis.disk.files import read_text
 from cocolvis.errors import DataError
-from cocolvis.files import read_text
 
 MOST_STEPS = 99_999_999
 """The most steps of a training: as many digits has the name of a checkpoint."""

@@ -10,11 +10,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch comes: the tests' 
 import pytest
 from trees import Tree
 
-from cocolvis.build import build
-from cocolvis.dataset import Dataset
-from cocolvis.plan import BuildOptions
-from cocolvis.sample import write_sample
-from cocolvis.sources import Sources
+from cocolvis.building.build import build
+from cocolvis.building.merged import BuildOptions
+from cocolvis.sample.writer import write_sample
+from cocolvis.sources.pairing import Sources
+from cocolvis.storage.dataset import Dataset
 from cocolvis.vocabulary import coco_lvis
 
 
@@ -81,7 +81,7 @@ def run(dataset, tmp_path_factory):
     """Four undisturbed steps of the small run of ``runs.config``; tests must not change it."""
     from runs import config  # torch is slow to import, and most tests need none of it
 
-    from ess.train import train
+    from ess.training.loop import train
 
     return train(dataset, tmp_path_factory.mktemp("runs") / "run", config())
 
@@ -90,7 +90,7 @@ def run(dataset, tmp_path_factory):
 def untrained_run(sample_dataset, tmp_path_factory) -> Path:
     """A run of one step over the generated sample: a small model whose predictions mean nothing."""
     from ess.config import Config  # torch is slow to import, and most tests need none of it
-    from ess.train import train
+    from ess.training.loop import train
 
     settings = {"encoder": "mobilenetv2_100", "weights": "none", "crop": 48, "batch_size": 2, "workers": 0, "dim": 6}
     config = Config(**settings, steps=1, epochs=None, device="cpu")

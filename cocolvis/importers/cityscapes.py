@@ -3,10 +3,10 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from cocolvis.folders import walk
+from cocolvis.disk.folders import walk
 from cocolvis.importers.tables import table
 from cocolvis.importers.tree import PICTURES, Told, Tree, find_root, paired
-from cocolvis.locations import SPLITS
+from cocolvis.sources.locations import SPLITS
 
 EXPECTED = "leftImg8bit/{train,val}/CITY/*_leftImg8bit.png and gtFine/{train,val}/CITY/*_gtFine_labelIds.png"
 

@@ -5,13 +5,13 @@ from collections.abc import Collection, Iterator, Mapping
 from io import StringIO
 from pathlib import Path
 
-from cocolvis import reading
+from cocolvis.building.numbering import SOURCE
+from cocolvis.disk import reading
+from cocolvis.disk.files import read_json, read_lines, read_text
 from cocolvis.errors import DataError
-from cocolvis.files import read_json, read_lines, read_text
-from cocolvis.importers.labels import LABELS
-from cocolvis.importers.numbering import SOURCE
 from cocolvis.importers.tree import PICTURES, Told, Tree, find_root, paired
-from cocolvis.locations import SPLITS
+from cocolvis.pictures.label_files import LABELS
+from cocolvis.sources.locations import SPLITS
 from cocolvis.text import composed
 from cocolvis.vocabulary import KINDS, ClassInfo, Vocabulary
 

@@ -8,12 +8,12 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from cocolvis import reading
-from cocolvis.annotations import Fault
-from cocolvis.archives import Place
+from cocolvis.disk import reading
+from cocolvis.disk.archives import Place
+from cocolvis.disk.files import read_lines
+from cocolvis.disk.folders import Similar, walk
 from cocolvis.errors import DataError
-from cocolvis.files import read_lines
-from cocolvis.folders import Similar, walk
+from cocolvis.faults import Fault
 from cocolvis.text import composed
 from cocolvis.vocabulary import Vocabulary
 
@@ -108,7 +108,7 @@ def paired(root: Path, layout: Mapping[str, Layout], splits: Collection[str], to
 
     Otherwise images are counted from 1 over all splits. Of two files of one name that with the first path of the ``layout``
     counts; what is not there has the first. Of other splits than ``splits`` nothing is told; a DataError where one of these has
-    no picture with its labels, unless that is allowed (:func:`cocolvis.reading.allowing`).
+    no picture with its labels, unless that is allowed (:func:`cocolvis.disk.reading.allowing`).
     """
     found: dict[str, list[LabelledImage]] = {}
     for split, paths in layout.items():

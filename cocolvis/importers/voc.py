@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from cocolvis import reading
+from cocolvis.disk import reading
 from cocolvis.errors import DataError
 from cocolvis.importers.tables import table
 from cocolvis.importers.tree import OWN_DATA, PICTURES, Told, Tree, find_root, listed

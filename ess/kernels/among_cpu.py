@@ -1,7 +1,7 @@
 """Cross entropy of pixels over a few classes each, on the CPU: the first of a pixel's candidates is its target; by numba.
 
 Going forward keeps nothing but its arguments; going backward computes the few logits again. The plain twin is the torch formula
-in ``ess.losses``.
+in ``ess.losses.cross_entropy``.
 """
 
 import math
@@ -9,8 +9,8 @@ import math
 import numpy as np
 
 from cocolvis.compiled import entry, inner
+from ess.kernels.distances import COSINE, EUCLIDEAN
 from ess.kernels.threads import chunks, shared
-from ess.neighbours import COSINE, EUCLIDEAN
 
 _BLOCK = 16
 """Pixels whose embeddings are fetched together."""

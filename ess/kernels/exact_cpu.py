@@ -2,7 +2,7 @@
 
 A block of pixels meets all classes while its rows lie in the cache: squared distances, logits, exponentials and the weights
 of the gradients overwrite one another there, and no pixels x classes array exists. The plain twin is the torch formula in
-``ess.losses``.
+``ess.losses.cross_entropy``.
 """
 
 import math
@@ -14,9 +14,9 @@ from numba import float32, int32
 from numba.extending import intrinsic
 
 from cocolvis.compiled import entry, inner
+from ess.kernels.distances import COSINE, EUCLIDEAN, SQUARED
 from ess.kernels.threads import chunks, shared
 from ess.kernels.tiles import tiles, zeros
-from ess.neighbours import COSINE, EUCLIDEAN, SQUARED
 
 _BLOCK = 16
 """Pixels that meet all classes together: a multiple of 4."""

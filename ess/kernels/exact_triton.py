@@ -13,7 +13,7 @@ and gradients, and half of it for the value alone. Beside them come 2 times abou
 functions of 2.1 million pixels and 1284 classes, and 3.5 or 2 ms to issue all instructions.
 
 Squared distances are |o|^2 - 2 <o, e> + |e|^2. Where that cancels in any pair of a tile, the tile is computed from differences,
-and so is its part of the gradients: a uniform branch. The plain twin is the torch formula in ``ess.losses``.
+and so is its part of the gradients: a uniform branch. The plain twin is the torch formula in ``ess.losses.cross_entropy``.
 """
 
 import math
@@ -23,7 +23,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ess.neighbours import COSINE, EUCLIDEAN, SQUARED
+from ess.kernels.distances import COSINE, EUCLIDEAN, SQUARED
 
 _WORKSPACE = 64 << 20
 """Bytes for sums of class gradients that are not added up yet."""

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from ess.neighbours import DISTANCES
+from ess.kernels.distances import DISTANCES
 
 BACKENDS = ("auto", "fused", "torch")
 

@@ -2,7 +2,7 @@
 
 A pixel's scores for all classes, smaller is nearer, lie in the cache. They are looked at as a table of 16 lines, whose smallest
 entry in each column takes one pass of wide comparisons; only the columns that can hold one of the k smallest are looked into.
-The plain twin is ``ess.neighbours._torch``.
+The plain twin is ``ess.losses.neighbours._torch``.
 """
 
 import numpy as np

@@ -3,7 +3,7 @@
 A program holds a block of queries, walks over tiles of classes, and keeps the best k of each query as integers that sort as
 (score, id) do: the bits of a float32, flipped where it is negative, above the id. A tile is looked into only while it holds
 something better. Scores come from differences, 2 instructions a dimension, and so lose nothing by cancellation. The plain twin
-is ``ess.neighbours._torch``.
+is ``ess.losses.neighbours._torch``.
 """
 
 import torch

@@ -1,0 +1,160 @@
+"""Folders as people keep them: links are followed, litter is passed over, and names match however they are composed."""
+
+import os
+import re
+from collections import deque
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from cocolvis.disk import reading
+from cocolvis.errors import DataError
+from cocolvis.text import composed
+
+_LITTER = {
+    *("@eadir", "@recycle", "#recycle", "@recently-snapshot", "#snapshot", "lost+found"),
+    *("$recycle.bin", "system volume information", "recycler", "thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"),
+}
+"""What NAS devices, Windows and macOS put among files, in lower case; all else that they leave begins with a dot."""
+
+_LONGEST_PATH = 2**12
+"""Bytes of the longest path that a system takes."""
+
+
+class Walk(NamedTuple):
+    """The ``files`` below a folder, sorted, as paths from there; ``notes`` are lines about what was not looked into."""
+
+    files: list[str]
+    notes: list[str]
+
+
+def walk(folder: str | Path, tolerant: bool = False) -> Walk:
+    """All files below a folder, linked folders included; nothing where there is no folder.
+
+    Each folder is read once: under its own name where it lies below ``folder``, else under that of the first link to it. So a
+    loop of links ends. What is hidden, or was left behind by a system, is passed over. A DataError for a folder that cannot be
+    read, after some tries where that is not its own fault (:mod:`cocolvis.disk.reading`); with ``tolerant`` this is a note for
+    all but the first.
+    """
+    with reading.allowing(tolerant or reading.allowed()):
+        return _walk(folder, tolerant)
+
+
+def _walk(folder: str | Path, tolerant: bool) -> Walk:
+    top = os.path.realpath(folder)
+    above = {os.path.realpath(path): path for path in (*Path(top).parents, *Path(os.path.abspath(folder)).parents)}
+    outside = {real: path for real, path in above.items() if os.path.commonpath((real, top)) != top}
+    seen = {real: f"leads back to {path}, and is not followed" for real, path in outside.items()}
+    found: list[str] = []
+    problems: dict[str, list[tuple[str, str]]] = {}
+    folders, links = deque([""]), deque()
+    while folders or links:  # links come last, so that what lies below the folder itself keeps its name
+        here = (folders or links).popleft()
+        path = os.path.join(folder, here) if here else str(folder)
+        real = os.path.realpath(path)
+        if real in seen:
+            problems.setdefault("repeated", []).append((path, seen[real]))
+            continue
+        seen[real] = f"leads to {path}, which is read under that name only"
+        try:
+            entries = reading.patiently(partial(_entries, path), path, reading.of_the_system)
+        except OSError as error:
+            why = f"cannot be read: {reading.strerror(error)}"
+            if not (tolerant and here):
+                raise DataError(f"{path}: {why}") from None
+            problems.setdefault("unreadable", []).append((path, why))
+            continue
+        for entry in entries:
+            name = os.path.join(here, entry.name)
+            if _is_folder(entry):
+                (links if entry.is_symlink() else folders).append(name)
+                continue
+            found.append(name)
+            if lost := _lost_link(entry):
+                problems.setdefault("lost", []).append((entry.path, lost))
+    return Walk(sorted(found), [_line(*min(met), len(met)) for met in problems.values()])
+
+
+def passed_over(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or was left behind by a system."""
+    return name.startswith(".") or name.casefold() in _LITTER
+
+
+def on_disk(path: Path) -> Path:
+    """``path``, or what is there under the same name in another composition of its characters."""
+    if str(path).isascii() or os.path.lexists(path) or path.parent == path:
+        return path
+    parent = on_disk(path.parent)
+    try:
+        names = sorted(os.listdir(parent))
+    except (OSError, ValueError):
+        return path
+    return next((parent / name for name in names if composed(name) == composed(path.name)), path)
+
+
+class Similar:
+    """Files by what their names resemble: "a" finds a.tif, A.png, a_mask.png and mask-a.png; "a_mask" finds a.png."""
+
+    def __init__(self, paths: Iterable[str]):
+        self._whole: dict[str, str] = {}
+        self._parts: dict[str, str] = {}
+        for path in paths:
+            name = path[: -len(suffix)] if (suffix := os.path.splitext(path)[1]) else path
+            whole, parts = _keys(name)
+            self._whole.setdefault(whole, path)
+            for part in parts:
+                self._parts.setdefault(part, path)
+
+    def find(self, name: str) -> str | None:
+        """The path of a file of the same folder that resembles ``name``, a path without an ending."""
+        whole, parts = _keys(name)
+        near = (self._whole.get(whole), self._parts.get(whole), *(self._whole.get(part) for part in parts))
+        return next(filter(None, near), None)
+
+
+def _keys(name: str) -> tuple[str, list[str]]:
+    """A path in lower case, and what is left of it, longest first, when its last part is cut off at a separator."""
+    folder, slash, stem = composed(name).casefold().rpartition("/")
+    cuts = [(found.start(), found.end()) for found in re.finditer(r"[_.\- ]+", stem)]
+    parts = {part for start, end in cuts for part in (stem[:start], stem[end:]) if part}
+    return folder + slash + stem, [folder + slash + part for part in sorted(parts, key=lambda part: (-len(part), part))]
+
+
+def _entries(folder: str) -> list[os.DirEntry]:
+    """What a folder holds, by name; nothing where it does not exist."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((entry for entry in entries if not passed_over(entry.name)), key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return []
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return reading.patiently(entry.is_dir, entry.path, reading.of_the_system)
+    except OSError:  # a link to itself, or one that nobody may follow
+        return False
+
+
+def _lost_link(entry: os.DirEntry) -> str | None:
+    """What is wrong with a link that leads nowhere, or with what became of one on a system that has none."""
+    if entry.is_symlink():
+        return None if os.path.exists(entry.path) else f"is a link to {os.readlink(entry.path)}, which cannot be read"
+    if "." in entry.name or not entry.is_file(follow_symlinks=False):
+        return None
+    try:
+        if entry.stat().st_size > _LONGEST_PATH:
+            return None
+        with open(entry.path, "rb") as file:
+            target = os.fsdecode(file.read(_LONGEST_PATH)).strip()
+        if target and "\0" not in target and os.path.isdir(os.path.join(os.path.dirname(entry.path), target)):
+            return f"is a text file that names the folder {target}, as some systems copy a link; it is not followed"
+    except OSError:
+        pass
+    return None
+
+
+def _line(path: str, reason: str, count: int) -> str:
+    text = f"{path}: {reason}" + (f" (and {count - 1} more like it)" if count > 1 else "")
+    return "".join(c if c.isprintable() else "?" for c in text)

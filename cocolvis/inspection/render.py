@@ -1,0 +1,161 @@
+"""Masks as pictures: a stable colour for each class, and overlays that name the largest classes."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+from cocolvis.vocabulary import Vocabulary
+
+NAMED = 12
+"""At most so many classes of a picture are named in it."""
+
+_SMALLEST = 0.004
+"""Share of the pixels below which a class is not named."""
+
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_LEGIBLE = 480
+"""Shorter side in pixels that :func:`enlarge` aims at: names are legible then."""
+
+_LONGEST = 8192
+"""Longer side in pixels that it never goes beyond: what is drawn of a narrow strip stays small."""
+
+_LANES = 16
+"""Columns that OpenCV's distance transform takes together: how it rounds depends on a pixel's place among them."""
+
+_GAP = 8
+"""Pixels between pictures side by side; fewer where these are narrower."""
+
+
+@lru_cache(maxsize=8)
+def palette(classes: int) -> np.ndarray:
+    """(classes + 1, 3) uint8 RGB, read-only: 0 is black, and a class keeps its colour whatever ``classes`` is.
+
+    Hue, lightness and chroma follow a low-discrepancy sequence in Oklab, where distances are as large as they look.
+    """
+    steps = np.arange(1, classes + 1)[:, None] * [0.8191725134, 0.6710436067, 0.5497004779]
+    hue, lightness, chroma = (steps % 1).T
+    angle, lightness, chroma = 2 * np.pi * hue, 0.5 + 0.38 * lightness, 0.08 + 0.1 * chroma
+    colours = np.zeros((classes + 1, 3), np.uint8)
+    colours[1:] = _srgb(lightness, chroma * np.cos(angle), chroma * np.sin(angle))
+    colours.setflags(write=False)
+    return colours
+
+
+def colourise(mask: np.ndarray) -> np.ndarray:
+    """(H, W) class ids to (H, W, 3) uint8 RGB; 0 is black."""
+    return _palette_of(mask)[mask]
+
+
+def overlay(image: np.ndarray, mask: np.ndarray, names: Vocabulary | Sequence[str], opacity: float = 0.55) -> np.ndarray:
+    """The picture under its classes' colours, with outlines and the names of the largest classes: (H, W, 3) uint8 RGB.
+
+    ``image`` (H, W, 3) uint8 RGB; ``mask`` (H, W) class ids below 65536, 0 = unlabelled, which stays as it is. ``names[c]`` is
+    the name of class c, or ``names`` is a vocabulary. Time and memory are in proportion to the picture, whatever its shape.
+    """
+    from cocolvis.inspection.blend import BOTTOM, COUNT, LEFT, RIGHT, TOP, blend  # numba is slow to import
+
+    image, mask = np.require(image, np.uint8, ("C", "W")), np.require(mask, np.uint16, ("C", "W"))
+    colours = _palette_of(mask)
+    picture, found = np.empty_like(image), np.zeros((len(colours), 5), np.int64)
+    blend(image, mask, colours, *_blended_colours(opacity), picture, found)
+    pixels = found[:, COUNT]
+    pixels[0] = 0
+    taken: list[tuple[int, int, int, int]] = []
+    for c in np.argsort(-pixels, kind="stable")[:NAMED].tolist():
+        if pixels[c] and pixels[c] >= _SMALLEST * mask.size:
+            top, left = found[c, TOP], found[c, LEFT]
+            region = mask[top : found[c, BOTTOM] + 1, left : found[c, RIGHT] + 1] == c
+            centre = _widest(region, int(top), int(left))
+            _write(picture, names.name(c) if isinstance(names, Vocabulary) else names[c], centre, taken)
+    return picture
+
+
+def enlarge(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Picture and mask at a whole multiple of their size, so that names are legible; large ones stay as they are."""
+    factor = max(1, min(round(_LEGIBLE / min(mask.shape)), _LONGEST // max(mask.shape)))
+    if factor == 1:
+        return image, mask
+    size = mask.shape[1] * factor, mask.shape[0] * factor
+    return cv2.resize(image, size, interpolation=cv2.INTER_CUBIC), cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
+
+
+def side_by_side(image: np.ndarray, mask: np.ndarray, names: Vocabulary | Sequence[str]) -> np.ndarray:
+    """Picture, mask and overlay in one row, (h, 3 w + gaps, 3) uint8 RGB, enlarged where they are small."""
+    image, mask = enlarge(image, mask)
+    gap = np.full((mask.shape[0], min(_GAP, mask.shape[1]), 3), 255, np.uint8)
+    return np.concatenate([image, gap, colourise(mask), gap, overlay(image, mask, names)], axis=1)
+
+
+def mask_alone(mask: np.ndarray, names: Vocabulary | Sequence[str]) -> np.ndarray:
+    """The mask in its classes' colours with the names of the largest, (h, w, 3) uint8 RGB, enlarged where it is small."""
+    black, mask = enlarge(np.zeros((*mask.shape, 3), np.uint8), mask)
+    return overlay(black, mask, names, opacity=1.0)
+
+
+def _palette_of(mask: np.ndarray) -> np.ndarray:
+    """A palette with a colour for each class of a mask."""
+    return palette(max(1284, int(mask.max(initial=0))))
+
+
+@lru_cache(maxsize=8)
+def _blended_colours(opacity: float) -> tuple[np.ndarray, np.ndarray]:
+    """Two tables (257, 256) uint8, inside regions and on outlines.
+
+    The row is the colour of the class, 256 where there is none; the column is the colour of the picture.
+    """
+    values = np.arange(256, dtype=np.uint8)
+    blended = np.vstack([values * (1 - opacity) + values[:, None] * opacity, values])
+    return blended.astype(np.uint8), (blended * 0.35).astype(np.uint8)
+
+
+def _srgb(lightness: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Oklab to (n, 3) uint8 sRGB, clipped."""
+    cone = np.stack([lightness, a, b], 1) @ [[1, 1, 1], [0.3963377774, -0.1055613458, -0.0894841775],
+                                             [0.2158037573, -0.0638541728, -1.2914855480]]  # fmt: skip
+    linear = cone**3 @ [[4.0767416621, -1.2684380046, -0.0041960863], [-3.3077115913, 2.6097574011, -0.7034186147],
+                        [0.2309699292, -0.3413193965, 1.7076147010]]  # fmt: skip
+    linear = linear.clip(0, 1)
+    return np.rint(255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)).astype(np.uint8)
+
+
+def _widest(region: np.ndarray, top: int, left: int) -> tuple[int, int]:
+    """(row, column) in the picture where a region (h, w) bool, cut out from ``top`` and ``left`` on, is widest."""
+    shift = left % _LANES
+    padded = np.zeros((region.shape[0] + 2, region.shape[1] + 2 + shift), np.uint8)
+    padded[1:-1, 1 + shift : -1] = region
+    inside = cv2.distanceTransform(padded, cv2.DIST_L2, 5)
+    row, column = divmod(int(inside.argmax()), inside.shape[1])
+    return top + row - 1, left - shift + column - 1
+
+
+def _write(picture: np.ndarray, name: str, centre: tuple[int, int], taken: list[tuple[int, int, int, int]]) -> None:
+    """Write a name around ``centre``, clear of the border and of the names in ``taken``; nowhere if none is free."""
+    height, width = picture.shape[:2]
+    scale = min(0.75, max(0.35, min(height, width) / 640))
+    (w, h), base = cv2.getTextSize(name, _FONT, scale, 1)
+    y, x = centre
+    left = min(max(x - w // 2, 2), max(2, width - w - 2))
+    for shift in (0, 1, -1, 2, -2):
+        bottom = min(max(y + h // 2 + shift * (h + base), h + 2), height - base)
+        box = left, bottom - h - 2, left + w, bottom + base
+        if not any(box[0] < r and l < box[2] and box[1] < b and t < box[3] for l, t, r, b in taken):  # noqa: E741
+            taken.append(box)
+            margin = h + base  # of glyphs beyond their box, and of the outline
+            rows = slice(max(0, box[1] - margin), max(0, box[3] + margin))
+            columns = slice(max(0, left - margin), left + w + margin)
+            _outlined(picture[rows, columns], name, (left - columns.start, bottom - rows.start), scale)
+            return
+
+
+def _outlined(picture: np.ndarray, text: str, origin: tuple[int, int], scale: float) -> None:
+    """White text in a dark outline: the same glyphs, grown. (Fonts of another thickness have other widths.)"""
+    if not picture.size:
+        return
+    glyphs = np.zeros(picture.shape[:2], np.uint8)
+    cv2.putText(glyphs, text, origin, _FONT, scale, 255, 1, cv2.LINE_AA)
+    grown = cv2.dilate(glyphs, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5)))
+    for shape, colour in ((grown, 20.0), (glyphs, 255.0)):
+        alpha = shape[..., None] / 255
+        picture[:] = np.rint(picture * (1 - alpha) + colour * alpha)

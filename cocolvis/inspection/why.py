@@ -1,0 +1,149 @@
+"""Why a pixel has its class: the annotations that cover it, from the one that shows to the lowest that is hidden."""
+
+from dataclasses import asdict, dataclass
+
+from cocolvis.building.merged import BuildOptions, ImageTask, Plan, regions
+from cocolvis.errors import DataError
+from cocolvis.faults import Fault
+from cocolvis.masks.merge import Region, stacked
+from cocolvis.masks.rasterize import Spans
+from cocolvis.sources.pairing import Sources
+from cocolvis.storage.dataset import Dataset
+from cocolvis.vocabulary import UNLABELLED, coco_lvis
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One annotation that covers the pixel; ``area`` is its pixels in the whole image, ``shows`` whether it is the topmost.
+
+    ``annotation_id`` is None where the record has none.
+    """
+
+    source: str
+    annotation_id: int | None
+    category_id: int
+    category: str
+    class_id: int
+    class_name: str
+    area: int
+    shows: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """A pixel of an image of ``height`` x ``width``: ``layers`` from top to bottom, and the class that the mask stores.
+
+    ``left_out`` are the records of the image that no build paints.
+    """
+
+    split: str
+    image_id: int
+    path: str
+    height: int
+    width: int
+    x: int
+    y: int
+    stored: int
+    layers: list[Layer]
+    left_out: list[Fault]
+
+    @property
+    def derived(self) -> int:
+        """The class that the annotations give the pixel; 0 where there is none."""
+        return self.layers[0].class_id if self.layers else UNLABELLED
+
+    @property
+    def stored_name(self) -> str:
+        """The name of the class that the mask stores."""
+        return coco_lvis().name(self.stored)
+
+    @property
+    def fault(self) -> str | None:
+        """One line where mask and annotations disagree."""
+        if self.stored == self.derived:
+            return None
+        derived = f"{self.derived} {coco_lvis().name(self.derived)}"
+        found = f"the mask has class {self.stored} {self.stored_name}, the annotations make it {derived}"
+        return f"image {self.image_id}, x {self.x}, y {self.y}: {found}; `cocolvis verify` checks the data set"
+
+    def to_json(self) -> dict:
+        """Everything, as ``cocolvis why --json`` prints it."""
+        computed = {"stored_name": self.stored_name, "derived": self.derived, "fault": self.fault}
+        return asdict(self) | computed | {"left_out": [fault._asdict() for fault in self.left_out]}
+
+
+def why(dataset: Dataset, sources: Sources, image_id: int, x: int, y: int) -> Explanation:
+    """Explain the pixel in column ``x`` and row ``y``, counted from 0 at the top left.
+
+    Reads the LVIS file of the image's split and the stuff file of its folder. A DataError when the data set does not hold the
+    image, the pixel lies outside of it, or the data set was built with another vocabulary or from other annotation files.
+    """
+    if not dataset.is_coco_lvis:
+        raise DataError(f"{dataset.folder}: has another vocabulary than COCO+LVIS, which is all that can be explained")
+    split, row = dataset.locate(image_id)
+    mask = split.mask(row)
+    height, width = mask.shape
+    if not (0 <= x < width and 0 <= y < height):
+        raise DataError(f"image {image_id} has no pixel x {x}, y {y}: x is 0..{width - 1}, y is 0..{height - 1}")
+    image, options, left_out = _task(dataset, sources, split.name, image_id, mask.shape)
+    stuff, things = regions(image, options, left_out)
+    named = zip(stacked(stuff, things, options.overlap), ["lvis"] * len(things) + ["stuff"] * len(stuff), strict=True)
+    covering = [(region, source) for region, source in named if _covers(region.spans, x * height + y)]
+    return Explanation(
+        split=split.name,
+        image_id=image_id,
+        path=image.path,
+        height=height,
+        width=width,
+        x=x,
+        y=y,
+        stored=int(mask[y, x]),
+        layers=[_layer(region, source, place == 0) for place, (region, source) in enumerate(covering)],
+        left_out=left_out,
+    )
+
+
+def _task(
+    dataset: Dataset, sources: Sources, split: str, image_id: int, shape: tuple[int, ...]
+) -> tuple[ImageTask, BuildOptions, list[Fault]]:
+    """What a build makes the image's mask from: its annotations, the options, and the records that were lost before."""
+    things = sources.things(split)
+    record = things.images.get(image_id)
+    _check_inputs(dataset, sources)
+    if record is None or (record.height, record.width) != shape:
+        listed = "do not list it" if record is None else f"say {record.height} x {record.width}"
+        raise DataError(f"image {image_id} is {shape[0]} x {shape[1]} in the data set, the annotations {listed}")
+    folder, name = sources.locate(record, split)
+    recorded = dataset.index["options"]
+    options = BuildOptions(images="none", overlap=recorded["overlap"], compat=recorded["compat"])
+    image = Plan(sources, options).image_task(things, record, folder, name)
+    _check_inputs(dataset, sources)
+    lost = [fault for file in (things, sources.stuff(folder)) for fault in file.faults if fault.image_id == image_id]
+    return image, options, lost
+
+
+def _check_inputs(dataset: Dataset, sources: Sources) -> None:
+    """A DataError when a file that was read is none of those that the data set was built from."""
+    for name, digest in sources.digests().items():
+        if dataset.index["inputs"].get(name) != digest:
+            raise DataError(f"{name} is not the file that {dataset.folder} was built from; check --coco and --lvis")
+
+
+def _covers(spans: Spans, pixel: int) -> bool:
+    """Whether a column-major pixel number lies in one of the spans."""
+    before = int(spans.starts.searchsorted(pixel, "right"))
+    return before > 0 and pixel < spans.stops[before - 1]
+
+
+def _layer(region: Region, source: str, shows: bool) -> Layer:
+    segment = region.segment
+    return Layer(
+        source=source,
+        annotation_id=segment.annotation_id,
+        category_id=segment.category_id,
+        category=coco_lvis().categories(source)[segment.category_id],
+        class_id=region.class_id,
+        class_name=coco_lvis().name(region.class_id),
+        area=region.spans.area,
+        shows=shows,
+    )

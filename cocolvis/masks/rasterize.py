@@ -1,0 +1,158 @@
+"""A segmentation (polygons or run lengths) to the pixels it covers; says in words why one cannot be painted."""
+
+from itertools import chain
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from cocolvis.masks import kernels
+from cocolvis.sources.json_values import REFUSED, shown, whole
+
+MAX_OUTLINE = 2**24
+"""Longest polygon outline in pixels: memory and time grow with it."""
+
+
+class _RunLengths(msgspec.Struct, gc=False):
+    counts: str | list[int]
+    size: tuple[int, int]
+
+
+class BadSegmentation(ValueError):
+    """A segmentation that cannot be painted; the message is the reason."""
+
+
+class Spans(NamedTuple):
+    """The pixels of one region: intervals [starts[i], stops[i]) of the column-major pixel numbers x * H + y.
+
+    Both are (n,) int64, ascending; the intervals are disjoint.
+    """
+
+    starts: np.ndarray
+    stops: np.ndarray
+
+    @property
+    def area(self) -> int:
+        """The number of pixels."""
+        return int(self.stops.sum(dtype=np.int64) - self.starts.sum(dtype=np.int64))
+
+
+class _LooseRunLengths(msgspec.Struct, gc=False):
+    """Run lengths whose numbers are also written as 10.0."""
+
+    counts: str | list[int | float]
+    size: tuple[int | float, int | float]
+
+    def whole(self) -> _RunLengths:
+        counts = self.counts if isinstance(self.counts, str) else [whole(count) for count in self.counts]
+        return _RunLengths(counts, (whole(self.size[0]), whole(self.size[1])))
+
+
+_decode = msgspec.json.Decoder(list[list[float]] | _RunLengths).decode
+_LONGEST_EXPLAINED = 2**16
+"""Bytes of a segmentation that is looked into to say what is wrong with it."""
+
+
+def rasterize(segmentation: bytes | msgspec.Raw, height: int, width: int) -> Spans:
+    """The pixels that a COCO or LVIS segmentation covers in an image of this size, exactly as pycocotools paints them.
+
+    ``segmentation`` is JSON: a list of polygons [x0, y0, x1, y1, ...] whose union counts, or {"size": [H, W], "counts"}
+    with run lengths, compressed (text) or not (list). Raises :class:`BadSegmentation` for anything else.
+    """
+    try:
+        parsed = _decode(segmentation)
+    except REFUSED:
+        try:
+            parsed = msgspec.json.decode(segmentation, type=_LooseRunLengths).whole()
+        except (*REFUSED, ValueError):
+            raise BadSegmentation(f"is neither polygons nor run lengths: {_explained(segmentation)}") from None
+    if isinstance(parsed, list):
+        return _from_polygons(parsed, height, width)
+    if parsed.size != (height, width):
+        raise BadSegmentation(f"has run lengths for {parsed.size[0]} x {parsed.size[1]}, the image is {height} x {width}")
+    return _from_runs(parsed.counts, height * width)
+
+
+def _explained(segmentation: bytes | msgspec.Raw) -> str:
+    """What is wrong with a segmentation that cannot be parsed, in words."""
+    if len(segmentation) > _LONGEST_EXPLAINED:
+        return "what it holds is neither lists of numbers nor counts and size"
+    try:
+        parts = msgspec.json.decode(segmentation, type=list[msgspec.Raw] | dict[str, msgspec.Raw])
+    except REFUSED:
+        return f"it is {shown(segmentation)}"
+    if isinstance(parts, dict):
+        return _explained_runs(parts)
+    for part in parts:
+        try:
+            numbers = msgspec.json.decode(part, type=list[msgspec.Raw])
+        except REFUSED:
+            return f"it has {shown(part)} where a polygon is expected, which is a list of numbers"
+        wrong = next((number for number in numbers if not _is_number(number)), None)
+        if wrong is not None:
+            return f"it has a polygon with {shown(wrong)} where a number is expected"
+    return "what it holds cannot be read"
+
+
+def _explained_runs(parts: dict[str, msgspec.Raw]) -> str:
+    for name in ("size", "counts"):
+        if name not in parts:
+            return f"it is an object without {name}"
+    expected = {"size": "two whole numbers, height and width", "counts": "text or a list of whole numbers"}
+    try:
+        msgspec.json.decode(parts["size"], type=tuple[int, int])
+        name = "counts"
+    except REFUSED:
+        name = "size"
+    try:
+        items = msgspec.json.decode(parts[name], type=list[msgspec.Raw])
+    except REFUSED:
+        return f"its {name} is {shown(parts[name])}; expected {expected[name]}"
+    found = ", ".join(shown(item) for item in items[:3]) + (", ..." if len(items) > 3 else "")
+    return f"its {name} is a list of {found or 'nothing'}; expected {expected[name]}"
+
+
+def _is_number(raw: msgspec.Raw) -> bool:
+    try:
+        msgspec.json.decode(raw, type=float)
+    except REFUSED:
+        return False
+    return True
+
+
+def _from_polygons(polygons: list[list[float]], height: int, width: int) -> Spans:
+    if not polygons:
+        raise BadSegmentation("has no polygon")
+    bounds = [0]
+    for polygon in polygons:
+        if len(polygon) < 6 or len(polygon) % 2:
+            raise BadSegmentation(f"has a polygon of {len(polygon)} numbers; expected x, y pairs, 3 points or more")
+        bounds.append(bounds[-1] + len(polygon) // 2)
+    points = np.array(polygons[0] if len(polygons) == 1 else list(chain.from_iterable(polygons))).reshape(-1, 2)
+    ends = np.array(bounds)
+    length = kernels.outline_length(points, ends, height, width)
+    if length < 0:
+        raise BadSegmentation(f"has a coordinate that is no number, or over one image side outside {height} x {width}")
+    if length > MAX_OUTLINE:
+        raise BadSegmentation(f"has an outline of {length:.0f} pixels; at most {MAX_OUTLINE} are accepted")
+    return Spans(*kernels.polygon_spans(points, ends, height, width))
+
+
+def _from_runs(counts: str | list[int], pixels: int) -> Spans:
+    if isinstance(counts, str):
+        try:
+            finding, *spans = kernels.compressed_spans(counts.encode("ascii"), pixels)
+        except UnicodeEncodeError:
+            raise BadSegmentation("has counts with characters outside ASCII") from None
+    else:
+        try:
+            finding, *spans = kernels.run_spans(np.array(counts, dtype=np.int64), pixels)
+        except OverflowError:
+            raise BadSegmentation("has a run length beyond 64 bits") from None
+    if finding == kernels.CORRUPT:
+        raise BadSegmentation("has corrupt compressed counts")
+    if finding == kernels.TOO_LONG:
+        raise BadSegmentation("has compressed counts beyond 40 bits")
+    if finding == kernels.UNFILLED:
+        raise BadSegmentation(f"has run lengths that do not fill the image's {pixels} pixels")
+    return Spans(*spans)

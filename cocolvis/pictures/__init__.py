@@ -1,0 +1,1 @@
+"""Encoded pictures and label files: their size before they are decoded, whether they are damaged, their pixels."""

@@ -1,0 +1,130 @@
+"""Encoded pictures: their size from the header, whether they are undamaged, and their pixels.
+
+No picture is decoded before its size is known and was found to be right: a few kilobytes can stand for gigabytes of pixels.
+"""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from cocolvis.disk.files import write_aside
+from cocolvis.errors import DataError
+from cocolvis.limits import MAX_PIXELS
+from cocolvis.pictures import jpeg, png
+
+
+class WrongSize(ValueError):
+    """The header declares another size than the picture must have; the message begins a sentence: "is 4 x 4"."""
+
+
+class NoMemory(ValueError, MemoryError):
+    """The pixels are more than the machine has memory for at present; nothing is known to be wrong with the picture."""
+
+
+def image_size(content: bytes) -> tuple[int, int]:
+    """(height, width) as stored, from the header of a JPEG or PNG; EXIF orientation plays no part.
+
+    A ValueError with the reason when the bytes are neither, or break off before their end marker.
+    """
+    if content.startswith(png.SIGNATURE):
+        return png.read_header(content)[:2]
+    if content.startswith(jpeg.START):
+        return jpeg.read_size(content)
+    raise ValueError("it is neither a JPEG nor a PNG" if content else "the file is empty")
+
+
+def check(content: bytes, expected: tuple[int, int], decode: bool = True) -> None:
+    """A ValueError that says what is wrong with a JPEG or PNG, if anything is; a WrongSize unless its size is as ``expected``.
+
+    A PNG is always checked as a whole (:func:`png.check`), a JPEG (:func:`jpeg.check`) where ``decode`` says so. What was
+    checked must also decode: optional chunks can be such that OpenCV gives up.
+    """
+    _check_size(image_size(content), expected)
+    if content.startswith(png.SIGNATURE):
+        png.check(content)
+    elif decode:
+        jpeg.check(content)
+    else:
+        return
+    decode_rgb(content, expected)
+
+
+def decode_rgb(content: bytes, expected: tuple[int, int] | None = None) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a JPEG or PNG, EXIF orientation ignored; grayscale and CMYK become RGB.
+
+    A WrongSize where the header declares another size than ``expected``; a ValueError where it declares more than 2^27 pixels,
+    or where the picture cannot be decoded, which is a NoMemory where only memory is wanting.
+    """
+    return _by_opencv(content, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION, expected)
+
+
+def decode_file(content: bytes, expected: tuple[int, int] | None = None) -> np.ndarray:
+    """The same for any format that users have: JPEG, PNG, and the first picture of a BMP, GIF, PPM, TIFF or WebP."""
+    if _is_common(content):
+        return decode_rgb(content, expected)
+    pixels = _of_other_format(content, expected)
+    if pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
+
+
+def decode_stored(content: bytes, expected: tuple[int, int] | None = None) -> np.ndarray:
+    """The same without loss where there are 16 bits a number: (H, W) or (H, W, 3), uint8 or uint16. Palettes become colours."""
+    if not _is_common(content):
+        return _of_other_format(content, expected)
+    pixels = _by_opencv(content, cv2.IMREAD_UNCHANGED, expected)
+    return pixels[..., :3] if pixels.ndim == 3 else pixels
+
+
+def check_pixels(size: tuple[int, int]) -> None:
+    """A ValueError where (height, width) are of no picture, or of one that would take gigabytes."""
+    if not 0 < size[0] * size[1] <= MAX_PIXELS:
+        raise ValueError(f"{size[0]} x {size[1]} pixels are not in 1..{MAX_PIXELS}")
+
+
+def warm_up() -> None:
+    """Compile what :func:`check` needs, or load it from its cache, before processes or threads start that would each do it."""
+    check(cv2.imencode(".jpg", np.zeros((8, 8), np.uint8))[1].tobytes(), (8, 8))
+
+
+def write_png(path: Path, pixels: np.ndarray, *, sync: bool = True) -> None:
+    """Write (H, W) uint16 class ids or (H, W, 3) uint8 RGB as a PNG, whole or not at all; a DataError where that fails.
+
+    ``sync`` is that of :func:`cocolvis.disk.files.write_aside`.
+    """
+    done, encoded = cv2.imencode(".png", pixels if pixels.ndim == 2 else pixels[..., ::-1])
+    if not done:
+        raise DataError(f"{path}: cannot be written: a PNG holds no {pixels.shape[0]} x {pixels.shape[1]} pixels")
+    with write_aside(path, sync=sync) as aside:
+        aside.write_bytes(encoded)
+
+
+def _is_common(content: bytes) -> bool:
+    return not content or content.startswith((png.SIGNATURE, jpeg.START))
+
+
+def _of_other_format(content: bytes, expected: tuple[int, int] | None) -> np.ndarray:
+    from cocolvis.pictures import other_formats  # few pictures need Pillow
+
+    return other_formats.decode(content, lambda size: _check_size(size, expected))
+
+
+def _check_size(size: tuple[int, int], expected: tuple[int, int] | None) -> None:
+    if expected is not None and size != expected:
+        raise WrongSize(f"is {size[0]} x {size[1]}")
+    check_pixels(size)
+
+
+def _by_opencv(content: bytes, flags: int, expected: tuple[int, int] | None) -> np.ndarray:
+    size = image_size(content)
+    _check_size(size, expected)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise NoMemory(f"memory does not suffice for its {size[0]} x {size[1]} pixels") from None
+        raise ValueError(f"its pixels cannot be decoded: {error.err}") from None
+    if pixels is None or pixels.shape[:2] != size:
+        raise ValueError("its pixels cannot be decoded")
+    return pixels

@@ -1,0 +1,82 @@
+"""The COCO and LVIS annotations of a build, and which image of LVIS has which stuff and which picture."""
+
+import hashlib
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import PurePosixPath
+
+from cocolvis.disk.archives import Place
+from cocolvis.errors import DataError
+from cocolvis.progress import Announce, Phase, quiet
+from cocolvis.sources import locations
+from cocolvis.sources.annotations import AnnotationFile, ImageRecord, Segment
+from cocolvis.sources.locations import FOLDERS, Pictures, Roots
+from cocolvis.vocabulary import Vocabulary
+
+
+class Sources:
+    """COCO (images, stuff annotations) and LVIS, read lazily and once.
+
+    ``coco`` and ``lvis`` are a folder each, or several folders and zip files. A category list that differs from ``vocabulary``
+    raises a DataError as soon as its file is read. ``phase`` is told which file is read, ``announce`` where that takes long.
+    """
+
+    def __init__(self, coco: Roots, lvis: Roots, vocabulary: Vocabulary, announce: Announce = quiet, phase: Phase = quiet):
+        self._coco = coco
+        self._lvis = lvis
+        self._vocabulary = vocabulary
+        self._announce, self._phase = announce, phase
+        self._things: dict[str, AnnotationFile] = {}
+        self._stuff: dict[str, AnnotationFile] = {}
+        self._pictures: dict[str, Pictures] = {}
+        self._digests: dict[str, Future[str]] = {}
+        self._hashing = ThreadPoolExecutor(1, "sha256")
+
+    def things(self, split: str) -> AnnotationFile:
+        """The LVIS annotations of a split; its images are the images of the data set's split."""
+        if split not in self._things:
+            self._things[split] = self._read(locations.lvis_place(self._lvis, split), "lvis")
+        return self._things[split]
+
+    def stuff(self, folder: str) -> AnnotationFile:
+        """The stuff annotations of the images in ``folder`` (train2017, val2017)."""
+        if folder not in self._stuff:
+            self._stuff[folder] = self._read(locations.stuff_place(self._coco, folder), "stuff")
+        return self._stuff[folder]
+
+    def pictures(self, folder: str) -> Pictures:
+        """Where the pictures of ``folder`` lie; a DataError that lists what was looked for."""
+        if folder not in self._pictures:
+            self._pictures[folder] = locations.pictures(self._coco, folder)
+        return self._pictures[folder]
+
+    def locate(self, image: ImageRecord, split: str) -> tuple[str, str]:
+        """(folder, file name) of an LVIS image: as its record says, else where the stuff list has it, else the split's."""
+        folder, name = image.location()
+        if folder is not None and folder not in FOLDERS and not locations.has_stuff(self._coco, folder):
+            raise DataError(f"its folder is {folder!r}, which has no stuff annotations; expected {' or '.join(FOLDERS)}")
+        if folder is None:
+            own = f"{split}2017"
+            folders = sorted(FOLDERS, key=lambda f: f != own)
+            listed = (f for f in folders if locations.has_stuff(self._coco, f) and image.id in self.stuff(f).images)
+            folder = next(listed, own)
+        return folder, name
+
+    def segments(self, folder: str, image_id: int) -> list[Segment]:
+        """The stuff annotations of an image in file order."""
+        return self.stuff(folder).segments(image_id)
+
+    def digests(self) -> dict[str, str]:
+        """File name -> SHA-256 of the JSON of each annotation file that was read; a data set is built from these."""
+        return {name: digest.result() for name, digest in sorted(self._digests.items())}
+
+    def _read(self, place: Place, source: str) -> AnnotationFile:
+        name = PurePosixPath((place.member or "").replace("\\", "/") or place.path).name
+        read = partial(self._phase, f"reading {name}")
+        read(0, 0)  # it may have to be unpacked
+        content = place.map()
+        self._digests[name] = self._hashing.submit(lambda: hashlib.sha256(content).hexdigest())
+        annotations = AnnotationFile(content, str(place), source, self._announce, read)
+        if annotations.categories:
+            self._vocabulary.check_categories(source, annotations.categories, str(place))
+        return annotations

@@ -1,0 +1,108 @@
+"""Pictures with masks that show a class: found by stem, read one by one."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from cocolvis.disk.files import regular_file
+from cocolvis.disk.folders import Similar
+from cocolvis.errors import DataError
+from cocolvis.pictures import remarks
+from cocolvis.pictures.label_files import label_pixels, open_labels
+from cocolvis.text import composed
+from ess.inference.inputs import Input, find_inputs
+
+Decoded = TypeVar("Decoded")
+
+_NAMED = 8
+"""Values of masks that are named where none of them fits."""
+
+
+def pair(images: Sequence[str], masks: Sequence[str]) -> list[tuple[Path, Path]]:
+    """(picture, mask) of equal stem, of files, folders or globs; a DataError unless every mask has its picture.
+
+    A picture without a mask is no example, so that a large folder of pictures may stand beside a few masks.
+    """
+    pictures, drawn = ({composed(one.path.stem): one for one in _pictures(names)} for names in (images, masks))
+    for stem, mask in drawn.items():
+        if stem not in pictures:
+            near = Similar(one.path.name for one in pictures.values()).find(stem)
+            there = f"; there is {near}" if near else ""
+            raise DataError(f"{mask.path}: no picture has its stem; expected {stem}.jpg or the like among --images{there}")
+    return [(pictures[stem].path, mask.path) for stem, mask in drawn.items()]
+
+
+def read_examples(pairs: Sequence[tuple[Path, Path]], value: int | None = None) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """(picture's file, image (H, W, 3) uint8 RGB, (H, W) bool where the class is) for each pair.
+
+    Masks are label files, as `cocolvis import` reads them; the class is where they are ``value``, or where they are not 0. One
+    that is drawn in a single colour on black is 1 there. A DataError for files that cannot be read, a mask of another size than
+    its picture, and in the end where no pixel of any mask is of the class, or all are.
+    """
+    held: dict[int, int] = {}
+    for picture, mask in pairs:
+        encoded = _read(picture, "picture")
+        image = _decoded(picture, "picture", lambda: encoded.decode_file(encoded))  # noqa: B023 (called within this turn)
+        labels = _labels(mask, picture, encoded, image.shape[:2], drawn=value is None)
+        for label, pixels in label_pixels(labels).items():
+            held[label] = held.get(label, 0) + pixels
+        yield str(picture), image, labels != 0 if value is None else labels == value
+    _check_held(held, value)
+
+
+def _labels(mask: Path, picture: Path, encoded: bytes, size: tuple[int, int], *, drawn: bool) -> np.ndarray:
+    """The (H, W) numbers of a mask, once its size was found to be that of its picture."""
+    stored = _read(mask, "mask")
+    opened = _decoded(mask, "mask", lambda: open_labels(stored, drawn=drawn))
+    if opened.size != size:
+        height, width = opened.size
+        why = remarks.why_size(encoded, size, opened.size)
+        raise DataError(
+            f"{mask}: is {height} x {width}, its picture {picture} is {size[0]} x {size[1]}; expected equal sizes{why}"
+        )
+    return _decoded(mask, "mask", opened.read)
+
+
+def _check_held(held: dict[int, int], value: int | None) -> None:
+    """A DataError that names the values of all masks where no pixel is marked, or every one is."""
+    if not held:
+        return
+    marked = [label for label in held if (label != 0 if value is None else label == value)]
+    is_wanted = "is other than 0" if value is None else f"is {value}"
+    there = f"they hold {', '.join(map(str, sorted(held)[:_NAMED]))}{', ...' if len(held) > _NAMED else ''}"
+    if not marked:
+        raise DataError(f"no pixel of the masks {is_wanted}: {there}; choose one of these with --value")
+    if len(marked) == len(held):
+        choose = "; choose one of these with --value" if len(held) > 1 else ""
+        raise DataError(f"every pixel of the masks {is_wanted}, so that nothing shows where the class ends: {there}{choose}")
+
+
+def _pictures(names: Sequence[str]) -> list[Input]:
+    found = find_inputs(names)
+    for one in found:
+        if one.is_video:
+            raise DataError(f"{one.path}: is a video; expected pictures")
+    for one in found:
+        same = [other.path for other in found if composed(other.path.stem) == composed(one.path.stem)]
+        if len(same) > 1:
+            raise DataError(
+                f"{same[1]}: has the stem of {same[0]}; pictures and masks are paired by stem, so each must be there once"
+            )
+    return found
+
+
+def _read(path: Path, what: str) -> bytes:
+    try:
+        regular_file(path)
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: the {what} cannot be read: {error.strerror or error}") from None
+
+
+def _decoded(path: Path, what: str, decode: Callable[[], Decoded]) -> Decoded:
+    try:
+        return decode()
+    except ValueError as error:
+        raise DataError(f"{path}: the {what} cannot be decoded: {error}") from None

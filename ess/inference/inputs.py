@@ -1,0 +1,175 @@
+"""What is to be predicted: pictures and videos from files, folders and globs, and where their results go."""
+
+import glob
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from cocolvis.disk.files import regular_file
+from cocolvis.disk.folders import on_disk, passed_over, walk
+from cocolvis.errors import DataError
+from cocolvis.pictures import remarks
+from cocolvis.pictures.encoded import check_pixels, decode_file
+from cocolvis.text import composed, decoded
+
+PICTURES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
+VIDEOS = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"))
+"""Endings, in lower case: which files of a folder count, and which file is a video."""
+
+
+log = logging.getLogger("ess")
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A picture or a video; ``name`` is where its results lie in the output folder, without an ending."""
+
+    path: Path
+    name: Path
+
+    @property
+    def is_video(self) -> bool:
+        """Whether the file's ending is that of a video."""
+        return self.path.suffix.lower() in VIDEOS
+
+
+def find_inputs(arguments: Iterable[str], leave: Path | None = None) -> list[Input]:
+    """The pictures and videos that files, folders (with all below them) and globs such as "photos/**/*.jpg" name.
+
+    A file is named by its stem; one from a folder or a glob keeps the folders below that. What is there and cannot be read, as
+    a link that leads nowhere, is among them. Linked folders are followed, what is hidden or was left behind by a system is
+    passed over, and a file with several names is taken once. What lies in the folder ``leave`` is not looked at. The log tells
+    what could not be looked into. A DataError for what is not there, and for folders without any.
+    """
+    found: dict[Path, Input] = {}
+    left = leave.resolve() if leave else None
+    for argument in arguments:
+        for one in _named(argument):
+            path = Path(os.path.realpath(one.path) if os.path.exists(one.path) else os.path.abspath(one.path))
+            if left not in path.parents or one.path == Path(argument):
+                found.setdefault(path, one)
+    return [*found.values()]
+
+
+def read_list(content: bytes) -> list[str]:
+    """The paths in a list, one a line, as stdin brings them; a DataError when it is no such text."""
+    lines = decoded(content, "the list of paths", errors="surrogateescape").split("\n")
+    return [line for line in lines if line.strip()]
+
+
+def _named(argument: str) -> list[Input]:
+    path = on_disk(Path(argument))
+    if os.path.isfile(path):
+        return [Input(path, Path(path.stem))]
+    if os.path.isdir(path):
+        root, files = path, _below(path)
+    elif glob.has_magic(argument):
+        root, files = _globbed(Path(argument))
+    else:
+        raise DataError(f"{path}: is no file; expected a picture (JPEG or PNG), a video, a folder of such, or a glob")
+    known = [file for file in files if file.suffix.lower() in PICTURES | VIDEOS]  # what cannot be read among them is told later
+    if not known:
+        raise DataError(f"{path}: no pictures or videos there; expected files ending in {', '.join(sorted(PICTURES | VIDEOS))}")
+    return [Input(file, file.relative_to(root).with_suffix("")) for file in known]
+
+
+def _below(folder: Path) -> list[Path]:
+    files, notes = walk(folder, tolerant=True)
+    for note in notes:
+        log.warning("%s", note)
+    found = [folder / file for file in files]
+    return sorted([*found, *_like_pictures(folder, found)], key=str)
+
+
+def _like_pictures(folder: Path, files: Sequence[Path]) -> list[Path]:
+    """Folders below ``folder`` that are named like pictures and hold none of the ``files``."""
+    holders = {folder, *(file.parent for file in files)}
+    above = {parent for holder in holders for parent in (holder, *holder.parents)}
+    beside = [path for holder in holders for path in holder.iterdir() if path.suffix.lower() in PICTURES]
+    return [path for path in beside if path not in above and path.is_dir() and not passed_over(path.name)]
+
+
+def _globbed(pattern: Path) -> tuple[Path, list[Path]]:
+    """(the folder before the first wildcard, the files that a glob names, sorted); "**" are any folders, or none."""
+    first = next(place for place, part in enumerate(pattern.parts) if glob.has_magic(part))
+    root, wild = on_disk(Path(*pattern.parts[:first])), [composed(part) for part in pattern.parts[first:]]
+    if "**" in wild:  # the system's own way would run around in a loop of links
+        return root, [file for file in _below(root) if _fits([composed(part) for part in file.relative_to(root).parts], wild)]
+    files = [Path(file) for file in sorted(glob.glob(str(root.joinpath(*pattern.parts[first:]))))]
+    return root, [file for file in files if not any(map(passed_over, {*file.parts[first:]} - {*pattern.parts}))]
+
+
+def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether the ``parts`` of a path fit a glob's."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return _fits(parts, pattern[1:]) or (bool(parts) and _fits(parts[1:], pattern))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
+
+
+def read_picture(path: Path, remark: Callable[[str, Path], None] = lambda kind, path: None) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a picture file; a ValueError that says why not, also where it would have more than 2^27 pixels.
+
+    ``remark`` gets each kind of remark on it (:mod:`cocolvis.pictures.remarks`).
+    """
+    try:
+        regular_file(path)
+        content = path.read_bytes()
+    except DataError as error:
+        if os.path.islink(path) and not os.path.exists(path):
+            raise ValueError(f"is a link to {os.readlink(path)}, which cannot be read") from None
+        raise ValueError(str(error).removeprefix(f"{path}: ")) from None
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror or error}") from None
+    try:
+        pixels = decode_file(content)
+        for kind in remarks.of_picture(content):
+            remark(kind, path)
+        return pixels
+    except (ValueError, MemoryError) as error:
+        raise ValueError(f"the picture cannot be decoded: {str(error) or 'memory does not suffice'}") from None
+
+
+def frames(path: Path, every: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+    """(number from 0, (H, W, 3) uint8 RGB) of each ``every``-th frame of a video; a ValueError when it has none."""
+    video, number = _open(path), 0
+    try:
+        while video.grab():
+            if number % every == 0:
+                done, pixels = video.retrieve()
+                if not done:
+                    break
+                yield number, np.ascontiguousarray(pixels[..., ::-1])
+            number += 1
+    finally:
+        video.release()
+    if not number:
+        raise ValueError("the video has no frame that can be decoded")
+
+
+def video_facts(path: Path) -> tuple[int, float]:
+    """(frames, frames a second) as the video's header states them; a ValueError when it cannot be opened."""
+    video = _open(path)
+    facts = int(max(0, video.get(cv2.CAP_PROP_FRAME_COUNT))), float(video.get(cv2.CAP_PROP_FPS))
+    video.release()
+    return facts
+
+
+def _open(path: Path) -> cv2.VideoCapture:
+    video = cv2.VideoCapture(str(path))
+    if not video.isOpened():
+        raise ValueError("the video cannot be opened")
+    height, width = (int(video.get(side)) for side in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH))
+    try:
+        check_pixels((height, width))
+    except ValueError as error:
+        video.release()
+        raise ValueError(f"the video's frames are too large, or have no size: {error}") from None
+    return video

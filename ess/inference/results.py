@@ -1,0 +1,264 @@
+"""Predictions as files: 16-bit PNGs of class ids, overlays, COCO's run lengths; pictures, and videos frame by frame."""
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from cocolvis.ahead import ahead
+from cocolvis.disk.files import read_json, write_aside
+from cocolvis.errors import DataError
+from cocolvis.inspection.render import enlarge, overlay
+from cocolvis.pictures import remarks
+from cocolvis.pictures.encoded import write_png
+from ess.inference.image_ids import ImageId, image_ids, number_of
+from ess.inference.inputs import Input, frames, read_picture, video_facts
+from ess.inference.predictor import Predictor
+
+FORMATS = ("png", "overlay", "rle")
+RLE_FILE = "predictions.json"
+
+_THREADS = 4
+"""Threads that read, and that encode, while the network computes."""
+
+Progress = Callable[[int, int], None]
+
+log = logging.getLogger("ess")
+
+
+def predict_files(
+    predictor: Predictor,
+    inputs: Sequence[Input],
+    out: Path,
+    formats: Sequence[str] = ("png", "overlay"),
+    *,
+    every: int = 1,
+    skip_existing: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> list[str]:
+    """Write the predictions of pictures and videos below ``out``; a line for each input that cannot be read or decoded.
+
+    "png" is ``NAME.png``, (H, W) 16-bit class ids; "overlay" ``NAME_overlay.png``; "rle" one ``predictions.json`` for all (see
+    :func:`run_lengths`). Of a video, each ``every``-th frame: the PNGs are ``NAME/000000.png``, the overlays one silent
+    ``NAME_overlay.mp4``, and run lengths have a "frame". ``skip_existing`` passes over what has all of these already. A
+    DataError where files cannot be written, or would overwrite each other.
+    """
+    _check_names(inputs, out, formats)
+    results, faults, noted = _Results(predictor, inputs, out, formats, skip_existing), [], _Remarks()
+    pictures = [one for one in inputs if not one.is_video]
+    videos = [one for one in inputs if one.is_video]
+    total = len(pictures) + sum(_frames_of(video, every) for video in videos)
+    missing = [one for one in pictures if not results.exist(one)]
+    done = len(pictures) - len(missing)
+    try:
+        for _ in ahead(results.write, predictor.stream(_decoded(missing, faults, noted)), _THREADS):
+            done += 1
+            progress(done + len(faults), total)
+        done = len(pictures)
+        for video in videos:
+            try:
+                for _ in results.write_video(video, every):
+                    done += 1
+                    progress(done, max(done, total))
+            except ValueError as error:
+                faults.append(f"{video.path}: {error}")
+    finally:
+        results.close()
+        noted.tell()
+    return faults
+
+
+class _Remarks:
+    """Remarks on pictures, counted as they are read by several threads, and told once in the end."""
+
+    def __init__(self):
+        self._files: dict[str, list[str]] = {}
+
+    def __call__(self, kind: str, file: Path) -> None:
+        """Note one."""
+        self._files.setdefault(kind, []).append(str(file))
+
+    def tell(self) -> None:
+        """A line in the log for each kind that was met."""
+        counts = {kind: len(files) for kind, files in self._files.items()}
+        for line in remarks.lines(counts, {kind: min(files) for kind, files in self._files.items()}):
+            log.warning("%s", line)
+
+
+def run_lengths(mask: np.ndarray, file: Path, frame: int | None = None) -> list[dict]:
+    """An entry for each class of a mask (H, W), in the form of COCO's results, which pycocotools reads.
+
+    ``{"image_id", "file_name", "category_id", "segmentation": {"size": [H, W], "counts"}}``, and "frame" for that of a video.
+    The category is the class id; the image id is the number that names the file, as in COCO, else the file's name. Both may
+    name other files, too: :func:`predict_files` gives each file an id of its own (:func:`image_ids`).
+    """
+    from pycocotools import mask as coco_mask
+
+    number = number_of(file)
+    named = {"image_id": file.name if number is None else number, "file_name": str(file)}
+    named |= {} if frame is None else {"frame": frame}
+    entries = []
+    for c in np.unique(mask).tolist():
+        found = coco_mask.encode(np.asfortranarray(mask == c, np.uint8))
+        counts = found["counts"].decode("ascii")
+        entries.append(named | {"category_id": c, "segmentation": {"size": list(found["size"]), "counts": counts}})
+    return entries
+
+
+class _Results:
+    """The files below ``out``; of run lengths, those that an earlier run wrote are kept where that is asked for."""
+
+    def __init__(self, predictor: Predictor, inputs: Sequence[Input], out: Path, formats: Sequence[str], skip_existing: bool):
+        self.predictor, self.out, self.formats, self.skip = predictor, out, formats, skip_existing
+        self._names = {str(one.path): f"{one.name}{one.path.suffix}" for one in inputs}
+        self.entries: dict[tuple[str, int], list[dict]] = {}
+        if "rle" in formats and skip_existing and (out / RLE_FILE).exists():
+            for entry in _read_entries(out / RLE_FILE):
+                self.entries.setdefault((entry["file_name"], entry.get("frame", -1)), []).append(entry)
+
+    def exist(self, one: Input) -> bool:
+        """Whether an input has all its results already, and existing ones are passed over."""
+        return self._skipped(_files(one, self.out, self.formats), any(file == str(one.path) for file, _ in self.entries))
+
+    def write(self, predicted: tuple[Input, np.ndarray, np.ndarray]) -> None:
+        """The results of one picture."""
+        one, image, mask = predicted
+        if "png" in self.formats:
+            write_png(self.out / f"{one.name}.png", mask)
+        if "overlay" in self.formats:
+            write_png(self.out / f"{one.name}_overlay.png", self._overlay(image, mask))
+        if "rle" in self.formats:
+            self.entries[str(one.path), -1] = run_lengths(mask, one.path)
+
+    def write_video(self, one: Input, every: int) -> Iterator[int]:
+        """The results of a video; yields the numbers of its frames as they are done. A ValueError when it cannot be read."""
+        film, rate = self.out / f"{one.name}_overlay.mp4", video_facts(one.path)[1]
+        if "overlay" not in self.formats:
+            wanted = (frame for frame in frames(one.path, every) if not self._has(one, frame[0]))
+            yield from (self._write_frame(one, *frame) for frame in self.predictor.stream(wanted))
+            return
+        if self.exist(one):
+            return
+        seen = self.predictor.stream(frames(one.path, every))
+        with write_aside(film) as aside:
+            writer = None
+            part = aside.with_suffix(".mp4")  # OpenCV chooses the container by the ending
+            try:
+                for number, image, mask in seen:
+                    picture = self._overlay(image, mask)
+                    writer = writer or _film(part, picture, rate / every)
+                    writer.write(picture[: picture.shape[0] & ~1, : picture.shape[1] & ~1, ::-1])
+                    yield self._write_frame(one, number, image, mask)
+                writer.release()
+                part.replace(aside)
+            finally:
+                part.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Write the run lengths, by file and frame; files are told apart by ids that depend on all that are there."""
+        if self.entries:
+            ids = self._ids()
+            entries = [entry | {"image_id": ids[key[0]]} for key in sorted(self.entries) for entry in self.entries[key]]
+            with write_aside(self.out / RLE_FILE) as aside:
+                aside.write_text("[\n" + ",\n".join(json.dumps(entry) for entry in entries) + "\n]\n", encoding="utf-8")
+
+    def _ids(self) -> dict[str, ImageId]:
+        """File -> id, of all inputs, and of files that an earlier run left, whose names are known where they were ids."""
+        kept = {file: entries[0].get("image_id") for (file, _), entries in self.entries.items() if file not in self._names}
+        named = {file: found if isinstance(found, str) else Path(file).name for file, found in kept.items()}
+        return image_ids(self._names | named)
+
+    def _has(self, one: Input, number: int) -> bool:
+        """:meth:`exist` for one frame of a video without overlays."""
+        files = [self._frame_file(one, number)] if "png" in self.formats else []
+        return self._skipped(files, (str(one.path), number) in self.entries)
+
+    def _skipped(self, files: Sequence[Path], listed: bool) -> bool:
+        return self.skip and (listed or "rle" not in self.formats) and all(file.exists() for file in files)
+
+    def _frame_file(self, one: Input, number: int) -> Path:
+        return self.out / one.name / f"{number:06d}.png"
+
+    def _write_frame(self, one: Input, number: int, image: np.ndarray, mask: np.ndarray) -> int:
+        if "png" in self.formats:
+            write_png(self._frame_file(one, number), mask)
+        if "rle" in self.formats:
+            self.entries[str(one.path), number] = run_lengths(mask, one.path, number)
+        return number
+
+    def _overlay(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        return overlay(*enlarge(image, mask), self.predictor.vocabulary)
+
+
+def _decoded(inputs: Sequence[Input], faults: list[str], noted: _Remarks) -> Iterator[tuple[Input, np.ndarray]]:
+    """The pictures that can be decoded; a line for each other one."""
+
+    def decode(one: Input) -> tuple[Input, np.ndarray | str]:
+        try:
+            return one, read_picture(one.path, noted)
+        except ValueError as error:
+            return one, f"{one.path}: {error}"
+
+    for one, found in ahead(decode, inputs, _THREADS):
+        if isinstance(found, str):
+            faults.append(found)
+        else:
+            yield one, found
+
+
+def _files(one: Input, out: Path, formats: Sequence[str]) -> list[Path]:
+    """What is written for one input, the run lengths of all apart."""
+    png, film = ("", "_overlay.mp4") if one.is_video else (".png", "_overlay.png")
+    return [out / f"{one.name}{end}" for kind, end in (("png", png), ("overlay", film)) if kind in formats]
+
+
+def _check_names(inputs: Sequence[Input], out: Path, formats: Sequence[str]) -> None:
+    """A DataError where two inputs would have one result, or a result would replace an input."""
+    files = {one: _files(one, out, formats) for one in inputs}
+    counts = Counter(path for paths in files.values() for path in paths)
+    own = {os.path.realpath(one.path) for one in inputs}  # Path.resolve() raises at a link to itself
+    for one, paths in files.items():
+        for path in paths:
+            if counts[path] > 1:
+                name = path.relative_to(out)
+                raise DataError(
+                    f"{one.path}: {counts[path]} inputs would be written as {name}; predict them apart, or the folder with"
+                    " both: results keep its folders"
+                )
+            if os.path.realpath(path) in own:
+                raise DataError(f"{one.path}: its result would overwrite the input {path}; choose another --out")
+
+
+def _frames_of(video: Input, every: int) -> int:
+    """The frames that a video claims to have for us; 1 where it cannot be opened."""
+    try:
+        return -(-video_facts(video.path)[0] // every)
+    except ValueError:
+        return 1
+
+
+def _film(path: Path, picture: np.ndarray, rate: float) -> cv2.VideoWriter:
+    """A video of even size, which encoders want."""
+    size = picture.shape[1] & ~1, picture.shape[0] & ~1
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate if rate > 0 else 25.0, size)
+    if not writer.isOpened():
+        raise DataError(f"{path}: the overlay video cannot be written; choose --format png")
+    return writer
+
+
+def _read_entries(path: Path) -> list[dict]:
+    entries = read_json(path)
+    if not isinstance(entries, list) or not all(map(_is_entry, entries)):
+        raise DataError(
+            f"{path}: is no list of results as `ess predict --format rle` writes; remove it, or choose another --out"
+        )
+    return entries
+
+
+def _is_entry(entry: object) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("file_name"), str) and isinstance(entry.get("frame", -1), int)

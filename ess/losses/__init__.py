@@ -1,0 +1,1 @@
+"""The losses, and the search for the nearest classes."""

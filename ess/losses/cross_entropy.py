@@ -1,0 +1,323 @@
+"""The losses: cross entropy of pixel embeddings against class embeddings, over all classes or the nearest; pure functions."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ess.kernels import fused
+from ess.kernels.distances import DISTANCES
+from ess.losses.neighbours import nearest
+
+NEGATIVES = ("nearest", "random", "published")
+"""Which classes a pixel is told from: the k nearest others, k random others, or the k nearest with the published collision."""
+
+STRIDES = (1, 2, 4, 8, 16)
+"""How many pixels may share one search."""
+
+REDUCTIONS = ("mean", "sum", "none")
+"""What comes back: the mean over the pixels that count, their sum, or (B, H, W) with 0 where ignored."""
+
+EXACT_UP_TO = 2_000
+"""Up to about so many classes the exact loss costs no more than one over searched neighbours: docs/losses.md."""
+
+_QUERIES = 1 << 18
+"""Pixels that search together."""
+
+_ELEMENTS = 1 << 22  # numbers in the largest intermediate tensor of one chunk of pixels
+
+_DISTANCES = 1 << 21
+"""Distances between class embeddings that are there at the same time."""
+
+
+def chosen(loss: str, classes: int) -> str:
+    """The loss of this name, where "auto" is "exact" or "knn", whichever costs less for so many classes."""
+    return loss if loss != "auto" else "exact" if classes <= EXACT_UP_TO else "knn"
+
+
+def exact_cross_entropy(
+    embeddings: torch.Tensor,
+    labels: torch.Tensor,
+    classes: torch.Tensor,
+    *,
+    temperature: float = 20.0,
+    distance: str = "euclidean",
+    ignore_index: int = -1,
+    bias: torch.Tensor | None = None,
+    class_weight: torch.Tensor | None = None,
+    class_mask: torch.Tensor | None = None,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Cross entropy over all classes, logit of class c at pixel p: -T * ||o_p - e_c|| + b_c.
+
+    ``embeddings`` (B, D, H, W) floating, ``labels`` (B, H, W) integer, 0..C-1 or ``ignore_index``, ``classes`` (C, D)
+    floating with C >= 2; both embeddings are taken as given. ``distance``: "euclidean" as the paper has it, "squared" for
+    -T * ||o_p - e_c||^2, "cosine" for T * <o_p, e_c>. Without a counted pixel the loss is 0 and so are its gradients.
+
+    ``bias`` (C,) is added to the logits: tau * log prior makes logit adjustment of it. ``class_weight`` (C,) weighs each pixel
+    by its target, and "mean" divides by the sum of the weights. ``class_mask`` (B, C) bool, False where a class takes no part
+    in an image (federated labels); a pixel's target always does. ``backend``: "fused" computes value and gradients in one
+    pass by a compiled kernel (CPU, float32), "torch" by plain formulas; "auto" is the former where it can.
+    """
+    labels = _checked(embeddings, labels, classes, distance, ignore_index, reduction)
+    _check_extras(embeddings, classes, bias, class_weight, class_mask)
+    weights = (labels != ignore_index).to(classes.dtype if class_weight is None else class_weight.dtype)
+    if class_weight is not None:
+        weights = class_weight.detach()[labels.clamp(0, len(classes) - 1)] * weights
+    if reduction == "mean":
+        weights = weights / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
+    if fused.chosen(backend, embeddings, classes, devices=("cpu", "cuda")):
+        settings = fused.Settings(temperature, distance, ignore_index)
+        if reduction != "none":
+            return fused.weighted_sum(embeddings, classes, bias, labels, weights, class_mask, settings)
+        return fused.each(embeddings, classes, bias, labels, class_mask, settings) * weights
+    losses = _exact_by_torch(embeddings, labels, classes, temperature, distance, ignore_index, bias, class_mask) * weights
+    return losses if reduction == "none" else losses.sum()
+
+
+def knn_cross_entropy(
+    embeddings: torch.Tensor,
+    labels: torch.Tensor,
+    classes: torch.Tensor,
+    *,
+    k: int = 7,
+    temperature: float = 20.0,
+    distance: str = "euclidean",
+    ignore_index: int = -1,
+    negatives: str = "nearest",
+    search: str = "auto",
+    query_stride: int = 1,
+    reduction: str = "mean",
+    generator: torch.Generator | None = None,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Cross entropy over S_p = {t} + k negatives, instead of over all classes: otherwise as :func:`exact_cross_entropy`.
+
+    ``negatives``: "nearest" takes the k classes nearest to o_p other than the target t (all C - 1 where k is larger),
+    "random" k distinct others drawn with ``generator``, "published" the k nearest with a target among them replaced by the
+    class before it (0 by 0). ``search`` is the backend of :func:`nearest`; no gradient goes through it. With a
+    ``query_stride`` of 2, 4, 8 or 16 one pixel in so many searches, and the others of its block of 1 x 2, 2 x 2, 2 x 4 or 4 x 4
+    pixels take what it found; a pixel's own target is still none of its negatives.
+    """
+    labels = _checked(embeddings, labels, classes, distance, ignore_index, reduction)
+    if k < 1:
+        raise ValueError(f"k is {k}: expected 1 or more negatives")
+    if query_stride not in STRIDES:
+        raise ValueError(f"query_stride is {query_stride}: expected one of {', '.join(map(str, STRIDES))}")
+    if negatives not in NEGATIVES:
+        raise ValueError(f"negatives is {negatives!r}: expected one of {', '.join(NEGATIVES)}")
+    counted = (labels != ignore_index).flatten().nonzero().squeeze(1)
+    targets = labels.flatten()[counted, None]
+    if negatives == "random":
+        others = _random_others(targets, len(classes), k, generator)
+    else:
+        others = _found_others(embeddings, counted, targets, classes, k, distance, negatives, search, query_stride)
+    candidates = torch.cat([targets.int(), others.int()], dim=1)
+    if fused.chosen(backend, embeddings, classes, devices=("cpu",)):
+        losses = fused.among(embeddings, classes, counted, candidates, fused.Settings(temperature, distance, ignore_index))
+        return _reduce(losses, counted, labels, reduction)
+
+    def loss(o: torch.Tensor, candidates: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+        z = _logits(o, F.embedding(candidates, e), temperature, distance)
+        return _cross_entropy(z[:, :1], z[:, 1:])
+
+    pixels, width = _pixels(embeddings, counted), candidates.shape[1] * classes.shape[1]
+    return _reduce(_chunked(loss, pixels, candidates, (classes,), width), counted, labels, reduction)
+
+
+def margin_penalty(classes: torch.Tensor, *, margin: float = 0.2) -> torch.Tensor:
+    """Mean over the classes of max(0, m - min_{j != c} ||e_c - e_j||): class embeddings keep apart. ``classes`` is (C, D).
+
+    Memory grows with C alone: the nearest other class is found for some classes at a time, and no gradient goes through that.
+    """
+    _check_classes(classes)
+    closest = _nearest_others(classes.detach())
+    gaps = torch.linalg.vector_norm(classes - F.embedding(closest, classes), dim=1)
+    return F.relu(margin - gaps).mean()
+
+
+def _nearest_others(classes: torch.Tensor) -> torch.Tensor:
+    """(C,) the class nearest to each other than itself; ties go to the lower id."""
+    rows = max(1, _DISTANCES // len(classes))
+    found = torch.empty(len(classes), dtype=torch.int64, device=classes.device)
+    for first in range(0, len(classes), rows):
+        part = slice(first, first + rows)
+        found[part] = _nearest_of_some(classes[part], classes, first)  # results kept apart would split the freed memory
+    return found
+
+
+def _nearest_of_some(some: torch.Tensor, classes: torch.Tensor, first: int) -> torch.Tensor:
+    distances = torch.cdist(some, classes, compute_mode="donot_use_mm_for_euclid_dist")
+    distances.diagonal(first).fill_(torch.inf)
+    return distances.argmin(dim=1)
+
+
+def dense_cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, *, ignore_index: int = -1, reduction: str = "mean"
+) -> torch.Tensor:
+    """The baseline's cross entropy: ``logits`` (B, C, H, W), everything else as in :func:`exact_cross_entropy`."""
+    labels = _check_labels(logits, labels, logits.shape[1], ignore_index, reduction)
+    losses = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none" if reduction == "none" else "sum")
+    return losses / (labels != ignore_index).sum().clamp_min(1) if reduction == "mean" else losses
+
+
+def _exact_by_torch(embeddings, labels, classes, temperature, distance, ignore_index, bias, class_mask) -> torch.Tensor:
+    """The exact loss of each pixel, (B, H, W), 0 where ignored, by plain formulas."""
+    counted = (labels != ignore_index).flatten().nonzero().squeeze(1)
+    images = counted // labels[0].numel()
+    ids = torch.stack([labels.flatten()[counted], images], dim=1)
+
+    def loss(o: torch.Tensor, ids: torch.Tensor, e: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        t = ids[:, :1]
+        z = _logits(o, e, temperature, distance) + b
+        if class_mask is not None:
+            z = z.masked_fill(~class_mask[ids[:, 1]].scatter(1, t, True), -torch.inf)
+        return _cross_entropy(z.gather(1, t), z.scatter(1, t, -torch.inf))
+
+    bias = classes.new_zeros(len(classes)) if bias is None else bias
+    losses = _chunked(loss, _pixels(embeddings, counted), ids, (classes, bias), len(classes))
+    return losses.new_zeros(labels.numel()).index_copy(0, counted, losses).view(labels.shape)
+
+
+def _logits(o: torch.Tensor, e: torch.Tensor, temperature: float, distance: str) -> torch.Tensor:
+    """Logits of the pixels o (P, D) for classes e: all alike (C, D) to (P, C), or each its own (P, K, D) to (P, K).
+
+    Differences are taken before they are squared: ||o||^2 - 2 <o, e> + ||e||^2 loses the small distances that matter most.
+    """
+    if distance == "cosine":
+        return temperature * (o @ e.T if e.ndim == 2 else (e @ o[:, :, None]).squeeze(2))
+    if e.ndim == 2:
+        d = torch.cdist(o, e, compute_mode="donot_use_mm_for_euclid_dist")
+    else:
+        d = torch.linalg.vector_norm(o[:, None] - e, dim=2)
+    return -temperature * (d.square() if distance == "squared" else d)
+
+
+def _cross_entropy(target: torch.Tensor, negatives: torch.Tensor) -> torch.Tensor:
+    """-log(exp z_t / (exp z_t + sum exp z_n)), (P, 1) and (P, K) to (P,), with its full precision however small it is."""
+    return -F.logsigmoid(target.squeeze(1) - negatives.logsumexp(dim=1))
+
+
+def _chunked(loss: Callable, pixels: torch.Tensor, ids: torch.Tensor, shared: tuple, width: int) -> torch.Tensor:
+    """``loss(pixels, ids, *shared)`` (P,), as many pixels at a time as keep (pixels, width) small, forward and backward."""
+    rows = max(1, _ELEMENTS // width)
+    dtype = torch.promote_types(torch.promote_types(pixels.dtype, shared[0].dtype), torch.float32)
+    shared = tuple(tensor.to(dtype) for tensor in shared)
+
+    def part(o: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(o.device.type, enabled=False):
+            return loss(o.to(dtype), i, *shared)
+
+    chunks = zip(pixels.split(rows), ids.split(rows), strict=True)
+    return torch.cat([checkpoint(part, o, i, use_reentrant=False, preserve_rng_state=False) for o, i in chunks])
+
+
+def _pixels(embeddings: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Embeddings (P, D) of the pixels at ``places`` (P,) among all B*H*W."""
+    return embeddings.permute(0, 2, 3, 1).reshape(-1, embeddings.shape[1]).index_select(0, places)
+
+
+def _checked(embeddings, labels, classes, distance, ignore_index, reduction) -> torch.Tensor:
+    """The labels as int64; a ValueError that says which argument does not fit."""
+    _check_classes(classes)
+    if distance not in DISTANCES:
+        raise ValueError(f"distance is {distance!r}: expected one of {', '.join(DISTANCES)}")
+    labels = _check_labels(embeddings, labels, len(classes), ignore_index, reduction)
+    if embeddings.shape[1] != classes.shape[1]:
+        raise ValueError(f"embeddings have {embeddings.shape[1]} channels, but classes {tuple(classes.shape)}: expected (C, D)")
+    return labels
+
+
+def _check_extras(embeddings, classes, bias, class_weight, class_mask) -> None:
+    count = len(classes)
+    for name, tensor, shape in (
+        ("bias", bias, (count,)),
+        ("class_weight", class_weight, (count,)),
+        ("class_mask", class_mask, (len(embeddings), count)),
+    ):
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}: expected {shape}")
+    if class_mask is not None and class_mask.dtype != torch.bool:
+        raise ValueError(f"class_mask is {class_mask.dtype}: expected bool, False where a class takes no part")
+
+
+def _check_classes(classes: torch.Tensor) -> None:
+    if classes.ndim != 2 or len(classes) < 2:
+        raise ValueError(f"classes have the shape {tuple(classes.shape)}: expected (C, D) with at least 2 classes")
+
+
+def _check_labels(maps: torch.Tensor, labels: torch.Tensor, classes: int, ignore_index: int, reduction: str) -> torch.Tensor:
+    """The labels as int64; a ValueError where they are no labels of ``maps`` (B, channels, H, W) in 0..classes-1."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction is {reduction!r}: expected one of {', '.join(REDUCTIONS)}")
+    if maps.ndim != 4 or labels.shape != (maps.shape[0], *maps.shape[2:]):
+        raise ValueError(
+            f"labels {tuple(labels.shape)} do not fit the map {tuple(maps.shape)}: expected (B, H, W) and (B, D, H, W)"
+        )
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"labels are {labels.dtype}: expected an integer type")
+    labels = labels.long()
+    wrong = labels[(labels != ignore_index) & ((labels < 0) | (labels >= classes))]
+    if len(wrong):
+        raise ValueError(f"labels hold {wrong[0].item()}: expected 0..{classes - 1}, or {ignore_index} where ignored")
+    return labels
+
+
+def _reduce(losses: torch.Tensor, counted: torch.Tensor, labels: torch.Tensor, reduction: str) -> torch.Tensor:
+    """The losses (P,) of the pixels at ``counted`` as the caller wants them."""
+    if reduction == "none":
+        return losses.new_zeros(labels.numel()).index_copy(0, counted, losses).view(labels.shape)
+    return losses.sum() / max(1, len(losses)) if reduction == "mean" else losses.sum()
+
+
+@torch.no_grad()
+def _found_others(embeddings, counted, targets, classes, k, distance, negatives, search, stride) -> torch.Tensor:
+    """(P, k) int32 ids of the negatives of the pixels at ``counted``; some pixels at a time, since they are copied.
+
+    Nearest others than the target are k of k + 1 found, the last of which stands in for a target among them.
+    """
+    k = min(k, len(classes) - 1 if negatives == "nearest" else len(classes))
+    settings = {"distance": distance, "backend": search}
+    wanted = k + (negatives == "nearest")
+    points = embeddings.flatten(2)
+    if stride > 1:
+        grid, places = _searching(embeddings, counted, stride)
+        shared = nearest(grid, classes, wanted, **settings).int()
+    found = []
+    for first in range(0, max(1, len(counted)), _QUERIES):
+        part, target = slice(first, first + _QUERIES), targets[first : first + _QUERIES].int()
+        if stride > 1:
+            ids = shared[places[part]]
+        else:
+            image, pixel = counted[part] // points.shape[2], counted[part] % points.shape[2]
+            ids = nearest(points[image, :, pixel], classes, wanted, **settings).int()
+        if negatives == "nearest":
+            found.append(torch.where(ids == target, ids[:, -1:], ids)[:, :k])
+        else:
+            found.append((ids - (ids == target).int()).clamp_min(0))
+    return torch.cat(found)
+
+
+def _searching(embeddings: torch.Tensor, counted: torch.Tensor, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(Q, D) embeddings in the middle of each block of so many pixels, and (P,) which of them is that of a counted pixel."""
+    height, width = embeddings.shape[2:]
+    tall = 1 << (stride.bit_length() - 1) // 2
+    wide = stride // tall
+    rows = torch.arange(tall // 2, height + tall // 2, tall, device=counted.device).clamp_max(height - 1)
+    columns = torch.arange(wide // 2, width + wide // 2, wide, device=counted.device).clamp_max(width - 1)
+    queries = embeddings[:, :, rows][..., columns].permute(0, 2, 3, 1).flatten(0, 2)
+    image, y, x = counted // (height * width), counted // width % height, counted % width
+    return queries, (image * len(rows) + y // tall) * len(columns) + x // wide
+
+
+def _random_others(targets: torch.Tensor, classes: int, k: int, generator: torch.Generator | None) -> torch.Tensor:
+    """(P, k) distinct ids other than the target, every set equally likely: Floyd's sampling from the C - 1 others."""
+    k = min(k, classes - 1)
+    drawn = targets.new_empty((len(targets), 0))
+    for last in range(classes - 1 - k, classes - 1):
+        new = torch.randint(last + 1, targets.shape, generator=generator, device=targets.device)
+        new = torch.where((drawn == new).any(dim=1, keepdim=True), last, new)
+        drawn = torch.cat([drawn, new], dim=1)
+    return drawn + (drawn >= targets).long()

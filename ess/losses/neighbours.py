@@ -1,0 +1,146 @@
+"""Which class embeddings lie nearest to a pixel embedding: one exact search by several means, and an approximate one."""
+
+import os
+from functools import lru_cache
+from importlib.util import find_spec
+
+import torch
+
+from ess.kernels.distances import DISTANCES
+
+BACKENDS = ("auto", "numba", "triton", "faiss", "torch", "clustered")
+"""Who searches. All but "clustered" compare with every class; "triton" needs a GPU, where "auto" is it.
+
+"auto" on the CPU is numba for 2 to _FEW classes, else faiss. "clustered" is faiss's inverted file: a query looks into the
+_PROBES nearest of some sqrt(_PROBES * C) clusters of classes, and misses the neighbours in others.
+"""
+
+_FEW = 64
+
+_PROBES = 16
+
+_PAIRS = 1 << 22  # query-class pairs in memory at once
+
+
+@torch.no_grad()
+def nearest(
+    queries: torch.Tensor, classes: torch.Tensor, k: int, *, distance: str = "euclidean", backend: str = "auto"
+) -> torch.Tensor:
+    """The ids of the k classes nearest to each query, the nearest first.
+
+    ``queries`` are (P, D) and ``classes`` (C, D), any floating type, compared in float32; the result is (P, k) int64, ids
+    0..C-1. Among equally near classes the lower id comes first, with "faiss" and "clustered" either. A query with a NaN gets
+    arbitrary ids.
+    """
+    if queries.ndim != 2 or classes.ndim != 2 or queries.shape[1] != classes.shape[1]:
+        raise ValueError(f"queries {tuple(queries.shape)} and classes {tuple(classes.shape)}: expected (P, D) and (C, D)")
+    if not 1 <= k <= len(classes):
+        raise ValueError(f"k is {k}: expected 1..{len(classes)}, the number of classes")
+    if distance not in DISTANCES:
+        raise ValueError(f"distance is {distance!r}: expected one of {', '.join(DISTANCES)}")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}: expected one of {', '.join(BACKENDS)}")
+    if backend == "triton" and not (queries.is_cuda or "TRITON_INTERPRET" in os.environ):
+        raise ValueError(f"backend is 'triton', which searches on a GPU, but the queries are on {queries.device}")
+    if backend == "auto":
+        backend = _best(queries, k)
+    search = {"numba": _numba, "triton": _triton, "faiss": _faiss, "torch": _torch, "clustered": _clustered}[backend]
+    with torch.autocast(queries.device.type, enabled=False):
+        queries, classes = (x.detach().float().contiguous() for x in (queries, classes))
+        return search(queries, classes, k, distance)
+
+
+def _best(queries: torch.Tensor, k: int) -> str:
+    if queries.is_cuda:
+        return "triton" if k <= _FEW and find_spec("triton") else "torch"
+    return "numba" if 1 < k <= _FEW else "faiss"
+
+
+def _numba(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str) -> torch.Tensor:
+    """:func:`nearest` by the compiled loop of ``ess.kernels.search_cpu``."""
+    from ess.kernels import search_cpu  # numba is slow to import
+
+    points, threads = (x.cpu().numpy() for x in (queries, classes)), torch.get_num_threads()
+    return torch.from_numpy(search_cpu.search(*points, k, products=distance == "cosine", threads=threads)).to(queries.device)
+
+
+def _triton(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str) -> torch.Tensor:
+    """:func:`nearest` by the kernel of ``ess.kernels.search_triton``."""
+    from ess.kernels import search_triton  # triton is not everywhere
+
+    return search_triton.search(queries, classes, k, products=distance == "cosine")
+
+
+def _faiss(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str) -> torch.Tensor:
+    """:func:`nearest` by a flat faiss index, on the GPU where both the queries and this faiss are."""
+    import faiss
+    import faiss.contrib.torch_utils  # lets an index take tensors
+
+    index = (faiss.IndexFlatIP if distance == "cosine" else faiss.IndexFlatL2)(classes.shape[1])
+    device = queries.device
+    if queries.is_cuda and hasattr(faiss, "StandardGpuResources"):
+        index = faiss.index_cpu_to_gpu(_gpu_resources(device.index), device.index, index)
+    else:
+        queries, classes = queries.cpu(), classes.cpu()
+    index.add(classes)
+    _, ids = index.search(queries, k)
+    return ids.clamp_min(0).to(device)  # faiss says -1 where a NaN leaves it nothing
+
+
+def _clustered(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str) -> torch.Tensor:
+    """:func:`nearest` among the classes of the nearest clusters; on the CPU. Exact where the clusters hold fewer than k."""
+    import faiss
+    import faiss.contrib.torch_utils
+
+    points, table = queries.cpu(), classes.cpu()
+    clusters = max(1, min(len(table) // 4, round((_PROBES * len(table)) ** 0.5)))
+    products = distance == "cosine"
+    coarse = (faiss.IndexFlatIP if products else faiss.IndexFlatL2)(table.shape[1])
+    metric = faiss.METRIC_INNER_PRODUCT if products else faiss.METRIC_L2
+    index = faiss.IndexIVFFlat(coarse, table.shape[1], clusters, metric)
+    index.cp.niter, index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 6, 1, 32
+    index.nprobe = _PROBES
+    index.train(table)
+    index.add(table)
+    ids = index.search(points, k)[1]
+    missed = (ids < 0).any(dim=1).nonzero().squeeze(1)
+    if len(missed):
+        ids[missed] = _faiss(points[missed], table, k, distance)
+    return ids.to(queries.device)
+
+
+@lru_cache
+def _gpu_resources(device_index: int):
+    """The scratch memory of faiss on one GPU: by default it would take 1.5 GB, at every search anew."""
+    import faiss
+
+    resources = faiss.StandardGpuResources()
+    resources.setTempMemory(64 << 20)
+    return resources
+
+
+def _torch(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str) -> torch.Tensor:
+    """:func:`nearest` by comparing everything with everything, some thousand queries at a time."""
+    rows = max(1, _PAIRS // len(classes))
+    return torch.cat([_smallest(_scores(part, classes, distance), k) for part in queries.split(rows)])
+
+
+def _scores(queries: torch.Tensor, classes: torch.Tensor, distance: str) -> torch.Tensor:
+    """(P, C) float32, smaller is nearer; 0 - x rather than -x, so that there is no negative zero."""
+    if distance == "cosine":
+        return 0 - queries @ classes.T
+    return torch.cdist(queries, classes, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _smallest(scores: torch.Tensor, k: int) -> torch.Tensor:
+    """The columns of the k smallest scores of each row, the lower column first among equals.
+
+    The bits of a float32 sort as an integer once those of negative numbers are flipped; the column goes below them.
+    """
+    if k == 1:
+        return scores.argmin(dim=1, keepdim=True)
+    bits = scores.view(torch.int32)
+    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    columns = torch.arange(scores.shape[1], device=scores.device)
+    keys = bits.long().bitwise_left_shift_(32).bitwise_or_(columns)
+    return keys.topk(k, largest=False).values & 0xFFFFFFFF

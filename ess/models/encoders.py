@@ -1,0 +1,124 @@
+"""Which encoders there are, which decoder works with which, and what timm knows of their weights."""
+
+import difflib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from cocolvis.errors import DataError
+
+if TYPE_CHECKING:
+    from timm.models import PretrainedCfg
+
+_RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "resnest50d", "regnety_008")
+_CONVNEXTS = tuple(f"convnext{name}" for name in ("_tiny", "_small", "_base", "_large", "v2_tiny", "v2_base", "v2_large"))
+_MOBILE = ("mobilenetv2_100", "mobilenetv3_large_100", "efficientnet_b0", "efficientnet_b3")
+_DILATED = (*_MOBILE, *_RESNETS, *_CONVNEXTS)  # can keep a resolution below stride 32
+_SWINS = tuple(f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base", "large"))
+_SWINS += ("swinv2_tiny_window8_256", "swinv2_small_window8_256")
+_SWINS += ("swinv2_base_window12to16_192to256", "swinv2_large_window12to16_192to256")
+_PYRAMIDS = ("densenet121", *_SWINS, "pvt_v2_b0", "pvt_v2_b2")
+_STAGED = (*_DILATED, "hrnet_w18", *_PYRAMIDS)
+PLAIN = tuple(f"deit_{size}_patch16_224" for size in ("tiny", "small", "base"))  # one resolution throughout
+PLAIN += tuple(f"deit3_{size}_patch16_224" for size in ("small", "base", "large"))
+PLAIN += tuple(f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large"))
+PLAIN += tuple(
+    f"vit_{size}_{kind}"
+    for kind in ("patch14_dinov2", "patch14_reg4_dinov2", "patch16_dinov3")
+    for size in ("small", "base", "large")
+)
+PLAIN += ("eva02_small_patch14_336", "eva02_base_patch14_448", "eva02_large_patch14_448")
+
+ENCODERS = {
+    "deeplabv3plus": _DILATED,
+    "unet": _STAGED,
+    "unetplusplus": _STAGED,
+    "manet": _STAGED,
+    "linknet": _STAGED,
+    "fpn": _STAGED,
+    "upernet": (*_STAGED, *PLAIN),
+    "segformer": (*_STAGED, *PLAIN),
+    "pspnet": (*_RESNETS, *_CONVNEXTS, *_PYRAMIDS),  # of the others it would leave parts unused
+    "pan": _DILATED,
+    "dpt": PLAIN,
+}
+"""Architecture -> the timm encoders that it works with, each also by a name with one of its tags ("convnext_tiny.fb_in22k").
+
+"deeplabv3plus" is the module of that name, which also takes any other timm encoder with features at stride 4 and at the output
+stride; the others are the decoders of segmentation-models-pytorch.
+"""
+
+OPTIONS = {name: {"strict_img_size": False} for name in _SWINS}
+"""Encoder -> what timm must be told, for images of any size."""
+
+
+def pairs() -> list[tuple[str, str]]:
+    """Every (architecture, encoder) that :func:`ess.models.network.build_model` builds."""
+    return [(arch, encoder) for arch, encoders in ENCODERS.items() for encoder in encoders]
+
+
+def encoders_of(arch: str) -> tuple[str, ...]:
+    """The timm encoders that an architecture is listed with; a DataError that names all when it is unknown."""
+    if arch not in ENCODERS:
+        raise DataError(f"no architecture is named {arch!r}{_meant(arch, ENCODERS)}: expected one of {', '.join(ENCODERS)}")
+    return ENCODERS[arch]
+
+
+def pretrained_tags(encoder: str) -> list[str]:
+    """The tags of the weights that timm knows for an encoder without a tag; the first is what it means by none."""
+    import timm
+
+    tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{encoder}.*")]
+    default = timm.get_pretrained_cfg(encoder).tag
+    return sorted(tags, key=lambda tag: tag != default)
+
+
+def decoders_of(encoder: str) -> list[str]:
+    """The architectures that an encoder, with or without a tag, is listed with."""
+    return [arch for arch, encoders in ENCODERS.items() if encoder.partition(".")[0] in encoders]
+
+
+def describe(encoder: str) -> dict[str, Any]:
+    """What helps to choose an encoder: parameters, stride of each feature, decoders, and the weights that timm knows."""
+    import timm
+    import torch
+
+    listed = list(dict.fromkeys(name for _, name in pairs()))
+    name = encoder.partition(".")[0]
+    if name not in listed:
+        raise DataError(f"no encoder is named {encoder!r}{_meant(name, listed)}: `ess models` lists all")
+    cfg = check_pair(decoders_of(encoder)[0], encoder)
+    with torch.device("meta"):
+        model = timm.create_model(encoder, num_classes=0)
+    strides = sorted({info["reduction"] for info in model.feature_info})
+    return {
+        "encoder": encoder,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "strides": strides,
+        "decoders": decoders_of(encoder),
+        "license": cfg.license,
+        "tags": pretrained_tags(name),
+    }
+
+
+def check_pair(arch: str, encoder: str) -> "PretrainedCfg":
+    """What timm says of the encoder's weights.
+
+    A DataError that says what works, unless this pair does, or is our decoder on another encoder of timm: that is tried.
+    """
+    import timm
+
+    listed = encoders_of(arch)
+    name, _, tag = encoder.partition(".")
+    if name not in listed and not (arch == "deeplabv3plus" and timm.is_model(name)):
+        known = dict.fromkeys(name for names in ENCODERS.values() for name in names)
+        wrong = f"{arch} does not work with {encoder!r}" if name in known else f"no encoder is named {encoder!r}"
+        raise DataError(f"{wrong}{_meant(name, listed)}: with {arch} work {', '.join(listed)}")
+    if tag and tag not in pretrained_tags(name):
+        tags = pretrained_tags(name)
+        raise DataError(f"{name} has no weights tagged {tag!r}{_meant(tag, tags)}: there are {', '.join(tags)}")
+    return timm.get_pretrained_cfg(encoder)
+
+
+def _meant(name: str, known: Sequence) -> str:
+    near = difflib.get_close_matches(name, known)
+    return f"; did you mean {', '.join(near)}?" if near else ""

@@ -1,0 +1,272 @@
+"""The networks: an encoder, a decoder with one output a pixel, and the class embeddings."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cocolvis.errors import DataError
+from ess.config import Config
+from ess.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from ess.kernels.distances import DISTANCES
+from ess.losses.neighbours import nearest
+from ess.models.deeplabv3plus import RATES, DeepLabV3PlusDecoder, to_group_norm
+from ess.models.encoders import ENCODERS, OPTIONS, PLAIN, check_pair
+from ess.models.weights import encoder_weights
+
+HEADS = ("embedding", "dense")
+NORMS = ("batch", "group")
+NORMALIZE = ("full", "quarter", None)
+
+_SMALLEST = {"pan": 128, "pspnet": 32}  # smaller images are padded to this
+
+
+class SegmentationModel(nn.Module):
+    """An encoder and a decoder with one output for each pixel, and where ``dim`` is not None the class embeddings.
+
+    ``decoder(encoder(images))`` gives ``dim`` channels, or ``classes`` logits where ``dim`` is None, at any resolution.
+    ``normalize``: "full" gives unit vectors at every pixel; "quarter" normalises what the decoder gives and upsamples then,
+    as the published code does; None leaves pixel and class embeddings as they are. ``distance`` is by which predictions are
+    nearest. Images are padded with zeros at the bottom and the right to a multiple of ``multiple`` and to ``smallest``, and
+    the outputs cropped accordingly. ``mean`` and ``std`` are what the encoder was trained with: it gets the images as if they
+    had been normalised by these. :meth:`freeze_encoder` leaves the encoder as it is from then on.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        classes: int,
+        dim: int | None,
+        *,
+        normalize: str | None = "full",
+        distance: str = "euclidean",
+        multiple: int = 32,
+        smallest: int = 1,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ):
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.class_embeddings = None if dim is None else nn.Parameter(torch.empty(classes, dim).uniform_(-1, 1))
+        self.normalize = normalize
+        self.distance = distance
+        self.multiple = multiple
+        self.smallest = smallest
+        scale, shift = _restandardization(mean, std)
+        self._frozen = False
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
+
+    def freeze_encoder(self) -> None:
+        """Train the rest alone: the encoder has no gradients and keeps no activations, and is in evaluation mode throughout."""
+        self._frozen = True
+        self.encoder.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "SegmentationModel":
+        """As every module, but for a frozen encoder."""
+        super().train(mode)
+        if self._frozen:
+            self.encoder.eval()
+        return self
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (B, 3, H, W) floating, less ImageNet's mean -> embeddings (B, d, H, W) float32, or logits (B, C, H, W)."""
+        height, width = images.shape[-2:]
+        padded = F.pad(images, (0, self.padded(width) - width, 0, self.padded(height) - height))
+        return self.output(padded)[:, :, :height, :width]
+
+    def output(self, padded: torch.Tensor) -> torch.Tensor:
+        """:meth:`forward` of images whose sides are as :meth:`padded` makes them."""
+        output = self._decoded(padded if self.scale is None else padded * self.scale + self.shift)
+        if self.class_embeddings is None:
+            return _resize(output, padded)
+        output = output.to(torch.promote_types(output.dtype, torch.float32))
+        if self.normalize == "quarter":
+            output = F.normalize(output, dim=1)
+        output = _resize(output, padded)
+        return F.normalize(output, dim=1) if self.normalize == "full" else output
+
+    def classes(self) -> torch.Tensor:
+        """The class embeddings (C, d), unit length along d unless ``normalize`` is None."""
+        if self.class_embeddings is None:
+            raise ValueError("a dense head has no class embeddings: build the model with head 'embedding'")
+        return self.class_embeddings if self.normalize is None else F.normalize(self.class_embeddings, dim=1)
+
+    @torch.no_grad()
+    def predict(self, images: torch.Tensor) -> torch.Tensor:
+        """Images as in :meth:`forward` -> (B, H, W) int64, the index 0..C-1 of the nearest class or the largest logit."""
+        return self.classify(self(images))
+
+    @torch.no_grad()
+    def classify(self, output: torch.Tensor) -> torch.Tensor:
+        """What :meth:`forward` gives -> (B, H, W) int64, the index 0..C-1 of the nearest class or the largest logit."""
+        if self.class_embeddings is None:
+            return output.argmax(dim=1)
+        pixels = output.permute(0, 2, 3, 1)
+        return nearest(pixels.flatten(0, 2), self.classes(), 1, distance=self.distance).view(pixels.shape[:3])
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Every parameter once, under "encoder", "decoder" or "classes", as the method trains them at rates of their own."""
+        classes = [] if self.class_embeddings is None else [self.class_embeddings]
+        return {"encoder": [*self.encoder.parameters()], "decoder": [*self.decoder.parameters()], "classes": classes}
+
+    def padded(self, length: int) -> int:
+        """The side, in pixels, that images of this side are padded to."""
+        return max(self.smallest, (length + self.multiple - 1) // self.multiple * self.multiple)
+
+    def _encoded(self, images: torch.Tensor) -> Sequence[torch.Tensor]:
+        if not self._frozen:
+            return self.encoder(images)
+        with torch.no_grad():
+            return self.encoder(images)
+
+    def _decoded(self, images: torch.Tensor) -> torch.Tensor:
+        try:
+            return self.decoder(self._encoded(images))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            advice = "use a larger batch or norm 'group'"
+            raise DataError(f"BatchNorm cannot train on batch size 1 behind image pooling: {advice}") from None
+
+
+def build_model(
+    arch: str = "deeplabv3plus",
+    encoder: str = "resnet50",
+    *,
+    classes: int = 1284,
+    dim: int = 12,
+    head: str = "embedding",
+    output_stride: int = 16,
+    norm: str = "batch",
+    normalize: str | None = "full",
+    distance: str = "euclidean",
+    encoder_bn_momentum: float = 0.01,
+    weights: str | Path | None = None,
+) -> SegmentationModel:
+    """A model of one of :func:`ess.models.encoders.pairs`, its encoder's BatchNorm at momentum 0.01 by default, as published.
+
+    ``head`` "dense" gives C logits instead of ``dim`` channels; ``output_stride`` 8 or 16 is for "deeplabv3plus" alone;
+    ``norm`` "group" puts GroupNorm for BatchNorm in the decoder. ``weights`` of the encoder: None, "imagenet", or a file.
+    """
+    cfg = check_pair(arch, encoder)
+    _check("head", head, HEADS)
+    _check("norm", norm, NORMS)
+    _check("normalize", normalize, NORMALIZE)
+    _check("output_stride", output_stride, tuple(RATES))
+    _check("distance", distance, DISTANCES)
+    state = None if weights is None else encoder_weights(encoder, weights)
+    options = {"pretrained_cfg_overlay": {"state_dict": state}} if state else {}
+    options |= OPTIONS.get(cfg.architecture, {})
+    channels = dim if head == "embedding" else classes
+    build = _deeplabv3plus if arch == "deeplabv3plus" else _plain if cfg.architecture in PLAIN else _smp
+    encoder_module, decoder, multiple = build(arch, encoder, channels, output_stride, bool(state), options)
+    if norm == "group":
+        to_group_norm(decoder)
+    for module in encoder_module.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = encoder_bn_momentum
+    dim = dim if head == "embedding" else None
+    shared = {"multiple": multiple, "smallest": _SMALLEST.get(arch, 1), "mean": cfg.mean, "std": cfg.std}
+    return SegmentationModel(encoder_module, decoder, classes, dim, normalize=normalize, distance=distance, **shared)
+
+
+def model_from_config(config: Config, classes: int, *, weights: str | Path | None) -> SegmentationModel:
+    """The model that the settings of a run describe, over ``classes`` classes; ``weights`` as in :func:`build_model`."""
+    return build_model(
+        config.arch,
+        config.encoder,
+        classes=classes,
+        dim=config.dim,
+        head="dense" if config.loss == "dense" else "embedding",
+        output_stride=config.output_stride,
+        norm=config.norm,
+        normalize=None if config.normalize == "none" else config.normalize,
+        distance=config.distance,
+        encoder_bn_momentum=config.encoder_bn_momentum,
+        weights=weights,
+    )
+
+
+def _deeplabv3plus(arch: str, encoder: str, channels: int, output_stride: int, pretrained: bool, options: dict) -> tuple:
+    """(encoder, decoder, multiple) of our own DeepLabV3+ on the encoder's first features at stride 4 and its last."""
+    import timm
+
+    try:
+        with torch.device("meta"):
+            strides = timm.create_model(encoder, features_only=True).feature_info.reduction()
+        taken = {"features_only": True, "out_indices": (strides.index(4), len(strides) - 1), "output_stride": output_stride}
+        features = timm.create_model(encoder, pretrained=pretrained, **taken, **options)
+    except Exception as error:  # each family of timm says in its own way what it cannot do
+        works = ", ".join(ENCODERS[arch])
+        raise DataError(
+            f"{arch} does not work with {encoder!r}: it has no features at strides 4 and {output_stride}"
+            f" ({str(error).splitlines()[0] if str(error) else type(error).__name__}); with {arch} work {works}"
+        ) from None
+    return features, DeepLabV3PlusDecoder(*features.feature_info.channels(), channels, output_stride), output_stride
+
+
+def _smp(arch: str, encoder: str, channels: int, output_stride: int, pretrained: bool, options: dict) -> tuple:
+    """(encoder, decoder, multiple) of a segmentation-models-pytorch architecture, its last upsampling left to us."""
+    import segmentation_models_pytorch as smp
+
+    model = smp.create_model(arch, f"tu-{encoder}", encoder_weights=pretrained or None, classes=channels, **options)
+    return model.encoder, _SmpDecoder(model.decoder, model.segmentation_head[0]), model.encoder.output_stride
+
+
+def _plain(arch: str, encoder: str, channels: int, output_stride: int, pretrained: bool, options: dict) -> tuple:
+    """(encoder, decoder, multiple) of a plain vision transformer: DPT as it is, other decoders behind a feature pyramid."""
+    from segmentation_models_pytorch.base import initialization
+    from segmentation_models_pytorch.decoders.dpt.decoder import DPTDecoder, DPTSegmentationHead
+    from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
+    from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
+
+    from ess.models.vit import FeaturePyramid, PlainEncoder
+
+    vit = PlainEncoder(encoder, pretrained=pretrained, **options)
+    if arch == "dpt":  # told that patches are 16 wide, because it halves and doubles the grid of patches, whatever their size
+        decoder, head = DPTDecoder([vit.width] * 4, [16] * 4), DPTSegmentationHead(256, channels).head
+    else:
+        pyramid = FeaturePyramid(vit.width)
+        decoder = {"upernet": UPerNetDecoder, "segformer": SegformerDecoder}[arch](pyramid.channels)
+        head = nn.Conv2d(256, channels, 1)
+    initialization.initialize_decoder(decoder)
+    initialization.initialize_head(head)
+    if arch == "dpt":
+        return vit, _SmpDecoder(decoder, head), 2 * vit.patch
+    return vit, nn.Sequential(pyramid, _SmpDecoder(decoder, head)), vit.patch
+
+
+class _SmpDecoder(nn.Module):
+    """A decoder of segmentation-models-pytorch and its last convolution."""
+
+    def __init__(self, decoder: nn.Module, head: nn.Module):
+        super().__init__()
+        self.decoder = decoder
+        self.head = head
+
+    def forward(self, features: list[torch.Tensor] | tuple[list[torch.Tensor], list[torch.Tensor]]) -> torch.Tensor:
+        return self.head(self.decoder(*features) if isinstance(features, tuple) else self.decoder(features))
+
+
+def _resize(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    if x.shape[-2:] == like.shape[-2:]:
+        return x
+    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _restandardization(mean: Sequence[float], std: Sequence[float]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """(scale, shift), (3, 1, 1) each, from ImageNet's statistics to others; None where there is nothing to do."""
+    if (tuple(mean), tuple(std)) == (IMAGENET_MEAN, IMAGENET_STD):
+        return None, None
+    ours, theirs = torch.tensor([IMAGENET_MEAN, IMAGENET_STD]), torch.tensor([mean, std])
+    return (ours[1] / theirs[1]).view(3, 1, 1), ((ours[0] - theirs[0]) / theirs[1]).view(3, 1, 1)
+
+
+def _check(what: str, value, known: Sequence) -> None:
+    if value not in known:
+        raise DataError(f"{what} is {value!r}: expected {' or '.join(map(repr, known))}")

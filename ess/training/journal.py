@@ -1,0 +1,147 @@
+"""What a training says of itself: lines in the log; curves, sample predictions and class embeddings for trackers."""
+
+import logging
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from cocolvis.errors import DamagedImage
+from cocolvis.inspection.render import enlarge, overlay
+from cocolvis.storage.dataset import Dataset
+from ess.config import Config
+from ess.data.damage import advised, skipped
+from ess.inference.predictor import Predictor
+
+PICTURES = 4
+"""Images of the evaluated split whose predictions are shown."""
+
+log = logging.getLogger("ess")
+
+
+class _Pace:
+    """The images of the steps since the last line, and the time that these steps took and nothing else.
+
+    The first step of all, in which loaders start and kernels are compiled, counts only where there is no other.
+    """
+
+    def __init__(self):
+        self._steps, self._images, self._seconds, self._since = 0, 0, 0.0, time.monotonic()
+
+    def step(self, images: int) -> None:
+        """Note a step that ends now, of so many images."""
+        now, self._steps = time.monotonic(), self._steps + 1
+        if self._steps == 2:
+            self._images, self._seconds = 0, 0.0
+        self._images, self._seconds, self._since = self._images + images, self._seconds + now - self._since, now
+
+    def pause(self) -> None:
+        """What was done since the last step was no training."""
+        self._since = time.monotonic()
+
+    def images_per_second(self) -> float:
+        """Since it was asked last."""
+        speed = self._images / max(self._seconds, 1e-9)
+        self._images, self._seconds = 0, 0.0
+        return speed
+
+
+class Journal:
+    """Progress of a run of ``steps`` steps, from the main process only. As a context manager it closes what it opened."""
+
+    def __init__(self, team: Accelerator, folder: Path, config: Config, start: int, steps: int):
+        self._team = team
+        self._config = config
+        self._steps = steps
+        self._pace = _Pace()
+        self._damaged: set[str] = set()
+        # TensorBoard forgets what lies at the purge step or after it: the points of step ``start`` stay.
+        team.init_trackers("ess", init_kwargs={"tensorboard": {"purge_step": start + 1}, "wandb": {"name": folder.name}})
+        for tracker in team.trackers:
+            if tracker.name == "tensorboard" and team.is_main_process:
+                tracker.writer.add_text("settings", "    " + config.to_toml().replace("\n", "\n    "), start)
+            else:
+                tracker.store_init_configuration({k: v for k, v in config.to_json().items() if v is not None})
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self._damaged:
+            self._say("%s", skipped(len(self._damaged)))
+        self._team.end_training()
+
+    def damage(self, found: Sequence[DamagedImage]) -> list[DamagedImage]:
+        """Note damaged images that were passed over, each once; all processes call this, and get those of all."""
+        found = gather_object(list(found))
+        self._note(found)
+        return found
+
+    def step(self, done: int, loss: float, lr: float) -> None:
+        """Note a step; now and then a line with loss, rate and time left, and points of the curves."""
+        self._pace.step(self._config.batch_size)
+        if done % self._config.log_every and done != self._steps:
+            return
+        speed = self._pace.images_per_second()
+        eta = timedelta(seconds=round((self._steps - done) * self._config.batch_size / speed))
+        self._say("step %d/%d  loss %.4f  lr %.3g  %.1f images/s  ETA %s", done, self._steps, loss, lr, speed, eta)
+        self._team.log({"train/loss": loss, "train/lr": lr, "train/images_per_second": speed}, step=done)
+
+    def evaluation(self, done: int, scores: dict) -> None:
+        """Note the scores of an evaluation; the time that it took does not count as training."""
+        shown = ("none" if scores[name] is None else f"{scores[name]:.3f}" for name in ("miou", "pixel_accuracy"))
+        self._say("step %d/%d  mIoU %s  pixel accuracy %s", done, self._steps, *shown)
+        points = {f"val/{name}": scores[name] for name in ("miou", "pixel_accuracy", "mean_accuracy", "fw_iou")}
+        points |= {f"val/miou_{group}": value for group, value in scores["groups"].items()}
+        self._team.log({name: value for name, value in points.items() if value is not None}, step=done)
+        self._pace.pause()
+
+    def pictures(self, done: int, predictor: Predictor, dataset: Dataset, split: str = "val") -> None:
+        """Show truth and prediction, side by side, of the first images of a split; damaged ones as the settings say."""
+        board = self._board()
+        if board is None:
+            return
+        images = dataset.split(split)
+        for index in range(min(PICTURES, len(images))):
+            try:
+                sample = images[index]
+                image = sample.image()
+            except DamagedImage as error:
+                if not self._config.skip_damaged:
+                    raise advised(error) from None
+                self._note([error])
+                continue
+            shown = [overlay(*enlarge(image, mask), predictor.vocabulary) for mask in (sample.mask, predictor(image))]
+            board.add_image(f"val/{sample.image_id}", np.hstack(shown), done, dataformats="HWC")
+        self._pace.pause()
+
+    def classes(self, done: int, predictor: Predictor) -> None:
+        """Hand the class embeddings with their names to TensorBoard's projector."""
+        board, embeddings = self._board(), predictor.model.class_embeddings
+        if board is None or embeddings is None:
+            return
+        names = [(c.name, c.kind, c.group or "") for c in predictor.vocabulary]
+        with torch.no_grad():
+            vectors = predictor.model.classes().float().cpu()
+        board.add_embedding(vectors, names, tag="classes", global_step=done, metadata_header=["name", "kind", "group"])
+
+    def _note(self, damaged: Sequence[DamagedImage]) -> None:
+        for line in map(str, damaged):
+            if line not in self._damaged:
+                self._damaged.add(line)
+                self._say("skipped a damaged image: %s", line)
+
+    def _say(self, message: str, *values) -> None:
+        if self._team.is_main_process:
+            log.info(message, *values)
+
+    def _board(self):
+        """TensorBoard's writer, None without one."""
+        if not self._team.is_main_process:
+            return None
+        return next((tracker.writer for tracker in self._team.trackers if tracker.name == "tensorboard"), None)

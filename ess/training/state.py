@@ -1,0 +1,100 @@
+"""What the next step depends on besides its images: weights, optimiser, averaged weights, loss scale; as tensors and back."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ess.config import Config
+from ess.models.network import SegmentationModel
+
+
+class TrainingState:
+    """A model on its way: ``model``, ``optimizer``, and with ``config.ema`` the exponential moving average of its weights.
+
+    Random states are not among it: every step seeds them anew, from the run's seed and its own number.
+    """
+
+    def __init__(self, model: SegmentationModel, config: Config):
+        self.model = model
+        self.optimizer = make_optimizer(model, config)
+        self._average = None
+        if config.ema:
+            self._average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+            self._average.n_averaged.fill_(1)  # it begins as a copy, and the first step moves it as every other
+
+    @property
+    def result(self) -> SegmentationModel:
+        """The model that is evaluated and kept: of averaged weights, if these are wanted."""
+        return self.model if self._average is None else self._average.module
+
+    def after_step(self) -> None:
+        """Average the weights that a step has made."""
+        if self._average is not None:
+            self._average.update_parameters(self.model)
+
+    def tensors(self, scaler: Any = None) -> dict[str, torch.Tensor]:
+        """Everything but the weights of :attr:`result`; ``scaler`` is the loss scaler of float16 training."""
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        found = {
+            f"optimizer/{key}/{names[id(parameter)]}": torch.as_tensor(value)
+            for parameter, values in self.optimizer.state.items()
+            for key, value in values.items()
+            if value is not None
+        }
+        if self._average is not None:
+            found |= {f"weights/{name}": tensor for name, tensor in self.model.state_dict().items()}
+        if scaler is not None:
+            kept = scaler.state_dict()
+            found |= {f"scaler/{key}": torch.tensor(kept[key], dtype=torch.float64) for key in _SCALER if key in kept}
+        return found
+
+    def load(self, tensors: Mapping[str, torch.Tensor], scaler: Any = None) -> None:
+        """Take back what :meth:`tensors` gave; the weights of :attr:`result` are loaded already."""
+        weights = _below("weights/", tensors) or self.result.state_dict()
+        self.model.load_state_dict(weights)
+        parameters = dict(self.model.named_parameters())
+        for path, tensor in _below("optimizer/", tensors).items():
+            key, name = path.split("/", 1)
+            parameter = parameters[name]
+            self.optimizer.state[parameter][key] = tensor if key == "step" else tensor.to(parameter.device)
+        scale = _below("scaler/", tensors)
+        if scaler is not None and scale:
+            scaler.load_state_dict(scaler.state_dict() | {key: type_(scale[key]) for key, type_ in _SCALER.items()})
+
+
+_SCALER = {"scale": float, "_growth_tracker": int}
+"""What changes in a loss scaler's state, and its types there."""
+
+
+def make_optimizer(model: SegmentationModel, config: Config) -> torch.optim.Optimizer:
+    """SGD or AdamW over three groups in this order: encoder, decoder, class embeddings; each with settings of its own."""
+    groups = model.parameter_groups()
+    settings = (
+        ("encoder", config.lr * config.encoder_lr, config.momentum, config.power),
+        ("decoder", config.lr, config.momentum, config.power),
+        ("classes", config.lr, config.embedding_momentum, config.embedding_power),
+    )
+    sgd = config.optimizer == "sgd"
+    parameters = [
+        {"params": groups[name], "lr": lr, "base_lr": lr, "power": power}
+        | ({"momentum": momentum} if sgd else {"betas": (momentum, 0.999)})
+        for name, lr, momentum, power in settings
+    ]
+    return (torch.optim.SGD if sgd else torch.optim.AdamW)(parameters, weight_decay=config.weight_decay)
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, config: Config, step: int, steps: int) -> None:
+    """The polynomial schedule: lr * (1 - step / steps) ** power, never below ``config.min_lr``, or lr where that is less.
+
+    So a learning rate of 0 stays 0. During the first ``config.warmup`` steps it is multiplied by (step + 1) / (warmup + 1).
+    """
+    rise = min(1.0, (step + 1) / (config.warmup + 1))
+    for group in optimizer.param_groups:
+        floor = min(config.min_lr, group["base_lr"])
+        group["lr"] = max(rise * group["base_lr"] * (1 - step / steps) ** group["power"], floor)
+
+
+def _below(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

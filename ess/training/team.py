@@ -1,0 +1,76 @@
+"""The processes that train together, one a device, through accelerate: alone, or started by torchrun or `accelerate launch`."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs
+from timm.layers import convert_sync_batchnorm
+
+from cocolvis.errors import DataError
+from ess.config import Config
+from ess.device import choose_device
+from ess.models.network import SegmentationModel
+
+
+def join(config: Config, folder: Path) -> Accelerator:
+    """This process's place among those that train: its device, its rank, the scale of float16 losses, and trackers.
+
+    A DataError when the device or a tracker is not to be had, or a batch cannot be shared equally.
+    """
+    device = choose_device(config.device)
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if processes > 1 and device.index is not None:
+        raise DataError(f"device {config.device!r} with {processes} processes: each takes its own; choose --device auto")
+    if config.batch_size % (processes * config.accumulate):
+        raise DataError(
+            f"batch_size {config.batch_size} is no multiple of processes x accumulate = {processes} x {config.accumulate};"
+            " it counts the images of all processes together"
+        )
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    AcceleratorState._reset_state(reset_partial_state=True)  # else the settings of an earlier run in this process win
+    with _settings_of_accelerate_hidden():
+        team = Accelerator(
+            cpu=device.type == "cpu",
+            mixed_precision="no",  # the objective knows which part of it takes which precision
+            log_with=_trackers(config.track) or None,
+            project_dir=folder / "tensorboard",
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        )
+    if config.precision == "fp16":
+        team.scaler = torch.amp.GradScaler(team.device.type)
+    return team
+
+
+def synchronised(model: SegmentationModel, team: Accelerator) -> SegmentationModel:
+    """The model on the team's device, its BatchNorm over the images of all processes where there are several GPUs."""
+    model = model.to(team.device)
+    return convert_sync_batchnorm(model) if team.num_processes > 1 and team.device.type == "cuda" else model
+
+
+@contextmanager
+def _settings_of_accelerate_hidden() -> Iterator[None]:
+    """Without the variables ACCELERATE_*: they would scale gradients, change precisions or wrap models, and win over arguments.
+
+    Who belongs to a team is told by others, such as RANK and WORLD_SIZE.
+    """
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("ACCELERATE_")}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def _trackers(names: str) -> list[str]:
+    available = [str(name) for name in get_available_trackers()]
+    wanted = [name.strip() for name in names.split(",") if name.strip() not in ("", "none")]
+    for name in wanted:
+        if name not in available:
+            raise DataError(f"tracker {name!r} is not installed; there are {', '.join(available)}, and none")
+    return wanted

@@ -1,0 +1,206 @@
+"""The command line ``ess``: the whole path, its refusals, its help and documentation."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import click
+import cv2
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from cli.ess import _log_to_stderr, main
+from cli.run_options import inference_options
+from ess.inference.views import Inference
+
+DOCS = Path(__file__).parents[2] / "docs" / "ess.md"
+SMALL = ["--encoder", "mobilenetv2_100", "--weights", "none", "--crop", "48", "--batch-size", "2", "--workers", "0"]
+
+
+@pytest.mark.parametrize(
+    ("given", "flip", "scales"),
+    [
+        ("", False, (1.0,)),
+        ("--flip --scales 0.5,1", True, (0.5, 1.0)),
+        ("--tta", True, (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)),
+        ("--tta --scales 1,2", True, (1.0, 2.0)),
+    ],
+)
+def test_how_images_are_looked_at(given, flip, scales):
+    @click.command()
+    @inference_options
+    def look(**settings):
+        assert Inference(**settings) == Inference(flip=flip, scales=scales)
+
+    assert CliRunner().invoke(look, given.split()).exit_code == 0
+
+
+def ess(*arguments, code=0):
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def run(sample_dataset, tmp_path_factory):
+    out = tmp_path_factory.mktemp("cli") / "run"
+    ess("train", sample_dataset, "--out", out, *SMALL, "--steps", 2, "--log-every", 1)
+    return out
+
+
+def test_train_logs_loss_rate_and_eta(run, sample_dataset, tmp_path):
+    result = ess("train", sample_dataset, "--out", tmp_path / "run", *SMALL, "--steps", 2, "--log-every", 1)
+    assert "step 2/2  loss " in result.stderr and "images/s  ETA 0:00:00" in result.stderr
+    assert f"ess eval {tmp_path / 'run'} {sample_dataset}" in result.stdout
+
+
+def test_resume_goes_on_with_the_settings_of_the_run(run, sample_dataset):
+    result = ess("train", sample_dataset, "--out", run, "--resume", "--steps", 3, "--log-every", 1)
+    assert "at step 2" in result.stderr and "step 3/3" in result.stderr
+    settings = json.loads((run / "run.json").read_text())["settings"]
+    assert (settings["steps"], settings["crop"]) == (3, 48)
+    result = ess("train", sample_dataset, "--out", run, *SMALL, "--preset", "coco-lvis", "--steps", 4, "--resume")
+    assert "resumed" in result.stderr and "step 4/4" in result.stderr
+    message = ess("train", sample_dataset, "--out", run, "--preset", "coco-lvis", "--resume", code=1).stderr
+    assert "was begun with encoder 'mobilenetv2_100', not 'resnet50'" in message
+
+
+def test_a_run_can_be_repeated_from_the_settings_that_it_keeps(run, sample_dataset, tmp_path):
+    ess("train", sample_dataset, "--out", tmp_path / "again", "--config", run / "settings.toml", "--steps", 2)
+    first, again = (json.loads((folder / "run.json").read_text())["settings"] for folder in (run, tmp_path / "again"))
+    assert again == first | {"steps": 2}
+
+
+def test_info_tells_of_settings_and_checkpoints(sample_dataset, tmp_path):
+    more = ("--eval-every", 1, "--eval-limit", 1, "--save-every", 1, "--keep", 3)
+    ess("train", sample_dataset, "--out", tmp_path / "run", *SMALL, "--steps", 2, *more)
+    found = json.loads(ess("info", tmp_path / "run", "--json").stdout)
+    assert (found["classes"], found["steps"], found["changed"]["crop"]) == (1284, 2, 48) and "dim" not in found["changed"]
+    assert [c["step"] for c in found["checkpoints"]] == [0, 1, 2] and sum(c["best"] for c in found["checkpoints"]) == 1
+    text = ess("info", tmp_path / "run").stdout
+    assert "deeplabv3plus with mobilenetv2_100, loss knn, 1284 classes" in text and text.count("best") == 1
+
+
+def test_info_lets_no_file_steer_the_terminal(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    described = json.loads((copy / "run.json").read_text())
+    described["settings"] |= {"weights": "\x1b[31m\u202e.safetensors", "track": "\x9b2J\u200b"}
+    (copy / "run.json").write_text(json.dumps(described))
+    said = ess("info", copy, code=1).stderr
+    assert not {c for c in said if not c.isprintable()} - {"\n"} and r"\x1b[31m\u202e" in said
+    (copy / "run.json").write_text((run / "run.json").read_text().replace('"knn"', '"k\x1b[31mn"'))
+    assert "\x1b" not in ess("info", copy, code=1).stderr
+
+
+def test_the_log_lets_no_file_steer_the_terminal(capsys):
+    _log_to_stderr()
+    logging.getLogger("ess").info("skipped %s", "\x1b[31m\n\u202e.jpg")
+    assert capsys.readouterr().err == r"skipped \x1b[31m\n\u202e.jpg" + "\n"
+
+
+def test_eval_prints_a_table_and_json(run, sample_dataset):
+    assert "pixel accuracy" in ess("eval", run, sample_dataset, "--limit", 2).stdout
+    scores = json.loads(ess("eval", run, sample_dataset, "--limit", 2, "--json").stdout)
+    assert set(scores) == {"miou", "pixel_accuracy", "mean_accuracy", "fw_iou", "groups", "images", "skipped"}
+    assert scores["images"] == 2
+
+
+def test_predict_writes_labels_and_overlay_at_the_pictures_size(run, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (61, 83, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "photo.png"), pixels)
+    ess("predict", run, tmp_path / "photo.png", "--out", tmp_path / "out", "--device", "cpu")
+    labels = cv2.imread(str(tmp_path / "out" / "photo.png"), cv2.IMREAD_UNCHANGED)
+    assert labels.shape == (61, 83) and labels.dtype == np.uint16
+    assert labels.min() >= 1 and labels.max() <= 1284
+    assert (tmp_path / "out" / "photo_overlay.png").exists()
+
+
+def test_predict_refuses_what_it_cannot_do_before_it_begins(run, tmp_path):
+    (tmp_path / "a").mkdir()
+    for path in (tmp_path / "photo.png", tmp_path / "a" / "photo.png"):
+        cv2.imwrite(str(path), np.zeros((8, 8, 3), np.uint8))
+    arguments = (tmp_path / "photo.png", tmp_path / "a" / "photo.png")
+    assert "would be written as photo.png" in ess("predict", run, *arguments, "--out", tmp_path / "out", code=1).stderr
+    assert "is no file" in ess("predict", run, tmp_path / "absent.jpg", "--out", tmp_path / "out", code=1).stderr
+    (tmp_path / "text.jpg").write_text("no picture")
+    assert "cannot be decoded" in ess("predict", run, tmp_path / "text.jpg", "--out", tmp_path / "out", code=1).stderr
+    assert not list(tmp_path.glob("out/*.png"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--arch", "deeplabv3plus", "--encoder", "resnet5"], "did you mean resnet50"),
+        (["--arch", "deeplab"], "did you mean deeplabv3plus"),
+        (["--batch-size", "5000"], "choose --batch-size"),
+        (["--device", "cuda:9"], "device 'cuda:9' cannot be used"),
+        (["--epochs", "1", "--steps", "1"], "exactly one"),
+        (["--weights", "absent.safetensors"], "absent.safetensors"),
+    ],
+)
+def test_train_refuses_in_one_line(sample_dataset, tmp_path, arguments, message):
+    result = ess("train", sample_dataset, "--out", tmp_path / "run", *SMALL, *arguments, code=1)
+    assert message in result.stderr
+    assert result.stderr.strip().count("\n") == 0
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_unknown_key_in_a_file_is_refused(sample_dataset, tmp_path):
+    (tmp_path / "s.toml").write_text("temprature = 3.0\n")
+    result = ess("train", sample_dataset, "--out", tmp_path / "run", "--config", tmp_path / "s.toml", code=1)
+    assert "unknown setting 'temprature'; did you mean 'temperature'?" in result.stderr
+
+
+def test_weights_that_cannot_be_fetched_are_told_in_one_line(sample_dataset, tmp_path, monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *arguments, **settings: None)
+    result = ess("train", sample_dataset, "--out", tmp_path / "run", *SMALL, "--weights", "imagenet", "--steps", 1, code=1)
+    assert "--weights none" in result.stderr and result.stderr.strip().count("\n") == 0
+
+
+def test_models_lists_the_pairs():
+    rows = {line.split()[0]: line.split()[1:] for line in ess("models").stdout.splitlines()}
+    assert rows["resnet50"][:3] == ["a1_in1k", "deeplabv3plus", "unet"]
+    assert rows["vit_base_patch14_dinov2"] == ["lvd142m", "upernet", "segformer", "dpt"]
+    pairs = json.loads(ess("models", "--arch", "deeplabv3plus", "--json").stdout)["pairs"]
+    assert {"arch": "deeplabv3plus", "encoder": "mobilenetv2_100"} in pairs
+    assert {pair["arch"] for pair in pairs} == {"deeplabv3plus"}
+    assert "expected one of" in ess("models", "--arch", "deeplab", code=1).stderr
+
+
+def test_models_tells_about_one_encoder():
+    about = json.loads(ess("models", "--encoder", "vit_small_patch14_dinov2", "--json").stdout)
+    assert 21e6 < about["parameters"] < 23e6 and about["strides"] == [14]
+    assert about["decoders"] == ["upernet", "segformer", "dpt"] and about["tags"] == ["lvd142m"]
+    shown = ess("models", "--encoder", "convnext_tiny.fb_in22k").stdout
+    assert "27.8 M" in shown and "4, 8, 16, 32" in shown and "fb_in22k_ft_in1k_384" in shown
+    assert "did you mean convnext_tiny" in ess("models", "--encoder", "convnext_tin", code=1).stderr
+    assert "no weights tagged" in ess("models", "--encoder", "convnext_tiny.fb", code=1).stderr
+
+
+def test_preset_lists_and_prints():
+    assert "coco-lvis" in ess("preset").stdout
+    assert json.loads(ess("preset", "coco-lvis", "--json").stdout)["presets"]["coco-lvis"]["crop"] == 512
+    both = json.loads(ess("preset", "ade20k+baseline+group-norm", "--json").stdout)["presets"]["ade20k+baseline+group-norm"]
+    assert (both["loss"], both["norm"], both["epochs"], both["batch_size"]) == ("dense", "group", 80, 10)
+    assert json.loads(ess("preset", "--json").stdout)["variants"]["baseline"] == {"loss": "dense"}
+    assert "there are ade20k, cityscapes, coco-lvis" in ess("preset", "coco", code=1).stderr
+    assert "no variant 'base'; there are baseline" in ess("preset", "voc+base", code=1).stderr
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_every_command_and_option_is_helped_and_documented(name):
+    command = main.commands[name]
+    assert command.help and "Example:" in command.help
+    assert all(option.help for option in command.params if isinstance(option, click.Option))
+    text = DOCS.read_text()
+    assert f"\n## {name}\n" in text
+    section = text.split(f"\n## {name}\n")[1].split("\n## ")[0]
+    for option in command.params:
+        if isinstance(option, click.Option):
+            assert any(f"`{flag}" in section for flag in option.opts), option.opts

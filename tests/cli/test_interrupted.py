@@ -1,0 +1,155 @@
+"""Ctrl-C: every command says what is true afterwards, and how to go on. And systems on which nothing runs."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from cli import building, cocolvis, ess, options
+from cli.options import Command, Group
+
+ROOT = Path(__file__).parents[2]
+
+
+def leaves(group, name=""):
+    """(name, command) of every command, those of groups within groups included."""
+    for word, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from leaves(command, f"{name}{word} ")
+        else:
+            yield f"{name}{word}", command
+
+
+COMMANDS = {f"cocolvis {name}": command for name, command in leaves(cocolvis.main)}
+COMMANDS |= {f"ess {name}": command for name, command in leaves(ess.main)}
+
+READS_ONLY = {"cocolvis info", "cocolvis vocab", "cocolvis images", "cocolvis stats", "cocolvis verify", "cocolvis diff"}
+READS_ONLY |= {"cocolvis why", "ess info", "ess models", "ess preset"}
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_says_what_ctrl_c_leaves(name, monkeypatch, tmp_path):
+    command = COMMANDS[name]
+    assert isinstance(command, Command)
+    assert (command.interrupted == options.UNCHANGED) == (name in READS_ONLY)
+
+    def interrupted(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "callback", interrupted)
+    words = name.split()[1:]
+    for parameter in command.params:
+        if parameter.required:
+            value = "1" if isinstance(parameter.type, type(click.INT)) else str(tmp_path / "x")
+            words += [value] if isinstance(parameter, click.Argument) else [parameter.opts[0], value]
+    main = ess.main if name.startswith("ess ") else cocolvis.main
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 130 and result.stderr.startswith("interrupted; ") and result.stderr.count("\n") == 1
+    said = result.stderr.removeprefix("interrupted; ").strip()
+    assert len(said.split()) > 2
+    for option in {word.strip(";:,") for word in said.split() if word.startswith("--")}:
+        assert option in {o for p in command.params for o in p.opts}, option
+
+
+def test_a_command_without_such_words_cannot_be_defined():
+    group = Group("group")
+    with pytest.raises(TypeError, match="interrupted"):
+        group.command()(lambda: None)
+
+
+@pytest.mark.parametrize("parents", [1, 2])
+def test_the_words_are_those_of_the_command_that_ran(parents):
+    group = Group("outer")
+    inner = Group("inner") if parents == 2 else group
+    if parents == 2:
+        group.add_command(inner)
+
+    @inner.command(interrupted=lambda given: f"kept {given['number']}")
+    @click.option("--number", type=int)
+    def fail(number):
+        raise KeyboardInterrupt
+
+    @inner.command(interrupted="wrong")
+    def other():
+        pass
+
+    result = CliRunner().invoke(group, [*["inner"] * (parents - 1), "fail", "--number", "7"])
+    assert (result.exit_code, result.stderr) == (130, "interrupted; kept 7\n")
+
+
+def test_what_a_build_leaves(tmp_path):
+    given = {"out": tmp_path, "part": None, "overwrite": False}
+    assert building.what_is_kept(given) == f"nothing was written to {tmp_path} yet"
+    (tmp_path / ".build").mkdir()
+    assert building.what_is_kept(given) == "finished shards are kept: go on with --resume"
+    assert building.what_is_kept(given | {"part": (1, 2)}) == "finished shards are kept: go on with the same command"
+    assert building.what_is_kept(given | {"overwrite": True}).endswith("--resume instead of --overwrite")
+    (tmp_path / "dataset.json").touch()
+    assert building.what_is_kept(given | {"overwrite": True}) == f"the data set in {tmp_path} is as it was"
+
+
+def test_what_a_training_leaves(tmp_path):
+    assert "no step was made yet" in ess._what_is_kept({"out": tmp_path})
+    (tmp_path / "run.json").touch()
+    assert ess._what_is_kept({"out": tmp_path}) == "the last checkpoint is kept: go on with --resume"
+
+
+def test_an_interrupted_export_says_how_to_go_on_and_does(sample, tmp_path):
+    out = tmp_path / "masks"
+    command = [sys.executable, "-c", "import cocolvis.inspection.export as e, time; w = e.write_png"]
+    command[-1] += "\ne.write_png = lambda *a, **k: (w(*a, **k), time.sleep(0.2))\nfrom cli.cocolvis import main; main()"
+    process = subprocess.Popen([*command, "export", sample.data, "--out", out], stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    while process.poll() is None and len(list(out.rglob("*.png"))) < 3:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and said.splitlines()[-1] == (
+        "interrupted; the masks that were written stay: go on with --resume"
+    )
+    assert 3 <= len(list(out.rglob("*.png"))) < 40
+    result = CliRunner().invoke(cocolvis.main, ["export", str(sample.data), "--out", str(out), "--resume"])
+    assert result.stdout == f"40 masks in {out}\n"
+
+
+SENTENCE = "cocolvis and ess run on Linux, macOS and WSL, not on Windows itself"
+
+
+@pytest.mark.parametrize("main", [cocolvis.main, ess.main], ids=["cocolvis", "ess"])
+@pytest.mark.parametrize("words", [["info", "x"], ["--help"], []])
+def test_windows_is_refused_in_one_line(main, words, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    result = CliRunner().invoke(main, words)
+    assert (result.exit_code, result.output) == (1, f"Error: {SENTENCE}\n") or (
+        result.output == "" and str(result.exception) == f"Error: {SENTENCE}"
+    )
+
+
+ABSENT = """
+import os, sys
+for name in ("fcntl", "resource", "termios", "pwd", "grp"):
+    sys.modules[name] = None
+for name in ("pread", "preadv", "fork", "sched_getaffinity"):
+    vars(os).pop(name, None)
+"""
+
+
+@pytest.mark.parametrize("name", ["cocolvis", "ess"])
+@pytest.mark.parametrize(
+    "code", ["sys.platform = 'win32'; import cli.{0}", "import cli.{0}; sys.platform = 'win32'; cli.{0}.main()"]
+)
+def test_nothing_that_windows_lacks_is_imported_before_it_is_refused(name, code):
+    command = [sys.executable, "-c", ABSENT + code.format(name), "info", "x"]
+    found = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert (found.returncode, found.stdout, found.stderr) == (1, "", f"Error: {SENTENCE}\n")
+
+
+def test_the_readme_names_the_systems():
+    assert "Linux, macOS or WSL, not Windows itself" in (ROOT / "README.md").read_text()

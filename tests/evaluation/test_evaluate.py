@@ -1,0 +1,146 @@
+"""Evaluation against plain counts over the whole data set; the ranking by training images; what the command writes."""
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+from cli.ess import main
+from cocolvis.errors import DataError
+from cocolvis.vocabulary import Vocabulary
+from ess.evaluation.evaluate import count, evaluate, first, scores_of
+from ess.evaluation.metrics import miou_curve
+from ess.evaluation.reports import COLUMNS, frequency_curve, top_scores, training_images, write_classes
+from ess.inference.predictor import Predictor
+from ess.inference.views import Inference
+from ess.models.network import SegmentationModel
+
+
+@pytest.fixture(scope="module")
+def predictor(dataset) -> Predictor:
+    """A model without a trained network, that is right now and then: the nearest of all classes' mean colours."""
+    split, sums = dataset.split("val"), np.zeros((len(dataset.vocabulary) + 1, 4))
+    for index in range(len(split)):
+        sample = split[index]
+        pixels = np.concatenate([sample.image().reshape(-1, 3), np.ones((sample.mask.size, 1))], axis=1)
+        np.add.at(sums, sample.mask.ravel(), pixels)
+    mean, std = (torch.tensor(numbers) for numbers in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    colours = torch.from_numpy(sums[1:, :3] / np.maximum(sums[1:, 3:], 1) / 255).float()
+    colours[torch.from_numpy(sums[1:, 3] == 0)] = 100.0
+    model = SegmentationModel(nn.Identity(), nn.Identity(), len(colours), 3, normalize=None, multiple=8)
+    model.class_embeddings.data = (colours - mean) / std
+    return Predictor(model.eval(), dataset.vocabulary, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def plain(dataset, predictor) -> tuple[np.ndarray, np.ndarray]:
+    """Truth and prediction of every labelled pixel of the split val."""
+    samples = [dataset.split("val")[index] for index in range(len(dataset.split("val")))]
+    truth = np.concatenate([sample.mask.ravel() for sample in samples])
+    predicted = np.concatenate([predictor(sample.image()).ravel() for sample in samples])
+    return truth[truth > 0], predicted[truth > 0]
+
+
+def ious(truth, predicted) -> dict[int, float]:
+    return {
+        c: ((truth == c) & (predicted == c)).sum() / ((truth == c) | (predicted == c)).sum() for c in np.unique(truth).tolist()
+    }
+
+
+def test_scores_are_those_of_a_plain_count(dataset, predictor, plain):
+    scores, iou = evaluate(predictor, dataset), ious(*plain)
+    assert 0.05 < scores["pixel_accuracy"] < 0.95
+    assert scores["pixel_accuracy"] == pytest.approx((plain[0] == plain[1]).mean())
+    assert scores["miou"] == pytest.approx(np.mean(list(iou.values())))
+    stuff = [value for c, value in iou.items() if dataset.vocabulary[c].group == "stuff"]
+    assert scores["groups"]["stuff"] == pytest.approx(np.mean(stuff))
+    assert set(scores) == {"miou", "pixel_accuracy", "mean_accuracy", "fw_iou", "groups", "images", "skipped"}
+    assert scores["images"] == len(dataset.split("val"))
+    assert evaluate(predictor, dataset, limit=3)["images"] == 3
+
+
+@pytest.mark.parametrize("world", [2, 3, 99])
+def test_the_counts_of_several_processes_add_up(dataset, predictor, world):
+    images = first(dataset, "val", 7)
+    whole = count(predictor, dataset, indices=images)
+    parts = [count(predictor, dataset, indices=images[rank::world]) for rank in range(world)]
+    total = parts[0]
+    for part in parts[1:]:
+        total += part
+    assert (total.pixels == whole.pixels).all() and total.images == 7
+    assert scores_of(total, dataset) == evaluate(predictor, dataset, limit=7)
+
+
+def test_batches_change_nothing_and_progress_counts(dataset, predictor):
+    batched = Predictor(predictor.model, predictor.vocabulary, predictor.device, Inference(batch_size=4))
+    seen = []
+    found = count(batched, dataset, indices=range(6), progress=lambda *done: seen.append(done))
+    assert (found.pixels == count(predictor, dataset, indices=range(6)).pixels).all()
+    assert seen == [(done, 6) for done in range(1, 7)]
+
+
+def test_another_vocabulary_is_refused(dataset, predictor):
+    other = dataclasses.replace(dataset.vocabulary[1284], name="timber")
+    vocabulary = Vocabulary([*dataset.vocabulary.classes[:-1], other])
+    with pytest.raises(DataError, match="another vocabulary"):
+        evaluate(Predictor(predictor.model, vocabulary, predictor.device), dataset)
+
+
+def test_the_most_frequent_classes_are_those_in_most_training_images(dataset, predictor, plain):
+    split = dataset.split("train")
+    seen = np.zeros(len(dataset.vocabulary) + 1, int)
+    for index in range(len(split)):
+        seen[np.unique(split.mask(index))] += 1
+    images = training_images(dataset)
+    np.testing.assert_array_equal(images, seen[1:])
+    order = sorted(range(1, len(seen)), key=lambda c: (-seen[c], c))
+    iou = ious(*plain)
+    curve = frequency_curve(count(predictor, dataset, indices=first(dataset, "val")).iou(), images)
+    for n in (1, 7, 30, 1284):
+        expected = [iou[c] for c in order[:n] if c in iou]
+        (found,) = top_scores(curve, [n])
+        assert found == {"n": n, "miou": pytest.approx(np.mean(expected)) if expected else None}
+
+
+def test_the_curve_starts_where_a_class_counts():
+    iou = np.array([0.5, np.nan, 0.0, 1.0])
+    np.testing.assert_array_equal(miou_curve(iou, np.array([1, 0, 3, 2])), [np.nan, 0.5, 0.75, 0.5])
+    assert top_scores(np.array([np.nan, 0.5]), [1, 2]) == [{"n": 1, "miou": None}, {"n": 2, "miou": 0.5}]
+
+
+def test_the_table_of_classes(dataset, predictor, plain, tmp_path):
+    confusion = count(predictor, dataset, indices=first(dataset, "val"))
+    write_classes(tmp_path / "c.csv", confusion, dataset, training_images(dataset))
+    rows = list(csv.DictReader((tmp_path / "c.csv").open()))
+    assert tuple(rows[0]) == COLUMNS and [int(row["class"]) for row in rows] == list(range(1, 1285))
+    truth, predicted = plain
+    iou = ious(truth, predicted)
+    for row in rows:
+        c = int(row["class"])
+        assert (row["name"], row["group"]) == (dataset.vocabulary[c].name, dataset.vocabulary[c].group)
+        assert int(row["truth_pixels"]) == (truth == c).sum() and int(row["predicted_pixels"]) == (predicted == c).sum()
+        assert row["iou"] == (f"{iou[c]:.6f}" if c in iou else "")
+        assert row["accuracy"] == (f"{(predicted[truth == c] == c).mean():.6f}" if c in iou else "")
+
+
+def ess_eval(run, data, *arguments, code=0):
+    result = CliRunner().invoke(main, ["eval", str(run), str(data), "--limit", "2", "--device", "cpu", *map(str, arguments)])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_the_command_writes_scores_table_and_curve(untrained_run, sample_dataset, tmp_path):
+    files = ("--per-class", tmp_path / "c.csv", "--plot", tmp_path / "c.png")
+    how = ("--window", 48, "--stride", 32, "--flip", "--scales", "1,0.75", "--batch-size", 2)
+    scores = json.loads(ess_eval(untrained_run, sample_dataset, "--top-n", "5,1284", "--json", *files, *how).stdout)
+    assert [top["n"] for top in scores["top_n"]] == [5, 1284] and scores["top_n"][1]["miou"] == scores["miou"]
+    assert len((tmp_path / "c.csv").read_text().splitlines()) == 1285
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    assert "mIoU, 5 most frequent" in ess_eval(untrained_run, sample_dataset, "--top-n", 5).stdout
+    assert "--top-n is 1285: expected 1..1284" in ess_eval(untrained_run, sample_dataset, "--top-n", 1285, code=1).stderr
+    ess_eval(untrained_run, sample_dataset, "--top-n", "a", code=2)

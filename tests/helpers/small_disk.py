@@ -1,0 +1,137 @@
+"""Builds on a file system of their own that is small, full or read-only: a script, run where it may mount one.
+
+``python small_disk.py SCENARIO FOLDER COCO LVIS`` mounts a tmpfs on FOLDER, for itself alone, and prints what happened as JSON.
+"""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from cocolvis.building.build import build
+from cocolvis.building.merged import BuildOptions, Plan
+from cocolvis.errors import DataError
+from cocolvis.sources.pairing import Sources
+from cocolvis.vocabulary import coco_lvis
+
+SHARD_SIZE = 15
+WAYS = (["unshare", "--mount"], ["unshare", "--map-root-user", "--mount"])
+"""A mount namespace as root, and as anybody else."""
+
+
+def run(scenario: str, folder: Path, built) -> dict | None:
+    """What a scenario did in a new process; None where nobody may mount."""
+    folder.mkdir(exist_ok=True)
+    for way in WAYS if shutil.which("unshare") else ():
+        probe = subprocess.run([*way, "mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True, check=False)
+        if probe.returncode == 0:
+            command = [*way, sys.executable, __file__, scenario, folder, built.coco, built.lvis]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            return json.loads(done.stdout)
+    return None
+
+
+def mount(folder: Path, options: str) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Relative path -> SHA-256 of every file."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def attempt(built: tuple[Path, Path], out: Path, **settings) -> str | None:
+    """What a build says when it fails."""
+    try:
+        build(Sources(*built, coco_lvis()), out, BuildOptions(shard_size=SHARD_SIZE), **settings)
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def finished(out: Path) -> dict[str, tuple[int, int]]:
+    """Shard -> inode and time of the last change, of those with a report."""
+    names = [path.stem for path in (out / ".build").glob("*-*.json")]
+    found = {name: (out / "shards" / f"{name}.h5").stat() for name in names}
+    return {name: (status.st_ino, status.st_mtime_ns) for name, status in found.items()}
+
+
+def broken_off(built: tuple[Path, Path], out: Path, breaking, mending) -> dict:
+    """A build that ``breaking()`` stops once its first shard is finished, and its completion after ``mending()``."""
+    broken = False
+
+    def progress(done: int, total: int) -> None:
+        nonlocal broken
+        if not broken and finished(out):
+            broken = True
+            breaking()
+
+    said = attempt(built, out, progress=progress)
+    before, left = finished(out), [path.name for path in out.rglob("*.tmp")]
+    indexed = (out / "dataset.json").exists()
+    mending()
+    again = attempt(built, out, resume=True)
+    after = {name: (s.st_ino, s.st_mtime_ns) for name in before for s in [(out / "shards" / f"{name}.h5").stat()]}
+    return {
+        "said": said,
+        "finished": sorted(before),
+        "left": left,
+        "indexed": indexed,
+        "again": again,
+        "kept": after == before,
+        "contents": digests(out),
+    }
+
+
+def too_small(folder: Path, built: tuple[Path, Path]) -> dict:
+    """The command line on a disk that the estimate refuses, in a new folder and over an older data set."""
+    mount(folder, "size=300k")
+    sources = ["--coco", built[0], "--lvis", built[1]]
+    command = [sys.executable, "-m", "cli.cocolvis", "build", *sources, "--out", folder / "data"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return {"code": done.returncode, "said": done.stderr, "there": [str(path) for path in folder.rglob("*")]}
+
+
+def overwrites(folder: Path, built: tuple[Path, Path]) -> dict:
+    """--overwrite of a small data set by one that does not fit, and where there is room for one data set but not for two."""
+    mount(folder, "size=450k")
+    build(Sources(*built, coco_lvis()), folder / "data", BuildOptions(limit=1))
+    before = digests(folder)
+    facts = {"small": attempt(built, folder / "data", overwrite=True), "same": digests(folder) == before}
+    mount(folder, "size=1100k")
+    plan = Plan.make(Sources(*built, coco_lvis()), BuildOptions(shard_size=SHARD_SIZE))
+    facts["first"] = attempt(built, folder / "data")
+    facts["room for two"] = shutil.disk_usage(folder).free > plan.bytes_needed(plan.shard_counts())
+    return facts | {"second": attempt(built, folder / "data", overwrite=True)}
+
+
+def fills_up(folder: Path, built: tuple[Path, Path], room: str) -> dict:
+    """Something else takes the disk but for ``room`` bytes."""
+    mount(folder, "size=2m")
+    ballast = folder / "ballast"
+
+    def fill() -> None:
+        ballast.write_bytes(bytes(shutil.disk_usage(folder).free - int(room)))
+
+    return broken_off(built, folder / "data", fill, ballast.unlink)
+
+
+def read_only(folder: Path, built: tuple[Path, Path]) -> dict:
+    """The disk becomes read-only in mid-build; and what is said where it is so from the beginning."""
+    mount(folder, "size=2m")
+
+    def remount(mode: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{mode}", folder], check=True)
+
+    facts = broken_off(built, folder / "data", lambda: remount("ro"), lambda: remount("rw"))
+    remount("ro")
+    return facts | {"new": attempt(built, folder / "new"), "over": attempt(built, folder / "data", overwrite=True)}
+
+
+if __name__ == "__main__":
+    (scenario, *details), folder, coco, lvis = sys.argv[1].split(), *map(Path, sys.argv[2:])
+    print(json.dumps(globals()[scenario](folder, (coco, lvis), *details)))

@@ -1,0 +1,281 @@
+"""What is taken out of a data set: PNG files, pictures with names, integrity, and the difference of two builds."""
+
+import json
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+from trees import box, five_images
+
+from cocolvis.errors import DataError
+from cocolvis.inspection import export, render
+from cocolvis.inspection.diff import Pair, diff
+from cocolvis.inspection.export import export_png
+from cocolvis.inspection.render import colourise, enlarge, overlay, palette, side_by_side
+from cocolvis.inspection.verify import verify
+from cocolvis.storage.dataset import Dataset
+from cocolvis.vocabulary import coco_lvis
+
+
+def test_every_mask_is_exported_as_16_bit_png(sample, tmp_path):
+    data = Dataset.open(sample.data)
+    calls = []
+    assert export_png(data, tmp_path, lambda *c: calls.append(c)) == 40
+    assert calls[-1] == (40, 40)
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} - {"export.json"} == {
+        f"{i:012d}.png" for name in data.splits for i in data.split(name).image_ids().tolist()
+    }
+    for name in data.splits:
+        for row, image_id in enumerate(data.split(name).image_ids().tolist()):
+            mask = cv2.imread(str(tmp_path / name / f"{image_id:012d}.png"), cv2.IMREAD_UNCHANGED)
+            assert mask.dtype == np.uint16 and np.array_equal(mask, data.split(name).mask(row))
+    assert max(int(data.split(name).mask(0).max()) for name in data.splits) > 255
+
+
+def test_an_image_with_nothing_is_exported_and_a_blocked_folder_is_told(tree, tmp_path):
+    tree.image(1)
+    data = tree.build()
+    export_png(data, tmp_path / "out")
+    assert not cv2.imread(str(tmp_path / "out" / "train" / "000000000001.png"), cv2.IMREAD_UNCHANGED).any()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be written"):
+        export_png(data, tmp_path / "file")
+
+
+def masks(folder):
+    """Path below the folder -> bytes of every mask."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
+
+
+def test_workers_write_the_same_files_and_the_record_comes_first(sample, tmp_path, monkeypatch):
+    data, synced = Dataset.open(sample.data), []
+    export_png(data, tmp_path / "one")
+    monkeypatch.setattr(export, "sync_disk", lambda folder: synced.append((folder, len(masks(folder)))))
+    monkeypatch.setattr("cocolvis.disk.files._sync", lambda path: synced.append(path.name.split(".")[1]))
+    assert export_png(data, tmp_path / "three", workers=3) == 40
+    assert masks(tmp_path / "one") == masks(tmp_path / "three")
+    assert synced == ["export", (tmp_path / "three", 40)]  # nothing else is synced by itself
+    record = json.loads((tmp_path / "three" / "export.json").read_text())
+    assert record == {"digest": data.index["digest"], "splits": ["train", "val"], "format": "png"}
+
+
+def interrupted(data, out, after):
+    def stop(done, total):
+        if done == after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_png(data, out, stop, workers=2)
+
+
+def test_an_interrupted_export_is_resumed_and_only_whole_masks_are_kept(sample, tmp_path):
+    data, out = Dataset.open(sample.data), tmp_path / "out"
+    export_png(data, tmp_path / "whole")
+    interrupted(data, out, 20)
+    there = sorted(out.rglob("*.png"))
+    assert 20 <= len(there) < 40 and not list(out.rglob(".*.tmp"))
+    there[0].write_bytes(b"")  # as a power cut can leave them
+    there[1].write_bytes(there[1].read_bytes()[:-20])
+    zeros = bytearray(there[2].read_bytes())
+    zeros[60:80] = bytes(20)
+    there[2].write_bytes(zeros)
+    there[3].write_bytes(cv2.imencode(".png", np.zeros((3, 3), np.uint16))[1])
+    there[4].unlink()
+    (there[5].parent / f".{there[5].name}.{'0' * 12}.tmp").write_bytes(b"half")
+    kept = {path: path.stat().st_ino for path in there[5:]}
+    calls = []
+    assert export_png(data, out, lambda *call: calls.append(call), workers=2, resume=True) == 40
+    assert masks(out) == masks(tmp_path / "whole") and not list(out.rglob(".*.tmp"))
+    assert {path: path.stat().st_ino for path in there[5:]} == kept and calls[-1] == (40, 40)
+
+
+@pytest.mark.parametrize("how", [{}, {"resume": True}])
+@pytest.mark.parametrize("left", ["another", "unknown", "damaged", "folder"])
+def test_masks_of_another_data_set_are_only_replaced_with_overwrite(sample, tree, tmp_path, how, left):
+    other, data, out = five_images(tree).build(), Dataset.open(sample.data), tmp_path / "out"
+    export_png(data, out)
+    (out / "train" / "notes.png").write_text("mine")
+    if left != "another":
+        (out / "export.json").unlink()
+    if left == "damaged":
+        (out / "export.json").write_text('{"digest": 1, "splits": ["../.."]}')
+    if left == "folder":
+        (out / "export.json").mkdir()
+    before = masks(out)
+    with pytest.raises(DataError, match="--overwrite"):
+        export_png(other, out, **how)
+    assert masks(out) == before
+    if left == "folder":
+        return
+    export_png(other, out, overwrite=True, **how)
+    export_png(other, tmp_path / "fresh")
+    assert masks(out) == masks(tmp_path / "fresh") | {"train/notes.png": b"mine"}
+    export_png(other, out)  # the same data set once more needs no option
+    assert masks(out).items() >= masks(tmp_path / "fresh").items()
+
+
+def test_an_overwrite_that_is_interrupted_never_passes_old_masks_for_new_ones(sample, tree, tmp_path, monkeypatch):
+    other, data, out = five_images(tree).build(), Dataset.open(sample.data), tmp_path / "out"
+    export_png(data, out)
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(export, "write_json", fail)
+        export_png(other, out, overwrite=True)
+    assert masks(out) == {}
+
+
+def test_colours_are_distinct_stable_and_black_means_unlabelled():
+    colours = palette(1284)
+    assert (colours.shape, colours.dtype, colours[0].tolist()) == ((1285, 3), np.uint8, [0, 0, 0])
+    assert len(np.unique(colours, axis=0)) == 1285
+    assert np.array_equal(palette(150), colours[:151])
+    neighbours = np.abs(np.diff(colours[1:].astype(int), axis=0)).sum(axis=1)
+    assert neighbours.min() > 40
+    assert colourise(np.array([[0, 1284]], np.uint16)).tolist() == [[[0, 0, 0], colours[1284].tolist()]]
+    assert colourise(np.array([[2000]])).shape == (1, 1, 3)
+    with pytest.raises(ValueError, match="read-only"):
+        colours[3] = 0
+
+
+def test_overlays_keep_size_and_unlabelled_pixels_and_write_names():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (427, 640, 3), dtype=np.uint8)
+    mask = np.zeros((427, 640), np.uint16)
+    mask[100:300, 200:500] = 1271
+    before = image.copy()
+    picture = overlay(image, mask, coco_lvis())
+    assert picture.shape == image.shape and picture.dtype == np.uint8 and np.array_equal(image, before)
+    outside = np.ones(mask.shape, bool)
+    outside[98:302, 198:502] = False
+    assert np.array_equal(picture[outside], image[outside])
+    other = overlay(image, mask, [*map(str, range(1271)), "another"])
+    changed = np.argwhere((picture != other).any(axis=2))
+    assert 100 < len(changed) < 4000
+    assert changed.min(axis=0)[0] >= 180 and changed.max(axis=0)[0] <= 220
+    assert np.array_equal(overlay(image, np.zeros_like(mask), coco_lvis()), image)
+
+
+def test_names_neither_overlap_nor_leave_the_picture(monkeypatch):
+    placed = []
+    write = render._write
+
+    def watched(picture, name, centre, taken):
+        write(picture, name, centre, taken)
+        placed[:] = taken
+
+    monkeypatch.setattr(render, "_write", watched)
+    mask = np.repeat(np.arange(1, 31, dtype=np.uint16), 4)[:, None] * np.ones((1, 160), np.uint16)
+    overlay(np.zeros((*mask.shape, 3), np.uint8), mask, coco_lvis())
+    assert 4 <= len(placed) < 12
+    for index, (left, top, right, bottom) in enumerate(placed):
+        assert left >= 0 and top >= 0 and right <= mask.shape[1] and bottom <= mask.shape[0]
+        for l2, t2, r2, b2 in placed[:index]:
+            assert right <= l2 or r2 <= left or bottom <= t2 or b2 <= top
+
+
+def test_small_pictures_are_enlarged_to_be_shown(sample):
+    one = Dataset.open(sample.data).split("train")[0]
+    image, mask = enlarge(one.image(), one.mask)
+    factor = mask.shape[0] // one.mask.shape[0]
+    assert factor > 1 and min(mask.shape) > 300
+    assert np.array_equal(mask[::factor, ::factor], one.mask) and image.shape[:2] == mask.shape
+    large = np.zeros((480, 640), np.uint16)
+    assert enlarge(np.zeros((480, 640, 3), np.uint8), large)[1] is large
+    row = side_by_side(one.image(), one.mask, coco_lvis())
+    assert row.shape == (mask.shape[0], 3 * mask.shape[1] + 16, 3)
+    assert np.array_equal(row[:, mask.shape[1] + 8 : 2 * mask.shape[1] + 8], colourise(mask))
+
+
+def test_diff_of_equal_builds_is_empty(sample, tmp_path):
+    found = diff(Dataset.open(sample.data), sample.rebuild(tmp_path / "data", shard_size=7))
+    assert (found.common, found.differing, found.pairs, found.only_a, found.only_b, found.resized) == (40, [], [], [], [], [])
+    assert found.pixels == sum(int(m.size) for m in map(Dataset.open(sample.data).split("train").mask, range(30))) + sum(
+        int(m.size) for m in map(Dataset.open(sample.data).split("val").mask, range(10))
+    )
+
+
+def test_diff_counts_images_pixels_and_pairs(tree):
+    for image_id in (1, 2, 3, 4):
+        tree.image(image_id)
+    tree.stuff(1, 93, box(0, 0, 8, 2))
+    tree.stuff(1, 98, box(0, 2, 8, 3))
+    tree.stuff(2, 97, box(0, 0, 2, 8))
+    tree.thing(3, 5, box(0, 0, 8, 8))
+    found = diff(tree.build("a"), tree.build("b", compat="essnet"))
+    assert found.only_a == [("train", 4)] and found.only_b == []
+    assert found.common == 3
+    assert found.differing == [("train", 1, 40), ("train", 2, 16)]
+    assert found.pairs == [Pair(181, 1283, 24), Pair(110, 1217, 16), Pair(1207, 0, 16)]
+    assert (found.pixels, found.differing_pixels, found.classes) == (192, 56, [110, 181, 1207, 1217, 1283])
+
+
+def test_diff_of_other_splits_and_sizes(tree):
+    tree.image(1)
+    tree.image(2, "val", "val2017")
+    a = tree.build("a")
+    tree.json["lvis_v1_train"]["images"][0]["width"] = 9
+    found = diff(a, tree.build("b", splits=("train",), images="none"))
+    assert (found.resized, found.only_a, found.pixels) == ([("train", 1)], [("val", 2)], 0)
+
+
+@pytest.fixture
+def data(tree):
+    return five_images(tree).build(shard_size=2)
+
+
+def test_a_whole_data_set_verifies(sample, data):
+    calls = []
+    assert verify(Dataset.open(sample.data), lambda *c: calls.append(c)) == []
+    size = sum(path.stat().st_size for path in (sample.data / "shards").iterdir())
+    assert calls == sorted(calls) and len({*calls}) > 40 and (calls[0], calls[-1]) == ((0, size), (size, size))
+    assert verify(data) == []
+
+
+def test_a_flipped_bit_a_cut_and_a_lost_shard_are_found(data):
+    first, second, third = data.shard_paths("train")
+    content = bytearray(first.read_bytes())
+    content[len(content) // 2] ^= 1
+    first.write_bytes(content)
+    second.write_bytes(second.read_bytes()[:-9])
+    third.unlink()
+    found = verify(data)
+    expected = [
+        (first, "has SHA-256"),
+        (second, "bytes, dataset.json says"),
+        (second, "no readable shard"),
+        (third, "not exist"),
+    ]
+    for path, reason in expected:
+        assert any(line.startswith(f"{path}: ") and reason in line for line in found)
+    assert all(len(line.splitlines()) == 1 for line in found)
+
+
+def rewritten(data, change):
+    """Change a shard and record its new size and hash, so that only its content is at fault."""
+    from cocolvis.disk.files import sha256
+
+    path = data.shard_paths("train")[0]
+    with h5py.File(path, "r+") as file:
+        change(file)
+    data.index["shards"][0] |= {"sha256": sha256(path), "bytes": path.stat().st_size}
+    return verify(data)
+
+
+def test_contents_that_do_not_fit_the_index_are_found(data):
+    twice = rewritten(data, lambda file: file["id"].__setitem__(0, 5))
+    assert "split train: 1 image ids occur more than once, the first: 5" in twice and "image 5 has the digest" in twice[0]
+    assert "holds classes 1..9999" in rewritten(data, lambda file: file["present/class"].__setitem__(-1, 9999))[0]
+    assert (
+        "its split is 'val', dataset.json says 'train'"
+        in rewritten(data, lambda file: file.attrs.__setitem__("split", np.bytes_("val")))[0]
+    )
+    data.index["shards"][0]["images"] = 3
+    found = verify(data)
+    assert any("holds 2 images, dataset.json says 3" in line for line in found)
+    assert any(
+        "split train is {'images': 5, 'shards': 3}, its shards make {'images': 6, 'shards': 3}" in line for line in found
+    )

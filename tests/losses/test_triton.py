@@ -1,0 +1,373 @@
+"""The Triton kernels against definitions in float64 and sorting: on the GPU, or where there is none in Triton's interpreter.
+
+Triton decides as it is imported whether it interprets, for its own library too, and torch's compiler imports it for reasons of
+its own. So without a GPU all tests here but the first few run in a process whose environment says TRITON_INTERPRET=1 from the
+start, and no other test ever meets an interpreted Triton.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ess.kernels.distances import COSINE, DISTANCES, EUCLIDEAN, SQUARED
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("no Triton here", allow_module_level=True)
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
+ROOT = Path(__file__).parents[2]
+
+if INTERPRETED or DEVICE == "cuda":
+    from ess.kernels import exact_triton, search_triton
+
+
+def kernel(test):
+    """A test of what kernels compute, where they run in this process."""
+    return test if INTERPRETED or DEVICE == "cuda" else None
+
+
+def interpreted(*command):
+    """What a Python with an interpreting Triton prints."""
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="the kernels run in this process")
+def test_everything_below_in_the_interpreter():
+    assert "passed" in interpreted("-m", "pytest", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning", __file__)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
+@pytest.mark.parametrize(("dtype", "distance"), [("bf16", EUCLIDEAN), ("fp32", COSINE)])
+def test_hopper_can_be_compiled_for(dtype, distance, tmp_path, monkeypatch):
+    from ess.kernels import exact_triton, search_triton
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    blocks = exact_triton._blocks(12, half=dtype == "bf16")
+    sizes = {"CHANNELS": 12, "WIDTH": 16, "PIXELS": blocks.pixels, "CLASSES": blocks.classes}
+    constants = sizes | {"DISTANCE": distance, "NEAR": 0.1, "PRECISION": "tf32x3", "GRADIENTS": True, "BIAS": True}
+    pointers = dict.fromkeys(("weights", "norms", "extra", "logsums", "misses", "bias", "unit", "losses", "totals"), "*fp32")
+    pointers |= {"embeddings": f"*{dtype}", "classes": f"*{dtype}", "moves": f"*{dtype}", "labels": "*i64"}
+    pointers |= {"bias_totals": "*fp32", "temperature": "fp32", "factor": "fp32"}
+    for function in (exact_triton._by_pixel, exact_triton._by_class):
+        assert compiled(function, pointers, constants, blocks).count("ex2.approx") >= 1
+    constants = {"K": 7, "SLOTS": 8, "PRODUCTS": False, "CHANNELS": 12, "QUERIES": 64, "CLASSES": 64}
+    compiled(search_triton._nearest, {"queries": "*fp32", "table": "*fp32", "found": "*i64"}, constants, blocks)
+
+
+def compiled(function, types, constants, blocks):
+    """The PTX of a kernel for sm_90; arguments of no given type are int32."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    constants = {name: value for name, value in constants.items() if name in function.arg_names}
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in function.arg_names}
+    options = {"num_warps": blocks.warps, "num_stages": blocks.stages, "enable_fp_fusion": True}
+    found = triton.compile(ASTSource(function, signature, constants), target=GPUTarget("cuda", 90, 32), options=options)
+    assert found.metadata.shared <= 227 << 10
+    return found.asm["ptx"]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="starts an interpreter of its own")
+def test_the_benchmark_runs_in_the_interpreter():
+    found = json.loads(interpreted("benchmarks/gpu.py", "--interpret", "--json"))
+    assert found["checks"] and all(check["error"] <= check["bound"] for check in found["checks"])
+    for contenders in found["losses"].values():
+        assert contenders["published"]["times_as_fast_as_published"] == 1
+        assert {"exact, Triton", "exact, cosine, Triton", "exact, torch"} <= contenders.keys()
+    assert found["search"]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Few classes make several tiles; and what the interpreter cannot do, products of bfloat16, which it keeps as bits."""
+    if not INTERPRETED:
+        return
+    from triton.language import bfloat16, float32
+    from triton.runtime import interpreter
+
+    builder = interpreter.interpreter_builder
+    product = type(builder).create_dot
+
+    def widened(x):
+        return builder.cast_impl(x, float32) if x.dtype.scalar == bfloat16 else x
+
+    monkeypatch.setattr(exact_triton, "_blocks", lambda channels, half: exact_triton.Blocks(32, 32, 4, 1))
+    monkeypatch.setattr(search_triton, "_blocks", lambda k: (16, 32))
+    monkeypatch.setattr(type(builder), "create_dot", lambda self, a, b, *rest: product(self, widened(a), widened(b), *rest))
+
+
+def problem(classes, dim, size, near=None, seed=0):
+    """Embeddings (2, D, N) of unit length, or ``near`` the embeddings of their classes, labels with ignored pixels, classes."""
+    g = torch.Generator().manual_seed(seed)
+    e = F.normalize(torch.randn(classes, dim, generator=g), dim=1)
+    labels = torch.randint(classes, (2, size), generator=g)
+    o = F.normalize(torch.randn(2, size, dim, generator=g), dim=2)
+    if near is not None:
+        o = e[labels] + near * torch.randn(2, size, dim, generator=g) / dim**0.5
+    labels[torch.rand(labels.shape, generator=g) < 0.2] = -1
+    return o.transpose(1, 2).contiguous(), labels, e
+
+
+def extras(classes, size, names=("weights", "bias", "mask"), seed=1):
+    """Weights of either sign, a bias and a mask that leaves some class to each image; ones and nothing where not named."""
+    g = torch.Generator().manual_seed(seed)
+    weights, bias, mask = (torch.rand(n, generator=g) for n in ((2, size), (classes,), (2, classes)))
+    mask = mask < 0.6
+    mask[:, :2] = True
+    return (
+        weights - 0.3 if "weights" in names else torch.ones(2, size),
+        3 * bias if "bias" in names else None,
+        mask if "mask" in names else None,
+    )
+
+
+def definition(o, labels, weights, e, bias, mask, temperature, distance):
+    """The loss of each pixel and the gradients of the weighted sum by o, e and bias; all logits at once, in float64."""
+    o, e, bias = (None if x is None else x.detach().double().requires_grad_() for x in (o, e, bias))
+    pixels = o.transpose(1, 2)
+    if distance == COSINE:
+        z = temperature * pixels @ e.T
+    else:
+        squares = (pixels[:, :, None] - e).square().sum(3)
+        zero = squares == 0
+        z = -temperature * (squares if distance == SQUARED else squares.masked_fill(zero, 1).sqrt().masked_fill(zero, 0))
+    z = z if bias is None else z + bias
+    counted = labels != -1
+    own = torch.where(counted, labels, 0)[..., None]
+    others = z.scatter(2, own, -torch.inf)
+    others = others if mask is None else others.masked_fill(~mask[:, None], -torch.inf)
+    losses = -F.logsigmoid(z.gather(2, own).squeeze(2) - others.logsumexp(2)) * counted
+    leaves = [x for x in (o, e, bias) if x is not None]
+    return losses.detach(), *torch.autograd.grad((losses * weights).sum(), leaves)
+
+
+def run(o, labels, weights, e, bias, mask, temperature, distance, gradients=True, ignore_index=-1):
+    tensors = (None if x is None else x.to(DEVICE) for x in (o, labels, weights, e, bias, mask))
+    found = exact_triton.exact(
+        *tensors, ignore_index=ignore_index, temperature=temperature, distance=distance, gradients=gradients
+    )
+    return [x.cpu() for x in found if x is not None]
+
+
+def error(found, truth):
+    return ((found.double() - truth).norm() / truth.norm().clamp_min(1e-300)).item()
+
+
+def compare(arguments, bounds=(1e-5, 1e-4, 1e-4, 1e-4), temperature=10.0, distance=EUCLIDEAN):
+    found, truth = (f(*arguments, temperature, distance) for f in (run, definition))
+    assert len(found) == len(truth)
+    for mine, theirs, bound in zip(found, truth, bounds, strict=False):
+        assert mine.shape == theirs.shape and error(mine, theirs) <= bound
+    return found
+
+
+@kernel
+@pytest.mark.parametrize("distance", range(len(DISTANCES)))
+@pytest.mark.parametrize("names", [(), ("bias",), ("weights", "bias", "mask")])
+@pytest.mark.parametrize(("classes", "dim", "size"), [(2, 2, 9), (75, 5, 45), (70, 16, 20), (33, 32, 33)])
+def test_exact_is_the_definition(classes, dim, size, names, distance):
+    o, labels, e = problem(classes, dim, size)
+    weights, bias, mask = extras(classes, size, names)
+    compare((o, labels, weights, e, bias, mask), distance=distance)
+
+
+@kernel
+@pytest.mark.parametrize("distance", [EUCLIDEAN, SQUARED])
+@pytest.mark.parametrize("near", [0.1, 1e-2, 1e-4, 0.0])
+def test_confident_pixels_keep_their_precision(near, distance):
+    o, labels, e = problem(75, 12, 40, near)
+    compare((o, labels, torch.ones(2, 40), e, None, None), temperature=20.0, distance=distance)
+
+
+@kernel
+@pytest.mark.parametrize("near", [0.1, 1e-2, 1e-4, 0.0])
+def test_pixels_near_other_classes_keep_their_precision(near):
+    o, labels, e = problem(75, 12, 40, near)
+    compare((o, torch.where(labels < 0, labels, (labels + 1) % 75), torch.ones(2, 40), e, None, None))
+
+
+@kernel
+@pytest.mark.parametrize("distance", range(len(DISTANCES)))
+def test_duplicate_classes(distance):
+    o, labels, e = problem(20, 4, 40, 0.0)
+    e = torch.cat([e, e])
+    compare((o, labels, *extras(40, 40)[:1], e, None, None), distance=distance)
+
+
+@kernel
+@pytest.mark.parametrize("distance", range(len(DISTANCES)))
+def test_nothing_counted_is_zero(distance):
+    o, labels, e = problem(40, 5, 40)
+    for found in run(o, labels.fill_(-1), *extras(40, 40)[:1], e, *extras(40, 40)[1:], 20.0, distance):
+        assert found.isfinite().all() and not found.any()
+
+
+@kernel
+@pytest.mark.parametrize("distance", range(len(DISTANCES)))
+def test_ignored_pixels_may_hold_anything(distance):
+    o, labels, e = problem(40, 5, 40)
+    ignored = (labels == -1)[:, None].expand_as(o)
+    arguments = (labels, *extras(40, 40)[:1], e, *extras(40, 40)[1:], 20.0, distance)
+    for mine, theirs in zip(run(o.masked_fill(ignored, torch.nan), *arguments), run(o, *arguments), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@kernel
+def test_any_strides_and_labels():
+    o, labels, e = problem(40, 5, 40)
+    weights, bias, mask = extras(40, 40)
+    expected = run(o, labels, weights, e, bias, mask, 20.0, EUCLIDEAN)
+    channels_last = o.transpose(1, 2).contiguous().transpose(1, 2)
+    sliced = torch.stack([o, -o], dim=3).flatten(2)[..., ::2]
+    for strided in (channels_last, sliced, o.flip(0).contiguous().flip(0)):
+        found = run(strided, labels.t().contiguous().t(), weights, e.T.contiguous().T, bias, mask.T.contiguous().T, 20.0, 0)
+        torch.testing.assert_close(found, expected)
+    bytes_ = torch.where(labels < 0, 255, labels).byte()
+    torch.testing.assert_close(run(o, bytes_, weights, e, bias, mask, 20.0, 0, ignore_index=255), expected)
+    ones = run(o, labels, torch.ones(()).expand(2, 40), e, None, None, 20.0, EUCLIDEAN)
+    torch.testing.assert_close(ones, run(o, labels.short(), torch.ones(2, 40), e, None, None, 20.0, EUCLIDEAN))
+
+
+@kernel
+@pytest.mark.parametrize(("dtype", "step"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
+@pytest.mark.parametrize(("dim", "distance"), [(12, EUCLIDEAN), (12, SQUARED), (12, COSINE), (32, EUCLIDEAN)])
+def test_half_precision_costs_the_gradients_one_rounding(dim, distance, dtype, step):
+    o, labels, e = problem(75, dim, 40)
+    o, e = o.to(dtype), e.to(dtype)
+    o[0, :, :20] = e[labels[0, :20].clamp_min(0)].T + 0.1 * o[0, :, :20]
+    weights = extras(75, 40)[0] / 2**20  # as of a mean over many pixels
+    found = compare((o, labels, weights, e, None, None), (1e-5, 2 * step, 2 * step), distance=distance)
+    assert [x.dtype for x in found[1:]] == [torch.float32 if dtype == torch.float16 else dtype, torch.float32]
+
+
+@kernel
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_of_two_types_the_wider_one_counts(dtype):
+    o, labels, e = problem(75, 12, 40)
+    compare((o.to(dtype), labels, torch.ones(2, 40), e, None, None), (1e-5, 2**-7, 1e-4))
+    compare((o, labels, torch.ones(2, 40), e.to(dtype), None, None))
+
+
+@kernel
+def test_losses_near_zero_keep_their_digits():
+    e = torch.eye(3)
+    for length, temperature in ((3, 10.0), (1, 0.5), (1, 1e-3)):
+        o = (e[0] * length).view(1, 3, 1)
+        losses, *_ = run(o, torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1), e, None, None, temperature, COSINE)
+        expected = torch.tensor(2 * torch.tensor(-length * temperature).double().exp().item()).log1p()
+        assert losses.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@kernel
+@pytest.mark.parametrize(("distance", "temperature"), [(EUCLIDEAN, 10.0), (SQUARED, 0.5), (COSINE, 0.5)])
+def test_long_embeddings_do_not_overflow(distance, temperature):
+    o, labels, e = problem(40, 5, 40)
+    compare((30 * o, labels, torch.ones(2, 40), 30 * e, None, None), temperature=temperature, distance=distance)
+
+
+@kernel
+def test_a_target_alone_costs_nothing():
+    o, labels, e = problem(40, 5, 40)
+    losses, *gradients = run(o, labels, torch.ones(2, 40), e, None, torch.zeros(2, 40, dtype=torch.bool), 20.0, EUCLIDEAN)
+    assert not losses.any() and not any(gradient.any() for gradient in gradients)
+
+
+@kernel
+def test_parts_add_up(monkeypatch):
+    o, labels, e = problem(40, 5, 100)
+    weights, bias, mask = extras(40, 100)
+    found = []
+    for programs, workspace in ((2048, 64 << 20), (5, 64 << 20), (2048, 0)):
+        monkeypatch.setattr(exact_triton, "_PROGRAMS", programs)
+        monkeypatch.setattr(exact_triton, "_WORKSPACE", workspace)
+        found.append(run(o, labels, weights, e, bias, mask, 20.0, EUCLIDEAN))
+    for parts in found[1:]:
+        torch.testing.assert_close(found[0], parts, rtol=1e-4, atol=1e-5)
+
+
+@kernel
+def test_the_value_alone_is_the_same():
+    o, labels, e = problem(40, 5, 40)
+    arguments = (o, labels, *extras(40, 40)[:1], e, *extras(40, 40)[1:], 20.0, EUCLIDEAN)
+    (alone,) = run(*arguments, gradients=False)
+    assert torch.equal(alone, run(*arguments)[0])
+
+
+def by_sorting(queries, classes, k, products):
+    q, c = queries.double(), classes.double()
+    scores = 0 - q @ c.T if products else (q[:, None] - c).square().sum(2)
+    return scores.sort(dim=1, stable=True).indices[:, :k]
+
+
+def search(queries, classes, k, products):
+    found = search_triton.search(queries.to(DEVICE), classes.to(DEVICE), k, products=products).cpu()
+    assert found.dtype == torch.int64 and found.shape == (len(queries), k)
+    return found
+
+
+@kernel
+@pytest.mark.parametrize("products", [False, True])
+@pytest.mark.parametrize(
+    ("classes", "dim", "k"), [(2, 2, 1), (2, 2, 2), (37, 3, 5), (100, 12, 1), (150, 12, 8), (70, 64, 64), (33, 1, 33)]
+)
+def test_search_agrees_with_sorting(classes, dim, k, products):
+    g = torch.Generator().manual_seed(0)
+    queries, e = torch.randn(40, dim, generator=g), torch.randn(classes, dim, generator=g)
+    expected = by_sorting(queries, e, k, products)
+    found = search(queries, e, k, products)
+    score = (-queries.double() @ e.double().T) if products else (queries[:, None].double() - e).norm(dim=2)
+    apart = (score.gather(1, found) - score.gather(1, expected)).abs()
+    assert (apart <= 1e-5).all() and (found == expected).float().mean() > 0.99
+    assert (found.sort(dim=1).values.diff(dim=1) > 0).all()
+
+
+@kernel
+@pytest.mark.parametrize("products", [False, True])
+def test_search_agrees_with_faiss(products):
+    faiss = pytest.importorskip("faiss")
+    g = torch.Generator().manual_seed(0)
+    queries, e = torch.randn(40, 6, generator=g), torch.randn(80, 6, generator=g)
+    index = (faiss.IndexFlatIP if products else faiss.IndexFlatL2)(6)
+    index.add(e.numpy())
+    assert (search(queries, e, 5, products) == torch.from_numpy(index.search(queries.numpy(), 5)[1])).all()
+
+
+@kernel
+@pytest.mark.parametrize("products", [False, True])
+@pytest.mark.parametrize("k", [1, 3, 8, 40])
+def test_search_takes_the_lower_id_among_equals(k, products):
+    g = torch.Generator().manual_seed(0)
+    queries, e = (torch.randint(-1, 2, (n, 3), generator=g).float() for n in (40, 80))  # small integers: many exact ties
+    assert (search(queries, e, k, products) == by_sorting(queries, e, k, products)).all()
+    zeros = torch.cat([-torch.eye(41)[1:], torch.eye(41)[1:]])  # inner products of 0 and -0
+    assert search(torch.eye(41)[:1], zeros, k, True).tolist() == [[*range(k)]]
+
+
+@kernel
+def test_search_at_the_edges():
+    e = torch.tensor([[-1e30, 0.0], [1e30, 1e30], [-1e30, 1.0], [0.0, -1e30]])
+    assert search(torch.full((3, 2), 1e30), e, 4, False).tolist() == [[1, 0, 2, 3]] * 3
+    g = torch.Generator().manual_seed(0)
+    queries, e = torch.randn(20, 3, generator=g), torch.randn(40, 3, generator=g)
+    expected = search(queries, e, 4, False)
+    assert torch.equal(search(queries.T.contiguous().T, e.T.contiguous().T, 4, False), expected)
+    queries[7] = torch.nan
+    found = search(queries, e, 4, False)
+    assert ((found >= 0) & (found < 40)).all() and torch.equal(found[8:], expected[8:])

@@ -1,0 +1,78 @@
+"""What numba caches: one form of each function that Python calls, whatever the arguments, and nothing of those inside."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from numba.core.dispatcher import Dispatcher
+
+from cocolvis.masks import kernels, runlength
+from cocolvis.masks.merge import Region, merge
+from cocolvis.masks.rasterize import rasterize
+from ess.kernels import among_cpu, exact_cpu, search_cpu
+from ess.losses.cross_entropy import exact_cross_entropy, knn_cross_entropy
+from ess.losses.neighbours import nearest
+
+SEGMENTATIONS = [
+    [[1, 1, 9, 1, 9, 9]],
+    [[1.5, 1, 9, 1, 9, 9.25], [0, 0, 3, 0, 3, 3]],
+    {"size": [12, 16], "counts": [4, 8, 180]},
+    {"size": [12, 16], "counts": "48d5"},
+]
+
+
+def dispatchers(module):
+    return [value for value in vars(module).values() if isinstance(value, Dispatcher) and value.__module__ == module.__name__]
+
+
+def merge_and_store():
+    spans = [rasterize(json.dumps(segmentation).encode(), 12, 16) for segmentation in SEGMENTATIONS]
+    mask = merge([], [Region(class_id, found) for class_id, found in enumerate(spans, 1)], 12, 16)
+    fixed = mask.copy()
+    fixed.flags.writeable = False
+    for variant in (mask, fixed, np.asfortranarray(mask), mask[:, ::2], mask[:1, :3]):
+        classes, lengths = runlength.encode(variant)
+        assert np.array_equal(runlength.decode(classes, lengths, *variant.shape), variant)
+        runlength.pixel_counts(classes, lengths)
+        runlength.Runs(classes, lengths, *variant.shape).window(slice(0, 1), slice(1, 2))
+
+
+def lose():
+    images, labels = torch.randn(2, 4, 6, 8), torch.randint(5, (2, 6, 8))
+    classes, mask = torch.randn(5, 4), torch.ones(2, 5, dtype=torch.bool)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for extras in ({}, {"bias": torch.randn(5)}, {"class_mask": mask}, {"class_weight": torch.rand(5)}):
+            for reduction in ("mean", "none"):
+                o = images.contiguous(memory_format=layout).requires_grad_()
+                for maps, targets in ((o, labels), (o[:, :, ::2, 1:], labels[:, ::2, 1:]), (o[:1], labels[:1].int())):
+                    own = {name: value[: len(maps)] if name == "class_mask" else value for name, value in extras.items()}
+                    for wanted in (classes, classes.T.contiguous().T):
+                        exact_cross_entropy(maps, targets, wanted, reduction=reduction, **own).sum().backward()
+                        knn_cross_entropy(maps, targets, wanted, reduction=reduction, k=3, query_stride=2).sum().backward()
+
+
+def search():
+    queries, classes = torch.randn(30, 4), torch.randn(9, 4)
+    for points in (
+        queries,
+        queries[::2],
+        queries.T.contiguous().T,
+        queries.requires_grad_(),
+        queries.double(),
+        queries.expand(30, 4),
+    ):
+        for distance in ("euclidean", "cosine"):
+            for k in (1, 3):
+                nearest(points, classes, k, distance=distance, backend="numba")
+
+
+@pytest.mark.parametrize(
+    ("module", "work"), [(kernels, merge_and_store), (exact_cpu, lose), (search_cpu, search), (among_cpu, lose)]
+)
+def test_what_is_cached_has_one_form(module, work):
+    work()
+    cached = [function for function in dispatchers(module) if function.stats.cache_path]
+    assert cached
+    for function in cached:
+        assert len(function.signatures) == 1, (function.__name__, function.signatures)

@@ -1,0 +1,134 @@
+"""What lies over what: hand-drawn 8 x 8 pictures, built and read back."""
+
+import numpy as np
+import pytest
+from trees import art, box, rle
+
+from cocolvis.masks.merge import Region, merge
+from cocolvis.masks.rasterize import Spans
+
+CLASSES = {"a": 3, "b": 793, "t": 1271, "s": 1261, "C": 181}
+"""airplane, person, tree, sky-other, cabinet: as LVIS 3 and 793, stuff 169 and 157, and both LVIS 181 and stuff 98."""
+
+TREE, SKY, CABINET, OTHER = 169, 157, 98, 183
+
+
+def test_things_lie_over_stuff_and_the_first_of_a_source_wins(tree):
+    tree.image(1)
+    tree.stuff(1, SKY, box(0, 0, 8, 5))
+    tree.stuff(1, TREE, box(0, 3, 8, 5))
+    tree.thing(1, 793, box(1, 1, 4, 4))
+    tree.thing(1, 3, box(3, 3, 4, 4))
+    drawn = """
+        ssssssss
+        sbbbbsss
+        sbbbbsss
+        sbbbbaas
+        sbbbbaas
+        tttaaaat
+        tttaaaat
+        tttttttt
+    """
+    assert np.array_equal(tree.mask(1), art(drawn, CLASSES))
+    assert tree.mask(1).dtype == np.uint16
+
+
+def test_file_order_decides_not_ids_nor_neighbours_in_the_file(tree):
+    tree.image(1), tree.image(2)
+    tree.thing(1, 3, box(0, 0, 4, 8))
+    tree.thing(2, 793, box(0, 0, 8, 8))
+    tree.thing(1, 793, box(0, 0, 8, 8))
+    tree.json["lvis_v1_train"]["annotations"][0]["id"] = 99
+    assert np.array_equal(tree.mask(1), art("aaaabbbb " * 8, CLASSES))
+
+
+def test_a_shared_class_is_one_class_as_thing_and_as_stuff(tree):
+    tree.image(1)
+    tree.stuff(1, CABINET, box(0, 0, 4, 8))
+    tree.thing(1, 181, box(6, 0, 2, 8))
+    assert np.array_equal(tree.mask(1), art("CCCC..CC " * 8, CLASSES))
+
+
+def test_a_single_stuff_annotation_keeps_its_class(tree):
+    tree.image(1)
+    tree.stuff(1, TREE, box(0, 0, 8, 4))
+    assert np.array_equal(tree.mask(1), art("tttttttt " * 4 + "........ " * 4, CLASSES))
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_run_lengths_with_holes(tree, compressed):
+    drawn = """
+        ........
+        .tttttt.
+        .t....t.
+        .t.tt.t.
+        .t.tt.t.
+        .t....t.
+        .tttttt.
+        ........
+    """
+    expected = art(drawn, CLASSES)
+    tree.image(1)
+    tree.stuff(1, TREE, rle(expected > 0, compressed))
+    assert np.array_equal(tree.mask(1), expected)
+
+
+def test_several_polygons_are_one_region(tree):
+    tree.image(1)
+    tree.thing(1, 3, box(0, 0, 3, 8) + box(2, 0, 2, 8) + box(6, 0, 2, 8))
+    assert np.array_equal(tree.mask(1), art("aaaa..aa " * 8, CLASSES))
+
+
+def test_stuff_other_hides_what_lies_under_it_and_is_unlabelled(tree):
+    tree.image(1)
+    tree.stuff(1, OTHER, box(2, 0, 4, 8))
+    tree.stuff(1, SKY, box(0, 0, 8, 8))
+    assert np.array_equal(tree.mask(1), art("ss....ss " * 8, CLASSES))
+
+
+def test_images_with_nothing_without_stuff_or_unlisted_there_have_a_mask(tree):
+    tree.image(1)
+    tree.image(2)
+    tree.image(3, listed=False)
+    tree.thing(2, 3, box(0, 0, 4, 8))
+    tree.thing(3, 793, box(0, 0, 4, 8))
+    data = tree.build()
+    assert not data.find(1).mask.any()
+    assert np.array_equal(data.find(2).mask, art("aaaa.... " * 8, CLASSES))
+    assert np.array_equal(data.find(3).mask, art("bbbb.... " * 8, CLASSES))
+    assert data.index["report"]["counts"] == {"no stuff": 3}
+
+
+def test_val_takes_stuff_and_pictures_where_the_url_says(tree):
+    tree.image(1, "val", "train2017")
+    tree.image(2, "val", "val2017")
+    tree.stuff(1, TREE, box(0, 0, 8, 8), "train2017")
+    tree.stuff(2, SKY, box(0, 0, 8, 8), "val2017")
+    data = tree.build()
+    assert [data.find(i).path for i in (1, 2)] == ["train2017/000000000001.jpg", "val2017/000000000002.jpg"]
+    assert [int(data.find(i).mask[0, 0]) for i in (1, 2)] == [CLASSES["t"], CLASSES["s"]]
+
+
+def test_small_on_top_goes_by_painted_area_ties_by_file_order(tree):
+    tree.image(1)
+    tree.stuff(1, SKY, box(0, 0, 8, 8))
+    tree.stuff(1, TREE, box(0, 0, 2, 8))
+    tree.thing(1, 793, box(1, 0, 5, 8))
+    tree.thing(1, 3, box(1, 0, 2, 8))
+    tree.thing(1, 181, box(2, 0, 2, 8))
+    assert np.array_equal(tree.mask(1), art("sbbbbbss " * 8, CLASSES))
+    assert np.array_equal(tree.mask(1, overlap="small-on-top"), art("taaCbbss " * 8, CLASSES))
+
+
+def test_small_on_top_counts_pixels_once_where_polygons_overlap(tree):
+    tree.image(1)
+    tree.thing(1, 3, box(0, 0, 4, 8))
+    tree.thing(1, 793, box(2, 0, 3, 8) + box(2, 0, 3, 8))
+    assert np.array_equal(tree.mask(1, overlap="small-on-top"), art("aabbb... " * 8, CLASSES))
+
+
+def test_merge_is_column_major_in_and_row_major_out():
+    region = Region(5, Spans(np.array([1, 6]), np.array([3, 7])))
+    mask = merge([], [region], height=3, width=4)
+    assert mask.tolist() == [[0, 0, 5, 0], [5, 0, 0, 0], [5, 0, 0, 0]]
+    assert mask.flags.c_contiguous

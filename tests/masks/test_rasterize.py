@@ -1,0 +1,100 @@
+"""Segmentations to pixels, against pycocotools, and the refusal of what would crash it."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+from trees import box, rle
+
+from cocolvis.masks.rasterize import BadSegmentation, rasterize
+
+coordinate = st.floats(-20, 40, allow_nan=False, width=32)
+polygon = st.integers(3, 9).flatmap(lambda points: st.lists(coordinate, min_size=2 * points, max_size=2 * points))
+
+
+def painted(segmentation, height, width):
+    """(H, W) bool of the spans, and their area."""
+    spans = rasterize(json.dumps(segmentation).encode(), height, width)
+    flat = np.zeros(height * width, bool)
+    for start, stop in zip(spans.starts, spans.stops, strict=True):
+        assert start < stop and not flat[start:stop].any()
+        flat[start:stop] = True
+    assert spans.area == flat.sum()
+    return flat.reshape(width, height).T
+
+
+@settings(max_examples=300, deadline=None)
+@given(polygons=st.lists(polygon, min_size=1, max_size=4), height=st.integers(20, 40), width=st.integers(20, 40))
+def test_polygons_are_painted_as_pycocotools_paints_them(polygons, height, width):
+    expected = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)))
+    assert np.array_equal(painted(polygons, height, width), expected > 0)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    seed=st.integers(0, 2**32), height=st.integers(1, 90), width=st.integers(1, 90), share=st.sampled_from([0, 0.01, 0.5, 1])
+)
+def test_run_lengths_are_read_in_both_codings(seed, height, width, share):
+    mask = np.random.default_rng(seed).random((height, width)) < share
+    for compressed in (True, False):
+        assert np.array_equal(painted(rle(mask, compressed), height, width), mask)
+
+
+def test_compressed_counts_of_large_masks():
+    mask = np.zeros((3000, 2000), bool)
+    mask[100:2900, 3:1999] = True
+    mask[5, 5] = True
+    assert np.array_equal(painted(rle(mask), *mask.shape), mask)
+
+
+def test_a_box_covers_its_pixels_and_parts_outside_are_cut():
+    expected = np.zeros((8, 8), bool)
+    expected[2:5, 1:4] = True
+    assert np.array_equal(painted(box(1, 2, 3, 3), 8, 8), expected)
+    assert painted(box(-4, -4, 16, 16), 8, 8).all()
+    assert not painted(box(10, 10, 3, 3), 8, 8).any()
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "reason"),
+    [
+        ([], "no polygon"),
+        ([[1, 2, 3, 4]], "polygon of 4 numbers"),
+        ([[1, 2, 3, 4, 5, 6, 7]], "polygon of 7 numbers"),
+        ([[0, 0, 1, 1, 17, 2]], "outside 8 x 8"),
+        ([[0, 0, 1, 1, 1e300, 2]], "outside 8 x 8"),
+        ([[[0, 0], [1, 1], [2, 2]]], "neither polygons nor run lengths"),
+        ({"counts": [64]}, "neither polygons nor run lengths"),
+        (None, "neither polygons nor run lengths"),
+        ("5", "neither polygons nor run lengths"),
+        ({"size": [8, 9], "counts": [72]}, "run lengths for 8 x 9, the image is 8 x 8"),
+        ({"size": [8, 8], "counts": [60]}, "do not fill the image's 64"),
+        ({"size": [8, 8], "counts": [60, -4, 8]}, "do not fill"),
+        ({"size": [8, 8], "counts": []}, "do not fill"),
+        ({"size": [8, 8], "counts": [2**63, 2**63, 64]}, "beyond 64 bits"),
+        ({"size": [8, 8], "counts": ""}, "corrupt compressed counts"),
+        ({"size": [8, 8], "counts": "P"}, "corrupt compressed counts"),
+        ({"size": [8, 8], "counts": "\x7f"}, "corrupt compressed counts"),
+        ({"size": [8, 8], "counts": "é"}, "outside ASCII"),
+        ({"size": [8, 8], "counts": "ooooooooo1"}, "beyond 40 bits"),
+        ({"size": [8, 8], "counts": "`1"}, "do not fill"),
+    ],
+)
+def test_what_would_crash_is_refused_with_the_reason(segmentation, reason):
+    with pytest.raises(BadSegmentation, match=reason):
+        rasterize(json.dumps(segmentation).encode(), 8, 8)
+
+
+@pytest.mark.parametrize("text", [b"[[NaN, 0, 1, 1, 2, 2]]", b"[[0, 0, 1", b"\xff", b"[" * 100_000])
+def test_text_that_is_no_json_is_refused(text):
+    with pytest.raises(BadSegmentation, match="neither polygons nor run lengths"):
+        rasterize(text, 8, 8)
+
+
+def test_endless_outlines_are_refused():
+    zigzag = [[0, 0, 4000, 0] * 2200]
+    with pytest.raises(BadSegmentation, match="outline of"):
+        rasterize(json.dumps(zigzag).encode(), 4000, 4000)

@@ -1,0 +1,109 @@
+"""The network's precision, and of float16 the loss scale: gradients are scaled, steps with infinite ones left out."""
+
+import copy
+
+import pytest
+import torch
+from effects import Steps, changes, tiny, trained
+from runs import config, weights
+
+from ess.data.batches import Batch
+from ess.losses import cross_entropy
+from ess.training import loop as training
+from ess.training import team
+from ess.training.objective import Objective
+
+CLASSES = 9
+KINDS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@pytest.fixture
+def batch() -> Batch:
+    g = torch.Generator().manual_seed(2)
+    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=g)
+    return Batch(images, torch.randint(-1, CLASSES, (4, 16, 16), generator=g), torch.arange(4))
+
+
+@changes("precision")
+@pytest.mark.parametrize("precision", KINDS)
+@pytest.mark.parametrize("loss", ["knn", "exact", "dense"])
+def test_precision_is_that_of_the_network_and_of_nothing_else(batch, monkeypatch, precision, loss):
+    seen = []
+    model = tiny(config(loss=loss), CLASSES)
+    for layer in (model.encoder[0], model.decoder[3]):
+        layer.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    name = f"{loss}_cross_entropy"
+    original = getattr(cross_entropy, name)
+    monkeypatch.setattr(cross_entropy, name, lambda maps, labels, *more, **settings: check(maps, labels, *more, **settings))
+
+    def check(maps, labels, *more, **settings):
+        assert {tensor.dtype for tensor in (maps, *more)} == {torch.float32}
+        seen.append(torch.float32)
+        return original(maps, labels, *more, **settings)
+
+    summed, penalty = Objective(model, config(loss=loss, precision=precision))(batch)
+    (summed + penalty).backward()
+    assert seen == [KINDS[precision]] * 2 + [torch.float32]
+    assert {p.dtype for p in model.parameters()} | {p.grad.dtype for p in model.parameters()} == {torch.float32}
+
+
+@changes("precision")
+@pytest.mark.parametrize("precision", KINDS)
+def test_float16_alone_scales_its_losses(dataset, tmp_path, monkeypatch, precision):
+    steps = Steps(monkeypatch)
+    trained(dataset, tmp_path / "run", precision=precision, steps=1)
+    assert isinstance(steps[0].team.scaler, torch.amp.GradScaler) == (precision == "fp16")
+
+
+@pytest.fixture
+def step(batch, tmp_path):
+    """What makes a step of a float16 training; and a copy of the objective."""
+    chosen = config(precision="fp16", device="cpu", track="none", loss="exact", dropout=0.0, temperature=0.5)
+    joined = team.join(chosen, tmp_path)
+    torch.manual_seed(0)
+    objective = Objective(tiny(chosen, CLASSES), chosen).train()
+    wrapped, optimizer = joined.prepare(objective, torch.optim.SGD(objective.parameters(), lr=0.5))
+    return (joined, wrapped, optimizer, batch), copy.deepcopy(objective)
+
+
+def test_gradients_are_scaled_on_their_way_and_unscaled_for_the_step(step, batch):
+    arguments, plain = step
+    joined, objective = arguments[:2]
+    seen, before = [], objective.model.class_embeddings.detach().clone()
+    objective.model.class_embeddings.register_hook(seen.append)
+    loss = training.optimise(*arguments)
+    summed, penalty = plain(batch)
+    expected = summed / plain.counted(batch) + penalty
+    torch.testing.assert_close(loss, expected.detach())
+    expected.backward()
+    gradient = plain.model.class_embeddings.grad
+    assert joined.scaler.get_scale() == 65536
+    torch.testing.assert_close(sum(seen), gradient * 65536, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(objective.model.class_embeddings.detach(), before - 0.5 * gradient)
+    assert all(torch.isfinite(p).all() for p in objective.parameters())
+
+
+def test_a_step_with_an_infinite_gradient_is_left_out_and_the_scale_falls(step):
+    arguments, plain = step
+    joined, objective = arguments[:2]
+    hook = objective.model.class_embeddings.register_hook(lambda gradient: gradient * torch.inf)
+    assert torch.isfinite(training.optimise(*arguments))
+    assert joined.scaler.get_scale() == 32768
+    for one, other in zip(objective.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(one, other)
+    hook.remove()
+    training.optimise(*arguments)
+    assert not torch.equal(objective.model.class_embeddings, plain.model.class_embeddings)
+
+
+def test_the_scale_stands_in_checkpoints_and_goes_on(dataset, tmp_path, monkeypatch):
+    steps = Steps(monkeypatch, lambda model: steps[-1].team.scaler.load_state_dict(reached))
+    reached = torch.amp.GradScaler("cpu").state_dict() | {"scale": 1024.0, "_growth_tracker": 5}
+    run = trained(dataset, tmp_path / "run", precision="fp16", steps=1)
+    kept = weights(run.folder, 1, "training")
+    assert (kept["scaler/scale"], kept["scaler/_growth_tracker"]) == (1024, 5)
+    reached = reached | {"scale": 2.0}
+    found = []
+    steps._move = lambda model: found.append(steps[-1].team.scaler.state_dict())
+    trained(dataset, tmp_path / "run", precision="fp16", steps=2, resume=True)
+    assert (found[0]["scale"], found[0]["_growth_tracker"]) == (1024, 5)

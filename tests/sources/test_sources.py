@@ -1,0 +1,382 @@
+"""COCO and LVIS as they are downloaded: zips that nobody unpacked, in every layout, whole and damaged."""
+
+import os
+import random
+import shutil
+import sys
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import pytest
+import zips
+from click.testing import CliRunner
+from trees import Tree, faults, five_images
+from victims import contents
+
+from cli.cocolvis import main
+from cocolvis.building.build import build
+from cocolvis.building.merged import BuildOptions
+from cocolvis.disk import archives
+from cocolvis.errors import DataError
+from cocolvis.sources.pairing import Sources
+from cocolvis.storage.dataset import Dataset
+from cocolvis.vocabulary import coco_lvis
+
+
+def sources(coco, lvis):
+    return Sources(coco, lvis, coco_lvis())
+
+
+def line(*arguments, code=1):
+    """The last line that a command says in this process; all that it says when it fails."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == code and (result.exception is None or isinstance(result.exception, SystemExit)), result.output
+    assert code == 0 or len([said for said in result.output.splitlines() if said.startswith("Error: ")]) == 1
+    return result.output.splitlines()[-1]
+
+
+def downloaded(built, root):
+    """Everything as a download leaves it: five zips in two folders."""
+    zips.write_all(built, root)
+    return [root / "coco"], [root / "lvis"]
+
+
+def stored_and_streamed(built, root):
+    """Members that are not packed, and members whose sizes follow their bytes; named one by one."""
+    zips.write_all(built, root / "stored", packing=zips.STORED)
+    zips.write_all(built, root / "streamed", streamed=True)
+    coco = [root / "stored" / "coco" / "train2017.zip", root / "streamed" / "coco" / "val2017.zip"]
+    coco += [root / "stored" / "coco" / "stuff_trainval2017.zip"]
+    return coco, [root / "streamed" / "lvis" / f"lvis_v1_{split}.json.zip" for split in ("val", "train")]
+
+
+def of_64_bits(built, root):
+    zips.write_all(built, root, zip64=True)
+    return [root / "coco"], [root / "lvis"]
+
+
+def pixel_maps_and_subfolders(built, root):
+    """COCO's own stuff archive, pictures below images/, LVIS below annotations/."""
+    annotations = zips.stuff(built.coco, "annotations/", maps=True)
+    zips.write_zip(root / "coco" / "annotations" / "stuff_annotations_trainval2017.zip", annotations)
+    shutil.copytree(built.coco / "train2017", root / "coco" / "images" / "train2017")
+    zips.write_zip(root / "coco" / "images" / "val2017.zip", zips.pictures(built.coco, "val"))
+    zips.write_zip(root / "lvis" / "annotations" / "lvis_v1_train.json.zip", zips.lvis(built.lvis, "train"))
+    shutil.copy(built.lvis / "lvis_v1_val.json", root / "lvis" / "annotations")
+    return [root / "coco"], [root / "lvis"]
+
+
+def annotations_at_the_top(built, root):
+    """Everything unpacked and in the wrong folder, COCO in two."""
+    shutil.copytree(built.coco / "train2017", root / "one" / "train2017")
+    shutil.copytree(built.coco / "val2017", root / "two" / "val2017")
+    for name in ("stuff_train2017", "stuff_val2017"):
+        shutil.copy(built.coco / "annotations" / f"{name}.json", root / "two")
+    return [root / "one", root / "two"], [built.lvis]
+
+
+LAYOUTS = (downloaded, stored_and_streamed, of_64_bits, pixel_maps_and_subfolders, annotations_at_the_top)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_zips_and_folders_make_the_same_bytes(sample, tmp_path, layout):
+    build(sources(*layout(sample, tmp_path)), tmp_path / "data", BuildOptions(shard_size=15))
+    assert contents(tmp_path / "data") == contents(sample.data)
+
+
+def test_the_command_line_takes_zips_and_the_oracle_reads_them(sample, tmp_path):
+    coco, lvis = stored_and_streamed(sample, tmp_path)
+    given = [word for option, paths in (("--coco", coco), ("--lvis", lvis)) for path in paths for word in (option, path)]
+    line("build", *given, "--out", tmp_path / "data", "--shard-size", 15, "--workers", 2, code=0)
+    assert contents(tmp_path / "data") == contents(sample.data)
+    assert "40 masks" in line("verify", tmp_path / "data", "--oracle", *given, code=0)
+
+
+def test_zips_have_what_64_bit_fields_and_streams_need(sample, tmp_path):
+    """The archives of these tests are what they claim."""
+    content = zips.write_zip(tmp_path / "a.zip", zips.pictures(sample.coco, "val"), zip64=True).read_bytes()
+    assert content.count(b"PK\x06\x06") == 1 and content.count(b"\xff\xff\xff\xff") >= 2 * 7
+    with zipfile.ZipFile(zips.write_zip(tmp_path / "b.zip", zips.pictures(sample.coco, "val"), streamed=True)) as archive:
+        assert all(info.flag_bits & 8 for info in archive.infolist())
+
+
+def test_paths_cannot_lead_into_a_zip(sample, tmp_path):
+    coco, lvis = downloaded(sample, tmp_path)
+    refused = line("build", "--coco", *coco, "--lvis", *lvis, "--out", tmp_path / "data", "--images", "path")
+    reason = "a picture in a zip has no path; unpack it, or take --images embed"
+    assert refused.startswith(f"Error: {tmp_path}/coco/") and refused.endswith(f"2017.zip: {reason}")
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("gone", "looked_for"),
+    [
+        ("coco/train2017.zip", ["coco/train2017", "coco/images/train2017", "coco/train2017.zip", "check --coco"]),
+        ("coco/stuff_trainval2017.zip", ["coco/annotations/stuff_train2017.json", "coco/stuff_train2017.json", "check --coco"]),
+        ("lvis/lvis_v1_val.json.zip", ["lvis/lvis_v1_val.json", "lvis/annotations/lvis_v1_val.json", "--lvis or --split"]),
+    ],
+)
+def test_what_is_missing_is_said_with_what_was_looked_for(sample, tmp_path, gone, looked_for):
+    coco, lvis = downloaded(sample, tmp_path)
+    (tmp_path / gone).unlink()
+    said = line("build", "--coco", *coco, "--lvis", *lvis, "--out", tmp_path / "data")
+    assert all(words in said for words in looked_for), said
+    coco, lvis = list(coco[0].iterdir()), list(lvis[0].iterdir())
+    given = [word for option, paths in (("--coco", coco), ("--lvis", lvis)) for path in paths for word in (option, path)]
+    said = line("build", *given, "--out", tmp_path / "data")
+    assert gone.split("/")[1] in said and looked_for[-1] in said, said
+    assert not (tmp_path / "data").exists()
+
+
+def zipped(tree, packing=zips.DEFLATED, **how):
+    """Five images whose pictures lie in a zip; its path."""
+    five_images(tree).write()
+    archive = zips.write_zip(tree.coco / "train2017.zip", zips.pictures(tree.coco, "train"), packing, **how)
+    shutil.rmtree(tree.coco / "train2017")
+    return archive
+
+
+def third(number=3):
+    return f"train2017/{number:012d}.jpg"
+
+
+def set_field(field, value):
+    """A damage: this field of the third picture's entry has another value."""
+
+    def damage(archive):
+        zips.edit_entries(archive, lambda entry: entry.__setitem__(field, value), [third()])
+
+    return damage
+
+
+def flip_content(archive):
+    first, length = zips.place_of(archive, third())
+    zips.flip(archive, first + length // 2)
+
+
+def flip_beginning(archive):
+    zips.flip(archive, zips.place_of(archive, third())[0])
+
+
+def bomb(archive):
+    """32 MB of zeros that the table of contents calls 100 bytes."""
+    with zipfile.ZipFile(archive) as opened:
+        members = {info.filename: opened.read(info) for info in opened.infolist()}
+    zips.write_zip(archive, members | {third(): bytes(2**25)})
+    set_field(zips.SIZE, 100)(archive)
+
+
+PICTURE_DAMAGES = {
+    "bytes": (flip_content, "unreadable image", ""),
+    "first byte": (flip_beginning, "unreadable image", ""),
+    "crc": (set_field(zips.CRC, 5), "unreadable image", "do not have the recorded size and CRC-32"),
+    "size": (set_field(zips.SIZE, 7), "unreadable image", "do not have the recorded size and CRC-32"),
+    "great size": (set_field(zips.SIZE, 2**32 - 2), "unreadable image", "the zip declares 4294967294 bytes for it"),
+    "great packed size": (set_field(zips.PACKED, 2**32 - 2), "unreadable image", "the zip declares"),
+    "place": (set_field(zips.OFFSET, 3), "unreadable image", "no member begins at byte 3"),
+    "place behind the end": (set_field(zips.OFFSET, 2**31), "unreadable image", "no member begins at byte 2147483648"),
+    "encrypted": (set_field(zips.FLAGS, 1), "unreadable image", "it is encrypted in "),
+    "packed with LZMA": (set_field(zips.PACKING, 14), "unreadable image", "it is packed with LZMA in "),
+    "packed with Zstandard": (set_field(zips.PACKING, 93), "unreadable image", "it is packed with Zstandard in "),
+    "unknown packing": (set_field(zips.PACKING, 77), "unreadable image", "it is packed with method 77 in "),
+    "bomb": (bomb, "unreadable image", ""),
+}
+
+
+@pytest.mark.parametrize("name", PICTURE_DAMAGES)
+@pytest.mark.parametrize("packing", [zips.DEFLATED, zips.STORED], ids=["deflated", "stored"])
+def test_a_damaged_picture_in_a_zip_is_reported_and_left_out(tree, name, packing):
+    damage, kind, reason = PICTURE_DAMAGES[name]
+    damage(zipped(tree, packing))
+    line("build", "--coco", tree.coco, "--lvis", tree.lvis, "--out", tree.root / "data", "--workers", 1, code=0)
+    data = Dataset.open(tree.root / "data")
+    assert faults(data) == [(kind, "image", 3, None)]
+    assert data.index["report"]["faults"][0]["reason"].startswith(f"{third()}: ")
+    assert reason in data.index["report"]["faults"][0]["reason"]
+    assert data.split("train").image_ids().tolist() == [1, 2, 4, 5]
+
+
+@pytest.mark.parametrize("value", [2**32 + 1, 2**63 - 1, 2**64 - 1])
+@pytest.mark.parametrize("field", ["size", "packed", "offset"])
+def test_sizes_and_places_of_64_bits_are_refused(tree, field, value):
+    zips.edit_zip64(zipped(tree, zip64=True), third(), **{field: value})
+    assert faults(tree.build()) == [("unreadable image", "image", 3, None)]
+
+
+def test_a_bomb_is_not_unpacked(tree):
+    archive = zipped(tree)
+    bomb(archive)
+    place = archives.members(archive)[third()]
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="do not have the recorded size"):
+        place.read()
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**22
+
+
+def replaced(archive):
+    with zipfile.ZipFile(archive) as opened:
+        members = {info.filename: opened.read(info)[::-1] for info in opened.infolist()}
+    zips.write_zip(archive, members)
+
+
+CHANGES = {
+    "emptied": (lambda archive: archive.write_bytes(b""), "unreadable image"),
+    "moved on": (lambda archive: archive.write_bytes(b"?" + archive.read_bytes()), "unreadable image"),
+    "replaced": (replaced, "unreadable image"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_zip_that_changes_after_planning_costs_pictures_only(tree, name):
+    archive, (change, kind) = zipped(tree), CHANGES[name]
+    calls = iter([change])
+    how = {"progress": lambda done, total: next(calls, str)(archive), "allow_missing": True}
+    build(tree.sources(), tree.root / "data", BuildOptions(), **how)
+    data = Dataset.open(tree.root / "data")
+    assert faults(data) == [(kind, "image", image_id, None) for image_id in range(1, 6)]
+    assert data.splits == {"train": 0, "val": 0}
+
+
+@pytest.mark.parametrize("name", ["emptied", "moved on", "replaced"])
+def test_the_reason_is_that_the_zip_was_changed(tree, name):
+    archive, (change, _) = zipped(tree), CHANGES[name]
+    place = archives.members(archive)[third()]
+    change(archive)
+    with pytest.raises(
+        ValueError, match=f"^{archive} was changed or replaced after the build had looked into it; build again$"
+    ):
+        place.read()
+
+
+def test_a_zip_that_is_gone_is_named(tree):
+    archive = zipped(tree)
+    calls = iter([Path.unlink])
+    how = {"progress": lambda done, total: next(calls, str)(archive), "allow_missing": True}
+    build(tree.sources(), tree.root / "data", BuildOptions(), **how)
+    reason = Dataset.open(tree.root / "data").index["report"]["faults"][0]["reason"]
+    assert reason.endswith(f": {archive} does not exist any more")
+
+
+def test_a_replaced_zip_is_looked_into_again(tree):
+    archive = zipped(tree)
+    assert len(archives.members(archive)) == 5
+    zips.write_zip(archive, {"train2017/other.jpg": b"x"})
+    assert list(archives.members(archive)) == ["train2017/other.jpg"]
+    with pytest.raises(DataError, match="cannot be read as a zip"):
+        archives.members(archive.with_name("absent.zip"))
+
+
+PACKED = {"LZMA": zipfile.ZIP_LZMA, "bzip2": zipfile.ZIP_BZIP2}
+
+
+@pytest.mark.parametrize("method", PACKED)
+def test_a_zip_that_is_packed_otherwise_is_told_with_its_method(tree, method):
+    archive = zipped(tree, PACKED[method])
+    build_it = ("build", "--coco", tree.coco, "--lvis", tree.lvis, "--out", tree.root / "data", "--workers", 1)
+    said = f"none of its pictures can be read: 5 are packed with {method}; unpack the zip, or pack it again with Deflate"
+    assert line(*build_it) == f"Error: {archive}: {said}"
+    zipped(tree)
+    path = zips.write_zip(tree.lvis / "lvis_v1_train.json.zip", zips.lvis(tree.lvis, "train"), PACKED[method])
+    tree.path("lvis_v1_train").unlink()
+    said = f"cannot be read: it is packed with {method}, which is not read; unpack the zip, or pack it again with Deflate"
+    assert line(*build_it) == f"Error: {path}: lvis_v1_train.json: {said}"
+    assert not (tree.root / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [(9, "packed with Deflate64"), (20, "packed with Zstandard"), (93, "packed with Zstandard"), (99, "encrypted")],
+)
+def test_methods_have_their_names(tree, number, name):
+    archive = zipped(tree)
+    set_field(zips.PACKING, number)(archive)
+    assert [place.unread for place in archives.members(archive).values()] == ["", "", name, "", ""]
+
+
+def test_zips_that_windows_wrote_are_read(sample, tmp_path):
+    for split in ("train", "val"):
+        members = {name.replace("/", "\\"): content for name, content in zips.pictures(sample.coco, split).items()}
+        zips.write_zip(tmp_path / "coco" / f"{split}2017.zip", members)
+    zips.write_zip(tmp_path / "coco" / "stuff_trainval2017.zip", zips.stuff(sample.coco, "annotations\\"))
+    build(sources([tmp_path / "coco"], [sample.lvis]), tmp_path / "data", BuildOptions(shard_size=15))
+    assert contents(tmp_path / "data") == contents(sample.data)
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def set_all(field, value):
+    return lambda path: zips.edit_entries(path, lambda entry: entry.__setitem__(field, value))
+
+
+ZIP_DAMAGES = {
+    "truncated": truncated,
+    "empty": lambda path: path.write_bytes(b""),
+    "no zip": lambda path: path.write_bytes(b"<html>404</html>"),
+    "bytes": lambda path: zips.flip(path, 200),
+    "header": lambda path: zips.flip(path, 1),
+    "crc": set_all(zips.CRC, 5),
+    "great size": set_all(zips.SIZE, 2**32 - 2),
+    "size": set_all(zips.SIZE, 7),
+    "packed size": set_all(zips.PACKED, 2**32 - 2),
+    "place": set_all(zips.OFFSET, 2**31),
+    "encrypted": set_all(zips.FLAGS, 1),
+    "unknown packing": set_all(zips.PACKING, 93),
+    "version": set_all(3, 250),
+}
+
+
+CASES = [(source, name) for source in ("stuff", "lvis") for name in ZIP_DAMAGES]
+CASES += [("pictures", name) for name in ("truncated", "empty", "no zip", "version")]
+
+
+@pytest.mark.parametrize(("source", "name"), CASES)
+def test_a_zip_that_cannot_be_used_is_told_in_one_line(tree, name, source):
+    archive = zipped(tree)
+    if source == "stuff":
+        archive = zips.write_zip(tree.coco / "stuff_trainval2017.zip", zips.stuff(tree.coco))
+        shutil.rmtree(tree.coco / "annotations")
+    elif source == "lvis":
+        archive = zips.write_zip(tree.lvis / "lvis_v1_train.json.zip", zips.lvis(tree.lvis, "train"))
+        tree.path("lvis_v1_train").unlink()
+    ZIP_DAMAGES[name](archive)
+    said = line("build", "--coco", tree.coco, "--lvis", tree.lvis, "--out", tree.root / "data", "--workers", 1)
+    assert str(archive) in said and len(said) < 1000
+    assert not (tree.root / "data").exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(4))
+def test_no_change_of_a_few_bytes_in_zips_ends_in_anything_but_words(tmp_path, seed):
+    rng = random.Random(seed)
+    for number in range(150):
+        tree = Tree(tmp_path / str(number))
+        paths = [zipped(tree), tree.coco / "stuff_trainval2017.zip"]
+        zips.write_zip(paths[1], zips.stuff(tree.coco))
+        shutil.rmtree(tree.coco / "annotations")
+        path = rng.choice(paths)
+        content = path.read_bytes()
+        start = rng.choice([0, len(content) - 600, len(content) - 60])
+        for _ in range(rng.choice([1, 1, 3])):
+            zips.flip(path, min(len(content) - 1, max(0, start) + rng.randrange(600)))
+        try:
+            build(tree.sources(), tmp_path / str(number) / "data", BuildOptions(images="embed"), allow_missing=True)
+        except DataError as error:
+            assert str(path) in str(error) and len(str(error).splitlines()) == 1
+        else:
+            data = Dataset.open(tmp_path / str(number) / "data")
+            assert len(data.split("train")) + len(faults(data)) >= 5
+        shutil.rmtree(tree.root)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_folders_whose_names_are_no_text_are_read_by_workers(sample, tmp_path):
+    odd = tmp_path / os.fsdecode(b"\xff")
+    shutil.copytree(sample.coco, odd / "coco")
+    shutil.copytree(sample.lvis, odd / "lvis")
+    build(sources(odd / "coco", odd / "lvis"), tmp_path / "data", BuildOptions(shard_size=15), workers=2)
+    assert contents(tmp_path / "data") == contents(sample.data)

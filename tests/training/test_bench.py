@@ -1,0 +1,120 @@
+"""What `ess bench` measures at a tiny size: every figure is there, sane and consistent; no speed is asserted."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from cli.ess import main
+from ess.bench import costs
+from ess.bench.costs import Case, compare, label_blocks, largest, measure, turn_of
+from ess.config import Config
+from ess.models.network import model_from_config
+
+TINY = Config(encoder="resnet18", weights="none", loss="exact", device="cpu")
+
+
+def case(**settings):
+    base = {"what": "train", "contestant": "dense", "classes": 7, "height": 64, "width": 64, "batch_size": 2}
+    return Case(**base | {"config": TINY, "seconds": 0.0} | settings)
+
+
+@pytest.mark.parametrize("fitting", [1, 2, 5, 16, 23])
+def test_the_largest_batch_is_found(fitting):
+    tried = []
+    assert largest(lambda size: tried.append(size) or size <= fitting) == fitting
+    assert len(tried) == len(set(tried)) <= 11
+    assert largest(lambda size: size <= fitting, fitting + 1) == 0
+
+
+def test_labels_lie_in_blocks_and_some_are_ignored():
+    torch.manual_seed(0)
+    labels = label_blocks(2, 70, 640, 5)
+    assert labels.shape == (2, 70, 640) and labels.dtype == torch.int16
+    assert labels.unique().tolist() == [-1, 0, 1, 2, 3, 4]
+    assert (labels[:, :, 1:] != labels[:, :, :-1]).float().mean() < 0.04
+    assert 2**15 < label_blocks(2, 640, 640, 60_000).max() < 60_000
+
+
+@pytest.mark.parametrize("contestant", ["ours", "network"])
+def test_a_turn_changes_every_part_that_has_a_loss(contestant):
+    torch.manual_seed(0)
+    model = model_from_config(TINY, 7, weights=None)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    turn_of(case(contestant=contestant), model, TINY, torch.device("cpu"))()
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert ("class_embeddings" in changed) == (contestant == "ours") and "encoder.conv1.weight" in changed
+
+
+def test_what_cannot_fit_is_not_tried(monkeypatch):
+    monkeypatch.setattr(costs, "_in_a_process", lambda *arguments: pytest.fail("was tried"))
+    needs = 3 * 4 * 2 * 10**7 * 64 * 64
+    assert measure(case(classes=10**7)) == {"needs_bytes": needs}
+    monkeypatch.setattr(costs, "_available", lambda: 100)
+    assert measure(case(what="predict", batch_size=1)) == {"needs_bytes": 4 * 7 * 64 * 64}
+
+
+def test_a_process_out_of_memory_or_killed_says_so():
+    found = costs._in_a_process(costs._measured, case(height=4096, width=4096, classes=500), 3 * 2**29)
+    assert "out of memory" in found["failed"]
+    assert "killed" in costs._in_a_process(die)["failed"]
+
+
+def die():
+    import os
+    import signal
+
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_comparison_without_a_process(monkeypatch):
+    spent = {("network", "train"): 1.0, ("ours", "train"): 2.0, ("dense", "train"): 8.0}
+    seen = []
+
+    def measured(case):
+        seen.append((case.contestant, case.batch_size))
+        return {"seconds": spent[case.contestant, case.what] * len(seen), "peak_bytes": 10}
+
+    monkeypatch.setattr(costs, "measure", measured)
+    found = compare("train", 1284, TINY, rounds=3)
+    assert [name for name, _ in seen] == ["network", "ours", "dense"] * 3 and {size for _, size in seen} == {2}
+    assert found["ours"]["seconds"] == 2.0 * 5 and found["dense"]["seconds"] == 8.0 * 6
+    assert found["ratio"] == found["ratio_per_image"] == 10 / 48
+    assert found["beyond_network"] == 1 - 4 / 10
+    assert found["paper_ratio"] == 5.06 / 4.20 and (found["height"], found["width"]) == (512, 512)
+
+
+@pytest.mark.parametrize(
+    ("what", "contestant"), [("train", "ours"), ("train", "dense"), ("predict", "ours"), ("predict", "dense")]
+)
+def test_what_a_process_measures(what, contestant):
+    found = costs._measured(case(what=what, contestant=contestant), None)
+    assert found["seconds"] > 0 and found["peak_bytes"] > 50e6
+
+
+@pytest.mark.long
+def test_the_command_measures_everything(sample_dataset):
+    arguments = ["--classes", "5", "--encoder", "resnet18", "--crop", "64", "--seconds", "0", "--repeats", "1"]
+    arguments += ["--data", str(sample_dataset), "--workers", "1", "--batch-size", "2", "--device", "cpu", "--json"]
+    result = CliRunner().invoke(main, ["bench", *arguments])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    for what in ("train", "predict"):
+        [row] = found[what]
+        assert row["classes"] == 5 and row["ours"]["seconds"] > 0 and row["ours"]["peak_bytes"] > 50e6
+        assert row["ratio"] == pytest.approx(row["ours"]["seconds"] / row["dense"]["seconds"])
+        assert row["paper_ratio"] is None and row["ours"]["batch_size"] == (2 if what == "train" else 1)
+    loading = found["loading"]
+    assert loading["workers"] == 1 and loading["share"] == pytest.approx(
+        loading["crops_per_second"] / loading["decodes_per_second"]
+    )
+
+
+def test_the_table_has_what_cannot_be_measured_too(monkeypatch):
+    monkeypatch.setattr(
+        costs, "measure", lambda case: {"needs_bytes": 2**40} if case.contestant == "dense" else {"failed": "x"}
+    )
+    result = CliRunner().invoke(main, ["bench", "--classes", "150", "--only", "train", "--repeats", "2", "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert "needs 1.10 TB" in result.stdout and "out of memory" in result.stdout and "1.59" in result.stdout

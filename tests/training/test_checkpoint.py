@@ -1,0 +1,64 @@
+"""Checkpoints: which are kept, and what happens to those that are torn."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from runs import config, same, weights
+
+from cocolvis.errors import DataError
+from ess.checkpoint import Run
+from ess.inference.predictor import Predictor
+from ess.models.network import model_from_config
+from ess.training.loop import train
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", [cut, flip, Path.unlink, lambda path: path.write_text("{}")])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(run, dataset, tmp_path, caplog, name, damage):
+    shutil.copytree(run.folder, tmp_path / "run")
+    harmed = Run.open(tmp_path / "run")
+    damage(harmed.checkpoints()[-1] / name)
+    resumed = train(dataset, tmp_path / "run", config(), resume=True)
+    assert "looking for another checkpoint" in caplog.text and "step-00000004" in caplog.text
+    assert same(weights(resumed.folder, 4), weights(run.folder, 4))
+    Predictor.from_run(tmp_path / "run", "cpu")
+
+
+def test_without_a_whole_checkpoint_there_is_one_line(run, tmp_path):
+    shutil.copytree(run.folder, tmp_path / "run")
+    for folder in Run.open(tmp_path / "run").checkpoints():
+        cut(folder / "model.safetensors")
+    with pytest.raises(DataError, match=r"step-00000002/model\.safetensors: is not what was written"):
+        Predictor.from_run(tmp_path / "run", "cpu")
+
+
+def test_the_newest_and_the_best_checkpoint_are_kept(run, tmp_path):
+    model = model_from_config(run.config, len(run.vocabulary), weights=None)
+    kept = Run(tmp_path, dataclasses.replace(run.config, keep=3), run.vocabulary)
+    for step, miou in enumerate([None, 0.1, 0.4, 0.2, 0.4, 0.3, None, 0.1, 0.0, None]):
+        model.class_embeddings.data.fill_(step)
+        kept.save(step, model, {"rng/cpu": torch.get_rng_state()})
+        if miou is not None:
+            kept.score(step, {"miou": miou})
+    assert [folder.name[-2:] for folder in kept.checkpoints()] == ["02", "07", "08", "09"]
+    for which, step in (("newest", 9), ("best", 2)):
+        assert kept.load(model, which).step == step
+        assert (model.class_embeddings == step).all()
+
+
+def test_the_best_of_none_is_one_line(run):
+    with pytest.raises(DataError, match="no checkpoint was evaluated; train with --eval-every"):
+        Predictor.from_run(run.folder, "cpu", "best")

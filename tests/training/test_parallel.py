@@ -1,0 +1,52 @@
+"""Several processes make the steps that one makes: started by torchrun, over gloo, on the CPU."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from runs import config, flags, weights
+
+from cocolvis.storage.dataset import Dataset
+from ess.training.loop import train
+
+SAME = {"norm": "group", "freeze_bn": True, "dropout": 0.0, "batch_size": 4, "steps": 3, "save_every": 1, "eval_every": 3}
+
+
+def torchrun(dataset, out, count, *more, **settings) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m", "cli.ess"]
+    command += ["train", str(dataset), "--out", str(out), "--log-every", "1", *more, *flags(**settings)]
+    command = [word for word in command if word not in ("--freeze-bn", "True")] + ["--freeze-bn"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def losses(text: str) -> list[float]:
+    return [float(line.split("loss ")[1].split()[0]) for line in text.splitlines() if "loss " in line]
+
+
+@pytest.mark.parametrize("loss", ["exact", pytest.param("knn", marks=pytest.mark.long)])
+def test_two_processes_are_one_with_twice_the_batch(sample_dataset, tmp_path, caplog, loss):
+    """Their images have different numbers of labelled pixels: only what is normalised over both comes out the same."""
+    caplog.set_level("INFO", "ess")
+    train(Dataset.open(sample_dataset), tmp_path / "one", config(**SAME, loss=loss, log_every=1))
+    done = torchrun(sample_dataset, tmp_path / "two", 2, loss=loss, **SAME)
+    assert done.returncode == 0 and done.stdout.count("The run lies in") == 1, done.stderr
+    assert losses(done.stderr) == pytest.approx(losses(caplog.text), rel=1e-3) and len(losses(done.stderr)) == 3
+    one, two = (weights(tmp_path / name, 3) for name in ("one", "two"))
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)
+    one, two = (
+        json.loads((tmp_path / n / "checkpoints/step-00000003/state.json").read_text())["scores"] for n in ("one", "two")
+    )
+    assert two["images"] == one["images"] > 3
+    assert two["pixel_accuracy"] == pytest.approx(one["pixel_accuracy"], abs=0.01)
+
+    more = torchrun(sample_dataset, tmp_path / "two", 2, "--resume", loss=loss, **SAME | {"steps": 4})
+    assert more.returncode == 0 and "at step 3" in more.stderr, more.stderr
+
+
+def test_a_batch_that_cannot_be_shared_is_one_line(sample_dataset, tmp_path):
+    done = torchrun(sample_dataset, tmp_path / "run", 2, **SAME | {"batch_size": 3})
+    assert "batch_size 3 is no multiple of processes x accumulate = 2 x 1" in done.stderr and done.returncode != 0

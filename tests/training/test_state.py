@@ -1,0 +1,64 @@
+"""Optimisers, schedules, averaged weights and loss scales: against their formulas, and there and back again."""
+
+import pytest
+import torch
+from runs import config
+
+from ess.models.network import build_model
+from ess.training.state import TrainingState, make_optimizer, set_learning_rates
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_a_state_goes_on_from_its_tensors_as_if_nothing_had_been(optimizer, ema):
+    settings = config(arch="fpn", encoder="resnet18", optimizer=optimizer, ema=ema)
+    states = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        states.append(TrainingState(build_model("fpn", "resnet18", classes=5, dim=3), settings))
+    first, second = states
+    for step in range(2):
+        move(first, step)
+    second.result.load_state_dict(first.result.state_dict())
+    second.load({name: tensor.clone() for name, tensor in first.tensors().items()})
+    for state in states:
+        move(state, 2)
+    for name in ("model", "result"):
+        pairs = zip(getattr(first, name).state_dict().values(), getattr(second, name).state_dict().values(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def move(state: TrainingState, step: int) -> None:
+    """A step with gradients that follow from its number."""
+    g = torch.Generator().manual_seed(step)
+    for parameter in state.model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=g)
+    state.optimizer.step()
+    state.after_step()
+
+
+def test_averaged_weights_are_the_formula():
+    state = TrainingState(build_model("fpn", "resnet18", classes=5, dim=3), config(ema=0.75))
+    expected = state.model.class_embeddings.detach().clone()
+    for step in range(4):
+        move(state, step)
+        expected = 0.75 * expected + 0.25 * state.model.class_embeddings.detach()
+    torch.testing.assert_close(state.result.class_embeddings.detach(), expected)
+    assert not torch.equal(state.result.class_embeddings, state.model.class_embeddings)
+    assert TrainingState(state.model, config()).result is state.model
+
+
+def test_the_loss_scale_goes_on():
+    scaler, other = (torch.amp.GradScaler("cpu", init_scale=2.0**k) for k in (7, 9))
+    scaler.scale(torch.ones(()))  # what makes it hold a scale
+    other.scale(torch.ones(()))
+    state = TrainingState(build_model("fpn", "resnet18", classes=5, dim=3), config())
+    state.load(state.tensors(scaler), other)
+    assert other.state_dict() == scaler.state_dict() and other.get_scale() == 128
+
+
+def test_the_floor_of_the_schedule_raises_no_rate_that_is_lower():
+    settings = config(lr=0.1, encoder_lr=1e-6, min_lr=1e-3)
+    optimizer = make_optimizer(build_model("fpn", "resnet18", classes=5, dim=3), settings)
+    set_learning_rates(optimizer, settings, 9, 10)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-7) and optimizer.param_groups[1]["lr"] > 1e-3
