@@ -141,6 +141,7 @@ def test_a_scheduler_that_dies_costs_no_finished_work(sample, whole, tmp_path):
         completed_here(sample, tmp_path / "data", whole)
 
 
+@pytest.mark.long
 def test_a_disk_that_stumbles_is_told_by_the_cluster_in_one_line(sample, tmp_path):
     shutil.copytree(sample.coco, tmp_path / "coco")
     built = sample._replace(coco=tmp_path / "coco")

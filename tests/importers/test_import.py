@@ -65,7 +65,9 @@ def test_every_mask_and_picture_of_a_tree(make, tmp_path):
     assert all(data.find(image_id).content == picture.read_bytes() for image_id, picture in made.pictures.items())
 
 
-@pytest.mark.parametrize("make", [ade20k, cityscapes, voc, cocostuff10k, folder])
+@pytest.mark.parametrize(
+    "make", [folder, *(pytest.param(m, marks=pytest.mark.long) for m in (ade20k, cityscapes, voc, cocostuff10k))]
+)
 def test_a_network_learns_and_is_scored_on_an_import(make, tmp_path):
     data = imported(make(tmp_path), tmp_path / "data")
     settings = {"encoder": "resnet18", "weights": "none", "crop": 48, "batch_size": 2, "workers": 0, "steps": 2}

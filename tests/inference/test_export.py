@@ -20,8 +20,8 @@ from ess.inference.predictor import Predictor
 from ess.models.network import SegmentationModel, build_model
 
 SIZES = ((96, 64), (61, 147))
-QUICK = [("deeplabv3plus", "mobilenetv2_100", "embedding", "onnx"), ("fpn", "resnet18", "dense", "torch")]
-LONG = [
+QUICK = [("deeplabv3plus", "mobilenetv2_100", "embedding", "onnx")]
+LONG = [("fpn", "resnet18", "dense", "torch")] + [
     (arch, encoder, head, kind)
     for arch, encoder in (("upernet", "convnext_tiny"), ("segformer", "convnext_tiny"), ("dpt", "deit_tiny_patch16_224"))
     for head in ("embedding", "dense")
@@ -87,7 +87,14 @@ def test_pooling_that_can_be_exported_is_pytorchs(bins):
 
 @pytest.mark.parametrize("kind", exporting.FORMATS)
 @pytest.mark.parametrize(
-    "settings", [{}, {"normalize": None}, {"normalize": None, "distance": "cosine"}, {"normalize": "quarter", "smallest": 128}]
+    "settings",
+    [
+        {"normalize": None, "distance": "cosine"},
+        *(
+            pytest.param(settings, marks=pytest.mark.long)
+            for settings in ({}, {"normalize": None}, {"normalize": "quarter", "smallest": 128})
+        ),
+    ],
 )
 def test_every_distance_with_many_classes_and_added_ones(kind, settings, tmp_path):
     model = colours(300, **settings)

@@ -23,9 +23,9 @@ def peak(name, classes, images, size):
 
 @pytest.mark.parametrize("name", ["exact", "k-NN"])
 def test_memory_does_not_grow_with_the_classes(name):
-    few, many = peak(name, 100, 2, 96), peak(name, 30_000, 2, 96)
+    few, many = peak(name, 100, 2, 64), peak(name, 30_000, 2, 64)
     assert many["resident"] <= 1.05 * few["resident"]
-    assert many["bytes"] < 2 * 96 * 96 * 30_000 * 4 / 20  # of a pixels x classes array
+    assert many["bytes"] < 2 * 64 * 64 * 30_000 * 4 / 20  # of a pixels x classes array
 
 
 @pytest.mark.long

@@ -48,12 +48,14 @@ def interpreted(*command):
 
 
 @pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="the kernels run in this process")
-def test_everything_below_in_the_interpreter():
-    assert "passed" in interpreted("-m", "pytest", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning", __file__)
+@pytest.mark.parametrize("which", ["not long", pytest.param("long", marks=pytest.mark.long)])
+def test_everything_below_in_the_interpreter(which):
+    quiet = ("-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning")
+    assert "passed" in interpreted("-m", "pytest", *quiet, "-m", which, __file__)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
-@pytest.mark.parametrize(("dtype", "distance"), [("bf16", EUCLIDEAN), ("fp32", COSINE)])
+@pytest.mark.parametrize(("dtype", "distance"), [("bf16", EUCLIDEAN), pytest.param("fp32", COSINE, marks=pytest.mark.long)])
 def test_hopper_can_be_compiled_for(dtype, distance, tmp_path, monkeypatch):
     from ess.kernels import exact_triton, search_triton
 
@@ -290,6 +292,7 @@ def test_a_target_alone_costs_nothing():
 
 
 @kernel
+@pytest.mark.long
 def test_parts_add_up(monkeypatch):
     o, labels, e = problem(40, 5, 100)
     weights, bias, mask = extras(40, 100)
@@ -325,7 +328,11 @@ def search(queries, classes, k, products):
 @kernel
 @pytest.mark.parametrize("products", [False, True])
 @pytest.mark.parametrize(
-    ("classes", "dim", "k"), [(2, 2, 1), (2, 2, 2), (37, 3, 5), (100, 12, 1), (150, 12, 8), (70, 64, 64), (33, 1, 33)]
+    ("classes", "dim", "k"),
+    [
+        *[(2, 2, 1), (2, 2, 2), (37, 3, 5), (100, 12, 1), (150, 12, 8), (33, 1, 33)],
+        pytest.param(70, 64, 64, marks=pytest.mark.long),
+    ],
 )
 def test_search_agrees_with_sorting(classes, dim, k, products):
     g = torch.Generator().manual_seed(0)
@@ -351,7 +358,7 @@ def test_search_agrees_with_faiss(products):
 
 @kernel
 @pytest.mark.parametrize("products", [False, True])
-@pytest.mark.parametrize("k", [1, 3, 8, 40])
+@pytest.mark.parametrize("k", [1, 3, 8, pytest.param(40, marks=pytest.mark.long)])
 def test_search_takes_the_lower_id_among_equals(k, products):
     g = torch.Generator().manual_seed(0)
     queries, e = (torch.randint(-1, 2, (n, 3), generator=g).float() for n in (40, 80))  # small integers: many exact ties

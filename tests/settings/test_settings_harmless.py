@@ -106,7 +106,7 @@ def test_checkpoints_and_evaluations_come_every_so_many_steps(dataset, tmp_path,
 
 
 @harmless("workers", "start_method")
-@pytest.mark.parametrize("method", [m for m in ("fork", "spawn") if m in multiprocessing.get_all_start_methods()])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.long)])
 def test_batches_come_from_so_many_processes_and_are_the_same(dataset, method):
     chosen, steps = config(batch_size=4), 14  # so many that memory is used again
     other = config(batch_size=4, workers=2, start_method=method)

@@ -94,7 +94,8 @@ def test_other_commands_on_more_shards_than_files(many, tmp_path):
     assert len(list((tmp_path / "masks").rglob("*.png"))) == SHARDS + TO_EVALUATE
 
 
-@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_training_and_evaluation_on_more_shards_than_files(many, tmp_path, method):
     settings = {"batch_size": 30, "crop": 32, "steps": 2, "workers": 2, "track": "none", "start_method": method}
     more = ("--repeat-threshold", 0.01, "--eval-every", 2, "--eval-limit", 3)

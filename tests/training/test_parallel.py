@@ -43,6 +43,8 @@ def test_two_processes_are_one_with_twice_the_batch(sample_dataset, tmp_path, ca
     assert two["images"] == one["images"] > 3
     assert two["pixel_accuracy"] == pytest.approx(one["pixel_accuracy"], abs=0.01)
 
+    if loss == "exact":  # the short form ends here
+        return
     more = torchrun(sample_dataset, tmp_path / "two", 2, "--resume", loss=loss, **SAME | {"steps": 4})
     assert more.returncode == 0 and "at step 3" in more.stderr, more.stderr
 

@@ -183,7 +183,8 @@ def children(parent: int) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for the processes in /proc")
-@pytest.mark.parametrize("whom", ["all", pytest.param("one", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("whom", ["all", "one"])
 def test_processes_that_train_together_wait_for_the_save(dataset, tmp_path, whom):
     """Two SIGTERMs to torchrun and both processes, or one to the process that does not save. The encoder learns nothing."""
     log, out = tmp_path / "log", tmp_path / "run"

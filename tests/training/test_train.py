@@ -150,18 +150,21 @@ def check_preset(dataset, folder, name, **settings):
     assert evaluate(Predictor.from_run(folder, "cpu"), dataset, limit=1)["images"] == 1
 
 
-@pytest.mark.parametrize("name", preset_names())
+SHORT = ("demo", "coco-lvis", "published", "group-norm", "long-tail", "baseline")
+"""Presets and variants of the short form."""
+
+
+def all_or_few(names):
+    """The names, those that are not of the short form left to the long one."""
+    return [name if name in SHORT else pytest.param(name, marks=pytest.mark.long) for name in names]
+
+
+@pytest.mark.parametrize("name", all_or_few(preset_names()))
 def test_every_preset_trains_is_resumed_and_evaluated(dataset, tmp_path, name):
     check_preset(dataset, tmp_path / "run", name, **SMALL_ENCODER)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.long) if "arch" in variant(name) and name != "dinov3-dpt" else name
-        for name in variant_names()
-    ],
-)
+@pytest.mark.parametrize("name", all_or_few(variant_names()))
 def test_every_variant_trains_is_resumed_and_evaluated(dataset, tmp_path, name):
     encoder = SIBLINGS.get(variant(name).get("encoder"), "mobilenetv2_100")
     check_preset(dataset, tmp_path / "run", f"coco-lvis+{name}", encoder=encoder)
