@@ -173,8 +173,7 @@ def diff(dir_a, dir_b, as_json) -> None:
 
     a, b = Dataset.open(dir_a), Dataset.open(dir_b)
     with progress("diff") as show:
-        show.phase("reading the image ids", 0, 0)
-        found = compare(a, b, show)
+        found = compare(a, b, show, show.phase)
     print_difference(found, a.vocabulary, b.vocabulary, as_json)
 
 

@@ -19,7 +19,9 @@ from cocolvis.faults import Fault
 from cocolvis.masks.merge import MASK_RULE
 from cocolvis.pictures import encoded, remarks
 from cocolvis.sources.locations import SPLITS
-from cocolvis.storage.shards import VERSION, Sample, ShardWriter
+from cocolvis.storage.columns import VERSION
+from cocolvis.storage.samples import Sample
+from cocolvis.storage.shard_writer import ShardWriter
 from cocolvis.vocabulary import Vocabulary
 
 _SHARD_BYTES, _INDEX_BYTES, _MARGIN = 16_000, 250_000, 1.05

@@ -19,13 +19,13 @@ from cocolvis.building.numbering import advice
 from cocolvis.building.overwrite import forget, inventory
 from cocolvis.building.state import BuildState, first
 from cocolvis.disk import lock, reading
-from cocolvis.disk.files import Unwritable
+from cocolvis.disk.files import Unwritable, is_absent
 from cocolvis.errors import DataError
 from cocolvis.faults import Fault
 from cocolvis.pictures import remarks
 from cocolvis.progress import Announce, Phase, Progress, quiet
 from cocolvis.sources.pairing import Sources
-from cocolvis.storage import checks, dataset
+from cocolvis.storage import dataset
 from cocolvis.text import human_size
 
 _NO_PARTS = "holds no shards of `cocolvis build --shard I/N`"
@@ -150,7 +150,7 @@ def join(out: Path, announce: Announce = quiet, phase: Phase = quiet, *, allow_m
         state = BuildState(out, lease)
         if (out / dataset.INDEX).exists():
             return _opened(out)
-        if checks.absent(state.folder / "plan.json"):
+        if is_absent(state.folder / "plan.json"):
             raise DataError(f"{out}: {_NO_PARTS}")
         with state.swept():
             state.check_maker()

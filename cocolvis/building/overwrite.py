@@ -10,11 +10,12 @@ from typing import Any
 
 import msgspec
 
-from cocolvis.disk.files import reason
+from cocolvis.disk.files import is_absent, reason, regular_file
 from cocolvis.disk.lock import is_lock
 from cocolvis.errors import DataError
-from cocolvis.storage import checks, dataset, report
-from cocolvis.storage.shards import is_shard
+from cocolvis.storage import dataset, report
+from cocolvis.storage.index import MAX_INDEX
+from cocolvis.storage.shard_reader import is_shard
 from cocolvis.text import line
 
 _SHARD = re.compile(r"\w[\w-]*-\d{5,}\.h5")
@@ -124,7 +125,7 @@ def _inside(folder: Path) -> Iterator[Path]:
 def _listed(path: Path, names: Callable[[Any], Collection[Any]]) -> set[str] | None:
     """The names of the files in shards/ that a readable index or plan lists, else None."""
     try:
-        if checks.regular_file(path).st_size > checks.MAX_INDEX:
+        if regular_file(path).st_size > MAX_INDEX:
             return None
         return {name for name in names(msgspec.json.decode(path.read_bytes())) if isinstance(name, str)}
     except (DataError, OSError, msgspec.DecodeError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
@@ -144,10 +145,10 @@ def _of_plan(content: dict) -> list:
 
 def _is_index(path: Path, beside: bool) -> bool:
     """Whether a dataset.json that cannot be understood is ours."""
-    if checks.absent(path) or (path.is_dir() and not path.is_symlink()):
+    if is_absent(path) or (path.is_dir() and not path.is_symlink()):
         return False
     try:
-        checks.regular_file(path)
+        regular_file(path)
         with path.open("rb") as file:
             start = file.read(200)
     except (DataError, OSError):

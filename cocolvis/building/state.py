@@ -11,14 +11,16 @@ from cocolvis.building import overwrite
 from cocolvis.building.base import ShardPlan
 from cocolvis.building.lost_images import lossy, split_of
 from cocolvis.building.state_files import Begun, Files, Plan, Report, read
-from cocolvis.disk.files import create_json, sha256, sweep, write_json
+from cocolvis.disk.files import create_json, is_absent, regular_file, sha256, sweep, write_json
 from cocolvis.disk.lock import Lease, is_of_lock
 from cocolvis.errors import DataError
 from cocolvis.faults import Fault
 from cocolvis.masks.merge import MASK_RULE
 from cocolvis.progress import Phase, count_bytes, quiet
-from cocolvis.storage import checks, dataset, digest, report
-from cocolvis.storage.shards import VERSION, ShardReader
+from cocolvis.storage import dataset, digest, report
+from cocolvis.storage.columns import VERSION
+from cocolvis.storage.index import check_index
+from cocolvis.storage.shard_reader import ShardReader
 from cocolvis.text import line
 from cocolvis.vocabulary import Vocabulary, coco_lvis
 
@@ -71,7 +73,7 @@ class BuildState:
     def check(self, plan: ShardPlan) -> bool:
         """Whether files were found again since the build was begun; a DataError where going on would mix two builds."""
         unknown = self.shards.exists() and any(self.shards.glob("*.h5"))  # before the plan, which another part may just write
-        if not checks.absent(self._recorded):
+        if not is_absent(self._recorded):
             self.check_maker()
             settled = self.noted()
             unsettled = {*self.plan["shards"]} - {*settled} | {*lossy(settled)}
@@ -89,7 +91,7 @@ class BuildState:
 
     def _files(self) -> dict | None:
         """What was noted of the files that the build reads, if anything was; a DataError where it is damaged."""
-        if checks.absent(self._noted_files):
+        if is_absent(self._noted_files):
             return None
         try:
             return read(self._noted_files, Files)
@@ -114,10 +116,10 @@ class BuildState:
 
     def begin(self, plan: ShardPlan) -> None:
         """Make the folders and note what is being built, unless that was done before, or another part just did it."""
-        if checks.absent(self._recorded):
+        if is_absent(self._recorded):
             self._record(plan)
             self._known = True
-        if checks.absent(self._noted_files):  # after the plan, so that parts that begin together note the files of the same one
+        if is_absent(self._noted_files):  # after the plan, so that parts that begin together note the files of the same one
             self.note_files(plan)
 
     def _record(self, plan: ShardPlan) -> None:
@@ -153,7 +155,7 @@ class BuildState:
         cocolvis.
         """
         reports, others = {}, []
-        if checks.absent(self._recorded):
+        if is_absent(self._recorded):
             return {}
         noted = {name: found for name in names if (found := self._report(name)) is not None}
         size = sum(found["bytes"] for found in noted.values())
@@ -187,7 +189,7 @@ class BuildState:
     def _is_whole(self, name: str, found: dict, read: Callable[[int], None]) -> bool:
         shard = self.shard(name)
         try:
-            return found["bytes"] == checks.regular_file(shard).st_size and found["sha256"] == sha256(shard, read)
+            return found["bytes"] == regular_file(shard).st_size and found["sha256"] == sha256(shard, read)
         except DataError:
             return False
 
@@ -241,7 +243,7 @@ class BuildState:
     def complete(self, reports: Mapping[str, dict], vocabulary: Vocabulary) -> dict:
         """Write the index of a build whose shards are all there, and forget the state; the index."""
         index = self._index(reports, vocabulary)
-        checks.check_index(self.out / dataset.INDEX, index)
+        check_index(self.out / dataset.INDEX, index)
         write_json(self.out / dataset.INDEX, index, self.lease.check)
         overwrite.forget(self.out)
         return index

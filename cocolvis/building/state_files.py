@@ -6,9 +6,10 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from cocolvis.disk.files import regular_file
 from cocolvis.errors import DataError
 from cocolvis.faults import Fault
-from cocolvis.storage import checks
+from cocolvis.storage.index import MAX_INDEX
 from cocolvis.text import line
 
 _Count = Annotated[int, Meta(ge=0, le=2**53)]
@@ -79,9 +80,9 @@ class Files(msgspec.Struct):
 
 def read(path: Path, kind: type) -> dict:
     """A JSON file as parsed; a DataError that names it unless it has the shape that it must have."""
-    size = checks.regular_file(path).st_size
-    if size > checks.MAX_INDEX:
-        raise DataError(f"{path}: has {size} bytes; at most {checks.MAX_INDEX} are read")
+    size = regular_file(path).st_size
+    if size > MAX_INDEX:
+        raise DataError(f"{path}: has {size} bytes; at most {MAX_INDEX} are read")
     try:
         content = msgspec.json.decode(path.read_bytes())
         msgspec.convert(content, kind)

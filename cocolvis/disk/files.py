@@ -159,6 +159,17 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: is not JSON: {error}") from None
 
 
+def is_absent(path: Path) -> bool:
+    """Whether nothing has this name; a name that cannot be looked up counts as present."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        pass
+    return False
+
+
 def regular_file(path: Path) -> os.stat_result:
     """The status of a file that opens at once and ends somewhere; a DataError for a folder, a pipe, a device, or none."""
     try:

@@ -20,7 +20,7 @@ from cocolvis.masks import runlength
 from cocolvis.masks.runlength import Runs
 from cocolvis.pictures import encoded
 from cocolvis.pictures.label_files import Labels, label_pixels, open_labels, to_classes
-from cocolvis.storage.shards import Sample
+from cocolvis.storage.samples import Sample
 from cocolvis.text import composed
 
 _SHARD_SIZE, _SHARD_BYTES = 500, 2**27

@@ -1,1 +1,1 @@
-"""What can be seen, checked and taken out of a data set that is built."""
+"""Looks into a finished data set: checks it, compares it, explains it, draws it, and exports its masks."""

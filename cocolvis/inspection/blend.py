@@ -1,18 +1,18 @@
-"""The compiled loop of overlays: a picture under the colours of its mask, and where each class lies."""
+"""The compiled loop of overlays: blends a picture with the colours of its mask, and measures each class."""
 
 from cocolvis.compiled import entry
 
 COUNT, TOP, BOTTOM, LEFT, RIGHT = range(5)
-"""The columns of what :func:`blend` finds of a class: its pixels, and the rows and columns of its first and last ones."""
+"""The columns of ``found`` in :func:`blend`: the pixels of a class, and its first and last row and column."""
 
 
 @entry()
 def blend(image, mask, colours, inside, outlines, blended, found):
-    """Fill ``blended`` (H, W, 3) uint8 with the picture in its mask's colours, and ``found`` (C, 5) int64 with what is where.
+    """Fill ``blended`` (H, W, 3) uint8 with the overlay, and ``found`` (C, 5) int64, all zeros, with the extent of each class.
 
-    ``image`` (H, W, 3) uint8; ``mask`` (H, W) uint16 below C, 0 = unlabelled; ``colours`` (C, 3) uint8, read-only. The colour v
-    of a picture becomes ``inside[colour of the class, v]``, both tables (257, 256) uint8, or ``outlines`` of it where the right
-    or the lower neighbour is of another class; row 256 is for unlabelled pixels. ``found`` comes as zeros.
+    ``image`` (H, W, 3) uint8; ``mask`` (H, W) uint16 below C, 0 = unlabelled; ``colours`` (C, 3) uint8, read-only. A channel of
+    value v becomes ``table[k, v]``, where k is the same channel of the class's colour, or 256 for unlabelled pixels. The table
+    is ``outlines`` if the right or the lower neighbour has another class, otherwise ``inside``; both are (257, 256) uint8.
     """
     height, width = mask.shape
     for y in range(height):

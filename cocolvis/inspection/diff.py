@@ -1,19 +1,19 @@
-"""Two builds compared: which images, pixels and classes differ, and which class became which."""
+"""Compares two data sets: which images, pixels and classes differ, and which class became which."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from cocolvis.progress import Progress, quiet
+from cocolvis.progress import Phase, Progress, quiet
 from cocolvis.storage.dataset import Dataset, Split
 
 _CODE = 2**16
-"""Classes fit 16 bits; a pair (a, b) is counted under the number a * _CODE + b."""
+"""A class fits in 16 bits; a pair of classes (a, b) is counted under the number a * _CODE + b."""
 
 
 class Pair(NamedTuple):
-    """Class ``a`` in the first data set where the second has ``b``; 0 is unlabelled."""
+    """The pixels that have class ``a`` in the first data set and class ``b`` in the second; 0 is unlabelled."""
 
     a: int
     b: int
@@ -22,11 +22,11 @@ class Pair(NamedTuple):
 
 @dataclass(slots=True)
 class Difference:
-    """What two data sets do not have in common.
+    """How two data sets differ.
 
-    ``only_a`` and ``only_b`` are (split, image id) that one of them lacks; of the ``common`` images, ``differing`` lists
-    (split, image id, pixels), and ``resized`` those whose masks have different sizes. ``pairs`` is sorted, most pixels first;
-    ``pixels`` counts all pixels of the compared images.
+    ``only_a`` and ``only_b`` list the (split, image id) that only one of them holds; ``common`` counts the images that both
+    hold. Of these, ``differing`` lists (split, image id, differing pixels), and ``resized`` lists (split, image id) of masks of
+    another size, which are not compared. ``pixels`` counts all compared pixels; ``pairs`` is sorted by pixels, largest first.
     """
 
     only_a: list[tuple[str, int]] = field(default_factory=list)
@@ -39,32 +39,42 @@ class Difference:
 
     @property
     def differing_pixels(self) -> int:
-        """Pixels of another class, over all compared images."""
+        """Pixels whose class differs, over all compared images."""
         return sum(pair.pixels for pair in self.pairs)
 
     @property
     def classes(self) -> list[int]:
-        """The classes that gained or lost a pixel, ascending; 0 is not among them."""
+        """The classes that gained or lost a pixel, ascending, without 0."""
         return sorted({c for pair in self.pairs for c in (pair.a, pair.b)} - {0})
 
 
-def diff(a: Dataset, b: Dataset, progress: Progress = quiet) -> Difference:
-    """Compare every mask of ``a`` with the one of the same split and image id in ``b``; ``progress`` counts images."""
+class _Rows(NamedTuple):
+    """A split of both data sets: the row of each image by its id, in order; empty for a data set without the split."""
+
+    split_a: Split | None
+    split_b: Split | None
+    a: dict[int, int]
+    b: dict[int, int]
+
+
+def diff(a: Dataset, b: Dataset, progress: Progress = quiet, phase: Phase = quiet) -> Difference:
+    """Compare every mask of ``a`` with the mask of the same split and image id in ``b``.
+
+    ``progress`` counts images; ``phase`` is called for every shard whose image ids are read beforehand.
+    """
     found = Difference()
     counts: dict[int, int] = {}
-    total, rows = 0, {}
-    for name in sorted({*a.splits, *b.splits}):
-        splits = [dataset.split(name) if name in dataset.splits else None for dataset in (a, b)]
-        in_a, in_b = (_rows(split) for split in splits)
-        total += len(in_a.keys() & in_b.keys())
-        rows[name] = splits, in_a, in_b
-    for split, (splits, in_a, in_b) in rows.items():
-        found.only_a += [(split, image_id) for image_id in in_a if image_id not in in_b]
-        found.only_b += [(split, image_id) for image_id in in_b if image_id not in in_a]
-        common = [image_id for image_id in in_a if image_id in in_b]
-        for image_id in common:
-            pair = [one.mask(place[image_id]) for one, place in zip(splits, (in_a, in_b), strict=True)]
-            _compare(found, counts, (split, image_id), *pair)
+    splits = {name: _find_rows(a, b, name, phase) for name in sorted({*a.splits, *b.splits})}
+    total = sum(len(rows.a.keys() & rows.b.keys()) for rows in splits.values())
+    progress(0, total)
+    for name, rows in splits.items():
+        found.only_a += [(name, image_id) for image_id in rows.a if image_id not in rows.b]
+        found.only_b += [(name, image_id) for image_id in rows.b if image_id not in rows.a]
+        if rows.split_a is None or rows.split_b is None:
+            continue
+        for image_id in [image_id for image_id in rows.a if image_id in rows.b]:
+            masks = rows.split_a.mask(rows.a[image_id]), rows.split_b.mask(rows.b[image_id])
+            _compare(found, counts, (name, image_id), *masks)
             found.common += 1
             progress(found.common, total)
     pairs = (Pair(*divmod(code, _CODE), pixels) for code, pixels in counts.items())
@@ -85,6 +95,14 @@ def _compare(found: Difference, counts: dict[int, int], image: tuple[str, int], 
         found.differing.append((*image, int(pixels.sum())))
 
 
-def _rows(split: Split | None) -> dict[int, int]:
-    """Image id -> row, in order; empty when the data set lacks the split."""
-    return {} if split is None else {image_id: row for row, image_id in enumerate(split.image_ids().tolist())}
+def _find_rows(a: Dataset, b: Dataset, name: str, phase: Phase) -> _Rows:
+    split_a, split_b = (dataset.split(name) if name in dataset.splits else None for dataset in (a, b))
+    return _Rows(split_a, split_b, _rows(split_a, phase), _rows(split_b, phase))
+
+
+def _rows(split: Split | None, phase: Phase) -> dict[int, int]:
+    ids: list[int] = []
+    for shard in split.shards() if split is not None else ():
+        phase("reading the image ids", 0, 0)
+        ids += shard.image_ids().tolist()
+    return {image_id: row for row, image_id in enumerate(ids)}

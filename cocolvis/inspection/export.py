@@ -1,4 +1,4 @@
-"""Masks as plain files, one 16-bit PNG an image, and export.json beside them, which says what they were exported from."""
+"""Exports masks as 16-bit PNGs, one per image, with an export.json that records which data set they come from."""
 
 import re
 from collections.abc import Iterator
@@ -8,24 +8,23 @@ from pathlib import Path
 import msgspec
 
 from cocolvis.ahead import ahead
-from cocolvis.disk.files import read_json, reason, regular_file, sweep, sync_disk, write_json
+from cocolvis.disk.files import is_absent, read_json, reason, regular_file, sweep, sync_disk, write_json
 from cocolvis.errors import DataError
 from cocolvis.masks.runlength import Runs
 from cocolvis.pictures import png
 from cocolvis.pictures.encoded import write_png
 from cocolvis.progress import Progress, quiet
-from cocolvis.storage import checks
 from cocolvis.storage.dataset import Dataset
 
 RECORD = "export.json"
-"""Lies in the folder of an export, and is written before the first mask."""
+"""The record of an export, in its folder; written before the first mask."""
 
 _MASK = re.compile(r"[0-9]{12,19}\.png")
-"""The names of masks."""
+"""The file names of masks."""
 
 
 class _Record(msgspec.Struct):
-    """``digest`` is that of the data set, ``splits`` its splits, a folder each."""
+    """The digest of the exported data set, and its splits, each of which has a folder."""
 
     digest: str
     splits: list[str]
@@ -35,18 +34,18 @@ class _Record(msgspec.Struct):
 def export_png(
     dataset: Dataset, out: Path, progress: Progress = quiet, *, workers: int = 1, resume: bool = False, overwrite: bool = False
 ) -> int:
-    """Write each mask to ``out/{split}/{image_id:012d}.png`` (16-bit grayscale, the value is the class); the number of masks.
+    """Write each mask to ``out/{split}/{image_id:012d}.png``, 16-bit grayscale with classes as values; return their number.
 
-    ``workers`` threads encode and write; each file is whole or absent. ``resume`` leaves alone what an interrupted export of
-    the same data set has written, as far as it is whole. Masks of another data set, or of which nobody knows, are replaced with
-    ``overwrite``, and otherwise a DataError, as is a file that cannot be written.
+    ``workers`` threads encode and write; no file is ever left half-written. ``resume`` keeps the intact masks of an interrupted
+    export of the same data set. ``overwrite`` replaces masks of another or unknown data set. Raises DataError if there are such
+    masks and ``overwrite`` is not set, and if a file cannot be written.
     """
     _begin(dataset, out, resume, overwrite)
     total, done = sum(dataset.splits.values()), 0
 
     def write(task: tuple[Path, Runs]) -> None:
         path, runs = task
-        if not (resume and _is_whole(path, (runs.height, runs.width))):
+        if not (resume and _is_intact(path, (runs.height, runs.width))):
             write_png(path, runs.mask(), sync=False)
 
     progress(0, total)
@@ -57,7 +56,7 @@ def export_png(
 
 
 def _tasks(dataset: Dataset, out: Path) -> Iterator[tuple[Path, Runs]]:
-    """The file of each mask, and its run lengths."""
+    """Yield the file of each mask, and its runs."""
     for name in dataset.splits:
         for shard in dataset.split(name).shards():
             for row, image_id in enumerate(shard.image_ids().tolist()):
@@ -65,9 +64,9 @@ def _tasks(dataset: Dataset, out: Path) -> Iterator[tuple[Path, Runs]]:
 
 
 def _begin(dataset: Dataset, out: Path, resume: bool, overwrite: bool) -> None:
-    """Note what the masks are exported from, unless that is noted; a DataError where other masks are there."""
+    """Write the record of this export, unless it is there already; raises DataError if there are masks of another data set."""
     record = _Record(dataset.index["digest"], list(dataset.splits))
-    found = _recorded(out, overwrite)
+    found = _read_record(out, overwrite)
     if found == record:
         for name in record.splits if resume or overwrite else ():
             _sweep(out / name)
@@ -75,31 +74,31 @@ def _begin(dataset: Dataset, out: Path, resume: bool, overwrite: bool) -> None:
     others = {*record.splits, *(found.splits if found else ())}
     masks = [path for name in sorted(others) for path in _masks(out / name)]
     if masks and not overwrite:
-        whose = "of another data set" if found else f"of which no {RECORD} says where they are from"
+        whose = "of another data set" if found else f"of unknown origin, since no {RECORD} describes them"
         raise DataError(
             f"{out}: holds masks {whose}, such as {masks[0]}; choose another --out, or replace them with --overwrite"
         )
-    _remove(masks)  # before the new record: with it they would pass for masks of this data set
+    _remove(masks)  # before the new record is written, which would make them pass for masks of this data set
     for name in others:
         _sweep(out / name)
     write_json(out / RECORD, msgspec.to_builtins(record))
 
 
-def _recorded(out: Path, overwrite: bool) -> _Record | None:
-    """What an earlier export noted; a DataError where that cannot be read and is not to be replaced."""
+def _read_record(out: Path, overwrite: bool) -> _Record | None:
+    """Return the record of an earlier export; raises DataError if it cannot be read and ``overwrite`` is not set."""
     path = out / RECORD
     try:
-        if checks.absent(path):
+        if is_absent(path):
             return None
         regular_file(path)
         found = msgspec.convert(read_json(path), _Record)
         if not all(re.fullmatch(r"\w[\w-]*", name) for name in found.splits):
-            raise msgspec.ValidationError("it names splits that are none")
+            raise msgspec.ValidationError("it names an invalid split")
         return found
     except (DataError, msgspec.ValidationError) as error:
         if overwrite:
             return None
-        said = error if isinstance(error, DataError) else f"{path}: is no record of an export: {error}"
+        said = error if isinstance(error, DataError) else f"{path}: is not a record of an export: {error}"
         raise DataError(f"{said}; choose another --out, or replace the masks with --overwrite") from None
 
 
@@ -124,8 +123,8 @@ def _sweep(folder: Path) -> None:
     sweep(folder, lambda name: bool(_MASK.fullmatch(name)))
 
 
-def _is_whole(path: Path, size: tuple[int, int]) -> bool:
-    """Whether a mask was written to its end: a power cut may leave the name of a file without its contents."""
+def _is_intact(path: Path, size: tuple[int, int]) -> bool:
+    """Whether a mask is completely written: after a power cut a file may exist without its contents."""
     try:
         regular_file(path)
         content = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Which images a data set holds, and which of them show some classes: read from what shards count, shard by shard."""
+"""Lists the images of a data set, and those that show certain classes, without decoding a mask."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cocolvis.storage.dataset import Dataset
-from cocolvis.storage.shards import ShardReader
+from cocolvis.storage.shard_reader import ShardReader
 from cocolvis.text import composed
 from cocolvis.vocabulary import Vocabulary
 
@@ -16,7 +16,7 @@ _NUMBER = re.compile("[0-9]{1,18}")
 
 
 class Listed(NamedTuple):
-    """An image of a data set; ``path`` leads to its picture from the folder of the pictures."""
+    """An image of a data set; ``path`` locates its picture below the picture folder."""
 
     image_id: int
     split: str
@@ -26,9 +26,10 @@ class Listed(NamedTuple):
 def images(
     dataset: Dataset, split: str | None = None, classes: Sequence[int] = (), *, any_of: bool = False
 ) -> Iterator[Listed]:
-    """The images of one split, or of all, in order: those that show all of the ``classes``, or with ``any_of`` one of them.
+    """Yield the images of one split, or of all splits, in order.
 
-    Holds one shard's tables at a time and decodes no mask. A DataError where the data set has no such split.
+    Given ``classes``, yield the images that show all of them, or at least one of them with ``any_of``. Only one shard's tables
+    are in memory at a time. Raises DataError if the data set has no such split.
     """
     for opened in [dataset.split(name) for name in ([split] if split is not None else dataset.splits)]:
         for shard in opened.shards():
@@ -38,9 +39,10 @@ def images(
 
 
 def class_ids(vocabulary: Vocabulary, texts: Sequence[str]) -> list[int]:
-    """The ids of classes that are named, or given by number: each text is one class, or several with commas between them.
+    """The ids of classes that are given by name or number; each text is one class or a comma-separated list of classes.
 
-    A name that holds a comma, or is a number, is found as it is. A DataError with the nearest names where there is none.
+    A text that is the name of a class as a whole means that class, even if it is a number or contains a comma. Raises DataError
+    with similar names if a class does not exist.
     """
     named = {composed(c.name): c.id for c in vocabulary}
 
@@ -51,12 +53,15 @@ def class_ids(vocabulary: Vocabulary, texts: Sequence[str]) -> list[int]:
     def wanted(text: str) -> int:
         return known(text) or (vocabulary[int(text)].id if _NUMBER.fullmatch(text) else vocabulary.id_of(text))
 
-    found = ([known(text)] if known(text) else [wanted(part.strip()) for part in text.split(",")] for text in texts)
-    return list(dict.fromkeys(chain.from_iterable(found)))
+    def listed(text: str) -> list[int]:
+        whole = known(text)
+        return [whole] if whole else [wanted(part.strip()) for part in text.split(",")]
+
+    return list(dict.fromkeys(chain.from_iterable(map(listed, texts))))
 
 
 def _showing(shard: ShardReader, classes: Sequence[int], any_of: bool) -> np.ndarray:
-    """The rows of a shard whose images show the classes, ascending."""
+    """The rows of the images in a shard that show the classes, ascending."""
     if not classes:
         return np.arange(len(shard))
     offsets, present, _ = shard.present()

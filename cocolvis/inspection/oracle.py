@@ -1,6 +1,6 @@
-"""The independent check: every mask derived again through lvis.LVIS and pycocotools.coco.COCO, compared pixel for pixel.
+"""The independent check: derives every mask again with lvis.LVIS and pycocotools.coco.COCO and compares it pixel by pixel.
 
-It shares nothing with the code that builds masks but the vocabulary, and reads what was built through :class:`Dataset`.
+Apart from the vocabulary it shares no code with the builder; it reads the built masks through :class:`Dataset`.
 """
 
 import hashlib
@@ -31,18 +31,19 @@ _SKIPPED_IMAGE = {"malformed image", "duplicate image"}
 _SKIPPED_PICTURE = {"missing image", "unreadable image", "wrong image size"}
 
 _PUBLISHED_ORDER = (165, 98, 93, 168, 92, 141, 153, 109, 137, 108)
-"""The shared stuff ids, in the order in which the published generator moves them."""
+"""The stuff ids that LVIS shares, in the order in which the published generator replaces them."""
 
 _PUBLISHED_LACKS = 429995
+"""The id of the image that the published generator leaves out."""
 
 
 @dataclass(slots=True)
 class OracleResult:
-    """What the comparison found.
+    """The result of the comparison.
 
-    ``images`` were compared; ``differing`` holds (split, image id, differing pixels); ``missing`` and ``unexpected`` hold
-    (split, image id) of images that the data set lacks, or has too many; ``skipped`` counts the annotations that were left
-    out because the build reported them.
+    ``images`` counts the compared images; ``differing`` lists (split, image id, differing pixels). ``missing`` and
+    ``unexpected`` list (split, image id) of images that the data set lacks and of images that it should not hold, or not twice.
+    ``skipped`` counts the annotations that were left out because the build reported a fault in them.
     """
 
     images: int = 0
@@ -52,20 +53,20 @@ class OracleResult:
     skipped: int = 0
 
     def faults(self) -> list[str]:
-        """One line for each fault; empty when everything is equal."""
+        """One line for each fault; empty if everything is equal."""
         lines = [f"{split}: image {i} is missing: the annotations have it, the report does not" for split, i in self.missing]
         lines += [f"{split}: image {i} should not be there" for split, i in self.unexpected]
         return lines + [f"{split}: image {i} differs in {pixels} pixels" for split, i, pixels in self.differing]
 
 
 def check(dataset: Dataset, coco: Roots, lvis: Roots, progress: Progress = quiet, phase: Phase = quiet) -> OracleResult:
-    """Derive each mask of a COCO+LVIS data set again from the folders it was built from, and compare.
+    """Derive each mask of a COCO+LVIS data set again from the annotations that it was built from, and compare.
 
-    ``progress`` counts images, ``phase`` is told which file is read. A DataError when the data set has another vocabulary, or
-    was built from other annotation files.
+    ``progress`` counts images; ``phase`` reports which file is being read. Raises DataError if the data set has another
+    vocabulary or was built from other annotation files.
     """
     if not dataset.is_coco_lvis:
-        raise DataError(f"{dataset.folder}: has another vocabulary than COCO+LVIS, which is all that --oracle can derive")
+        raise DataError(f"{dataset.folder}: has another vocabulary than COCO+LVIS; --oracle can only check COCO+LVIS masks")
     oracle = _Oracle(dataset, coco, lvis, phase)
     result = OracleResult()
     total = sum(dataset.splits.values())
@@ -87,12 +88,12 @@ def check(dataset: Dataset, coco: Roots, lvis: Roots, progress: Progress = quiet
 
 
 def _differing(built: np.ndarray, derived: np.ndarray) -> int:
-    """Pixels that differ; all of them where the sizes do."""
+    """The number of pixels that differ; all pixels of the larger mask if the sizes differ."""
     return int((built != derived).sum()) if built.shape == derived.shape else max(built.size, derived.size)
 
 
 class _Oracle:
-    """Which images each split must hold, and the mask of each, by the options that the data set records."""
+    """Determines which images each split must hold, and their masks, with the options that the data set records."""
 
     def __init__(self, dataset: Dataset, coco: Roots, lvis: Roots, phase: Phase):
         self._phase = phase
@@ -109,7 +110,7 @@ class _Oracle:
         self.skipped = 0
 
     def images(self, split: str) -> dict[int, dict]:
-        """Image id -> LVIS record of each image that the split must hold."""
+        """The images that the split must hold: image id -> LVIS record."""
         self._lvis = {split: self._load_lvis(split)}  # one split at a time: the files are large
         found = list(self._lvis[split].imgs.values())[: self._options["limit"]]
         return {image["id"]: image for image in found if self._belongs(split, image)}
@@ -123,8 +124,8 @@ class _Oracle:
         if self._options["compat"]:
             mask = self._published(_layers(stuff, size)[0], eight_bits=len(stuff) == 1)
         else:
-            classes = [(self._classes["stuff"][category], where) for category, where in stuff]
-            mask = _layers(self._ordered(classes), size)[0]
+            converted = [(self._classes["stuff"][category], where) for category, where in stuff]
+            mask = _layers(self._ordered(converted), size)[0]
         classes, covered = _layers(self._ordered(things), size)
         return np.where(covered, classes, mask).astype(np.uint16)
 
@@ -138,13 +139,13 @@ class _Oracle:
         return image["id"] != _PUBLISHED_LACKS and image["id"] in coco.imgs and bool(annotated)
 
     def _ordered(self, regions: Sequence[tuple[int, np.ndarray]]) -> Sequence[tuple[int, np.ndarray]]:
-        """The regions, topmost first."""
+        """Sort the regions so that the topmost comes first."""
         if self._options["overlap"] == "small-on-top":
             return sorted(regions, key=lambda region: np.count_nonzero(region[1]))
         return regions
 
     def _published(self, stuff: np.ndarray, *, eight_bits: bool) -> np.ndarray:
-        """Stuff ids to class ids as the published generator moves them: one id after another, in place."""
+        """Convert stuff ids to class ids as the published generator does: one id after another, in place."""
         mask = stuff.astype(np.uint8 if eight_bits else np.int64)
         rest = [category for category in range(92, 183) if category not in _PUBLISHED_ORDER]
         for category in (*_PUBLISHED_ORDER, *rest):
@@ -157,7 +158,7 @@ class _Oracle:
         return self._lvis[split].img_ann_map.get(image["id"], [])
 
     def _stuff(self, split: str, image: dict) -> COCO:
-        """The stuff file of an image: of the folder that its record names, else the one that lists it, else the split's."""
+        """The stuff file of an image: that of the folder in its record, otherwise one that lists it, otherwise the split's."""
         folder = _folder(image)
         if folder:
             return self._load_coco(folder)
@@ -182,10 +183,10 @@ class _Oracle:
         return Filtered(f"lvis_v1_{split}.json")
 
     def _read(self, place: Place, name: str, source: str) -> dict:
-        """The parsed file without the records that the build reported."""
-        content = place.map()
-        self._phase(f"reading {name}", 0, len(content))
-        text = bytes(content)
+        """Parse a file, without the records in which the build reported a fault."""
+        mapped = place.map()
+        self._phase(f"reading {name}", 0, len(mapped))
+        text = bytes(mapped)
         if self._inputs.get(name) not in (None, hashlib.sha256(text).hexdigest()):
             raise DataError(f"{place}: is not the file that the data set was built from; check --coco and --lvis")
         try:
@@ -197,7 +198,7 @@ class _Oracle:
         self.skipped += before - len(annotations)
         for number, record in enumerate(annotations):
             record |= {key: _whole(record[key]) for key in ("image_id", "category_id")}
-            record["id"] = number  # both libraries index annotations by it, and masks need none
+            record["id"] = number  # both libraries index annotations by their id, which masks do not depend on
             if isinstance(record["segmentation"], dict):
                 record["segmentation"] = {key: _whole(value) for key, value in record["segmentation"].items()}
         images = list(_without(content["images"], self._images[source], ("id", None)))
@@ -207,7 +208,7 @@ class _Oracle:
 
 
 def _reported(faults: list[dict], kinds: set[str]) -> dict[str, Counter]:
-    """Source -> how often each (image id, annotation id) was reported."""
+    """Count how often each (image id, annotation id) was reported: source -> counts."""
     counts: dict[str, Counter] = {"lvis": Counter(), "stuff": Counter()}
     for fault in faults:
         if fault["kind"] in kinds and fault["source"] in counts:
@@ -216,7 +217,7 @@ def _reported(faults: list[dict], kinds: set[str]) -> dict[str, Counter]:
 
 
 def _without(records: list[Any], reported: Counter, keys: tuple[str, str | None]) -> Iterator[dict]:
-    """The records in order but the reported ones; of several with one key, the last go."""
+    """Yield the records in order, without the reported ones; of records with equal keys, the last are left out."""
     left = Counter(reported)
     kept = []
     for record in reversed(records):
@@ -230,14 +231,14 @@ def _without(records: list[Any], reported: Counter, keys: tuple[str, str | None]
 
 
 def _whole(value: Any) -> Any:
-    """139 for 139.0, also inside a list; everything else as it is."""
+    """Turn 139.0 into 139, also inside lists; leave everything else unchanged."""
     if isinstance(value, list):
         return [_whole(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _identity(value: Any) -> int | None:
-    """An id as the report has it: None where it is no whole number of 64 bits."""
+    """An id as the report stores it: None unless it is a 64-bit integer."""
     if isinstance(value, float) and not abs(value) < 2**63:
         return None
     value = _whole(value)
@@ -245,7 +246,7 @@ def _identity(value: Any) -> int | None:
 
 
 def _folder(image: dict) -> str:
-    """The folder that a record names: at the end of COCO's address, else before the file name, else in another address."""
+    """The folder that a record names: in COCO's own URL, otherwise before the file name, otherwise in another URL."""
     url, name = (re.sub(r"\\", "/", image.get(key) or "") for key in ("coco_url", "file_name"))
     parts = urlsplit(url)
     *_, folder, last = ["", *unquote(parts.path).split("/")]
@@ -260,7 +261,7 @@ def _folder(image: dict) -> str:
 
 
 def _layers(regions: Sequence[tuple[int, np.ndarray]], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """((H, W) int64 ids, (H, W) bool covered) of regions, topmost first; 0 where there is none."""
+    """Paint regions, topmost first: (H, W) int64 ids with 0 for uncovered pixels, and (H, W) bool covered."""
     ids, covered = np.zeros(size, np.int64), np.zeros(size, bool)
     for number, where in regions:
         ids[where & ~covered] = number

@@ -1,4 +1,4 @@
-"""Masks as pictures: a stable colour for each class, and overlays that name the largest classes."""
+"""Draws masks as pictures: with a fixed colour for each class, and as overlays that name the largest classes."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -9,30 +9,30 @@ import numpy as np
 from cocolvis.vocabulary import Vocabulary
 
 NAMED = 12
-"""At most so many classes of a picture are named in it."""
+"""The most classes that are named in one picture."""
 
 _SMALLEST = 0.004
-"""Share of the pixels below which a class is not named."""
+"""Classes with a smaller share of the pixels are not named."""
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _LEGIBLE = 480
-"""Shorter side in pixels that :func:`enlarge` aims at: names are legible then."""
+"""The shorter side, in pixels, that :func:`enlarge` aims for so that names are legible."""
 
 _LONGEST = 8192
-"""Longer side in pixels that it never goes beyond: what is drawn of a narrow strip stays small."""
+"""The longer side, in pixels, that :func:`enlarge` never exceeds, so that pictures of narrow strips stay small."""
 
 _LANES = 16
-"""Columns that OpenCV's distance transform takes together: how it rounds depends on a pixel's place among them."""
+"""Columns that OpenCV's distance transform processes together; its rounding depends on a pixel's position among them."""
 
 _GAP = 8
-"""Pixels between pictures side by side; fewer where these are narrower."""
+"""Pixels between pictures side by side; pictures that are narrower than this get a gap of their own width."""
 
 
 @lru_cache(maxsize=8)
 def palette(classes: int) -> np.ndarray:
-    """(classes + 1, 3) uint8 RGB, read-only: 0 is black, and a class keeps its colour whatever ``classes`` is.
+    """The colours of classes: (classes + 1, 3) uint8 RGB, read-only; 0 is black. A colour does not depend on ``classes``.
 
-    Hue, lightness and chroma follow a low-discrepancy sequence in Oklab, where distances are as large as they look.
+    Hue, lightness and chroma follow a low-discrepancy sequence in Oklab, where distances match perceived differences.
     """
     steps = np.arange(1, classes + 1)[:, None] * [0.8191725134, 0.6710436067, 0.5497004779]
     hue, lightness, chroma = (steps % 1).T
@@ -44,15 +44,15 @@ def palette(classes: int) -> np.ndarray:
 
 
 def colourise(mask: np.ndarray) -> np.ndarray:
-    """(H, W) class ids to (H, W, 3) uint8 RGB; 0 is black."""
+    """Convert (H, W) class ids to (H, W, 3) uint8 RGB; 0 is black."""
     return _palette_of(mask)[mask]
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, names: Vocabulary | Sequence[str], opacity: float = 0.55) -> np.ndarray:
-    """The picture under its classes' colours, with outlines and the names of the largest classes: (H, W, 3) uint8 RGB.
+    """Blend a picture with the colours of its classes, outline them, and name the largest: (H, W, 3) uint8 RGB.
 
-    ``image`` (H, W, 3) uint8 RGB; ``mask`` (H, W) class ids below 65536, 0 = unlabelled, which stays as it is. ``names[c]`` is
-    the name of class c, or ``names`` is a vocabulary. Time and memory are in proportion to the picture, whatever its shape.
+    ``image`` (H, W, 3) uint8 RGB; ``mask`` (H, W) class ids below 65536, 0 = unlabelled, whose pixels stay unchanged.
+    ``names[c]`` is the name of class c, or ``names`` is a vocabulary. Time and memory grow linearly with the number of pixels.
     """
     from cocolvis.inspection.blend import BOTTOM, COUNT, LEFT, RIGHT, TOP, blend  # numba is slow to import
 
@@ -73,7 +73,7 @@ def overlay(image: np.ndarray, mask: np.ndarray, names: Vocabulary | Sequence[st
 
 
 def enlarge(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Picture and mask at a whole multiple of their size, so that names are legible; large ones stay as they are."""
+    """Enlarge small pictures and their masks by an integer factor so that names are legible; return large ones unchanged."""
     factor = max(1, min(round(_LEGIBLE / min(mask.shape)), _LONGEST // max(mask.shape)))
     if factor == 1:
         return image, mask
@@ -82,28 +82,28 @@ def enlarge(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def side_by_side(image: np.ndarray, mask: np.ndarray, names: Vocabulary | Sequence[str]) -> np.ndarray:
-    """Picture, mask and overlay in one row, (h, 3 w + gaps, 3) uint8 RGB, enlarged where they are small."""
+    """Picture, mask and overlay side by side, (h, 3 w + gaps, 3) uint8 RGB, enlarged if they are small."""
     image, mask = enlarge(image, mask)
     gap = np.full((mask.shape[0], min(_GAP, mask.shape[1]), 3), 255, np.uint8)
     return np.concatenate([image, gap, colourise(mask), gap, overlay(image, mask, names)], axis=1)
 
 
 def mask_alone(mask: np.ndarray, names: Vocabulary | Sequence[str]) -> np.ndarray:
-    """The mask in its classes' colours with the names of the largest, (h, w, 3) uint8 RGB, enlarged where it is small."""
+    """The mask in the colours of its classes, with the largest named, (h, w, 3) uint8 RGB, enlarged if it is small."""
     black, mask = enlarge(np.zeros((*mask.shape, 3), np.uint8), mask)
     return overlay(black, mask, names, opacity=1.0)
 
 
 def _palette_of(mask: np.ndarray) -> np.ndarray:
-    """A palette with a colour for each class of a mask."""
+    """A palette that covers all classes of a mask."""
     return palette(max(1284, int(mask.max(initial=0))))
 
 
 @lru_cache(maxsize=8)
 def _blended_colours(opacity: float) -> tuple[np.ndarray, np.ndarray]:
-    """Two tables (257, 256) uint8, inside regions and on outlines.
+    """Tables of blended values, (257, 256) uint8: one for the inside of regions and one for their outlines.
 
-    The row is the colour of the class, 256 where there is none; the column is the colour of the picture.
+    The row is a channel of the class's colour, or 256 for unlabelled pixels; the column is the same channel of the picture.
     """
     values = np.arange(256, dtype=np.uint8)
     blended = np.vstack([values * (1 - opacity) + values[:, None] * opacity, values])
@@ -111,7 +111,7 @@ def _blended_colours(opacity: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _srgb(lightness: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Oklab to (n, 3) uint8 sRGB, clipped."""
+    """Convert Oklab to (n, 3) uint8 sRGB, clipped."""
     cone = np.stack([lightness, a, b], 1) @ [[1, 1, 1], [0.3963377774, -0.1055613458, -0.0894841775],
                                              [0.2158037573, -0.0638541728, -1.2914855480]]  # fmt: skip
     linear = cone**3 @ [[4.0767416621, -1.2684380046, -0.0041960863], [-3.3077115913, 2.6097574011, -0.7034186147],
@@ -121,7 +121,7 @@ def _srgb(lightness: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _widest(region: np.ndarray, top: int, left: int) -> tuple[int, int]:
-    """(row, column) in the picture where a region (h, w) bool, cut out from ``top`` and ``left`` on, is widest."""
+    """The (row, column) in the picture where a region is widest; (h, w) bool, cut out at ``top`` and ``left``."""
     shift = left % _LANES
     padded = np.zeros((region.shape[0] + 2, region.shape[1] + 2 + shift), np.uint8)
     padded[1:-1, 1 + shift : -1] = region
@@ -131,7 +131,7 @@ def _widest(region: np.ndarray, top: int, left: int) -> tuple[int, int]:
 
 
 def _write(picture: np.ndarray, name: str, centre: tuple[int, int], taken: list[tuple[int, int, int, int]]) -> None:
-    """Write a name around ``centre``, clear of the border and of the names in ``taken``; nowhere if none is free."""
+    """Write a name near ``centre``, away from the border and the boxes in ``taken``; leave it out if there is no room."""
     height, width = picture.shape[:2]
     scale = min(0.75, max(0.35, min(height, width) / 640))
     (w, h), base = cv2.getTextSize(name, _FONT, scale, 1)
@@ -142,7 +142,7 @@ def _write(picture: np.ndarray, name: str, centre: tuple[int, int], taken: list[
         box = left, bottom - h - 2, left + w, bottom + base
         if not any(box[0] < r and l < box[2] and box[1] < b and t < box[3] for l, t, r, b in taken):  # noqa: E741
             taken.append(box)
-            margin = h + base  # of glyphs beyond their box, and of the outline
+            margin = h + base  # room for the outline, and for glyphs that exceed their box
             rows = slice(max(0, box[1] - margin), max(0, box[3] + margin))
             columns = slice(max(0, left - margin), left + w + margin)
             _outlined(picture[rows, columns], name, (left - columns.start, bottom - rows.start), scale)
@@ -150,7 +150,7 @@ def _write(picture: np.ndarray, name: str, centre: tuple[int, int], taken: list[
 
 
 def _outlined(picture: np.ndarray, text: str, origin: tuple[int, int], scale: float) -> None:
-    """White text in a dark outline: the same glyphs, grown. (Fonts of another thickness have other widths.)"""
+    """Draw white text on a dark outline, which is the same glyphs dilated: thicker fonts would have other widths."""
     if not picture.size:
         return
     glyphs = np.zeros(picture.shape[:2], np.uint8)

@@ -1,4 +1,4 @@
-"""Statistics of a data set from what its shards count for each image; no mask is decoded."""
+"""Statistics of a data set, computed from the class counts in its shards without decoding a mask."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,19 +13,20 @@ from cocolvis.storage.dataset import Dataset
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 COLOURS = {"frequent": "#1f6f8b", "common": "#e0a030", "rare": "#b5394f", "stuff": "#7a8f5a"}
-"""One colour a frequency group, told apart by lightness too."""
+"""One colour per frequency group; they differ in lightness too."""
 
-_COLOUR = "#1f6f8b"
-"""Of classes that belong to no group."""
+_UNGROUPED_COLOUR = "#1f6f8b"
+"""Colour of classes without a frequency group."""
 
 
 def statistics(dataset: Dataset, progress: Progress = quiet) -> dict[str, Any]:
-    """``{"splits": {name: {"images", "classes_present", "classes", ...}}}``, all plain numbers and text.
+    """Return ``{"splits": {name: {"images", "classes_present", "classes", ...}}}`` with plain numbers and texts.
 
-    ``classes`` lists the classes that occur with "class", "name", "group", "images" and "pixels", most images first, then by
-    class. ``image_quantiles``, ``pixel_quantiles`` (over these classes) and ``classes_an_image`` map a quantile such as "0.5"
-    to its value; ``groups`` has classes, classes present, images (of each class, summed) and pixels of each frequency group, if
-    the vocabulary has any; ``pixels`` are all pixels, ``labelled`` those with a class. ``progress`` counts images.
+    ``classes`` lists the classes that occur, with "class", "name", "group", "images" and "pixels", sorted by images in
+    descending order, then by class. ``image_quantiles`` and ``pixel_quantiles`` (over these classes) and ``classes_an_image``
+    map a quantile such as "0.5" to its value. ``groups`` holds, for each frequency group of the vocabulary, its classes, how
+    many of them occur, their pixels, and their images (summed over classes). ``pixels`` counts all pixels, ``labelled`` those
+    that have a class. ``progress`` counts images.
     """
     done, total, found = 0, sum(dataset.splits.values()), {}
     for name, images in dataset.splits.items():
@@ -81,28 +82,28 @@ def _groups(dataset: Dataset, images: np.ndarray, pixels: np.ndarray) -> dict[st
 
 
 def plot(stats: Mapping[str, Any], path: Path) -> None:
-    """Draw the long tail to a picture file: images and pixels of each class, sorted, log scale, one row a split.
+    """Plot the long tail to a file: images and pixels of each class, sorted, on a log scale, with one row per split.
 
-    A DataError where the file cannot be written, or its ending names no picture format.
+    Raises DataError if the file cannot be written, or if its suffix is not a picture format.
     """
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     splits = stats["splits"]
-    figure = Figure(figsize=(11, 0.6 + 3.2 * max(1, len(splits))), layout="constrained")
+    figure = Figure(figsize=(11, 0.6 + 3.2 * max(1, len(splits))), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
     grid = figure.subplots(max(1, len(splits)), 2, squeeze=False)
     for (left, right), (name, split) in zip(grid, splits.items(), strict=False):
         for axes, what in ((left, "images"), (right, "pixels")):
             _panel(axes, split["classes"], what)
         left.set_title(f"{name}: {split['images']:,} images, {split['classes_present']:,} classes", loc="left", weight="bold")
     figure.align_ylabels()
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
     if any(split["groups"] for split in splits.values()):
         figure.legend(*_key(), loc="outside lower center", ncols=len(COLOURS), frameon=False)
     save_figure(figure, path)
 
 
 def _panel(axes, classes: list[dict[str, Any]], what: str) -> None:
-    """One histogram: a bar a class, highest first."""
+    """Draw one histogram with a bar for each class, highest first."""
     from matplotlib.collections import PolyCollection
 
     ranked = sorted(classes, key=lambda row: -row[what])
@@ -111,16 +112,17 @@ def _panel(axes, classes: list[dict[str, Any]], what: str) -> None:
     axes.set_ylabel(f"{what} of the class")
     axes.spines[["top", "right"]].set_visible(False)
     if not ranked:
-        axes.text(0.5, 0.5, "no class occurs", ha="center", va="center", transform=axes.transAxes, color="0.5")
+        axes.text(0.5, 0.5, "no classes occur", ha="center", va="center", transform=axes.transAxes, color="0.5")
         return
     axes.set_yscale("log")
     axes.set_xlim(0.5, len(ranked) + 0.5)
     axes.set_ylim(heights.min() * 0.7, heights.max() * 1.6)
     left, bottom = np.arange(len(ranked)) + 0.5, np.full(len(ranked), heights.min() * 0.1)
-    corners = [(left, bottom), (left, heights), (left + 1, heights), (left + 1, bottom)]
-    colours = [COLOURS.get(row["group"], _COLOUR) for row in ranked]
-    gap = {"edgecolors": "white", "linewidths": 0.4} if len(ranked) <= 150 else {"edgecolors": "face", "linewidths": 0.2}
-    axes.add_collection(PolyCollection(np.transpose(corners, (2, 0, 1)), facecolors=colours, zorder=2, **gap))
+    corners = np.transpose([(left, bottom), (left, heights), (left + 1, heights), (left + 1, bottom)], (2, 0, 1))
+    colours = [COLOURS.get(row["group"], _UNGROUPED_COLOUR) for row in ranked]
+    edge, width = ("white", 0.4) if len(ranked) <= 150 else ("face", 0.2)
+    bars = PolyCollection(list(corners), facecolors=colours, edgecolors=edge, linewidths=width, zorder=2)
+    axes.add_collection(bars)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     between = {2, 5} if heights.max() < 100 * heights.min() else set()
     axes.yaxis.set_minor_formatter(lambda value, _: f"{value:,.0f}" if int(f"{value:e}"[0]) in between else "")
@@ -141,7 +143,7 @@ def _panel(axes, classes: list[dict[str, Any]], what: str) -> None:
 
 
 def _key():
-    """Handles and labels that name the groups' colours."""
+    """Handles and labels of the legend of frequency groups."""
     from matplotlib.patches import Patch
 
     labels = {"frequent": "frequent (over 100 images in LVIS)", "common": "common (11-100)", "rare": "rare (1-10)"}

@@ -1,4 +1,4 @@
-"""The integrity of a data set: every shard against its recorded size and SHA-256, and what it holds against the index."""
+"""The integrity of a data set: every shard against its recorded size and SHA-256, and its content against dataset.json."""
 
 import os
 from collections import Counter
@@ -10,30 +10,30 @@ from typing import Any
 
 import numpy as np
 
-from cocolvis.disk.files import sha256
+from cocolvis.disk.files import is_absent, regular_file, sha256
 from cocolvis.errors import DataError
 from cocolvis.pictures import encoded
 from cocolvis.progress import Progress, quiet
-from cocolvis.storage import checks, digest, report
+from cocolvis.storage import digest, report
 from cocolvis.storage.dataset import Dataset, Split
-from cocolvis.storage.shards import ShardReader
+from cocolvis.storage.shard_reader import ShardReader
 from cocolvis.text import line
 
 
 def verify(dataset: Dataset, progress: Progress = quiet) -> list[str]:
-    """The faults of a data set, one line each; empty when it is whole. ``progress`` counts bytes of shards.
+    """The faults of a data set, one line each; empty if it is intact. ``progress`` counts bytes of shards.
 
-    Reads everything: the digest of each image, and of the data set, is computed anew from the contents.
+    Reads everything, and computes the digest of each image and of the data set from the stored values.
     """
-    faults = []
+    faults: list[str] = []
     ids: dict[str, list[np.ndarray]] = {split: [] for split in dataset.splits}
     leaves: dict[str, list[bytes]] = {split: [] for split in dataset.splits}
     shards = dataset.index["shards"]
-    read = _Read(progress, sum(entry["bytes"] for entry in shards))
+    meter = _ShardProgress(progress, sum(entry["bytes"] for entry in shards))
     for entry in shards:
         path = dataset.folder / entry["file"]
-        read.begin(entry["bytes"])
-        faults += _file_faults(path, entry, read)
+        meter.begin(entry["bytes"])
+        faults += _file_faults(path, entry, meter)
         try:
             reader = ShardReader(path, len(dataset.vocabulary))
         except DataError as error:
@@ -41,23 +41,24 @@ def verify(dataset: Dataset, progress: Progress = quiet) -> list[str]:
         else:
             faults += [f"{path}: {fault}" for fault in _content_faults(reader, entry, dataset)]
             ids.setdefault(entry["split"], []).append(reader.image_ids())
-            faults += _image_faults(reader, leaves.setdefault(entry["split"], []), read)
+            faults += _image_faults(reader, leaves.setdefault(entry["split"], []), meter)
             reader.close()
-    read.begin(0)
-    lost = report.check(dataset.folder, dataset.index["report"])
-    return faults + list(_index_faults(dataset, ids, leaves)) + ([lost] if lost else [])
+    meter.begin(0)
+    damage = report.find_damage(dataset.folder, dataset.index["report"])
+    return faults + list(_index_faults(dataset, ids, leaves)) + ([damage] if damage else [])
 
 
 def check_pictures(dataset: Dataset, threads: int = 1, progress: Progress = quiet) -> list[str]:
-    """The faults of the pictures, one line each: those stored, or the files that are referred to, are checked and decoded.
+    """The faults of the pictures, one line each: every embedded or referenced picture is checked and decoded.
 
-    What can be found is told by :func:`encoded.check`. ``progress`` counts images. Each thread holds one picture at a time. A
-    DataError where the data set knows no pictures.
+    :func:`cocolvis.pictures.encoded.check` says which faults are found. ``progress`` counts images. Each thread holds one
+    picture at a time. Raises DataError if the data set was built without pictures.
     """
     if dataset.index["options"]["images"] == "none":
-        raise DataError(f"{dataset.folder}: was built with --images none; there are no pictures to look into")
+        raise DataError(f"{dataset.folder}: was built with --images none, so it has no pictures to check")
     encoded.warm_up()
-    done, total, faults = 0, sum(dataset.splits.values()), []
+    faults: list[str] = []
+    done, total = 0, sum(dataset.splits.values())
     with ThreadPoolExecutor(threads) as pool:
         for name in dataset.splits:
             split = dataset.split(name)
@@ -83,37 +84,37 @@ def _picture_fault(split: Split, reader: ShardReader, row: int) -> str | None:
     return None
 
 
-class _Read:
-    """Tells how many bytes of all shards were checked: half of a shard's when its file was hashed, half image by image."""
+class _ShardProgress:
+    """Counts checked bytes over all shards: half of each shard while its file is hashed, half while its images are read."""
 
     def __init__(self, progress: Progress, total: int):
         self._progress, self._total = progress, total
-        self._before = self._size = self._read = 0
+        self._before = self._size = self._hashed = 0
 
     def begin(self, size: int) -> None:
-        """The next shard, of so many bytes; what came before is done."""
-        self._before, self._size, self._read = self._before + self._size, size, 0
+        """The previous shard is done, and the next one has ``size`` bytes."""
+        self._before, self._size, self._hashed = self._before + self._size, size, 0
         self._progress(self._before, self._total)
 
     def hashed(self, count: int) -> None:
-        """So many bytes more of the shard's file."""
-        self._read += count
-        self._progress(self._before + min(self._read, self._size) // 2, self._total)
+        """``count`` more bytes of the shard's file have been hashed."""
+        self._hashed += count
+        self._progress(self._before + min(self._hashed, self._size) // 2, self._total)
 
     def checked(self, share: float) -> None:
-        """A share of the shard's images."""
+        """This share of the shard's images has been checked."""
         self._progress(self._before + int(self._size * (1 + share) / 2), self._total)
 
 
-def _file_faults(path: Path, entry: dict[str, Any], read: _Read) -> Iterator[str]:
-    if checks.absent(path):
+def _file_faults(path: Path, entry: dict[str, Any], meter: _ShardProgress) -> Iterator[str]:
+    if is_absent(path):
         yield f"{path}: does not exist; build the data set again with --overwrite"
         return
     try:
-        size = checks.regular_file(path).st_size
+        size = regular_file(path).st_size
         if size != entry["bytes"]:
             yield f"{path}: has {size} bytes, dataset.json says {entry['bytes']}"
-        elif (found := sha256(path, read.hashed)) != entry["sha256"]:
+        elif (found := sha256(path, meter.hashed)) != entry["sha256"]:
             yield f"{path}: has SHA-256 {found}, dataset.json says {entry['sha256']}"
     except DataError as error:
         yield str(error)
@@ -125,20 +126,21 @@ def _content_faults(reader: ShardReader, entry: dict[str, Any], dataset: Dataset
     for name, expected in (("split", entry["split"]), ("vocabulary", dataset.vocabulary.digest)):
         if reader.attributes.get(name) != expected:
             yield f"its {name} is {line(repr(reader.attributes.get(name)))}, dataset.json says {expected!r}"
-    absent = reader.absent()
-    if absent.size and not 1 <= absent.min() <= absent.max() <= len(dataset.vocabulary):
-        yield f"excludes classes {absent.min()}..{absent.max()}, the vocabulary has 1..{len(dataset.vocabulary)}"
+    listed = reader.federated_classes()
+    if listed.size and not 1 <= listed.min() <= listed.max() <= len(dataset.vocabulary):
+        found = f"{listed.min()}..{listed.max()}"
+        yield f"/neg and /not_exhaustive hold classes {found}, the vocabulary has 1..{len(dataset.vocabulary)}"
 
 
-def _image_faults(reader: ShardReader, leaves: list[bytes], read: _Read) -> Iterator[str]:
-    """Compare each image with its digest, and its mask with the classes that it counts; add the digests to ``leaves``."""
+def _image_faults(reader: ShardReader, leaves: list[bytes], meter: _ShardProgress) -> Iterator[str]:
+    """Compare each image with its digest and each mask with its entry in /present; append the digests to ``leaves``."""
     try:
-        offsets, classes, pixels = reader.present()
+        present = reader.present()
     except DataError as error:
         yield str(error)
-        offsets = None
+        present = None
     for row, (image_id, recorded) in enumerate(zip(reader.image_ids(), reader.digests(), strict=True)):
-        read.checked(row / len(reader))
+        meter.checked(row / len(reader))
         try:
             leaves.append(reader.digest(row))
             if leaves[-1] != recorded.tobytes():
@@ -148,13 +150,14 @@ def _image_faults(reader: ShardReader, leaves: list[bytes], read: _Read) -> Iter
         except DataError as error:
             yield str(error)
             continue
-        if offsets is not None:
+        if present is not None:
+            offsets, classes, pixels = present
             counted = np.bincount(runs.classes, runs.lengths)
             counted[0] = 0
             of_image = slice(int(offsets[row]), int(offsets[row + 1]))
-            found = np.flatnonzero(counted)
-            if not (np.array_equal(found, classes[of_image]) and np.array_equal(counted[found], pixels[of_image])):
-                yield f"{reader.path}: image {image_id}: /present does not count the classes of its mask"
+            occurring = np.flatnonzero(counted)
+            if not (np.array_equal(occurring, classes[of_image]) and np.array_equal(counted[occurring], pixels[of_image])):
+                yield f"{reader.path}: image {image_id}: /present does not match the classes of its mask"
 
 
 def _index_faults(dataset: Dataset, ids: dict[str, list[np.ndarray]], leaves: dict[str, list[bytes]]) -> Iterator[str]:

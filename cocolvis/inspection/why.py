@@ -1,4 +1,4 @@
-"""Why a pixel has its class: the annotations that cover it, from the one that shows to the lowest that is hidden."""
+"""Explains the class of a pixel: the annotations that cover it, from the visible one down to the lowest hidden one."""
 
 from dataclasses import asdict, dataclass
 
@@ -14,9 +14,10 @@ from cocolvis.vocabulary import UNLABELLED, coco_lvis
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """One annotation that covers the pixel; ``area`` is its pixels in the whole image, ``shows`` whether it is the topmost.
+    """One annotation that covers the pixel.
 
-    ``annotation_id`` is None where the record has none.
+    ``area`` is the number of its pixels in the whole image, ``shows`` whether it is the topmost annotation. ``annotation_id``
+    is None if the record has no id.
     """
 
     source: str
@@ -31,9 +32,9 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """A pixel of an image of ``height`` x ``width``: ``layers`` from top to bottom, and the class that the mask stores.
+    """A pixel of an image of ``height`` x ``width``: its ``layers`` from top to bottom, and the class that the mask stores.
 
-    ``left_out`` are the records of the image that no build paints.
+    ``left_out`` are the annotations of the image that builds leave out, with the reason.
     """
 
     split: str
@@ -49,7 +50,7 @@ class Explanation:
 
     @property
     def derived(self) -> int:
-        """The class that the annotations give the pixel; 0 where there is none."""
+        """The class that the annotations give the pixel; 0 if none covers it."""
         return self.layers[0].class_id if self.layers else UNLABELLED
 
     @property
@@ -59,7 +60,7 @@ class Explanation:
 
     @property
     def fault(self) -> str | None:
-        """One line where mask and annotations disagree."""
+        """One line if mask and annotations disagree, otherwise None."""
         if self.stored == self.derived:
             return None
         derived = f"{self.derived} {coco_lvis().name(self.derived)}"
@@ -75,11 +76,12 @@ class Explanation:
 def why(dataset: Dataset, sources: Sources, image_id: int, x: int, y: int) -> Explanation:
     """Explain the pixel in column ``x`` and row ``y``, counted from 0 at the top left.
 
-    Reads the LVIS file of the image's split and the stuff file of its folder. A DataError when the data set does not hold the
-    image, the pixel lies outside of it, or the data set was built with another vocabulary or from other annotation files.
+    Reads the LVIS file of the image's split and the stuff file of its folder. Raises DataError if the data set does not hold
+    the image, if the pixel lies outside the image, or if the data set was built with another vocabulary or other annotation
+    files.
     """
     if not dataset.is_coco_lvis:
-        raise DataError(f"{dataset.folder}: has another vocabulary than COCO+LVIS, which is all that can be explained")
+        raise DataError(f"{dataset.folder}: has another vocabulary than COCO+LVIS; only COCO+LVIS masks can be explained")
     split, row = dataset.locate(image_id)
     mask = split.mask(row)
     height, width = mask.shape
@@ -106,7 +108,7 @@ def why(dataset: Dataset, sources: Sources, image_id: int, x: int, y: int) -> Ex
 def _task(
     dataset: Dataset, sources: Sources, split: str, image_id: int, shape: tuple[int, ...]
 ) -> tuple[ImageTask, BuildOptions, list[Fault]]:
-    """What a build makes the image's mask from: its annotations, the options, and the records that were lost before."""
+    """What a build makes the image's mask from: its annotations, the options, and the faults found while reading them."""
     things = sources.things(split)
     record = things.images.get(image_id)
     _check_inputs(dataset, sources)
@@ -123,7 +125,7 @@ def _task(
 
 
 def _check_inputs(dataset: Dataset, sources: Sources) -> None:
-    """A DataError when a file that was read is none of those that the data set was built from."""
+    """Raise DataError if a file that was read is not one that the data set was built from."""
     for name, digest in sources.digests().items():
         if dataset.index["inputs"].get(name) != digest:
             raise DataError(f"{name} is not the file that {dataset.folder} was built from; check --coco and --lvis")
@@ -137,6 +139,7 @@ def _covers(spans: Spans, pixel: int) -> bool:
 
 def _layer(region: Region, source: str, shows: bool) -> Layer:
     segment = region.segment
+    assert segment is not None, "regions() keeps the annotation of each region"
     return Layer(
         source=source,
         annotation_id=segment.annotation_id,

@@ -1,1 +1,1 @@
-"""A data set on disk: its shards, its index, and what must hold of files that may come from anywhere."""
+"""The data set on disk: its shards, its index dataset.json, and the checks that both must pass before they are used."""

@@ -7,11 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from cocolvis.disk.files import is_absent
 from cocolvis.errors import DamagedImage, DataError
 from cocolvis.progress import quiet
-from cocolvis.storage import checks, report
-from cocolvis.storage.handles import OPEN
-from cocolvis.storage.shards import Sample, ShardReader
+from cocolvis.storage import report
+from cocolvis.storage.index import is_imported, read_index
+from cocolvis.storage.open_shards import OPEN_SHARDS
+from cocolvis.storage.picture_files import read_picture
+from cocolvis.storage.samples import Sample
+from cocolvis.storage.shard_reader import ShardReader
 from cocolvis.text import line
 from cocolvis.vocabulary import Vocabulary, coco_lvis
 
@@ -21,10 +25,10 @@ INDEX = "dataset.json"
 
 
 class Dataset:
-    """The folder that ``cocolvis build`` writes.
+    """A folder that ``cocolvis build`` or ``cocolvis import`` wrote.
 
-    ``index`` is dataset.json as parsed, ``vocabulary`` its classes, ``image_root`` where the pictures of a data set that
-    stores only their paths lie.
+    ``index`` is the parsed dataset.json and ``vocabulary`` its classes. ``image_root`` is the folder of the pictures, for a
+    data set that stores only their paths.
     """
 
     def __init__(self, folder: Path, index: Mapping[str, Any], image_root: Path | None = None):
@@ -37,14 +41,14 @@ class Dataset:
 
     @classmethod
     def open(cls, folder: str | Path, image_root: str | Path | None = None) -> "Dataset":
-        """Read the index; a DataError when there is none, it has another format, or anything in it is not as it must be."""
+        """Open a data set by its folder; raises DataError if dataset.json is missing, has another format, or is not valid."""
         folder = Path(folder)
-        if checks.absent(folder / INDEX):
+        if is_absent(folder / INDEX):
             unfinished = (
-                "" if checks.absent(folder / "shards") else " yet: complete it with `cocolvis build ... --resume`, or `import`"
+                "" if is_absent(folder / "shards") else " yet: complete it with `cocolvis build ... --resume`, or `import`"
             )
             raise DataError(f"{folder}: holds no {INDEX}{unfinished}; expected a folder that `cocolvis build` wrote")
-        index = checks.read_index(folder / INDEX, (FORMAT, VERSION))
+        index = read_index(folder / INDEX, (FORMAT, VERSION))
         try:
             return cls(folder, index, Path(image_root) if image_root else None)
         except DataError as error:
@@ -52,8 +56,8 @@ class Dataset:
 
     @property
     def is_coco_lvis(self) -> bool:
-        """Whether COCO and LVIS annotations can say how the masks came about: not those of an import, or of other classes."""
-        return not checks.is_imported(self.index) and self.vocabulary.digest == coco_lvis().digest
+        """Whether the masks derive from COCO and LVIS annotations with the standard vocabulary; never true of an import."""
+        return not is_imported(self.index) and self.vocabulary.digest == coco_lvis().digest
 
     @property
     def splits(self) -> dict[str, int]:
@@ -61,26 +65,26 @@ class Dataset:
         return {name: split["images"] for name, split in self.index["splits"].items()}
 
     def faults(self) -> Iterator[dict[str, Any]]:
-        """All faults that the build reported; a DataError where the file that holds them is not as dataset.json says."""
+        """All faults that the build reported; raises DataError if faults.jsonl is needed and is not as dataset.json records."""
         return report.read(self.folder, self.index["report"])
 
     def split(self, name: str) -> "Split":
-        """The samples of a split; a DataError that lists the splits when there is none of this name."""
+        """The samples of a split; raises DataError if there is no split of this name, and lists those that exist."""
         if name not in self.splits:
             raise DataError(f"{self.folder}: has no split {name!r}; it has {', '.join(self.splits) or 'none'}")
         return Split(self, name)
 
     def shard_paths(self, split: str) -> list[Path]:
-        """The shards of a split in order."""
+        """The files of the shards of a split, in order."""
         return [self.folder / shard["file"] for shard in self.index["shards"] if shard["split"] == split]
 
     def find(self, image_id: int) -> Sample:
-        """The sample with this image id, in whichever split; a DataError when there is none."""
+        """The sample with this image id, in any split; raises DataError if there is none."""
         split, row = self.locate(image_id)
         return split[row]
 
     def locate(self, image_id: int) -> tuple["Split", int]:
-        """The split that holds an image, and its place there; a DataError when there is none."""
+        """The split that holds an image, and the image's number in it; raises DataError if no split holds it."""
         for name in self.splits:
             if name not in self._searched:
                 split = self.split(name)
@@ -93,9 +97,9 @@ class Dataset:
 
 
 class Split:
-    """The samples of one split, in the order in which they were built; pickles and forks safely.
+    """The samples of one split, in build order; safe to pickle and to use after a fork.
 
-    ``split[i]`` opens shards as needed; a process keeps those open that it used last (see :mod:`cocolvis.storage.handles`).
+    ``split[i]`` opens shards as needed; the most recently used ones stay open (see :mod:`cocolvis.storage.open_shards`).
     """
 
     def __init__(self, dataset: Dataset, name: str):
@@ -105,31 +109,34 @@ class Split:
         self._paths = dataset.shard_paths(name)
         counts = [s["images"] for s in dataset.index["shards"] if s["split"] == name]
         self._starts = np.cumsum([0, *counts])
-        self._owner = OPEN.owner(self, len(self._paths))
+        self._owner = OPEN_SHARDS.owner(self, len(self._paths))
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> Sample:
         """Sample ``index``, 0 <= index < len."""
-        shard, row = self._place(index)
+        shard, row = self._locate(index)
         return self.with_picture(shard.sample(row))
 
     def with_picture(self, sample: Sample) -> Sample:
-        """The sample with its picture where the data set refers to files; a DataError where there is none. Thread-safe."""
+        """The sample with its picture read from ``image_root``, if the data set stores only paths. Thread-safe.
+
+        Raises DamagedImage if this picture cannot be read, DataError if the disk fails.
+        """
         if sample.content or self.image_root is None:
             return sample
         try:
-            content = checks.picture(self.image_root, sample.path)
+            content = read_picture(self.image_root, sample.path)
         except DamagedImage as error:
-            raise DamagedImage(sample.told(f"{error}; say where the images lie with --image-root")) from None
+            raise DamagedImage(sample.fault_line(f"{error}; pass the folder of the images with --image-root")) from None
         except DataError as error:
-            raise DataError(sample.told(error)) from None
+            raise DataError(sample.fault_line(error)) from None
         return replace(sample, content=content)
 
     def mask(self, index: int) -> np.ndarray:
-        """(H, W) uint16 mask of sample ``index``; the picture is left alone."""
-        shard, row = self._place(index)
+        """(H, W) uint16 mask of sample ``index``; its picture is not read."""
+        shard, row = self._locate(index)
         return shard.runs(row).mask()
 
     def image_ids(self) -> np.ndarray:
@@ -141,36 +148,37 @@ class Split:
         return self._gather(ShardReader.sizes, np.zeros((0, 2), np.uint32))
 
     def shards(self) -> Iterator[ShardReader]:
-        """The shards in order, each opened when it is asked for."""
+        """The shards in order, each opened when the iterator reaches it."""
         return map(self._shard, range(len(self._paths)))
 
     def present(self, read: Callable[[int], None] = quiet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(rows int64, classes uint16, pixels uint32), one entry for each class in each image; no mask is decoded.
+        """(rows int64, classes uint16, pixels uint32), one entry per class and image; no mask is decoded.
 
-        ``read`` is told how many images' counts were read, shard by shard.
+        ``read`` is called after each shard with the number of images whose counts have been read.
         """
         rows, classes, pixels = [np.zeros(0, np.int64)], [np.zeros(0, np.uint16)], [np.zeros(0, np.uint32)]
         for number, start in enumerate(self._starts[:-1]):
             offsets, shard_classes, shard_pixels = self._shard(number).present()
-            rows.append(start + np.repeat(np.arange(len(offsets) - 1), np.diff(offsets.astype(np.int64))))
+            counts = (offsets[1:] - offsets[:-1]).astype(np.int64)
+            rows.append(start + np.repeat(np.arange(len(counts)), counts))
             classes.append(shard_classes)
             pixels.append(shard_pixels)
             read(int(self._starts[number + 1]))
         return np.concatenate(rows), np.concatenate(classes), np.concatenate(pixels)
 
-    def _gather(self, column, empty: np.ndarray) -> np.ndarray:
+    def _gather(self, column: Callable[[ShardReader], np.ndarray], empty: np.ndarray) -> np.ndarray:
         return np.concatenate([empty, *(map(column, self.shards()))])
 
-    def _place(self, index: int) -> tuple[ShardReader, int]:
+    def _locate(self, index: int) -> tuple[ShardReader, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self._shard(number), index - int(self._starts[number])
 
     def _shard(self, number: int) -> ShardReader:
-        return OPEN.get(self._owner, number, self._opened)
+        return OPEN_SHARDS.get(self._owner, number, self._open_shard)
 
-    def _opened(self, number: int) -> ShardReader:
+    def _open_shard(self, number: int) -> ShardReader:
         reader = ShardReader(self._paths[number], self._classes)
         if reader.attributes.get("vocabulary") != self._digest:
             raise DataError(f"{reader.path}: was built with another vocabulary than dataset.json names")
@@ -186,4 +194,4 @@ class Split:
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        self._owner = OPEN.owner(self, len(self._paths))
+        self._owner = OPEN_SHARDS.owner(self, len(self._paths))

@@ -1,7 +1,7 @@
-"""One digest for what a data set means: a Merkle tree over its images, whatever the shards, their compression and their HDF5.
+"""One digest for the content of a data set: a Merkle tree over its images, independent of shards, compression and HDF5.
 
-A leaf is an image with everything that is stored of it. Trees are those of RFC 6962: leaves and inner nodes are told apart by
-their first byte, and an odd one out moves up a level unchanged.
+A leaf covers everything that is stored about one image. The trees follow RFC 6962: a first byte distinguishes leaves from inner
+nodes, and a node without a partner moves up one level unchanged.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ LENGTH = 32
 
 
 def leaf(fields: Iterable[bytes | bytearray | memoryview]) -> bytes:
-    """The digest of one image: SHA-256 of 0 and each field, preceded by its length (8 bytes, little-endian)."""
+    """The digest of one image: SHA-256 of a zero byte and all fields, each preceded by its length (8 bytes, little-endian)."""
     found = hashlib.sha256(b"\0")
     for field in fields:
         found.update(len(field).to_bytes(8, "little"))
@@ -21,7 +21,7 @@ def leaf(fields: Iterable[bytes | bytearray | memoryview]) -> bytes:
 
 
 def root(leaves: Sequence[bytes]) -> bytes:
-    """The Merkle root of leaves in order; the SHA-256 of nothing when there are none."""
+    """The Merkle root of the leaves, in order; the SHA-256 of nothing if there are none."""
     level = list(leaves)
     while len(level) > 1:
         pairs = [hashlib.sha256(b"\1" + a + b).digest() for a, b in zip(level[::2], level[1::2], strict=False)]
@@ -30,7 +30,10 @@ def root(leaves: Sequence[bytes]) -> bytes:
 
 
 def of_dataset(splits: Mapping[str, Sequence[bytes]], vocabulary: str) -> str:
-    """The digest of a data set in hexadecimal: SHA-256 over the vocabulary's digest, and name, size and root of each split."""
+    """The digest of a data set in hexadecimal.
+
+    It is the leaf over the vocabulary's digest and, for each split in order of name, its name, number of images and root.
+    """
     fields = [b"cocolvis", vocabulary.encode()]
     for name, leaves in sorted(splits.items()):
         fields += [name.encode(), len(leaves).to_bytes(8, "little"), root(leaves)]

@@ -1,4 +1,4 @@
-"""What a build reports: its faults, counted, listed, and kept in full."""
+"""The faults that a build reports: counted, listed in dataset.json, and kept in full in faults.jsonl if they are many."""
 
 import json
 from collections import Counter
@@ -8,28 +8,29 @@ from typing import Any
 
 import msgspec
 
-from cocolvis.disk.files import Unwritable, sha256, write_aside
+from cocolvis.disk.files import Unwritable, regular_file, sha256, write_aside
 from cocolvis.errors import DataError
 from cocolvis.faults import Fault
-from cocolvis.storage import checks
+from cocolvis.storage.index import ReportedFault
 from cocolvis.text import line
 
 FILE = "faults.jsonl"
-"""All faults, one JSON object a line, where dataset.json lists some only."""
+"""All faults, one JSON object per line; written only if dataset.json cannot list them all."""
 
 LISTED = 1000
-"""Faults of a kind that dataset.json lists."""
+"""Faults of each kind that dataset.json lists."""
 
-_LARGEST, _LONGEST = 2**30, 2**16
-"""Bytes of the largest list of faults, and of one of its lines; the former are some four million faults."""
+_MAX_FILE, _MAX_LINE = 2**30, 2**16
+"""Bytes of the largest faults.jsonl that is read (some four million faults), and of its longest line."""
 
 
 def write(folder: Path, faults: Sequence[Fault], permit: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """The report for dataset.json; all faults are written to a file beside it where it cannot list them all.
+    """Return the report for dataset.json; write all faults to :data:`FILE` beside it if the report cannot list them all.
 
-    ``permit`` is that of :func:`cocolvis.disk.files.write_aside`. A DataError where the file system refuses.
+    ``permit`` is passed to :func:`cocolvis.disk.files.write_aside`. Raises DataError if the file system refuses.
     """
-    listed, seen = [], Counter()
+    listed: list[dict[str, Any]] = []
+    seen: Counter[str] = Counter()
     for fault in faults:
         seen[fault.kind] += 1
         if seen[fault.kind] <= LISTED:
@@ -49,27 +50,29 @@ def write(folder: Path, faults: Sequence[Fault], permit: Callable[[], None] = la
 
 
 def read(folder: Path, report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """All faults of a report, as dataset.json lists them; a DataError where the file that holds them is not as recorded."""
+    """Yield all faults of a report in order; raises DataError if :data:`FILE` is needed and is not as dataset.json records."""
     if report.get("file") is None:
         yield from report["faults"]
         return
-    path, seen = folder / FILE, Counter()
-    if damage := check(folder, report):
+    path = folder / FILE
+    seen: Counter[str] = Counter()
+    if damage := find_damage(folder, report):
         raise DataError(damage)
-    for fault in _read(path):
+    for fault in _read_file(path):
         seen[fault["kind"]] += 1
         yield fault
     if seen != Counter(report["counts"]):
-        raise DataError(f"{path}: holds {seen.total()} faults, dataset.json counts {sum(report['counts'].values())} otherwise")
+        found, counted = seen.total(), sum(report["counts"].values())
+        raise DataError(f"{path}: holds {found} faults, whose kinds do not match the {counted} that dataset.json counts")
 
 
-def check(folder: Path, report: Mapping[str, Any]) -> str | None:
-    """What is wrong with the file of all faults; None where it is as recorded, or there is none."""
+def find_damage(folder: Path, report: Mapping[str, Any]) -> str | None:
+    """Say in one line what is wrong with :data:`FILE`; None if it is as recorded, or if the report does not need it."""
     recorded, path = report.get("file"), folder / FILE
     if recorded is None:
         return None
     try:
-        size = checks.regular_file(path).st_size
+        size = regular_file(path).st_size
         if size != recorded["bytes"]:
             return f"{path}: has {size} bytes, dataset.json says {recorded['bytes']}"
         if (found := sha256(path)) != recorded["sha256"]:
@@ -79,19 +82,20 @@ def check(folder: Path, report: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _read(path: Path) -> Iterator[dict[str, Any]]:
-    """The faults in a file of one JSON object a line; a DataError where a line is none, or the file is too large."""
-    size = checks.regular_file(path).st_size
-    if size > _LARGEST:
-        raise DataError(f"{path}: has {size} bytes; at most {_LARGEST} are read")
-    decode = msgspec.json.Decoder(checks.ReportedFault).decode
+def _read_file(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the faults of a file with one JSON object per line; raises DataError for a line that is none, or a huge file."""
+    size = regular_file(path).st_size
+    if size > _MAX_FILE:
+        raise DataError(f"{path}: has {size} bytes; at most {_MAX_FILE} are read")
+    decode = msgspec.json.Decoder(ReportedFault).decode
+    number = 0
     try:
         with path.open("rb") as file:
-            for number, text in enumerate(iter(lambda: file.readline(_LONGEST), b""), 1):
+            for number, text in enumerate(iter(lambda: file.readline(_MAX_LINE), b""), 1):
                 if not text.endswith(b"\n"):
-                    raise DataError(f"{path}: line {number} has no end, or more than {_LONGEST} bytes")
+                    raise DataError(f"{path}: line {number} does not end, or has more than {_MAX_LINE} bytes")
                 yield msgspec.structs.asdict(decode(text))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # a ValidationError is a DecodeError
-        raise DataError(f"{path}: line {number} is no fault: {line(error)}") from None
+        raise DataError(f"{path}: line {number} is not a fault: {line(error)}") from None

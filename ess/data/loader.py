@@ -13,7 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 from cocolvis.errors import DamagedImage, DataError
 from cocolvis.memory import keep_freed
 from cocolvis.storage.dataset import Dataset, Split
-from cocolvis.storage.shards import Sample
+from cocolvis.storage.samples import Sample
 from cocolvis.text import line
 from ess.config import Config
 from ess.data.batches import AHEAD, Packer, Parcel, Window, Windows, unpack

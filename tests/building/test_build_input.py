@@ -102,7 +102,7 @@ def test_pictures_are_embedded_as_they_came_or_left_where_they_are(tree):
     assert by_path.find(1).content == original
     assert by_path.index["options"]["image_root"] == str(tree.coco.resolve())
     tree.picture(1).unlink()
-    with pytest.raises(DataError, match="say where the images lie with --image-root"):
+    with pytest.raises(DataError, match="pass the folder of the images with --image-root"):
         by_path.find(1)
     assert by_path.split("train").mask(0).any()
     none = tree.build(images="none")

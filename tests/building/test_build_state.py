@@ -21,8 +21,8 @@ from cocolvis.building.merged import BuildOptions
 from cocolvis.errors import DataError
 from cocolvis.masks.merge import MASK_RULE
 from cocolvis.sources.pairing import Sources
+from cocolvis.storage.columns import VERSION
 from cocolvis.storage.dataset import Dataset
-from cocolvis.storage.shards import VERSION
 from cocolvis.vocabulary import Vocabulary, coco_lvis
 
 SHARDS = 20

@@ -177,7 +177,7 @@ def test_the_pixels_of_a_batch_survive_damaged_ones_around_it(folder):
 
 
 def test_a_sound_batch_reads_each_image_once(built, monkeypatch):
-    from cocolvis.storage.shards import Sample
+    from cocolvis.storage.samples import Sample
 
     calls, image = [], Sample.image
     monkeypatch.setattr(Sample, "image", lambda self: calls.append(self.image_id) or image(self))

@@ -8,7 +8,7 @@ import torch
 
 from cocolvis.errors import DataError
 from cocolvis.storage.dataset import Dataset, Split
-from cocolvis.storage.handles import OPEN
+from cocolvis.storage.open_shards import OPEN_SHARDS
 from cocolvis.vocabulary import Vocabulary
 from ess.config import Config
 from ess.data.batches import AHEAD
@@ -93,13 +93,13 @@ def test_a_resumed_loader_repeats_the_same_augmentations(dataset):
 
 
 def test_what_a_process_holds_does_not_grow_with_the_data_set(dataset, monkeypatch):
-    monkeypatch.setattr("cocolvis.storage.handles.most_open", lambda: 1)
+    monkeypatch.setattr("cocolvis.storage.open_shards.most_open", lambda: 1)
     split = dataset.split("train")
     assert len(dataset.shard_paths("train")) > 1
     fresh = len(pickle.dumps(TrainingImages(split, config())))
     for index in range(len(split)):
         split[index]
-        assert len(OPEN) == 1
+        assert len(OPEN_SHARDS) == 1
     assert len(pickle.dumps(TrainingImages(split, config()))) == fresh < 3000
 
 

@@ -17,7 +17,7 @@ from cocolvis.importers import folder as own_layout
 from cocolvis.importers import voc as voc_layout
 from cocolvis.sources import annotations
 from cocolvis.sources.annotations import AnnotationFile
-from cocolvis.storage.checks import read_index
+from cocolvis.storage.index import read_index
 from cocolvis.text import composed, decoded
 from cocolvis.vocabulary import ClassInfo, Vocabulary, coco_lvis
 from ess.config import load

@@ -13,7 +13,7 @@ import pytest
 
 from cocolvis.errors import DataError
 from cocolvis.storage.dataset import Dataset
-from cocolvis.storage.shards import ShardReader
+from cocolvis.storage.shard_reader import ShardReader
 
 GUARD = 120
 """Seconds after which something that should have happened is taken to hang."""

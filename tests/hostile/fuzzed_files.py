@@ -17,7 +17,7 @@ from trees import Tree, five_images, rle
 from cocolvis.building.build import build
 from cocolvis.building.merged import BuildOptions
 from cocolvis.errors import DataError
-from cocolvis.storage.shards import ShardReader
+from cocolvis.storage.shard_reader import ShardReader
 from cocolvis.vocabulary import Vocabulary
 
 FILES = ("lvis_v1_train", "stuff_train2017")

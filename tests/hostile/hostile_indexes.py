@@ -151,7 +151,7 @@ PLACES = {
     "sparse terabyte": (_huge, "dataset.json: has 1099511627776 bytes"),
 }
 
-_OUT = "is no path inside the folder"
+_OUT = "is not a path inside the folder"
 PICTURES = [
     _picture("above the folder", "../secret", _OUT),
     _picture("above the folder on the way", "train2017/../../secret", _OUT),
@@ -162,7 +162,7 @@ PICTURES = [
     _picture("of a long name", "a" * 500, "cannot be read: File name too long"),
     _picture("of a longer name", "a" * 5000, _OUT),
     _picture("that is no UTF-8", "train2017/\udcff.jpg", "does not exist"),
-    _picture("absent", "", "does not exist; say where the images lie with --image-root", lambda p, o: p.unlink()),
+    _picture("absent", "", "does not exist; pass the folder of the images with --image-root", lambda p, o: p.unlink()),
     _picture("that is a pipe", "", "is a folder, a pipe or a device", instead(os.mkfifo)),
     _picture("that never ends", "", "is a folder, a pipe or a device", linked("/dev/zero")),
     _picture("of a terabyte", "", "has 1099511627776 bytes; at most", _huge),
@@ -207,7 +207,7 @@ def _alias(index: dict) -> None:
     index["shards"].append(index["shards"][0] | {"file": "./shards//train-00000.h5"})
 
 
-CASES = [_index(f"file {_short(name)}", _changed(_FILE, name), "is no path inside the folder") for name in FILES]
+CASES = [_index(f"file {_short(name)}", _changed(_FILE, name), "is not a path inside the folder") for name in FILES]
 CASES += [
     _index("file of a long name", _changed(_FILE, "a" * 5000), "Expected `str` of length <= 1000"),
     _index("a shard twice", _again, "shard shards/train-00000.h5 is listed twice"),

@@ -35,7 +35,7 @@ from shard_damage import (
     zeros,
 )
 
-CHUNKS = "/mask/class lies in chunks, expected one piece"
+CHUNKS = "/mask/class is stored in chunks, expected one contiguous block"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +95,10 @@ LINKS = {
     "soft link to a group": (put("path", h5py.SoftLink("/image")), "/path/offsets points at another file or place"),
     "soft link that dangles": (put("size", h5py.SoftLink("/gone")), "/size points at another file or place"),
     "group that is the root": (lambda f, o: replaced(f, "mask", f["/"]), "/mask/offsets is missing"),
-    "group that holds itself": (lambda f, o: replaced(f, "mask/class", f["mask"]), "/mask/class is no data set"),
-    "group where a data set belongs": (lambda f, o: replaced(f, "id", f["mask"]), "/id is no data set"),
-    "data set where a group belongs": (put("mask", np.zeros(3)), "/mask is no group"),
-    "named type where a data set belongs": (put("id", np.dtype("int64")), "/id is no data set"),
+    "group that holds itself": (lambda f, o: replaced(f, "mask/class", f["mask"]), "/mask/class is not a data set"),
+    "group where a data set belongs": (lambda f, o: replaced(f, "id", f["mask"]), "/id is not a data set"),
+    "data set where a group belongs": (put("mask", np.zeros(3)), "/mask is not a group"),
+    "named type where a data set belongs": (put("id", np.dtype("int64")), "/id is not a data set"),
     "no data set": (lambda f, o: f.__delitem__("id"), "/id is missing"),
     "no group": (lambda f, o: f.__delitem__("neg"), "/neg/offsets is missing"),
 }
@@ -131,10 +131,10 @@ SHAPES = {
     "digest too short": (put("digest", np.ones((5, 31), np.uint8)), r"/digest is uint8 \(5, 31\)"),
     "2^40 elements": (
         lambda f, o: declared(f, "id", (2**40,), "int64", chunk=2**20),
-        "/id lies in chunks",
+        "/id is stored in chunks",
     ),
     "2^40 elements in one piece": (lambda f, o: declared(f, "id", (2**40,), "int64"), "/id declares 8796093022208 bytes"),
-    "2^63 elements": (lambda f, o: declared(f, "id", (2**60,), "int64", chunk=2**20), "/id lies in chunks"),
+    "2^63 elements": (lambda f, o: declared(f, "id", (2**60,), "int64", chunk=2**20), "/id is stored in chunks"),
     "2^40 runs": (
         lambda f, o: (
             offsets(lambda v: v.__setitem__(-1, 2**40))(f, o),
@@ -188,11 +188,17 @@ VALUES = {
 }
 
 FILTERS = {
-    "ids in their header": (lambda f, o: compact(f, "id"), "/id lies in its header, expected one piece"),
-    "masks in their header": (lambda f, o: compact(f, "mask/class"), "/mask/class lies in its header, expected one piece"),
-    "gzip on ids": (lambda f, o: replaced(f, "id", f["id"][()], compression="gzip"), "/id lies in chunks"),
-    "chunks of ids": (created("id", (5,), "int64", chunks=(5,), fillvalue=1), "/id lies in chunks"),
-    "chunks of ids that are there": (put("id", np.zeros(5, "int64"), chunks=(5,)), "/id lies in chunks, expected one piece"),
+    "ids in their header": (lambda f, o: compact(f, "id"), "/id is stored in its header, expected one contiguous block"),
+    "masks in their header": (
+        lambda f, o: compact(f, "mask/class"),
+        "/mask/class is stored in its header, expected one contiguous block",
+    ),
+    "gzip on ids": (lambda f, o: replaced(f, "id", f["id"][()], compression="gzip"), "/id is stored in chunks"),
+    "chunks of ids": (created("id", (5,), "int64", chunks=(5,), fillvalue=1), "/id is stored in chunks"),
+    "chunks of ids that are there": (
+        put("id", np.zeros(5, "int64"), chunks=(5,)),
+        "/id is stored in chunks, expected one contiguous block",
+    ),
     "gzip twice": (mask_chunk(zlib.compress(zlib.compress(bytes(8192))), filters=2), CHUNKS),
     "lzf": (lambda f, o: replaced(f, "mask/class", f["mask/class"][()], compression="lzf"), CHUNKS),
     "checksums": (lambda f, o: replaced(f, "mask/class", f["mask/class"][()], fletcher32=True), CHUNKS),
@@ -201,7 +207,7 @@ FILTERS = {
     "16 GiB in one chunk of 100 KB": (mask_chunk(zlib.compress(zeros(2**34), 1), filters=2), CHUNKS),
     "gzip bomb of pictures": (
         lambda f, o: declared(f, "image/bytes", f["image/bytes"].shape, "uint8", chunk=1024, filters=1, stream=zeros(2**26)),
-        "/image/bytes lies in chunks",
+        "/image/bytes is stored in chunks",
     ),
     "chunk that breaks off": (mask_chunk(zlib.compress(os.urandom(8192))[:100]), CHUNKS),
 }
@@ -222,15 +228,15 @@ ATTRIBUTES = {
     "format of 60 KB": (attribute("format", np.bytes_("x" * 60000)), NO_FORMAT),
     "format null": (attribute("format", h5py.Empty("S1")), r"are \(Ellipsis, 2\)"),
     "format as a reference": (lambda f, o: f.attrs.__setitem__("format", f.ref), r"are \(Ellipsis, 2\)"),
-    "split as a number": (attribute("split", 7), "the attribute split is no text"),
-    "split of variable length": (attribute("split", "train"), "the attribute split is no text"),
+    "split as a number": (attribute("split", 7), "the attribute split is not a text"),
+    "split of variable length": (attribute("split", "train"), "the attribute split is not a text"),
     "vocabulary that is no UTF-8": (attribute("vocabulary", np.bytes_(b"\xff" * 64)), OTHER_WORDS),
     "another split": (attribute("split", np.bytes_("val")), "belongs to another split than train|its split is 'val'"),
     "another vocabulary": (attribute("vocabulary", np.bytes_("0" * 64)), OTHER_WORDS + " '000"),
     "no vocabulary": (lambda f, o: f.attrs.__delitem__("vocabulary"), OTHER_WORDS + " None"),
 }
 
-NO_FILE, NO_SHARD = "is a folder, a pipe or a device", "is no readable shard: "
+NO_FILE, NO_SHARD = "is a folder, a pipe or a device", "is not a readable shard: "
 PLACES = {
     "empty file": (lambda p, o: p.write_bytes(b""), NO_SHARD),
     "signature alone": (lambda p, o: p.write_bytes(p.read_bytes()[:8]), NO_SHARD),
@@ -238,8 +244,8 @@ PLACES = {
     "one byte short": (lambda p, o: p.write_bytes(p.read_bytes()[:-1]), NO_SHARD),
     "header of zeros": (lambda p, o: p.write_bytes(bytes(512) + p.read_bytes()[512:]), NO_SHARD),
     "text": (lambda p, o: p.write_text("no shard at all\n" * 100), NO_SHARD),
-    "older format": (old_format, "is no HDF5 file of format 1.10"),
-    "user block": (lambda p, o: p.write_bytes(bytes(512) + p.read_bytes()), "is no HDF5 file of format 1.10"),
+    "older format": (old_format, "not an HDF5 file of format 1.10"),
+    "user block": (lambda p, o: p.write_bytes(bytes(512) + p.read_bytes()), "not an HDF5 file of format 1.10"),
     "no file": (lambda p, o: p.unlink(), "does not exist"),
     "folder": (instead(Path.mkdir), NO_FILE),
     "pipe": (instead(os.mkfifo), NO_FILE),
@@ -253,11 +259,11 @@ PLACES = {
 
 SUBTLE = {
     "another picture": (assigned("image/bytes", 100, 7), "image 1 has the digest"),
-    "another class": (assigned("mask/class", 0, 7), "image 1: /present does not count the classes of its mask"),
-    "another count": (assigned("present/pixels", 0, 7), "image 1: /present does not count the classes of its mask"),
+    "another class": (assigned("mask/class", 0, 7), "image 1: /present does not match the classes of its mask"),
+    "another count": (assigned("present/pixels", 0, 7), "image 1: /present does not match the classes of its mask"),
     "another digest": (assigned("digest", 0, 7), "image 1 has the digest"),
     "an id twice": (assigned("id", 0, 2), "1 image ids occur more than once, the first: 2"),
-    "excluded class 0": (excluded, "excludes classes 0..0, the vocabulary has"),
+    "excluded class 0": (excluded, "/neg and /not_exhaustive hold classes 0..0, the vocabulary has"),
 }
 
 GROUPS = {

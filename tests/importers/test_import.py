@@ -19,7 +19,7 @@ from cocolvis.importers.ade20k import find as find_ade20k
 from cocolvis.importers.labelled import ImportOptions, ImportPlan
 from cocolvis.inspection.verify import verify
 from cocolvis.storage.dataset import Dataset
-from cocolvis.storage.shards import ShardReader
+from cocolvis.storage.shard_reader import ShardReader
 from ess.config import Config
 from ess.evaluation.evaluate import evaluate
 from ess.inference.predictor import Predictor

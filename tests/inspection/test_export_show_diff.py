@@ -1,4 +1,4 @@
-"""What is taken out of a data set: PNG files, pictures with names, integrity, and the difference of two builds."""
+"""Exported masks, overlays with names, and the check of integrity."""
 
 import json
 
@@ -6,11 +6,10 @@ import cv2
 import h5py
 import numpy as np
 import pytest
-from trees import box, five_images
+from trees import five_images
 
 from cocolvis.errors import DataError
 from cocolvis.inspection import export, render
-from cocolvis.inspection.diff import Pair, diff
 from cocolvis.inspection.export import export_png
 from cocolvis.inspection.render import colourise, enlarge, overlay, palette, side_by_side
 from cocolvis.inspection.verify import verify
@@ -190,38 +189,6 @@ def test_small_pictures_are_enlarged_to_be_shown(sample):
     assert np.array_equal(row[:, mask.shape[1] + 8 : 2 * mask.shape[1] + 8], colourise(mask))
 
 
-def test_diff_of_equal_builds_is_empty(sample, tmp_path):
-    found = diff(Dataset.open(sample.data), sample.rebuild(tmp_path / "data", shard_size=7))
-    assert (found.common, found.differing, found.pairs, found.only_a, found.only_b, found.resized) == (40, [], [], [], [], [])
-    assert found.pixels == sum(int(m.size) for m in map(Dataset.open(sample.data).split("train").mask, range(30))) + sum(
-        int(m.size) for m in map(Dataset.open(sample.data).split("val").mask, range(10))
-    )
-
-
-def test_diff_counts_images_pixels_and_pairs(tree):
-    for image_id in (1, 2, 3, 4):
-        tree.image(image_id)
-    tree.stuff(1, 93, box(0, 0, 8, 2))
-    tree.stuff(1, 98, box(0, 2, 8, 3))
-    tree.stuff(2, 97, box(0, 0, 2, 8))
-    tree.thing(3, 5, box(0, 0, 8, 8))
-    found = diff(tree.build("a"), tree.build("b", compat="essnet"))
-    assert found.only_a == [("train", 4)] and found.only_b == []
-    assert found.common == 3
-    assert found.differing == [("train", 1, 40), ("train", 2, 16)]
-    assert found.pairs == [Pair(181, 1283, 24), Pair(110, 1217, 16), Pair(1207, 0, 16)]
-    assert (found.pixels, found.differing_pixels, found.classes) == (192, 56, [110, 181, 1207, 1217, 1283])
-
-
-def test_diff_of_other_splits_and_sizes(tree):
-    tree.image(1)
-    tree.image(2, "val", "val2017")
-    a = tree.build("a")
-    tree.json["lvis_v1_train"]["images"][0]["width"] = 9
-    found = diff(a, tree.build("b", splits=("train",), images="none"))
-    assert (found.resized, found.only_a, found.pixels) == ([("train", 1)], [("val", 2)], 0)
-
-
 @pytest.fixture
 def data(tree):
     return five_images(tree).build(shard_size=2)
@@ -246,7 +213,7 @@ def test_a_flipped_bit_a_cut_and_a_lost_shard_are_found(data):
     expected = [
         (first, "has SHA-256"),
         (second, "bytes, dataset.json says"),
-        (second, "no readable shard"),
+        (second, "not a readable shard"),
         (third, "not exist"),
     ]
     for path, reason in expected:

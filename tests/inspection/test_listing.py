@@ -51,8 +51,8 @@ def test_images_that_show_classes_are_those_whose_masks_hold_them(sample):
 def test_no_mask_and_no_picture_is_read(sample, monkeypatch):
     data = Dataset.open(sample.data)
     monkeypatch.setattr(Runs, "mask", None)
-    monkeypatch.setattr("cocolvis.storage.shards.ShardReader.runs", None)
-    monkeypatch.setattr("cocolvis.storage.shards.ShardReader.sample", None)
+    monkeypatch.setattr("cocolvis.storage.shard_reader.ShardReader.runs", None)
+    monkeypatch.setattr("cocolvis.storage.shard_reader.ShardReader.sample", None)
     assert len(list(images(data, "val", [1]))) <= len(list(images(data, "val"))) == 10
 
 

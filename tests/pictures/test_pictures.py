@@ -20,7 +20,9 @@ from cocolvis.errors import DataError
 from cocolvis.masks.runlength import Runs
 from cocolvis.pictures.label_files import open_labels
 from cocolvis.storage.dataset import Dataset
-from cocolvis.storage.shards import Sample, ShardReader, ShardWriter
+from cocolvis.storage.samples import Sample
+from cocolvis.storage.shard_reader import ShardReader
+from cocolvis.storage.shard_writer import ShardWriter
 from ess.inference.examples import read_examples
 from ess.inference.inputs import read_picture, video_facts
 
@@ -112,7 +114,7 @@ def test_a_shard_of_bombs_is_refused_before_they_are_decoded(bombs, tmp_path):
     code = """
 from pathlib import Path
 from cocolvis.errors import DataError
-from cocolvis.storage.shards import ShardReader
+from cocolvis.storage.shard_reader import ShardReader
 reader = ShardReader(Path(sys.argv[1]))
 reader.sample(0)
 before()
@@ -374,7 +376,7 @@ def test_verify_with_decode_names_each_damaged_picture(tmp_path, images):
 def test_verify_with_decode_accepts_what_is_whole_and_refuses_masks_alone(sample_dataset, tree):
     assert "40 pictures: all as recorded" in run("verify", sample_dataset, "--decode").stdout
     data = five_images(tree).build(images="none")
-    assert "there are no pictures to look into" in run("verify", data.folder, "--decode", code=1).stderr
+    assert "so it has no pictures to check" in run("verify", data.folder, "--decode", code=1).stderr
 
 
 def test_import_with_decode_leaves_out_damaged_jpegs(tmp_path):

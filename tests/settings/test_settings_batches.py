@@ -7,7 +7,7 @@ from effects import CPU, Steps, changes, trained
 from runs import config, same, weights
 
 from cocolvis.errors import DamagedImage
-from cocolvis.storage.shards import Sample
+from cocolvis.storage.samples import Sample
 from ess.data.loader import TrainingImages, training_batches
 from ess.data.transforms import Placement
 
@@ -118,7 +118,7 @@ def test_damaged_images_end_a_training_or_others_take_their_places(dataset, tmp_
 
     def image(sample):
         if sample.image_id in bad.values():
-            raise DamagedImage(sample.told("the picture is torn"))
+            raise DamagedImage(sample.fault_line("the picture is torn"))
         return original(sample)
 
     monkeypatch.setattr(Sample, "image", image)

@@ -21,7 +21,7 @@ from cli.cocolvis import main
 from cocolvis.building.build import build
 from cocolvis.building.merged import BuildOptions
 from cocolvis.storage.dataset import Dataset
-from cocolvis.storage.shards import ShardReader
+from cocolvis.storage.shard_reader import ShardReader
 from cocolvis.vocabulary import Vocabulary, coco_lvis
 
 CASES = ANNOTATIONS + IMAGES

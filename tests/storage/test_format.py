@@ -9,8 +9,8 @@ from pathlib import Path
 import h5py
 import pytest
 
+from cocolvis.storage.columns import PACKED, PER_IMAGE
 from cocolvis.storage.dataset import Dataset
-from cocolvis.storage.shards import _FIXED, _RAGGED
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
 
@@ -41,11 +41,11 @@ def test_every_data_set_attribute_and_key_is_documented(sample):
     index = json.loads((sample.data / "dataset.json").read_text())
     named = set(re.findall(r"`/?(\w+)`", DOCUMENT))
     assert index.keys() <= named
-    assert set(_FIXED) | set(_RAGGED) <= named
-    assert {column for columns in _RAGGED.values() for column in columns} | {"offsets"} <= named
+    assert set(PER_IMAGE) | set(PACKED) <= named
+    assert {column for columns in PACKED.values() for column in columns} | {"offsets"} <= named
     with h5py.File(sample.data / index["shards"][0]["file"]) as file:
         assert set(file.attrs) <= named
-        assert set(file) == set(_FIXED) | set(_RAGGED)
+        assert set(file) == set(PER_IMAGE) | set(PACKED)
 
 
 @pytest.mark.long

@@ -73,13 +73,13 @@ def test_a_list_of_faults_that_is_not_as_recorded_is_told_in_one_line(tree):
 
 
 LINES = {
-    "no JSON": (b"{\n", "line 1 is no fault"),
-    "no object": (b"5\n", "line 1 is no fault"),
-    "no reason": (b'{"kind": "a"}\n', "line 1 is no fault"),
-    "deep": (b"[" * 60000 + b"\n", "line 1 is no fault"),
-    "no UTF-8": (b'{"kind": "\xff"}\n', "line 1 is no fault"),
-    "no end": (b"{}", "line 1 has no end"),
-    "endless": (b" " * 2**17 + b"\n", "line 1 has no end"),
+    "no JSON": (b"{\n", "line 1 is not a fault"),
+    "no object": (b"5\n", "line 1 is not a fault"),
+    "no reason": (b'{"kind": "a"}\n', "line 1 is not a fault"),
+    "deep": (b"[" * 60000 + b"\n", "line 1 is not a fault"),
+    "no UTF-8": (b'{"kind": "\xff"}\n', "line 1 is not a fault"),
+    "no end": (b"{}", "line 1 does not end"),
+    "endless": (b" " * 2**17 + b"\n", "line 1 does not end"),
     "another number": (b'{"kind":"a","source":"b","image_id":1,"annotation_id":null,"reason":"c"}\n', "holds 1 faults"),
 }
 
@@ -95,7 +95,7 @@ def test_a_list_of_faults_may_come_from_anywhere(tmp_path, name):
 
 
 def test_a_list_of_faults_of_a_terabyte_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "check", lambda folder, recorded: None)
+    monkeypatch.setattr(report, "find_damage", lambda folder, recorded: None)
     with (tmp_path / "faults.jsonl").open("wb") as file:
         file.truncate(2**40)
     with pytest.raises(DataError, match="has 1099511627776 bytes; at most"):

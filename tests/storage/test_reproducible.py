@@ -23,9 +23,9 @@ from cli.cocolvis import main
 from cocolvis.building import executors
 from cocolvis.building.build import join
 from cocolvis.inspection.verify import verify
-from cocolvis.storage import digest, shards
+from cocolvis.storage import digest, shard_writer
 from cocolvis.storage.dataset import Dataset
-from cocolvis.storage.shards import ShardReader
+from cocolvis.storage.shard_reader import ShardReader
 
 SHARDS = 20
 
@@ -164,7 +164,7 @@ def test_the_digest_knows_neither_shards_nor_workers(sample, tmp_path):
 
 
 def test_the_digest_knows_nothing_of_the_file(sample, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards.np, "bytes_", lambda text, bytes_=shards.np.bytes_: bytes_(text + b"\0" * 9))
+    monkeypatch.setattr(shard_writer.np, "bytes_", lambda text, bytes_=shard_writer.np.bytes_: bytes_(text + b"\0" * 9))
     data = sample.rebuild(tmp_path / "data", shard_size=15)
     assert data.index["shards"][0]["bytes"] != Dataset.open(sample.data).index["shards"][0]["bytes"]
     assert (data.index["digest"], verify(data)) == (digest_of(sample.data), [])

@@ -15,7 +15,9 @@ from cocolvis.errors import DataError
 from cocolvis.masks import runlength
 from cocolvis.masks.runlength import Runs
 from cocolvis.storage.dataset import Dataset
-from cocolvis.storage.shards import Sample, ShardReader, ShardWriter
+from cocolvis.storage.samples import Sample
+from cocolvis.storage.shard_reader import ShardReader
+from cocolvis.storage.shard_writer import ShardWriter
 
 
 def make(image_id, mask, content=b"", neg=(), not_exhaustive=()):
@@ -131,7 +133,7 @@ def replaced(data, path, values):
     ("damage", "message"),
     [
         (lambda f: f.attrs.__setitem__("version", 1), "format and version are"),
-        (lambda f: f.__delitem__("mask/class"), "no readable shard"),
+        (lambda f: f.__delitem__("mask/class"), "not a readable shard"),
         (lambda f: replaced(f, "id", np.zeros(3, np.int32)), r"/id is int32 \(3,\), expected int64"),
         (lambda f: replaced(f, "size", np.zeros((2, 2), np.uint32)), r"/size is .*expected uint32 \(3, 2\)"),
         (lambda f: replaced(f, "neg/offsets", np.zeros(9, np.uint64)), r"/neg/offsets is"),
@@ -152,7 +154,7 @@ def test_files_that_are_no_shard_are_refused(shard, tmp_path):
     whole = shard.read_bytes()
     for content in (b"", b"hello", whole[:-100], whole[: len(whole) // 2]):
         shard.write_bytes(content)
-        with pytest.raises(DataError, match=r"is no readable shard: .*; `cocolvis verify`"):
+        with pytest.raises(DataError, match=r"is not a readable shard: .*; `cocolvis verify`"):
             ShardReader(shard)
     with pytest.raises(DataError, match="does not exist"):
         ShardReader(tmp_path / "absent.h5")
@@ -191,7 +193,7 @@ def test_shards_that_declare_terabytes_are_refused(shard):
     with h5py.File(shard, "r+") as file:
         del file["id"]
         file.create_dataset("id", (2**40,), "int64", chunks=(2**20,))
-    with pytest.raises(DataError, match="/id lies in chunks, expected one piece"):
+    with pytest.raises(DataError, match="/id is stored in chunks, expected one contiguous block"):
         ShardReader(shard)
     shard.write_bytes(original)
     with h5py.File(shard, "r+") as file:

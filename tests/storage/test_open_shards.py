@@ -19,8 +19,9 @@ from trees import Tree, box
 from cocolvis.errors import DataError
 from cocolvis.storage import digest
 from cocolvis.storage.dataset import Dataset
-from cocolvis.storage.handles import OPEN, OpenShards, most_open
-from cocolvis.storage.shards import ShardReader, ShardWriter
+from cocolvis.storage.open_shards import OPEN_SHARDS, OpenShards, most_open
+from cocolvis.storage.shard_reader import ShardReader
+from cocolvis.storage.shard_writer import ShardWriter
 
 LIMIT = 256
 SHARDS = 300
@@ -41,7 +42,7 @@ def many(tmp_path_factory) -> Path:
             file = f"shards/{split}-{number:05d}.h5"
             writer = ShardWriter(data.folder / file, {"split": split, "vocabulary": vocabulary})
             writer.add(replace(one, image_id=10_000 * len(leaves) + number))
-            leaves[split].append(bytes(writer._fixed["digest"]))
+            leaves[split].append(bytes(writer._per_image["digest"]))
             written = writer.finish()
             shards.append({"file": file, "split": split, "images": 1} | {name: written[name] for name in ("bytes", "sha256")})
     index = data.index | {"shards": shards, "digest": digest.of_dataset(leaves, vocabulary)}
@@ -125,7 +126,7 @@ def test_several_splits_share_what_one_process_may_have(many, few_files):
         for split in splits:
             split.mask(row % len(split))
     assert before <= few_files // 4 and len(own_files()) <= few_files // 4
-    assert len(OPEN) <= few_files // 4
+    assert len(OPEN_SHARDS) <= few_files // 4
     copy = pickle.loads(pickle.dumps(splits[0]))
     assert np.array_equal(copy.mask(5), splits[0].mask(5)) and len(own_files()) <= few_files // 4
     held = [split._shard(7) for split in splits]
@@ -144,7 +145,7 @@ def test_the_bound_follows_from_the_limit_of_the_process(monkeypatch, limit, mos
 
 
 def test_the_shards_used_last_stay_open(monkeypatch):
-    monkeypatch.setattr("cocolvis.storage.handles.most_open", lambda: 3)
+    monkeypatch.setattr("cocolvis.storage.open_shards.most_open", lambda: 3)
 
     class Owner:
         pass
@@ -170,7 +171,7 @@ def test_the_shards_used_last_stay_open(monkeypatch):
 
 def test_a_thread_reads_on_while_others_let_its_shard_go(many, monkeypatch):
     """A file that closed under a reader could be another one by the time that it reads."""
-    monkeypatch.setattr("cocolvis.storage.handles.most_open", lambda: 1)
+    monkeypatch.setattr("cocolvis.storage.open_shards.most_open", lambda: 1)
     split, wrong = Dataset.open(many).split("train"), []
 
     def read(rows):
@@ -204,7 +205,7 @@ def test_too_many_open_files_is_told_as_that(many, monkeypatch):
     def refused(*arguments, **settings):
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr("cocolvis.storage.shards.os.open", refused)
+    monkeypatch.setattr("cocolvis.storage.shard_reader.os.open", refused)
     with pytest.raises(DataError, match=r"train-00000\.h5: cannot be read: Too many open files$"):
         Dataset.open(many).split("train")[0]
 

@@ -1,0 +1,141 @@
+"""dataset.json: the types that its keys must have, and reading it when it may come from anywhere."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from cocolvis.disk.files import regular_file
+from cocolvis.errors import DataError
+from cocolvis.text import line, refuse_other_encodings, without_mark
+
+MAX_INDEX = 2**28
+"""Bytes of the largest dataset.json that is read; a million faults take two thirds of it."""
+
+_Count = Annotated[int, Meta(ge=0, le=2**53)]
+_Hash = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+_SplitName = Annotated[str, Meta(pattern=r"^\w[\w-]*\Z")]
+"""Exporting masks creates a folder of this name."""
+
+
+class _SplitTotals(msgspec.Struct):
+    images: _Count
+    shards: _Count
+
+
+class _ShardEntry(msgspec.Struct):
+    file: Annotated[str, Meta(max_length=1000)]
+    split: str
+    images: _Count
+    bytes: _Count
+    sha256: _Hash
+    hdf5: Annotated[str, Meta(max_length=100)] | None = None
+
+
+class ReportedFault(msgspec.Struct, gc=False):
+    """A fault as recorded in dataset.json or in a line of faults.jsonl."""
+
+    kind: str
+    source: str
+    image_id: int | None
+    annotation_id: int | None
+    reason: str
+
+
+class _FaultFile(msgspec.Struct):
+    bytes: _Count
+    sha256: _Hash
+
+
+class _Report(msgspec.Struct):
+    counts: Annotated[dict[str, _Count], Meta(max_length=100)]
+    faults: list[ReportedFault]
+    file: _FaultFile | None = None
+
+
+class _Options(msgspec.Struct):
+    images: Literal["embed", "path", "none"]
+    limit: _Count | None
+    image_root: str | None = None
+    decode: bool = False
+
+
+class _BuildOptions(_Options, kw_only=True):
+    overlap: Literal["first", "small-on-top"]
+    compat: Literal["essnet"] | None
+
+
+class _ImportOptions(_Options, kw_only=True):
+    dataset: Annotated[str, Meta(pattern=r"^\w+\Z")]
+
+
+class _Index(msgspec.Struct, kw_only=True):
+    digest: _Hash
+    splits: dict[_SplitName, _SplitTotals]
+    shards: list[_ShardEntry]
+    inputs: dict[str, _Hash]
+    report: _Report
+    vocabulary: dict[str, Any]
+    mask_rule: _Count | None = None
+
+
+class _BuiltIndex(_Index, kw_only=True):
+    options: _BuildOptions
+
+
+class _ImportedIndex(_Index, kw_only=True):
+    options: _ImportOptions
+
+
+def read_index(path: Path, identity: tuple[str, int]) -> dict[str, Any]:
+    """Read and parse dataset.json.
+
+    ``identity`` is the expected format and version. Raises DataError if the file cannot be read or :func:`check_index` refuses
+    its content.
+    """
+    size = regular_file(path).st_size
+    if size > MAX_INDEX:
+        raise DataError(f"{path}: has {size} bytes; at most {MAX_INDEX} are read")
+    try:
+        content = path.read_bytes()
+        refuse_other_encodings(content, path)
+        index = msgspec.json.decode(without_mark(content))
+        found = (index.get("format"), index.get("version")) if isinstance(index, dict) else None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"{path}: is not JSON: {line(error)}") from None
+    if found != identity:
+        raise DataError(f"{path}: format and version are {line(str(found))}, expected {identity}")
+    check_index(path, index)
+    return index
+
+
+def check_index(path: Path, index: dict[str, Any]) -> None:
+    """Raise DataError unless ``index`` is valid content for the dataset.json at ``path``.
+
+    Every key that is used must have the right type and range. Every shard must be listed once, lie inside the folder, and
+    belong to a listed split.
+    """
+    try:
+        checked = msgspec.convert(index, _ImportedIndex if is_imported(index) else _BuiltIndex)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise DataError(f"{path}: {line(error)}") from None
+    seen: set[PurePosixPath] = set()
+    for entry in checked.shards:
+        shard = PurePosixPath(entry.file)
+        if shard.is_absolute() or ".." in shard.parts or not shard.name or re.search(r"[\x00-\x1f\x7f\\]", entry.file):
+            raise DataError(f"{path}: shard {line(repr(entry.file))} is not a path inside the folder")
+        if shard in seen:
+            raise DataError(f"{path}: shard {line(entry.file)} is listed twice")
+        if entry.split not in checked.splits:
+            raise DataError(f"{path}: shard {line(entry.file)} belongs to split {line(repr(entry.split))}, which is not listed")
+        seen.add(shard)
+
+
+def is_imported(index: Mapping[str, Any]) -> bool:
+    """Whether ``cocolvis import`` wrote this index; its options then differ from those of a COCO+LVIS build."""
+    return isinstance(index.get("options"), dict) and "dataset" in index["options"]

@@ -1,0 +1,231 @@
+"""Reads one HDF5 shard: HDF5 locates the columns once, after which every read is a single system call."""
+
+import math
+import os
+import weakref
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+
+from cocolvis.errors import DamagedImage, DataError
+from cocolvis.masks.runlength import Runs
+from cocolvis.storage import digest
+from cocolvis.storage.columns import FORMAT, PACKED, PER_IMAGE, VERSION, to_little_endian
+from cocolvis.storage.samples import Sample, fault_line
+from cocolvis.storage.shard_checks import (
+    HDF5_ERRORS,
+    check_column_size,
+    check_images,
+    check_is_hdf5,
+    find_column,
+    locate_values,
+    read_attributes,
+    read_column,
+    read_offsets,
+)
+from cocolvis.text import line
+
+MAX_CLASS = 2**16 - 1
+"""The largest class that a mask can hold."""
+
+_IN_MEMORY = ("size", "path/bytes", "neg/class", "not_exhaustive/class")
+"""Columns that are read when a shard is opened and kept in memory, as /id is."""
+
+_TRUNCATED = "the file has become shorter"
+
+_ADVICE = "`cocolvis verify` checks the whole data set"
+
+
+class _Column(NamedTuple):
+    """The position in the file, in bytes, of a column's first value, and the column's type and shape."""
+
+    start: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+
+def is_shard(path: Path) -> bool:
+    """Whether a file claims to be a shard, of any version; nothing else about it is checked."""
+    try:
+        check_is_hdf5(path)
+        with h5py.File(path, "r", locking=False) as file:
+            return read_attributes(file, {"format": FORMAT}, ()) == {}
+    except (DataError, *HDF5_ERRORS):
+        return False
+
+
+class _OpenFile:
+    """An open file that is closed when the last reference to it disappears; every read holds a reference."""
+
+    def __init__(self, path: Path):
+        self.descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.descriptor).atexit = False
+        status = os.fstat(self.descriptor)
+        self.identity = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+class ShardReader:
+    """Random access to one shard from any origin; opening it checks everything that reading relies on.
+
+    HDF5 only locates the columns. Reading them takes one system call each, which any number of threads and forked processes can
+    make at the same time. Masks and pictures are read on request only. ``classes`` is the largest class that a mask may hold.
+    """
+
+    def __init__(self, path: Path, classes: int = MAX_CLASS):
+        self.path = path
+        self._classes = classes
+        try:
+            check_is_hdf5(path)
+            self._file: _OpenFile | None = _OpenFile(path)
+            self._identity = self._file.identity
+            with h5py.File(path, "r", locking=False) as file:
+                self._read_tables(file)
+        except DataError as error:
+            raise DataError(f"{error}; {_ADVICE}") from None
+        except HDF5_ERRORS as error:
+            if number := getattr(error, "errno", None):  # raised by the system, not by HDF5
+                raise DataError(f"{path}: cannot be read: {os.strerror(number)}") from None
+            raise DataError(f"{path}: is not a readable shard: {line(error)}; {_ADVICE}") from None
+
+    def _read_tables(self, file: h5py.File) -> None:
+        self.attributes = read_attributes(file, {"format": FORMAT, "version": VERSION}, ("split", "images", "vocabulary"))
+        self._in_memory = {"id": read_column(find_column(file, "id", "int64", (None,)))}
+        images = len(self._in_memory["id"])
+        found = {name: find_column(file, name, dtype, (images, *shape)) for name, (dtype, shape) in PER_IMAGE.items()}
+        self._offsets = {group: read_offsets(file, group, images) for group in PACKED}
+        for group, columns in PACKED.items():
+            for column, dtype in columns.items():
+                name = f"{group}/{column}"
+                found[name] = find_column(file, name, dtype, (int(self._offsets[group][-1]),))
+        self._columns = {name: _Column(locate_values(data), data.dtype, data.shape) for name, data in found.items()}
+        self._in_memory |= {name: read_column(found[name]) for name in _IN_MEMORY}
+        runs, pictures = (np.diff(self._offsets[group]) for group in ("mask", "image"))
+        check_images(self._in_memory["id"], self._in_memory["size"], runs, pictures)
+
+    def __len__(self) -> int:
+        return len(self._offsets["mask"]) - 1
+
+    def close(self) -> None:
+        """Close the file as soon as no thread reads from it; the next read opens it again without repeating the checks."""
+        self._file = None
+
+    def image_ids(self) -> np.ndarray:
+        """(N,) int64."""
+        return self._in_memory["id"]
+
+    def sizes(self) -> np.ndarray:
+        """(N, 2) uint32: height and width of each image."""
+        return self._in_memory["size"]
+
+    def digests(self) -> np.ndarray:
+        """(N, 32) uint8: the recorded digest of each image."""
+        return self._read_all("digest")
+
+    def digest(self, row: int) -> bytes:
+        """Compute the digest of image number ``row`` from its stored values; raises DataError if they cannot be read."""
+        fields = [to_little_endian(self._in_memory[name][row], PER_IMAGE[name][0]) for name in ("id", "size")]
+        try:
+            for group, columns in PACKED.items():
+                fields += [to_little_endian(self._read_row(group, name, row), dtype) for name, dtype in columns.items()]
+            return digest.leaf(fields)
+        except (ValueError, OSError) as error:
+            raise self._fault("image", row, error) from None
+
+    def present(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The classes of every image and their pixels, without class 0.
+
+        Returns (offsets (N + 1,) uint64, classes (n,) uint16, pixels (n,) uint32).
+        """
+        classes = self._read_all("present/class")
+        if classes.size and not 1 <= classes.min() <= classes.max() <= self._classes:
+            found = f"{classes.min()}..{classes.max()}"
+            raise DataError(f"{self.path}: holds classes {found}, the vocabulary has 1..{self._classes}")
+        return self._offsets["present"], classes, self._read_all("present/pixels")
+
+    def federated_classes(self) -> np.ndarray:
+        """(n,) uint16: all classes in /neg and /not_exhaustive, LVIS's federated lists; classes may repeat."""
+        return np.concatenate([self._in_memory["neg/class"], self._in_memory["not_exhaustive/class"]])
+
+    def runs(self, row: int) -> Runs:
+        """The mask of image number ``row``.
+
+        Raises DamagedImage if the runs do not fill the mask or hold classes that are out of range, DataError if the disk fails.
+        """
+        height, width = self._in_memory["size"][row].tolist()
+        try:
+            runs = Runs(self._read_row("mask", "class", row), self._read_row("mask", "length", row), height, width)
+            runs.check(self._classes)
+        except (ValueError, OSError) as error:
+            raise self._fault("mask of image", row, error) from None
+        return runs
+
+    def sample(self, row: int) -> Sample:
+        """Image number ``row`` of the shard; raises as :meth:`runs` does."""
+        runs = self.runs(row)
+        try:
+            content = self._read_picture(row)
+        except (ValueError, OSError) as error:
+            raise self._fault("picture of image", row, error) from None
+        return Sample(
+            image_id=int(self._in_memory["id"][row]),
+            path=self.image_path(row),
+            runs=runs,
+            content=content,
+            neg=self._read_row("neg", "class", row),
+            not_exhaustive=self._read_row("not_exhaustive", "class", row),
+            shard=self.path,
+        )
+
+    def image_path(self, row: int) -> str:
+        """The path of image number ``row``, relative to the picture folder."""
+        return self._read_row("path", "bytes", row).tobytes().decode("utf-8", "replace")
+
+    def _read_all(self, name: str) -> np.ndarray:
+        column = self._columns[name]
+        try:
+            check_column_size(f"/{name}", math.prod(column.shape) * column.dtype.itemsize)
+            return self._read(column, 0, column.shape[0])
+        except (ValueError, OSError) as error:
+            raise DataError(f"{self.path}: {line(error)}") from None
+
+    def _read_row(self, group: str, column: str, row: int) -> np.ndarray:
+        start, stop = self._bounds(group, row)
+        values = self._in_memory.get(f"{group}/{column}")
+        return self._read(self._columns[f"{group}/{column}"], start, stop) if values is None else values[start:stop]
+
+    def _read_picture(self, row: int) -> bytes:
+        start, stop = self._bounds("image", row)
+        file = self._opened()
+        content = os.pread(file.descriptor, stop - start, self._columns["image/bytes"].start + start)
+        if len(content) < stop - start:
+            raise OSError(_TRUNCATED)
+        return content
+
+    def _bounds(self, group: str, row: int) -> tuple[int, int]:
+        offsets = self._offsets[group]
+        return int(offsets[row]), int(offsets[row + 1])
+
+    def _read(self, column: _Column, start: int, stop: int) -> np.ndarray:
+        """Read entries start:stop along the first axis."""
+        values = np.empty((stop - start, *column.shape[1:]), column.dtype)
+        entry = column.dtype.itemsize * math.prod(column.shape[1:])
+        file = self._opened()
+        if values.size and os.preadv(file.descriptor, [values.data], column.start + start * entry) < values.nbytes:
+            raise OSError(_TRUNCATED)
+        return values
+
+    def _opened(self) -> _OpenFile:
+        file = self._file
+        if file is None:
+            file = _OpenFile(self.path)
+            if file.identity != self._identity:
+                raise OSError("the file was replaced by another while it was in use")
+            self._file = file
+        return file
+
+    def _fault(self, what: str, row: int, error: Exception) -> DataError:
+        """A DamagedImage if the values that were read are wrong, a DataError if they could not be read."""
+        kind = DamagedImage if isinstance(error, ValueError) else DataError
+        return kind(fault_line(self.path, f"{what} {int(self._in_memory['id'][row])}", self.image_path(row), error))

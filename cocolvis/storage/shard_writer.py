@@ -1,0 +1,92 @@
+"""Writes one HDF5 shard: encoded pictures, masks as run lengths, and the tables that save readers from decoding masks."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from io import BytesIO
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from cocolvis.disk.files import write_aside
+from cocolvis.masks import runlength
+from cocolvis.storage import digest
+from cocolvis.storage.columns import FORMAT, PACKED, PER_IMAGE, VERSION, to_little_endian
+from cocolvis.storage.samples import Sample
+
+
+class ShardWriter:
+    """Collects samples and writes them as one shard.
+
+    As a context manager it writes the shard on a clean exit and nothing after an exception. ``attributes`` are texts for the
+    HDF5 file, ``permit`` is passed to :func:`cocolvis.disk.files.write_aside`.
+    """
+
+    def __init__(self, path: Path, attributes: Mapping[str, str], permit: Callable[[], None] = lambda: None):
+        self._path = path
+        self._permit = permit
+        self._attributes = dict(attributes)
+        self._per_image = {name: bytearray() for name in PER_IMAGE}
+        self._packed = {group: {column: bytearray() for column in columns} for group, columns in PACKED.items()}
+        self._offsets = {group: [0] for group in PACKED}
+        self._images = 0
+
+    def add(self, sample: Sample) -> None:
+        """Append one image; images are stored in the order in which they are added."""
+        classes, lengths = sample.runs[:2]
+        present, pixels = runlength.pixel_counts(classes, lengths)
+        packed: dict[str, tuple[Any, ...]] = {
+            "path": (sample.path.encode(),),
+            "image": (sample.content,),
+            "mask": (classes, lengths),
+            "present": (present, pixels),
+            "neg": (sample.neg,),
+            "not_exhaustive": (sample.not_exhaustive,),
+        }
+        row = {
+            "id": to_little_endian([sample.image_id], PER_IMAGE["id"][0]),
+            "size": to_little_endian(sample.size, PER_IMAGE["size"][0]),
+        }
+        parts = {group: list(map(to_little_endian, packed[group], PACKED[group].values())) for group in PACKED}
+        row["digest"] = digest.leaf([*row.values(), *chain.from_iterable(parts.values())])
+        for name, values in row.items():
+            self._per_image[name] += values
+        for group, columns in parts.items():
+            self._offsets[group].append(self._offsets[group][-1] + len(packed[group][0]))
+            for column, values in zip(self._packed[group].values(), columns, strict=True):
+                column += values
+        self._images += 1
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is None:
+            self.finish()
+
+    def finish(self) -> dict[str, Any]:
+        """Write the shard whole or not at all, and return its ``images``, ``bytes`` and ``sha256``.
+
+        Raises DataError if the file cannot be written. HDF5 writes to memory first, because it can crash on a full disk.
+        """
+        memory = BytesIO()
+        with h5py.File(memory, "w", libver="v110") as file:
+            texts = {"format": FORMAT} | self._attributes
+            file.attrs.update({"version": VERSION} | {name: np.bytes_(text.encode()) for name, text in texts.items()})
+            for name, (dtype, shape) in PER_IMAGE.items():
+                file.create_dataset(name, data=_as_array(self._per_image.pop(name), dtype).reshape(self._images, *shape))
+            for name, columns in PACKED.items():
+                group = file.create_group(name)
+                group.create_dataset("offsets", data=np.array(self._offsets[name], np.uint64))
+                for column, dtype in columns.items():
+                    group.create_dataset(column, data=_as_array(self._packed[name].pop(column), dtype))
+        content = memory.getbuffer()
+        with write_aside(self._path, self._permit) as aside:
+            aside.write_bytes(content)
+        return {"images": self._images, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _as_array(content: bytearray, dtype: str) -> np.ndarray:
+    return np.frombuffer(content, np.dtype(dtype).newbyteorder("<"))
