@@ -1,1 +1,1 @@
-"""Encoded pictures and label files: their size before they are decoded, whether they are damaged, their pixels."""
+"""Reads pictures and label files: checks their size and integrity before decoding, then their pixels."""

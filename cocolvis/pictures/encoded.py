@@ -1,6 +1,6 @@
-"""Encoded pictures: their size from the header, whether they are undamaged, and their pixels.
+"""Encoded pictures: reads their size from the header, checks their integrity, and decodes them.
 
-No picture is decoded before its size is known and was found to be right: a few kilobytes can stand for gigabytes of pixels.
+A picture is decoded only after its size has been read and checked, because a few kilobytes can decode to gigabytes of pixels.
 """
 
 from pathlib import Path
@@ -15,17 +15,17 @@ from cocolvis.pictures import jpeg, png
 
 
 class WrongSize(ValueError):
-    """The header declares another size than the picture must have; the message begins a sentence: "is 4 x 4"."""
+    """The header declares another size than expected; the message is a predicate such as "is 4 x 4"."""
 
 
 class NoMemory(ValueError, MemoryError):
-    """The pixels are more than the machine has memory for at present; nothing is known to be wrong with the picture."""
+    """The machine has too little free memory to decode the picture; the picture itself may be fine."""
 
 
 def image_size(content: bytes) -> tuple[int, int]:
-    """(height, width) as stored, from the header of a JPEG or PNG; EXIF orientation plays no part.
+    """(height, width) as stored, from the header of a JPEG or PNG; EXIF orientation is ignored.
 
-    A ValueError with the reason when the bytes are neither, or break off before their end marker.
+    Raises ValueError if the bytes are neither JPEG nor PNG, or if they break off before their end marker.
     """
     if content.startswith(png.SIGNATURE):
         return png.read_header(content)[:2]
@@ -35,10 +35,10 @@ def image_size(content: bytes) -> tuple[int, int]:
 
 
 def check(content: bytes, expected: tuple[int, int], decode: bool = True) -> None:
-    """A ValueError that says what is wrong with a JPEG or PNG, if anything is; a WrongSize unless its size is as ``expected``.
+    """Raise ValueError if a JPEG or PNG is damaged, or WrongSize if its (height, width) is not ``expected``.
 
-    A PNG is always checked as a whole (:func:`png.check`), a JPEG (:func:`jpeg.check`) where ``decode`` says so. What was
-    checked must also decode: optional chunks can be such that OpenCV gives up.
+    A PNG is always checked completely (:func:`png.check`), a JPEG (:func:`jpeg.check`) only if ``decode`` is set. A completely
+    checked picture must also decode, because OpenCV rejects some optional chunks.
     """
     _check_size(image_size(content), expected)
     if content.startswith(png.SIGNATURE):
@@ -51,16 +51,16 @@ def check(content: bytes, expected: tuple[int, int], decode: bool = True) -> Non
 
 
 def decode_rgb(content: bytes, expected: tuple[int, int] | None = None) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a JPEG or PNG, EXIF orientation ignored; grayscale and CMYK become RGB.
+    """Decode a JPEG or PNG to (H, W, 3) uint8 RGB without applying EXIF orientation; grayscale and CMYK are converted.
 
-    A WrongSize where the header declares another size than ``expected``; a ValueError where it declares more than 2^27 pixels,
-    or where the picture cannot be decoded, which is a NoMemory where only memory is wanting.
+    Raises WrongSize if the header declares another size than ``expected``, NoMemory if there is too little free memory, and
+    ValueError if the header declares more than 2^27 pixels or the picture cannot be decoded.
     """
     return _by_opencv(content, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION, expected)
 
 
 def decode_file(content: bytes, expected: tuple[int, int] | None = None) -> np.ndarray:
-    """The same for any format that users have: JPEG, PNG, and the first picture of a BMP, GIF, PPM, TIFF or WebP."""
+    """Like :func:`decode_rgb`, for more formats: JPEG, PNG, and the first picture of a BMP, GIF, PPM, TIFF or WebP."""
     if _is_common(content):
         return decode_rgb(content, expected)
     pixels = _of_other_format(content, expected)
@@ -70,7 +70,7 @@ def decode_file(content: bytes, expected: tuple[int, int] | None = None) -> np.n
 
 
 def decode_stored(content: bytes, expected: tuple[int, int] | None = None) -> np.ndarray:
-    """The same without loss where there are 16 bits a number: (H, W) or (H, W, 3), uint8 or uint16. Palettes become colours."""
+    """Like :func:`decode_file`, but keep 16-bit values and grayscale: (H, W) or (H, W, 3), uint8 or uint16. No palettes."""
     if not _is_common(content):
         return _of_other_format(content, expected)
     pixels = _by_opencv(content, cv2.IMREAD_UNCHANGED, expected)
@@ -78,26 +78,26 @@ def decode_stored(content: bytes, expected: tuple[int, int] | None = None) -> np
 
 
 def check_pixels(size: tuple[int, int]) -> None:
-    """A ValueError where (height, width) are of no picture, or of one that would take gigabytes."""
+    """Raise ValueError unless (height, width) has between 1 and 2^27 pixels."""
     if not 0 < size[0] * size[1] <= MAX_PIXELS:
         raise ValueError(f"{size[0]} x {size[1]} pixels are not in 1..{MAX_PIXELS}")
 
 
 def warm_up() -> None:
-    """Compile what :func:`check` needs, or load it from its cache, before processes or threads start that would each do it."""
+    """Compile the kernels of :func:`check` or load them from the cache, so that processes and threads need not each do so."""
     check(cv2.imencode(".jpg", np.zeros((8, 8), np.uint8))[1].tobytes(), (8, 8))
 
 
 def write_png(path: Path, pixels: np.ndarray, *, sync: bool = True) -> None:
-    """Write (H, W) uint16 class ids or (H, W, 3) uint8 RGB as a PNG, whole or not at all; a DataError where that fails.
+    """Write (H, W) uint16 class ids or (H, W, 3) uint8 RGB as a PNG, whole or not at all; raises DataError if that fails.
 
-    ``sync`` is that of :func:`cocolvis.disk.files.write_aside`.
+    ``sync`` is passed to :func:`cocolvis.disk.files.write_aside`.
     """
     done, encoded = cv2.imencode(".png", pixels if pixels.ndim == 2 else pixels[..., ::-1])
     if not done:
-        raise DataError(f"{path}: cannot be written: a PNG holds no {pixels.shape[0]} x {pixels.shape[1]} pixels")
+        raise DataError(f"{path}: cannot be written: a PNG cannot hold {pixels.shape[0]} x {pixels.shape[1]} pixels")
     with write_aside(path, sync=sync) as aside:
-        aside.write_bytes(encoded)
+        aside.write_bytes(encoded.data)
 
 
 def _is_common(content: bytes) -> bool:
@@ -123,7 +123,7 @@ def _by_opencv(content: bytes, flags: int, expected: tuple[int, int] | None) -> 
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:
         if error.code == cv2.Error.StsNoMem:
-            raise NoMemory(f"memory does not suffice for its {size[0]} x {size[1]} pixels") from None
+            raise NoMemory(f"not enough memory for its {size[0]} x {size[1]} pixels") from None
         raise ValueError(f"its pixels cannot be decoded: {error.err}") from None
     if pixels is None or pixels.shape[:2] != size:
         raise ValueError("its pixels cannot be decoded")

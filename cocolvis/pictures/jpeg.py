@@ -1,7 +1,7 @@
-"""JPEG files: the size that the header declares, and whether the compressed data of all pixels are there and make sense.
+"""JPEG files: reads the size in the header, and checks that the compressed data of all pixels are complete and valid.
 
-Decoders put grey in the place of what is damaged, and say so on stderr at best. Here the Huffman codes of all scans are
-followed, baseline and progressive, without computing a pixel. The names are those of ITU-T T.81.
+Decoders fill damaged parts with grey and at best print a warning. The check here follows the Huffman codes of all scans,
+baseline and progressive, without computing pixels. Names follow ITU-T T.81.
 """
 
 import re
@@ -15,21 +15,21 @@ START = b"\xff\xd8"
 
 _END_OF_IMAGE = b"\xff\xd9"
 _MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)
-"""The next marker, as libjpeg looks for it: whatever stands before is skipped."""
+"""The next marker, found as libjpeg does: bytes before it are skipped."""
 
 _FRAMES = frozenset((0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF))
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1), 0xC2
 _HUFFMAN_TABLES, _END, _SCAN, _RESTARTS = 0xC4, 0xD9, 0xDA, 0xDD
 _APP1, _EXIF = 0xE1, b"Exif\0\0"
 _BARE = frozenset((0x01, *range(0xD0, 0xDA)))
-"""Markers without a length: TEM, RST0..RST7, start and end of the image."""
+"""Markers that have no length: TEM, RST0..RST7, and the start and end of the image."""
 
 _MOST_SEGMENTS = 2**16
-"""More of them are no picture, but an attempt to keep a reader busy."""
+"""A file with more segments is not a picture but an attempt to waste time."""
 
 
 def read_size(content: bytes) -> tuple[int, int]:
-    """(height, width) as stored; a ValueError when there is no frame header before the pixels, or no end marker behind."""
+    """(height, width) as stored; raises ValueError without a frame header before the pixels and an end marker after them."""
     size, at = None, len(START)
     for _ in range(_MOST_SEGMENTS):
         segment = _segment(content, at)
@@ -48,7 +48,7 @@ def read_size(content: bytes) -> tuple[int, int]:
 
 
 def exif(content: bytes) -> bytes:
-    """The EXIF of a JPEG, which is a small TIFF; b"" where there is none, or the JPEG is damaged."""
+    """The EXIF data of a JPEG, which is a small TIFF; b"" if there is none or the JPEG is damaged."""
     at = len(START)
     try:
         for _ in range(_MOST_SEGMENTS):
@@ -64,15 +64,15 @@ def exif(content: bytes) -> bytes:
 
 
 def check(content: bytes) -> None:
-    """A ValueError that says what is damaged, unless the Huffman codes of all blocks are there, and nothing else is.
+    """Raise ValueError if the Huffman codes of a block are missing or invalid, or if there is data that belongs to no block.
 
-    Files of arithmetic codes, or lossless ones, are left to the decoder: nothing but their header is looked at.
+    Only the header of arithmetic-coded and lossless files is checked; the rest is left to the decoder.
     """
     state, at = _State(), len(START)
     for _ in range(_MOST_SEGMENTS):
         segment = _segment(content, at)
         if state.frame is not None and segment.start > at:
-            raise ValueError(f"the JPEG is damaged: nobody says what stands at byte {at}")
+            raise ValueError(f"the JPEG is damaged: unexpected data at byte {at}")
         at = segment.end
         if segment.marker in _FRAMES:
             state.frame = _frame(segment, state.frame)
@@ -87,11 +87,11 @@ def check(content: bytes) -> None:
         elif segment.marker == _END:
             break
     if state.frame is None or state.frame.components.keys() - state.seen:
-        raise ValueError("the JPEG is damaged: it ends before all of its colours have come")
+        raise ValueError("the JPEG is damaged: it ends before all of its colour components")
 
 
 class _Segment(NamedTuple):
-    """A marker at ``start`` and what its length embraces; the next should begin at ``end``."""
+    """A marker at byte ``start`` and the body that follows; the next segment should begin at ``end``."""
 
     marker: int
     body: bytes
@@ -101,10 +101,10 @@ class _Segment(NamedTuple):
 
 @dataclass(slots=True)
 class _Component:
-    """One channel, and what progressive scans have told of it so far.
+    """One colour component, its sampling factors, and what progressive scans have transmitted of it so far.
 
-    ``nonzero`` has a bit for each coefficient of each block that is other than 0, ``low`` is how many of a coefficient's lowest
-    bits have yet to come, -1 for one that never came.
+    ``nonzero`` has, for each block, a bit for each coefficient that is not 0. ``low`` is, for each coefficient, how many of its
+    lowest bits are still to come, or -1 if none of its bits has come yet.
     """
 
     across: int
@@ -120,13 +120,13 @@ class _Frame(NamedTuple):
     components: dict[int, _Component]
 
     def blocks(self, component: _Component) -> int:
-        """Blocks of a component in a scan of its own."""
+        """The number of blocks of a component in a scan of its own."""
         across, down = self.most()
         width, height = -(-self.width * component.across // across), -(-self.height * component.down // down)
         return -(-width // 8) * -(-height // 8)
 
     def units(self) -> int:
-        """Groups of blocks in a scan of several components."""
+        """The number of minimum coded units (groups of blocks) in a scan of several components."""
         across, down = self.most()
         return -(-self.width // (8 * across)) * -(-self.height // (8 * down))
 
@@ -138,7 +138,7 @@ class _Frame(NamedTuple):
 
 @dataclass(slots=True)
 class _State:
-    """What the segments so far have said; ``tables`` are those of DC and then of AC; ``seen`` the components that came."""
+    """The state after the segments so far: Huffman tables by class and number, and the components that were ``seen``."""
 
     frame: _Frame | None = None
     tables: dict[int, np.ndarray] = field(default_factory=dict)
@@ -178,7 +178,7 @@ def _frame(segment: _Segment, before: _Frame | None) -> _Frame:
 
 
 def _read_tables(body: bytes, tables: dict[int, np.ndarray]) -> None:
-    """Add tables by class and number, (65536,) uint16: the next 16 bits -> 256 * length of the code + symbol, 0 for none."""
+    """Add tables by class and number, (65536,) uint16: next 16 bits -> 256 * code length + symbol, 0 for no code."""
     at = 0
     while at < len(body):
         counts = np.frombuffer(body[at + 1 : at + 17], np.uint8)
@@ -192,8 +192,8 @@ def _read_tables(body: bytes, tables: dict[int, np.ndarray]) -> None:
 
 
 def _scan(content: bytes, segment: _Segment, state: _State) -> int:
-    """Follow the codes of a scan; where they end."""
-    from cocolvis.pictures import jpeg_scans as scans  # numba is slow to import, and who only reads headers never needs it
+    """Follow the codes of a scan; return the byte after them."""
+    from cocolvis.pictures import jpeg_scans as scans  # numba is slow to import, and reading headers does not need it
 
     frame, body = state.frame, segment.body
     count = body[0] if body else 0
@@ -209,13 +209,13 @@ def _scan(content: bytes, segment: _Segment, state: _State) -> int:
     members = [frame.components[identity] for identity in chosen]
     for one in members if frame.progressive else ():
         if (np.maximum(one.low[first : last + 1], 0) != high).any():
-            raise ValueError("the JPEG is damaged: its scans do not follow one another")
+            raise ValueError("the JPEG is damaged: its scans are out of order")
         one.low[first : last + 1] = body[-1] & 15
-    blocks = []  # of a unit: (component, table of DC, table of AC)
+    blocks: list[tuple[int, int, int]] = []  # of each unit: (component, DC table, AC table)
     for number, (one, places) in enumerate(zip(members, chosen.values(), strict=True)):
         blocks += [(number, places >> 4, places & 15)] * (one.across * one.down if count > 1 else 1)
     tables = np.zeros((8, 2**16), np.uint16)
-    _choose(tables, state.tables, blocks, dc=first == 0 and not high, ac=last > 0)
+    _select_tables(tables, state.tables, blocks, dc=first == 0 and not high, ac=last > 0)
     if kind in (scans.AC, scans.AC_REFINED) and not len(members[0].nonzero):
         members[0].nonzero = np.zeros(frame.blocks(members[0]), np.uint64)
     units = frame.units() if count > 1 else frame.blocks(members[0])
@@ -230,8 +230,8 @@ def _scan(content: bytes, segment: _Segment, state: _State) -> int:
     return at
 
 
-def _choose(tables: np.ndarray, known: dict[int, np.ndarray], blocks: list, *, dc: bool, ac: bool) -> None:
-    """Put the tables that a scan needs into rows 0..3 for DC and 4..7 for AC."""
+def _select_tables(tables: np.ndarray, known: dict[int, np.ndarray], blocks: list, *, dc: bool, ac: bool) -> None:
+    """Copy the tables that a scan needs into rows 0..3 for DC and 4..7 for AC."""
     needed = {name for _, name, _ in blocks if dc} | {0x10 | name for _, _, name in blocks if ac}
     for name in needed:
         if name not in known:

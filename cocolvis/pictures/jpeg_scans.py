@@ -1,41 +1,41 @@
-"""The compiled loop of the JPEG check: follows the Huffman codes of one scan, block by block, and forgets what they say."""
+"""The compiled loop of the JPEG check: follows the Huffman codes of one scan block by block and discards the values."""
 
 import numpy as np
 
 from cocolvis.compiled import entry, inner
 
 WHOLE, DC, DC_REFINED, AC, AC_REFINED = range(5)
-"""What a scan holds of each block: all of it, or in a progressive file the first coefficient or others, anew or refined."""
+"""What a scan holds of each block: everything, or in progressive files first or later bits of the DC or AC coefficients."""
 
 FINE, BREAKS_OFF, NO_CODE, TOO_LONG, NO_RESTART, LEFT_OVER = range(6)
-"""What :func:`follow` found."""
+"""Results of :func:`follow`."""
 
 FAULTS = {
     BREAKS_OFF: "break off",
-    NO_CODE: "are damaged: a code that the tables do not have",
-    TOO_LONG: "are damaged: a block of more than 64 coefficients",
-    NO_RESTART: "are damaged: a restart marker is missing, or out of order",
+    NO_CODE: "are damaged: a code is not in the Huffman tables",
+    TOO_LONG: "are damaged: a block has more than 64 coefficients",
+    NO_RESTART: "are damaged: a restart marker is missing or out of order",
     LEFT_OVER: "are damaged: some data belong to no block",
 }
-"""The same in words."""
+"""What each fault means; completes "the JPEG's pixels ..."."""
 
 _BUFFER, _BITS, _AT = range(3)
-"""The state of the reader: bits that were read and not used yet, how many, and the next byte."""
+"""The state of the bit reader: bits that were read but not used yet, their number, and the position of the next byte."""
 
 _ENDED, _UNKNOWN = -1, -2
 
 
 @entry()
 def follow(data, at, tables, blocks, units, restart, kind, first, last, nonzero):
-    """(what was found, byte at which it was found): FINE where the codes of all blocks end right before a marker.
+    """Follow the codes from byte ``at`` on; return (result, byte). FINE means that all codes end right before a marker.
 
-    ``data`` (n,) uint8; ``tables`` (8, 65536) uint16, those of DC and of AC: 256 * length + symbol of the code that 16 bits
-    begin with; ``blocks`` (m, 3) int64, of each block of a unit its component and its tables; ``units`` of the scan, with a
-    restart marker after every ``restart`` of them if that is not 0; ``first``..``last`` the coefficients; ``nonzero`` (b,)
-    uint64, a bit for each coefficient of a block that has become other than 0, for scans of AC.
+    ``data`` (n,) uint8; ``tables`` (8, 65536) uint16, four for DC and four for AC: next 16 bits -> 256 * code length + symbol;
+    ``blocks`` (m, 3) int64, the component, DC table and AC table of each block of a unit; ``units``, how many units the scan
+    has, with a restart marker after every ``restart`` of them unless that is 0; ``first``..``last``, the coefficients;
+    ``nonzero`` (b,) uint64, for AC scans, a bit for each coefficient of a block that is not 0.
     """
     state = np.array([0, 0, at])
-    run, markers = 0, 0  # blocks that the last code has ended beforehand
+    run, markers = 0, 0  # blocks that the last code also ended
     for unit in range(units):
         if restart and unit and unit % restart == 0:
             if run or not _drained(data, state):
@@ -65,17 +65,17 @@ def follow(data, at, tables, blocks, units, restart, kind, first, last, nonzero)
 
 @inner()
 def _fill(data, state):
-    """Read ahead, but not beyond a marker."""
+    """Read ahead, but not past a marker."""
     state[_BUFFER], state[_BITS], state[_AT] = _filled(data, state[_BUFFER], state[_BITS], state[_AT])
 
 
 @inner()
 def _filled(data, buffer, bits, at):
-    """The state after up to 56 bits were read. FF 00 is a byte FF of data, also after other FF, as libjpeg has it."""
+    """The state after reading until 56 bits are there. FF 00 stands for a data byte FF, also after other FF, as in libjpeg."""
     while bits <= 48 and at < len(data):
         byte = np.int64(data[np.uint64(at)])
         if byte == 0xFF:
-            after = _behind_fill(data, at)
+            after = _skip_fill(data, at)
             if after >= len(data) or data[after] != 0:
                 break
             at = after
@@ -86,8 +86,8 @@ def _filled(data, buffer, bits, at):
 
 
 @inner()
-def _behind_fill(data, at):
-    """The first byte from ``at`` on that is not FF."""
+def _skip_fill(data, at):
+    """The position of the first byte from ``at`` on that is not FF."""
     while at < len(data) and data[at] == 0xFF:
         at += 1
     return at
@@ -95,7 +95,7 @@ def _behind_fill(data, at):
 
 @inner()
 def _take(data, state, count):
-    """The next bits as a number, -1 where there are not as many."""
+    """The next ``count`` bits as a number, -1 if the data end before."""
     if state[_BITS] < count:
         _fill(data, state)
         if state[_BITS] < count:
@@ -106,7 +106,7 @@ def _take(data, state, count):
 
 @inner()
 def _symbol(data, state, table):
-    """The symbol that the next bits stand for; -1 where they end, -2 where they stand for none."""
+    """The symbol of the next code; -1 if the data end, -2 if no code matches."""
     if state[_BITS] < 16:
         _fill(data, state)
     bits = state[_BITS]
@@ -120,7 +120,7 @@ def _symbol(data, state, table):
 
 @inner()
 def _ahead(buffer, bits):
-    """The next 16 bits, the missing ones 0."""
+    """The next 16 bits, padded with zeros."""
     return np.uint64((buffer >> (bits - 16) if bits >= 16 else buffer << (16 - bits)) & 0xFFFF)
 
 
@@ -131,7 +131,7 @@ def _fault(symbol):
 
 @inner()
 def _difference(data, state, table):
-    """The first coefficient: how many bits, and these."""
+    """Read a DC coefficient: its number of bits, then the bits."""
     size = _symbol(data, state, table)
     if size < 0:
         return _fault(size)
@@ -142,7 +142,7 @@ def _difference(data, state, table):
 
 @inner()
 def _whole(data, state, dc, ac):
-    """A block of a sequential scan. Most files hold nothing else, so the state is kept in registers."""
+    """Read a block of a sequential scan. Most files have only these, so the state is kept in local variables."""
     found = _difference(data, state, dc)
     if found != FINE:
         return found
@@ -169,14 +169,14 @@ def _whole(data, state, dc, ac):
 
 @inner()
 def _end_of_band(data, state, exponent):
-    """How many blocks end here, this one included; -1 where the bits end."""
+    """How many blocks end here, including this one; -1 if the data end."""
     more = _take(data, state, exponent)
     return more + (np.int64(1) << exponent) if more >= 0 else _ENDED
 
 
 @inner()
 def _ac(data, state, table, first, last, nonzero, block):
-    """(what was found, blocks after this one that have nothing)"""
+    """Read the first bits of AC coefficients; return (result, number of following blocks without any)."""
     k = first
     while k <= last:
         symbol = _symbol(data, state, table)
@@ -201,7 +201,7 @@ def _ac(data, state, table, first, last, nonzero, block):
 
 @inner()
 def _ac_refined(data, state, table, first, last, nonzero, block, run):
-    """(what was found, blocks after this one that get nothing but a bit for each coefficient that they have)"""
+    """Refine AC coefficients; return (result, number of following blocks that only refine what they have)."""
     k = first
     while run == 0 and k <= last:
         symbol = _symbol(data, state, table)
@@ -234,7 +234,7 @@ def _ac_refined(data, state, table, first, last, nonzero, block, run):
 
 @inner()
 def _refined(data, state, k, last, known, zeros):
-    """Pass over coefficients, a bit for each ``known`` to be other than 0, up to the one behind so many zeros; -1: no bits."""
+    """Read a bit for each coefficient that is ``known`` to be nonzero, past ``zeros`` zeros; return where, -1 if data end."""
     while k <= last:
         if known >> np.uint64(k) & np.uint64(1):
             if _take(data, state, 1) < 0:
@@ -249,15 +249,15 @@ def _refined(data, state, k, last, known, zeros):
 
 @inner()
 def _drained(data, state):
-    """Whether nothing is left but the bits that fill up the last byte."""
+    """Whether only the padding bits of the last byte are left."""
     _fill(data, state)
     return state[_BITS] < 8
 
 
 @inner()
 def _restarted(data, state, number):
-    """Pass over the restart marker of this number; whether it is there."""
-    after = _behind_fill(data, state[_AT])
+    """Skip the restart marker of this number; return whether it is there."""
+    after = _skip_fill(data, state[_AT])
     if after >= len(data) or after == state[_AT] or data[after] != 0xD0 + number:
         return False
     state[_BUFFER] = state[_BITS] = 0

@@ -1,4 +1,4 @@
-"""PNG files: what the header declares, and whether all of the file is there and undamaged; no pixel is decoded."""
+"""PNG files: reads the header, and checks that the file is complete and undamaged without decoding a pixel."""
 
 import struct
 import zlib
@@ -9,24 +9,24 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
-"""Colour type -> numbers a pixel, and how many bits each of these may have."""
+"""Colour type -> channels, and the bits that each channel may have."""
 
 _PALETTE = 3
-"""The colour type whose pixels are places in a palette."""
+"""The colour type whose pixels are palette indices."""
 
 _LARGEST_SIDE = 2**31 - 1
 _LAST_FILTER = 4
-"""Each row begins with the number of its filter, 0..4."""
+"""The largest filter; each row begins with the number of its filter, 0..4."""
 
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-"""Of each pass of an interlaced PNG: first column, first row, step of columns, step of rows."""
+"""The passes of an interlaced PNG: first column, first row, column step, row step."""
 
 _READ, _INFLATED = 2**16, 2**18
-"""Bytes that zlib is given at a time, and that it may make of them before they are looked at."""
+"""Compressed bytes that zlib is given at a time, and the most bytes that it may return at a time."""
 
 
 class Header(NamedTuple):
-    """What the chunk IHDR says; a pixel is one or several numbers of so many ``bits``."""
+    """The content of the chunk IHDR; each channel of a pixel has ``bits`` bits."""
 
     height: int
     width: int
@@ -35,7 +35,7 @@ class Header(NamedTuple):
     interlaced: bool
 
     def passes(self) -> list[tuple[int, int]]:
-        """(rows, bytes of a row with its filter) of each pass over the picture; there are seven where it is interlaced."""
+        """(rows, bytes of a row including its filter) of each pass; an interlaced picture has up to seven passes."""
         steps = _ADAM7 if self.interlaced else ((0, 0, 1, 1),)
         sizes = ((-(-(self.height - y) // dy), -(-(self.width - x) // dx)) for x, y, dx, dy in steps)
         bits = _CHANNELS[self.colour] * self.bits
@@ -43,9 +43,9 @@ class Header(NamedTuple):
 
 
 def read_header(content: bytes) -> Header:
-    """The header of a PNG; a ValueError unless its fields are valid and chunks follow one another up to IEND.
+    """Read the header of a PNG; raises ValueError unless its fields are valid and the chunks continue up to IEND.
 
-    No CRC is computed: this is what a reader can afford each time.
+    No CRC is computed, so this is cheap enough to do on every read.
     """
     chunks = _chunks(content)
     header = _header(next(chunks)[1])
@@ -55,19 +55,16 @@ def read_header(content: bytes) -> Header:
 
 
 def check(content: bytes) -> None:
-    """A ValueError that says what is damaged, unless every decoder reads this PNG whole and alike.
+    """Raise ValueError unless every decoder can read this PNG completely and with the same result.
 
-    The CRC of each chunk holds, and the pixels inflate to exactly the rows that the header implies. Takes little memory,
-    whatever the header says. Bytes behind IEND are ignored, and so is what optional chunks say.
+    The CRC of each chunk must match, and the pixels must decompress to exactly the rows that the header declares. Memory use is
+    small for any header. Bytes after IEND and the content of optional chunks are ignored.
     """
-    header, palette, pixels, before = None, 0, None, b""
-    for kind, body, crc in _chunks(content):
-        if zlib.crc32(body, zlib.crc32(kind)) != crc:
-            raise ValueError(f"the PNG is damaged: the CRC of its chunk {kind.decode()} does not hold")
-        if header is None:
-            header = _header(body)
-            pixels = _Pixels(header)
-        elif kind == b"PLTE" and header.colour == _PALETTE:
+    chunks = _checked_chunks(content)
+    header = _header(next(chunks)[1])
+    palette, pixels, before = 0, _PixelStream(header), b"IHDR"
+    for kind, body in chunks:
+        if kind == b"PLTE" and header.colour == _PALETTE:
             if palette or len(body) % 3 or not 0 < len(body) <= 3 * 256:
                 raise ValueError("the PNG has no valid palette")
             palette = len(body) // 3
@@ -78,15 +75,15 @@ def check(content: bytes) -> None:
                 raise ValueError("the PNG's pixels are interrupted by another chunk")
             pixels.add(body)
         elif kind not in (b"PLTE", b"IEND") and kind[:1].isupper():
-            raise ValueError(f"the PNG has a chunk {kind.decode()}, which no decoder knows and none may skip")
+            raise ValueError(f"the PNG has a chunk {kind.decode()}, which is unknown and must not be skipped")
         before = kind
     pixels.finish()
 
 
 def essential(content: bytes) -> bytes:
-    """A PNG without its optional chunks and without what lies behind its end; a ValueError as for :func:`read_header`.
+    """A PNG without its optional chunks and the bytes after its end; raises ValueError as :func:`read_header` does.
 
-    What is left are the pixels as they are stored: no transparent colour, no gamma, no animation.
+    Only the pixels as stored remain: no transparent colour, no gamma, no animation.
     """
     needed = (chunk for chunk in _chunks(content) if chunk[0][:1].isupper())
     parts = (struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc) for kind, body, crc in needed)
@@ -94,15 +91,23 @@ def essential(content: bytes) -> bytes:
 
 
 def exif(content: bytes) -> bytes:
-    """The EXIF of a PNG, which is a small TIFF; b"" where there is none, or the PNG is damaged."""
+    """The EXIF data of a PNG, which is a small TIFF; b"" if there is none or the PNG is damaged."""
     try:
         return next((bytes(body) for kind, body, _ in _chunks(content) if kind == b"eXIf"), b"")
     except ValueError:
         return b""
 
 
+def _checked_chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """Yield (kind, body) of each chunk; raises ValueError if a CRC does not match."""
+    for kind, body, crc in _chunks(content):
+        if zlib.crc32(body, zlib.crc32(kind)) != crc:
+            raise ValueError(f"the PNG is damaged: the CRC of its chunk {kind.decode()} does not match")
+        yield kind, body
+
+
 def _chunks(content: bytes) -> Iterator[tuple[bytes, memoryview, int]]:
-    """(kind, body, recorded CRC) of each chunk up to IEND, of which the first, and no other, is IHDR."""
+    """Yield (kind, body, recorded CRC) of each chunk up to IEND; raises ValueError unless only the first is IHDR."""
     if not content.startswith(SIGNATURE):
         raise ValueError("the PNG has no signature")
     view, at, kind = memoryview(content), len(SIGNATURE), b""
@@ -125,44 +130,45 @@ def _header(body: memoryview) -> Header:
     if bits not in _DEPTHS.get(colour, ()) or compression or filters or interlaced > 1:
         raise ValueError(
             f"the PNG's header declares bits {bits}, colour type {colour}, compression {compression}, filters {filters} and"
-            f" interlacing {interlaced}, which do not exist together"
+            f" interlacing {interlaced}, which is not a valid combination"
         )
     return Header(height, width, bits, colour, bool(interlaced))
 
 
-class _Pixels:
-    """The compressed pixels on their way through zlib: counted, their rows' filters looked at, and forgotten."""
+class _PixelStream:
+    """Decompresses the pixels piece by piece, counts them and checks the filters of their rows, without keeping them."""
 
     def __init__(self, header: Header):
         if not (0 < header.height <= _LARGEST_SIDE and 0 < header.width <= _LARGEST_SIDE):
             raise ValueError(f"the PNG's header declares {header.height} x {header.width} pixels")
         self.begun = False
         self._stream = zlib.decompressobj()
-        self._passes = []  # (first byte, byte behind the last, bytes of a row)
+        self._passes: list[tuple[int, int, int]] = []  # (first byte, byte after the last, bytes of a row)
         self._expected = self._found = 0
         for rows, row in header.passes():
             self._passes.append((self._expected, self._expected + rows * row, row))
             self._expected += rows * row
 
     def add(self, body: memoryview) -> None:
-        """One IDAT chunk; what follows the end of the compressed stream is ignored."""
+        """Add an IDAT chunk; bytes after the end of the compressed stream are ignored."""
         self.begun = True
         for start in range(0, len(body), _READ):
-            data, inflated = body[start : start + _READ], b""
+            data: bytes | memoryview = body[start : start + _READ]
+            inflated = b""
             while (data or len(inflated) == _INFLATED) and not self._stream.eof:
                 try:
                     inflated = self._stream.decompress(data, _INFLATED)
                 except zlib.error as error:
                     raise ValueError(f"the PNG's pixels are damaged: {str(error).rpartition(': ')[2]}") from None
                 data = self._stream.unconsumed_tail
-                self._take(inflated)
+                self._check_rows(inflated)
 
     def finish(self) -> None:
-        """All pixels must have come, and the checksum behind them."""
+        """Raise ValueError unless all pixels and the checksum after them have been added."""
         if self._found < self._expected or not self._stream.eof:
             raise ValueError(f"the PNG's pixels are truncated: {self._found} of {self._expected} bytes are there")
 
-    def _take(self, inflated: bytes) -> None:
+    def _check_rows(self, inflated: bytes) -> None:
         first, self._found = self._found, self._found + len(inflated)
         if self._found > self._expected:
             raise ValueError(f"the PNG holds more pixels than its header declares: more than {self._expected} bytes")

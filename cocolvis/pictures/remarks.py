@@ -1,4 +1,4 @@
-"""What is worth a word of pictures that can be read: they are not what they look like elsewhere, or show next to nothing."""
+"""Remarks on readable pictures that may surprise users: they look different in viewers, or show almost nothing."""
 
 from collections.abc import Mapping
 
@@ -8,22 +8,22 @@ from cocolvis.pictures import encoded, jpeg, png
 from cocolvis.pictures.tiff_tags import BITS, ORIENTATION, has_more, read_tags
 
 ROTATED, DARK, PAGES = "rotated", "dark", "pages"
-"""Kinds of remarks."""
+"""The kinds of remarks."""
 
 _WORDS = {
-    ROTATED: "an EXIF orientation, which is ignored: labels lie on the pixels as stored",
-    DARK: "values of 16 bits that end at 4095 or below, as of 12 bits, and are read as almost black: multiply them by 16",
-    PAGES: "several pictures in one file, of which the first is read",
+    ROTATED: "an EXIF orientation, which is ignored: labels refer to the pixels as stored",
+    DARK: "16-bit values that do not exceed 4095, as if of 12 bits, and are read as almost black: multiply them by 16",
+    PAGES: "several pictures in one file, of which only the first is read",
 }
 
 _TURNED = (5, 6, 7, 8)
-"""Orientations by which height and width change places."""
+"""Orientations that swap height and width."""
 
 _EXIF_START = b"Exif\0\0"
 
 
 def orientation(content: bytes) -> int:
-    """How a viewer would turn a picture, 1..8, by the EXIF of a JPEG, PNG or WebP, or by a TIFF; 1 is as it is stored."""
+    """The orientation 1..8 in the EXIF data of a JPEG, PNG or WebP, or in a TIFF; 1 means as stored."""
     if content.startswith(jpeg.START):
         content = jpeg.exif(content)
     elif content.startswith(png.SIGNATURE):
@@ -35,20 +35,20 @@ def orientation(content: bytes) -> int:
 
 
 def why_size(content: bytes, size: tuple[int, int], expected: tuple[int, int]) -> str:
-    """What to add where a picture's (height, width) is not as ``expected``: that it would be, if it were turned; else ""."""
+    """The part of a message that says that only its EXIF orientation gives a picture the ``expected`` size; "" otherwise."""
     if size != expected[::-1] or (found := orientation(content)) not in _TURNED:
         return ""
-    return f"; only its EXIF orientation, {found}, turns it to that size, and labels must lie on the pixels as stored"
+    return f"; only its EXIF orientation, {found}, turns it to that size, and labels must refer to the pixels as stored"
 
 
 def of_picture(content: bytes) -> list[str]:
-    """The kinds of remarks on a picture that can be read; it is decoded once more where its numbers have 16 bits."""
+    """The kinds of remarks that apply to a readable picture; a picture with 16-bit values is decoded once more."""
     found = {ROTATED: orientation(content) > 1, DARK: _is_dark(content), PAGES: has_more(content)}
     return [kind for kind, holds in found.items() if holds]
 
 
 def lines(counts: Mapping[str, int], first: Mapping[str, str] | None = None) -> list[str]:
-    """A line for each kind of remark, of so many pictures; ``first`` names one of each kind."""
+    """One line for each kind of remark, with the number of pictures; ``first`` names one picture of each kind."""
     said = []
     for kind, words in _WORDS.items():
         if count := counts.get(kind, 0):

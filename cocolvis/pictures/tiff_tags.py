@@ -1,4 +1,4 @@
-"""The numbers in the first directory of a TIFF, which EXIF is as well: what its pixels are, and how the camera was held."""
+"""Reads integer tags from the first directory of a TIFF, or of EXIF data, which has the same format."""
 
 import struct
 from collections.abc import Collection
@@ -6,31 +6,31 @@ from typing import NamedTuple
 
 ORIENTATION = 274
 BITS, SAMPLES, FORMAT = 258, 277, 339
-"""Bits of a number, numbers a pixel, and the kind of these numbers."""
+"""Tags: bits per sample, samples per pixel, and the sample format."""
 
 _HEADERS = {b"II*\0": ("<", False), b"MM\0*": (">", False), b"II+\0": ("<", True), b"MM\0+": (">", True)}
-"""How a TIFF begins: its byte order, and whether it is a BigTIFF, in which places take 8 bytes."""
+"""First bytes of a TIFF -> its byte order, and whether it is a BigTIFF, whose offsets have 8 bytes."""
 
 _SHORT, _LONG = 3, 4
 _TYPES = {_SHORT: "H", _LONG: "I"}
 _MOST_ENTRIES, _MOST_VALUES = 2**12, 64
 
 _INTEGERS, _FLOATS, _COMPLEX = (2, 5), 3, (5, 6)
-"""Kinds of numbers: signed and complex whole ones, floating-point ones, and both kinds that are complex."""
+"""Sample formats: signed and complex integers, floating point, and both complex ones."""
 
 
 def read_tags(content: bytes, wanted: Collection[int]) -> dict[int, tuple[int, ...]]:
-    """Tag -> its whole numbers, of those ``wanted`` that the first directory holds; nothing of what is damaged."""
+    """Tag -> its integers, for the ``wanted`` tags that the first directory holds; damaged tags are left out."""
     return {tag: values for tag, (values, _) in _directory(content).tags.items() if tag in wanted}
 
 
 def has_more(content: bytes) -> bool:
-    """Whether a TIFF has more than one directory, and so more than one picture."""
+    """Whether a TIFF has more than one directory, which means more than one picture."""
     return _directory(content).after > 0
 
 
 def upright(content: bytes) -> bytes:
-    """A TIFF without an orientation, so that a reader that would turn it gives the pixels as they are stored."""
+    """A TIFF with its orientation set to 1, so that decoders return the pixels as stored."""
     values, at = _directory(content).tags.get(ORIENTATION, ((1,), 0))
     if values == (1,):
         return content
@@ -38,26 +38,26 @@ def upright(content: bytes) -> bytes:
 
 
 def numbers(content: bytes) -> str:
-    """In words what the pixels of a TIFF are: "32-bit floating-point numbers"; "" where it does not say."""
+    """Describe the pixels of a TIFF, such as "32-bit floating-point numbers"; "" if its tags are missing."""
     tags = read_tags(content, (BITS, SAMPLES, FORMAT))
     if BITS not in tags and SAMPLES not in tags:
         return ""
     bits, kind = tags.get(BITS, (1,)), tags.get(FORMAT, (1,))[0]
     said = "complex " if kind in _COMPLEX else "signed " if kind in _INTEGERS else ""
-    said += "floating-point numbers" if kind == _FLOATS else "numbers" if kind in _COMPLEX else "whole numbers"
+    said += "floating-point numbers" if kind == _FLOATS else "numbers" if kind in _COMPLEX else "integers"
     many = tags.get(SAMPLES, (len(bits),))[0]
     return f"{'- and '.join(map(str, sorted(set(bits))))}-bit {said}" + (f", {many} a pixel" if many > 1 else "")
 
 
 class _Directory(NamedTuple):
-    """``tags``: tag -> (its numbers, the place of the first); ``after`` is where the next directory begins, 0 for none."""
+    """``tags``: tag -> (its integers, the offset of the first); ``after`` is the offset of the next directory, or 0."""
 
     tags: dict[int, tuple[tuple[int, ...], int]]
     after: int = 0
 
 
 def _directory(content: bytes) -> _Directory:
-    """The first directory of a TIFF, as far as it can be read; numbers that are not whole are passed over."""
+    """Read the first directory of a TIFF as far as possible; tags that are not integers are skipped."""
     found = _Directory({})
     if content[:4] not in _HEADERS:
         return found
@@ -76,5 +76,5 @@ def _directory(content: bytes) -> _Directory:
                 where = at - len(inline) if inside else struct.unpack(place, inline)[0]
                 found.tags[tag] = struct.unpack_from(layout, content, where), where
         return found._replace(after=struct.unpack_from(place, content, at)[0])
-    except (struct.error, OverflowError):  # a place outside the file
+    except (struct.error, OverflowError):  # an offset outside the file
         return found

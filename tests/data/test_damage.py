@@ -342,8 +342,8 @@ def test_memory_that_runs_out_is_no_damaged_image(folder, trained, monkeypatch):
         raise error
 
     monkeypatch.setattr("cocolvis.pictures.encoded.cv2.imdecode", refused)
-    with pytest.raises(DataError, match=r"image \d+ .*: memory does not suffice for its 40 x 48 pixels$") as caught:
+    with pytest.raises(DataError, match=r"image \d+ .*: not enough memory for its 40 x 48 pixels$") as caught:
         drawn(opened(folder), skip_damaged=True)
     assert not isinstance(caught.value, DamagedImage)
     arguments = ("eval", trained, folder / "data", "--image-root", folder / "coco", "--skip-damaged", "--device", "cpu")
-    assert "memory does not suffice for its 40 x 48 pixels" in ess(*arguments, code=1).stderr
+    assert "not enough memory for its 40 x 48 pixels" in ess(*arguments, code=1).stderr

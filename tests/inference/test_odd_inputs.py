@@ -137,7 +137,7 @@ def complex_tiff() -> bytes:
     ("content", "told"),
     [
         (tiff(np.zeros((9, 8), np.float32)), "it holds 32-bit floating-point numbers; expected pixels of 8 or 16 bits"),
-        (tiff(np.zeros((9, 8), np.int32)), "it holds 32-bit signed whole numbers; expected pixels of 8 or 16 bits"),
+        (tiff(np.zeros((9, 8), np.int32)), "it holds 32-bit signed integers; expected pixels of 8 or 16 bits"),
         (complex_tiff(), "it holds 32-bit complex numbers; expected pixels of 8 or 16 bits"),
     ],
 )
@@ -163,7 +163,7 @@ def test_remarks_are_one_line_each_in_the_end(tmp_path, small, caplog):
     (tmp_path / "e.tif").write_bytes(tiff(np.full((9, 8), 4000, np.uint16)))
     assert not predict_files(small, find_inputs([str(tmp_path)]), tmp_path / "out", ("png",))
     told = [record.getMessage().replace(f"{tmp_path}/", "") for record in caplog.records]
-    assert told[0].startswith("2 pictures (a.jpg, ...) have an EXIF orientation, which is ignored: labels lie on the pixels")
-    assert told[1].startswith("2 pictures (c.png, ...) have values of 16 bits that end at 4095 or below")
-    assert told[2] == "1 picture (d.tif) has several pictures in one file, of which the first is read" and len(told) == 3
+    assert told[0].startswith("2 pictures (a.jpg, ...) have an EXIF orientation, which is ignored: labels refer to the pixels")
+    assert told[1].startswith("2 pictures (c.png, ...) have 16-bit values that do not exceed 4095")
+    assert told[2] == "1 picture (d.tif) has several pictures in one file, of which only the first is read" and len(told) == 3
     assert cv2.imread(str(tmp_path / "out" / "a.png"), cv2.IMREAD_UNCHANGED).shape == (9, 8)

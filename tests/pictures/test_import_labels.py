@@ -105,7 +105,7 @@ def test_colours_and_what_shines_through_are_refused_in_words(dtype):
     for channels in (2, 4):
         clear = np.repeat(pixels[..., 3:], channels, axis=2)
         clear[0, :5, -1] = 0
-        with pytest.raises(ValueError, match="alpha channel, by which 5 of its pixels are not opaque"):
+        with pytest.raises(ValueError, match="alpha channel in which 5 pixels are not opaque"):
             read_labels(coloured(clear))
 
 
@@ -247,7 +247,7 @@ def test_the_checksum_of_a_compressed_matrix_counts(tmp_path):
 
 @pytest.mark.parametrize(
     ("values", "told"),
-    [([0.5], "no whole numbers"), ([-1.0], "labels are -1"), ([np.nan], "labels are nan"), ([65536.0], "65536")],
+    [([0.5], "not integers"), ([-1.0], "labels are -1"), ([np.nan], "labels are nan"), ([65536.0], "65536")],
 )
 def test_numbers_that_are_no_labels(values, told, tmp_path):
     with pytest.raises(ValueError, match=told):

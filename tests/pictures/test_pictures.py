@@ -310,7 +310,7 @@ def test_damaged_pngs_are_left_out_of_a_build(tree):
     data = tree.build()
     assert [fault[0] for fault in faults(data)] == ["unreadable image", "unreadable image", "wrong image size"]
     reasons = [fault["reason"].split(": ", 1)[1] for fault in data.index["report"]["faults"]]
-    assert reasons[0] == "the PNG is damaged: the CRC of its chunk IDAT does not hold"
+    assert reasons[0] == "the PNG is damaged: the CRC of its chunk IDAT does not match"
     assert reasons[1].startswith("the PNG's pixels are truncated: ")
     assert data.split("train").image_ids().tolist() == [1, 5]
     assert "decode" not in data.index["options"]

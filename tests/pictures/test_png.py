@@ -120,7 +120,7 @@ DAMAGED = {
     "no width": (join(header(9, 0)), "9 x 0 pixels"),
     "half a chunk": (join(*made(9, 7))[:70], "breaks off"),
     "its signature alone": (join(end=False), "breaks off"),
-    "3 bits": (join(header(9, 7, bits=3, colour=0)), "do not exist together"),
+    "3 bits": (join(header(9, 7, bits=3, colour=0)), "not a valid combination"),
 }
 
 

@@ -173,8 +173,8 @@ def test_an_import_counts_pictures_that_are_turned_or_dark(tmp_path):
     masks = [(black_and_white() > 0).astype(np.uint8)] * 5
     pictures = [rotated(6), rotated(3), dark(4095), dark(4096), rotated(1)]
     said = run(tree(tmp_path / "src", "car\n", masks, pictures), tmp_path / "out", "--workers", 1).stderr
-    assert "3 pictures have an EXIF orientation, which is ignored: labels lie on the pixels as stored" in said
-    assert "1 picture has values of 16 bits that end at 4095 or below" in said
+    assert "3 pictures have an EXIF orientation, which is ignored: labels refer to the pixels as stored" in said
+    assert "1 picture has 16-bit values that do not exceed 4095" in said
     assert "EXIF" not in run(tree(tmp_path / "good", "car\n", masks), tmp_path / "b", "--workers", 1).stderr
 
 
@@ -184,7 +184,7 @@ def test_a_mask_of_the_turned_size_says_so(tmp_path):
     told = [fault["reason"] for fault in Dataset.open(tmp_path / "out").index["report"]["faults"]]
     said = "images/train/p1.png: is 8 x 12, its mask is 12 x 8"
     assert (
-        told[0] == f"{said}; only its EXIF orientation, 6, turns it to that size, and labels must lie on the pixels as stored"
+        told[0] == f"{said}; only its EXIF orientation, 6, turns it to that size, and labels must refer to the pixels as stored"
     )
     assert told[1] == "images/train/p2.png: is 8 x 12, its mask is 12 x 8"
 
