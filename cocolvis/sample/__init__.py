@@ -1,1 +1,1 @@
-"""The generated COCO + LVIS tree."""
+"""Generates a small COCO + LVIS tree with exact annotations."""

@@ -1,4 +1,4 @@
-"""The pictures of the generated sample: how a class looks, and scenes of objects over organic regions, with exact masks."""
+"""Paints the pictures of the generated sample: objects over organic regions, with exact masks."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ SHAPES = ("polygon", "star", "ellipse", "cross", "blob", "pair", "heart")
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How a class looks: RGB colours (3,) float32 in 0..255, a texture with its period in pixels, and an outline."""
+    """The look of a class: two RGB colours (3,) float32 in 0..255, a texture with its period in pixels, and an outline."""
 
     base: np.ndarray
     second: np.ndarray
@@ -30,7 +30,7 @@ class Look:
 
 
 class Placed(NamedTuple):
-    """An object in a picture: its class, (H, W) bool mask, polygons of (P, 2) x, y, centre, and turn in radians."""
+    """An object in a picture: its class, (H, W) bool mask, polygons (P, 2) of x and y, centre, and rotation in radians."""
 
     class_info: ClassInfo
     mask: np.ndarray
@@ -40,10 +40,10 @@ class Placed(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """What was painted, and where.
+    """A painted picture and its annotations.
 
-    ``pixels`` (H, W, 3) uint8 RGB; ``objects`` front-most first; ``regions`` the visible part of each stuff class, ``covered``
-    what the objects cover, (H, W) bool each.
+    ``pixels`` (H, W, 3) uint8 RGB; ``objects``, front-most first; ``regions``, the visible part of each stuff class, and
+    ``covered``, the union of all objects, (H, W) bool each.
     """
 
     pixels: np.ndarray
@@ -53,7 +53,7 @@ class Picture(NamedTuple):
 
 
 def _palette(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Colours, each chosen farthest in Lab from those before: RGB in 0..255 and Lab, (count, 3) float32 both."""
+    """Colours, each as far as possible in Lab from those before it: RGB in 0..255 and Lab, both (count, 3) float32."""
     levels = np.linspace(0, 1, 24, dtype=np.float32)
     rgb = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
     lab = cv2.cvtColor(rgb[None], cv2.COLOR_RGB2LAB)[0]
@@ -68,9 +68,9 @@ def _palette(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def looks_of(used: Sequence[ClassInfo], size: int) -> dict[int, Look]:
-    """Class id -> look, for pictures of ``size`` pixels.
+    """Give each class a look for pictures of ``size`` pixels: class id -> look.
 
-    The second colour is one of the palette's, at a middle to great distance from the base colour.
+    The second colour also comes from the palette, at a medium to large distance from the base colour.
     """
     rgb, lab = _palette(len(used))
     looks = {}
@@ -92,7 +92,7 @@ def looks_of(used: Sequence[ClassInfo], size: int) -> dict[int, Look]:
 def paint(
     things: Sequence[ClassInfo], stuff: Sequence[ClassInfo], looks: dict[int, Look], size: int, rng: np.random.Generator
 ) -> Picture:
-    """A picture of ``things``, front-most first, over regions of ``stuff``; its sides lie within 25 % of ``size`` pixels."""
+    """Paint ``things``, front-most first, over regions of ``stuff``; both sides are within 25 % of ``size`` pixels."""
     height, width = (_side(size, rng) for _ in range(2))
     objects, covered = _place(things, looks, (height, width), size, rng)
     regions = _regions(len(stuff), height, width, rng)
@@ -112,22 +112,22 @@ def paint(
 
 
 def _side(size: int, rng: np.random.Generator) -> int:
-    """A width or height within 25 % of ``size`` that no decoder's stride of 16 divides."""
+    """A random width or height within 25 % of ``size`` that is not a multiple of 16, the usual stride of decoders."""
     side = int(rng.integers(int(np.ceil(0.75 * size)), int(1.25 * size) + 1))
     return side if side % 16 else side + (1 if side < size else -1)
 
 
 def _smooth(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A smooth random field (height, width) float32 of about unit deviation."""
+    """A smooth random field, (height, width) float32, with a standard deviation of about 1."""
     return cv2.resize(rng.normal(size=(5, 5)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 def _regions(count: int, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """Split the picture into ``count`` regions with organic borders: (height, width) int, the best balanced of some tries."""
+    """Split the picture into ``count`` regions with organic borders, the best balanced of four tries: (height, width) int."""
     if count == 0:
         return np.full((height, width), -1)
-    y, x = np.mgrid[:height, :width].astype(np.float32) / np.float32([[[height]], [[width]]])
-    best, best_share = None, -1.0
+    y, x = np.mgrid[:height, :width].astype(np.float32) / np.array([[[height]], [[width]]], np.float32)
+    best, best_share = np.zeros((height, width), np.int64), -1.0
     for _ in range(4):
         centres = rng.uniform(0.1, 0.9, (count, 2)).tolist()
         fields = [0.25 * _smooth(rng, height, width) - 2 * np.hypot(x - cx, y - cy) for cx, cy in centres]
@@ -141,32 +141,33 @@ def _regions(count: int, height: int, width: int, rng: np.random.Generator) -> n
 def _place(
     classes: Sequence[ClassInfo], looks: dict[int, Look], shape: tuple[int, int], size: int, rng: np.random.Generator
 ) -> tuple[list[Placed], np.ndarray]:
-    """Place one object of each class, front-most first, each more than half visible where there is room for that.
-
-    Returns them with the (H, W) bool union of their masks.
-    """
-    height, width = shape
+    """Place one object of each class, front-most first; return them with the (H, W) bool union of their masks."""
     covered = np.zeros(shape, bool)
     placed = []
     for c in classes:
-        best, best_seen = None, -1.0
-        for _ in range(12):
-            radius, turn = size * rng.uniform(0.12, 0.21), float(rng.uniform(-0.3, 0.3))
-            centre = rng.uniform((0.6 * radius, 0.6 * radius), (width - 0.6 * radius, height - 0.6 * radius))
-            outlines = [_posed(o, radius, turn, centre, width, height) for o in _outlines(looks[c.id])]
-            mask = _rasterised(outlines, height, width)
-            seen = (mask & ~covered).sum() / max(mask.sum(), 1)
-            if seen > best_seen:
-                best, best_seen = Placed(c, mask, outlines, centre, turn), seen
-            if seen > 0.6:
-                break
-        placed.append(best)
-        covered |= best.mask
+        placed.append(_place_one(c, looks[c.id], covered, size, rng))
+        covered |= placed[-1].mask
     return placed, covered
 
 
+def _place_one(c: ClassInfo, look: Look, covered: np.ndarray, size: int, rng: np.random.Generator) -> Placed:
+    """Try up to 12 random poses: the first that leaves more than 60 % of the object visible, or the most visible one."""
+    height, width = covered.shape
+    tried: list[tuple[float, Placed]] = []
+    for _ in range(12):
+        radius, turn = size * rng.uniform(0.12, 0.21), float(rng.uniform(-0.3, 0.3))
+        centre = rng.uniform((0.6 * radius, 0.6 * radius), (width - 0.6 * radius, height - 0.6 * radius))
+        outlines = [_posed(o, radius, turn, centre, width, height) for o in _outlines(look)]
+        mask = _rasterised(outlines, height, width)
+        visible = (mask & ~covered).sum() / max(mask.sum(), 1)
+        tried.append((visible, Placed(c, mask, outlines, centre, turn)))
+        if visible > 0.6:
+            break
+    return max(tried, key=lambda one: one[0])[1]
+
+
 def _outlines(look: Look) -> list[np.ndarray]:
-    """The closed outlines of a class, (P, 2) each, within the unit circle."""
+    """The closed outlines of a class within the unit circle, (P, 2) each."""
     n = look.corners
     t = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     circle = np.stack([np.cos(t), np.sin(t)], axis=1)
@@ -194,18 +195,18 @@ def _turned(points: np.ndarray, angle: float) -> np.ndarray:
 
 
 def _posed(outline: np.ndarray, radius: float, turn: float, centre: np.ndarray, width: int, height: int) -> np.ndarray:
-    """The outline in pixels (x, y), rounded as COCO's polygons are and cut off at the picture's border."""
+    """The outline in pixels (x, y), clipped to the picture and rounded to two decimals as COCO's polygons are."""
     return (_turned(outline, turn) * radius + centre).clip(0, (width, height)).round(2)
 
 
 def _rasterised(outlines: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
-    """The pixels (H, W) bool of the union of polygons, by pycocotools' own rule."""
+    """The union of polygons, (H, W) bool, rasterised by pycocotools."""
     rles = coco_mask.frPyObjects([o.ravel().tolist() for o in outlines], height, width)
     return coco_mask.decode(coco_mask.merge(rles)).astype(bool)
 
 
 def _texture(look: Look, x: np.ndarray, y: np.ndarray, turn: float = 0, strength: float = 1) -> np.ndarray:
-    """The class's colours (H, W, 3) float32 at pixel offsets ``x``, ``y`` (H, W) from the texture's origin."""
+    """The colours of a class, (H, W, 3) float32, at the pixel offsets ``x`` and ``y``, (H, W), from the texture's origin."""
     cos, sin = math.cos(look.angle + turn), math.sin(look.angle + turn)
     u, v = (cos * x + sin * y) / look.period, (cos * y - sin * x) / look.period
     part_u, part_v = u % 1, v % 1
@@ -224,7 +225,7 @@ def _texture(look: Look, x: np.ndarray, y: np.ndarray, turn: float = 0, strength
 
 
 def _draw(canvas: np.ndarray, mask: np.ndarray, colours: np.ndarray, size: int) -> None:
-    """Draw an object on ``canvas`` in place: a soft shadow below it, and its colours, brighter towards its middle."""
+    """Draw an object onto ``canvas`` in place, with a soft shadow below it and colours that brighten towards its centre."""
     shadow = cv2.GaussianBlur(np.roll(mask, 1 + size // 48, axis=(0, 1)).astype(np.float32), (0, 0), size / 48)
     canvas *= 1 - 0.25 * shadow[..., None]
     depth = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 3)

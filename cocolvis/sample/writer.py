@@ -1,4 +1,4 @@
-"""A generated COCO + LVIS tree: procedural pictures with exact annotations, in the dialects of the real sets."""
+"""Writes a generated COCO + LVIS tree: procedural pictures with exact annotations in the formats of the real data sets."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ PARTIAL = ".cocolvis-sample.partial"
 
 @dataclass(slots=True)
 class _Scene:
-    """One image of the plan: where it lies and which classes it shows, ``things`` front-most first."""
+    """One planned image: its folder, and the classes that it shows, ``things`` front-most first."""
 
     index: int
     image_id: int
@@ -43,13 +43,13 @@ def write_sample(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write a generated COCO + LVIS tree to the folder ``out``, laid out as the real data sets ship.
+    """Write a generated COCO + LVIS tree to the folder ``out``, with the layout of the real data sets.
 
-    ``images`` counts all images, a quarter of which are the LVIS val split; ``classes`` of the 1284 classes are shown, each
-    with colours, a texture and (things) an outline of its own, which do not depend on ``seed``; width and height lie within
-    25 % of ``size`` pixels. ``progress`` is called with (images written, images). The same arguments give the same bytes.
-    ``out`` must be new or empty and stays so until everything is written. Raises DataError for arguments out of range, and
-    for a folder that is in use or cannot be written.
+    A quarter of the ``images`` form the LVIS val split. They show ``classes`` of the 1284 classes, each with its own colours,
+    texture and (for things) outline, which do not depend on ``seed``. Width and height are within 25 % of ``size`` pixels.
+    ``progress`` is called with (images written, images). The same arguments produce the same bytes. ``out`` must be new or
+    empty and stays so until everything is written. Raises DataError if an argument is out of range, or if the folder is not
+    empty or cannot be written.
     """
     out = Path(out)
     partial, existed = out / PARTIAL, out.is_dir()
@@ -61,7 +61,7 @@ def write_sample(
         for part in ("coco", "lvis"):
             (partial / part).rename(out / part)
     except OSError as error:
-        raise DataError(f"{out}: cannot write the sample: {error.strerror}; give a folder that you can write to") from None
+        raise DataError(f"{out}: cannot write the sample: {error.strerror}; choose a folder that you can write to") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if not existed and out.is_dir() and not any(out.iterdir()):
@@ -79,7 +79,7 @@ def _check(out: Path, images: int, classes: int, size: int, seed: int) -> None:
     if seed < 0:
         raise DataError(f"sample: seed is {seed}, expected 0 or more")
     if out.exists() and (not out.is_dir() or any(p.name != PARTIAL for p in out.iterdir())):
-        raise DataError(f"{out}: exists and is not an empty folder; give a new folder, or remove this one first")
+        raise DataError(f"{out}: exists and is not an empty folder; choose a new folder, or remove this one first")
 
 
 def _write_tree(
@@ -89,8 +89,8 @@ def _write_tree(
     looks = looks_of(used, size)
     for folder in ("coco/train2017", "coco/val2017", "coco/annotations", "lvis"):
         (root / folder).mkdir(parents=True)
-    stuff = {folder: {"images": [], "annotations": []} for folder in ("train2017", "val2017")}
-    lvis = {split: {"images": [], "annotations": []} for split in ("train", "val")}
+    stuff: dict[str, dict[str, list]] = {folder: {"images": [], "annotations": []} for folder in ("train2017", "val2017")}
+    lvis: dict[str, dict[str, list]] = {split: {"images": [], "annotations": []} for split in ("train", "val")}
     for done, scene in enumerate(_plan(used, images, seed), 1):
         rng = np.random.default_rng([seed, scene.index])
         picture = paint(scene.things, scene.stuff, looks, size, rng)
@@ -110,9 +110,9 @@ def _write_tree(
 
 
 def _used_classes(count: int) -> list[ClassInfo]:
-    """The 10 shared classes, then stuff, frequent, common and rare ones by turns, spread over the ids of each group.
+    """The 10 shared classes, then stuff, frequent, common and rare classes in turn, spread over the ids of each group.
 
-    Two of three are stuff or frequent, so that most classes of a small sample can be learnt; the others make its tail.
+    Two out of three are stuff or frequent, so that most classes of a small sample can be learnt; the others form its tail.
     """
     vocabulary = coco_lvis()
     streams = {}
@@ -127,7 +127,7 @@ def _used_classes(count: int) -> list[ClassInfo]:
 
 
 def _plan(used: Sequence[ClassInfo], images: int, seed: int) -> list[_Scene]:
-    """What each image shows, in ascending order of image id; of 40 images or more, some have an oddity of the real sets."""
+    """Plan what each image shows, in order of image id; of 40 or more images, some have an oddity of the real data sets."""
     rng = np.random.default_rng([seed, images, len(used)])
     ids = np.sort(rng.choice(MAX_IMAGE_ID, size=images, replace=False) + 1).tolist()
     order = rng.permutation(images)
@@ -152,13 +152,13 @@ def _deal(
 ) -> list[list[ClassInfo]]:
     """Deal classes to images, at most ``room[i]`` different ones to image i: each to ``floor`` images, then by Zipf's law.
 
-    Its ranks run over stuff, frequent, shared, common and rare classes, so that LVIS's groups keep their order.
+    The classes are ranked stuff, frequent, shared, common, rare, so that LVIS's frequency groups keep their order.
     """
     groups = ("stuff", "frequent", "common", "rare")
     ranked = sorted(classes, key=lambda c: (groups.index(c.group), c.kind == "both"))
     weights = np.array([(5 + ranked.index(c)) ** -power for c in classes])
     drawn = rng.choice(len(classes), size=4 * sum(room), p=weights / weights.sum()).tolist()
-    hands = [[] for _ in room]
+    hands: list[list[ClassInfo]] = [[] for _ in room]
     free = np.asfortranarray(np.tile(np.array(room)[:, None], len(classes)))
     for k in [*range(len(classes))] * floor + drawn:
         if free[:, k].any():
@@ -177,7 +177,7 @@ def _thing_annotations(scene: _Scene, picture: Picture) -> list[dict]:
 
 
 def _stuff_annotations(scene: _Scene, picture: Picture) -> list[dict]:
-    """One for each stuff class that can be seen, in ascending order; "other" stands for the things, as in COCO-Stuff."""
+    """One annotation per visible stuff class, in ascending order; "other" covers the things, as in COCO-Stuff."""
     visible = [(c.sources["stuff"], region) for c, region in zip(scene.stuff, picture.regions, strict=True)]
     visible += [(STUFF_OTHER, picture.covered)] if scene.stuff else []
     visible.sort(key=lambda v: v[0])
@@ -208,7 +208,7 @@ def _image_record(scene: _Scene, height: int, width: int) -> dict:
 
 
 def _federated(scene: _Scene, used: Sequence[ClassInfo], rng: np.random.Generator) -> dict:
-    """LVIS's federated lists: some absent categories that were verified, some present ones that were not finished."""
+    """LVIS's federated lists: some categories as verified to be absent, some present ones as not exhaustively annotated."""
     shown = {c.id for c in scene.things + scene.stuff}
     absent = [c.sources["lvis"] for c in used if "lvis" in c.sources and c.id not in shown]
     verified = rng.choice(absent, size=min(len(absent), int(rng.integers(2, 8))), replace=False)
@@ -219,7 +219,7 @@ def _federated(scene: _Scene, used: Sequence[ClassInfo], rng: np.random.Generato
 def _lvis_categories() -> list[dict]:
     return [
         {
-            "frequency": c.group[0],
+            "frequency": (c.group or "")[:1],
             "synset": c.synset,
             "synonyms": [c.name],
             "id": c.sources["lvis"],
@@ -244,7 +244,7 @@ def _write_jpeg(path: Path, picture: np.ndarray, gray: bool) -> None:
 
 
 def _write_json(path: Path, content: dict, first_id: int, categories: list[dict]) -> None:
-    """Write an annotation file; the annotations get ids from ``first_id`` on."""
+    """Write an annotation file; the annotations get consecutive ids from ``first_id`` on."""
     data = {
         "info": {"description": "generated by cocolvis sample", "version": "1.0"},
         "licenses": [{"id": 1, "name": "generated, free of rights", "url": ""}],
