@@ -1,4 +1,4 @@
-"""PNGs put together by hand: every colour type, every depth, interlaced or not; and chunks that are what a test wants."""
+"""Assembles PNGs by hand: every colour type and depth, interlaced or not, with any chunks that a test needs."""
 
 import struct
 import zlib
@@ -42,7 +42,7 @@ def header(height: int, width: int, bits: int = 8, colour: int = 2, interlaced: 
 
 
 def rows(height: int, width: int, bits: int = 8, colour: int = 2, interlaced: int = 0, seed: int = 0) -> bytes:
-    """Random pixels under random filters: whatever stands there means something."""
+    """Random pixels with random filters; every value is valid."""
     rng = np.random.default_rng(seed)
     lines = []
     for x, y, dx, dy in _PASSES if interlaced else ((0, 0, 1, 1),):
@@ -55,14 +55,14 @@ def rows(height: int, width: int, bits: int = 8, colour: int = 2, interlaced: in
 def made(
     height: int, width: int, bits: int = 8, colour: int = 2, interlaced: int = 0, seed: int = 0
 ) -> list[tuple[bytes, bytes]]:
-    """The chunks of a PNG but IEND; the pixels lie in two."""
+    """The chunks of a PNG without IEND; the pixels are split over two chunks."""
     packed = zlib.compress(rows(height, width, bits, colour, interlaced, seed))
     palette = [(b"PLTE", np.random.default_rng(seed).bytes(3 << bits))] if colour == 3 else []
     return [header(height, width, bits, colour, interlaced), *palette, (b"IDAT", packed[:20]), (b"IDAT", packed[20:])]
 
 
 def bomb(height: int, width: int, colour: int = 2) -> bytes:
-    """A PNG of black pixels of 8 bits, a thousandth of their size."""
+    """A PNG of black 8-bit pixels, a thousand times smaller than they are."""
     stream, row = zlib.compressobj(9), bytes(1 + _CHANNELS[colour] * width)
     packed = b"".join(stream.compress(row) for _ in range(height)) + stream.flush()
     palette = [(b"PLTE", bytes(768))] if colour == 3 else []

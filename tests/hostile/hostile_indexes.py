@@ -1,4 +1,4 @@
-"""Named ways to make dataset.json hostile, or the pictures that a data set refers to, and what opening or reading must say."""
+"""Named ways to make dataset.json or referenced pictures hostile, and the message that opening or reading must give."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from shard_damage import Outside, instead, linked, replaced
 
 INDEX = "dataset.json"
 REMOVE = object()
-"""Stands for a key that is taken away."""
+"""In place of a value: remove the key."""
 
 DEEP = "[" * 100_000 + "]" * 100_000
 
@@ -58,7 +58,7 @@ def _place(name: str, change: Callable[[Path, Outside], object], message: str) -
 
 
 def _picture(name: str, path: str, message: str, change: Callable[[Path, Outside], object] = lambda p, o: None) -> Case:
-    """A data set that refers to its pictures: the first one's path, and what lies at its place."""
+    """A data set that stores only paths: change the path of the first picture, or the file there."""
 
     def apply(folder: Path, outside: Outside) -> None:
         with h5py.File(first_shard(folder), "r+") as file:
@@ -76,7 +76,7 @@ def _picture(name: str, path: str, message: str, change: Callable[[Path, Outside
 
 
 def _huge(path: Path, outside: Outside) -> None:
-    """A sparse file."""
+    """Make a file a terabyte long without using disk space."""
     with path.open("r+b") as file:
         file.truncate(2**40)
 
@@ -122,7 +122,7 @@ VALUES = {
     ("format",): ("cocolvis2", 5, None, REMOVE, "x" * 10**6),
     ("version",): (1, 3, "2", None, [2], REMOVE, 10**4000),
 }
-"""Where in dataset.json -> what is wrong there."""
+"""Place in dataset.json -> wrong values for it."""
 
 TEXTS = {
     "empty": (lambda text: "", "is not JSON"),
@@ -132,9 +132,9 @@ TEXTS = {
     "a number": (lambda text: "5", "format and version are None"),
     "null": (lambda text: "null", "format and version are None"),
     "NaN": (lambda text: text.replace('"images": 5', '"images": NaN'), "is not JSON"),
-    "no UTF-8": (lambda text: text.encode().replace(b"aerosol", b"\xff\xfe"), "is not JSON"),
+    "not UTF-8": (lambda text: text.encode().replace(b"aerosol", b"\xff\xfe"), "is not JSON"),
     "deep nesting": (lambda text: DEEP, "is not JSON"),
-    "deep nesting in a key that nobody reads": (lambda text: text.replace("{", f'{{"note": {DEEP},', 1), "is not JSON"),
+    "deep nesting in an unused key": (lambda text: text.replace("{", f'{{"note": {DEEP},', 1), "is not JSON"),
     "a key twice": (lambda text: text[: text.rindex("}")] + ', "version": 7}', r"format and version are \('cocolvis', 7\)"),
     "a number of 5000 digits": (lambda text: text.replace('"images": 5', f'"images": {"9" * 5000}'), "dataset.json: "),
 }
@@ -161,7 +161,7 @@ PICTURES = [
     _picture("empty path", ".", "is a folder, a pipe or a device"),
     _picture("of a long name", "a" * 500, "cannot be read: File name too long"),
     _picture("of a longer name", "a" * 5000, _OUT),
-    _picture("that is no UTF-8", "train2017/\udcff.jpg", "does not exist"),
+    _picture("that is not UTF-8", "train2017/\udcff.jpg", "does not exist"),
     _picture("absent", "", "does not exist; pass the folder of the images with --image-root", lambda p, o: p.unlink()),
     _picture("that is a pipe", "", "is a folder, a pipe or a device", instead(os.mkfifo)),
     _picture("that never ends", "", "is a folder, a pipe or a device", linked("/dev/zero")),
@@ -184,7 +184,7 @@ def _values() -> list[Case]:
 
 
 def _signed(key: str, value: Any) -> Callable[[dict], object]:
-    """Class 4 has another value, and the digest of the vocabulary fits."""
+    """Give class 4 another value, and make the digest of the vocabulary match it."""
 
     def change(index: dict) -> None:
         words = index["vocabulary"]
@@ -225,13 +225,13 @@ for _key, _value in (
     ("name", "\x1b[2J"),
     ("name", "\u202eb"),
 ):
-    _name = f"{_key} {_value!a} under a digest that fits"
+    _name = f"{_key} {_value!a} with a matching digest"
     CASES.append(_index(_name, _signed(_key, _value), "dataset.json: malformed vocabulary: class 4 has kind"))
 CASES += [
-    _index("a name twice under a digest that fits", _signed("name", "aerosol_can"), "class names must be unique"),
-    _index("a class twice under a digest that fits", _signed("class", 3), "class ids must be 1, 2, ... without gaps"),
+    _index("a name twice with a matching digest", _signed("name", "aerosol_can"), "class names must be unique"),
+    _index("a class twice with a matching digest", _signed("class", 3), "class ids must be 1, 2, ... without gaps"),
     _index(
-        "a synset that differs under a digest that fits", _signed("synset", "b"), "was built with another vocabulary|its vocab"
+        "a synset that differs with a matching digest", _signed("synset", "b"), "was built with another vocabulary|its vocab"
     ),
 ]
 CASES += [_text(name, *what) for name, what in TEXTS.items()] + [_place(name, *what) for name, what in PLACES.items()]

@@ -1,4 +1,4 @@
-"""Named ways to make a shard hostile: what is done to the first shard of a data set, and what reading must say."""
+"""Named ways to make a shard hostile, and the message that opening or reading it must give."""
 
 import os
 import zlib
@@ -40,10 +40,10 @@ CHUNKS = "/mask/class is stored in chunks, expected one contiguous block"
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """``change`` makes the data set in a folder hostile; ``message`` (a pattern) is what opening or reading says of it.
+    """``change`` makes the data set in a folder hostile; ``message`` is a pattern that the refusal must match.
 
-    ``found`` is "verify" where nobody else can know. Where ``recorded``, the index then has the size and hash of the new shard.
-    ``images`` is how the data set was built.
+    ``found`` is "verify" if only ``cocolvis verify`` can notice. With ``recorded``, dataset.json is updated to the size and
+    hash of the changed shard. ``images`` is the option that the data set was built with.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Case:
 
 
 def first_shard(folder: Path) -> Path:
-    """The shard that cases change."""
+    """The shard that the cases change."""
     return folder / "shards" / "train-00000.h5"
 
 
@@ -223,14 +223,14 @@ ATTRIBUTES = {
     "version as an array": (attribute("version", [2, 2]), NO_FORMAT),
     "version as an array of one": (attribute("version", [2]), NO_FORMAT),
     "format of variable length": (attribute("format", "cocolvis-shard"), r"are \(Ellipsis, 2\)"),
-    "format of variable length that is no UTF-8": (not_text("format"), r"are \(Ellipsis, 2\)"),
-    "format that is no UTF-8": (attribute("format", np.bytes_(b"\xff\n\x1b[2J")), NO_FORMAT),
+    "format of variable length that is not UTF-8": (not_text("format"), r"are \(Ellipsis, 2\)"),
+    "format that is not UTF-8": (attribute("format", np.bytes_(b"\xff\n\x1b[2J")), NO_FORMAT),
     "format of 60 KB": (attribute("format", np.bytes_("x" * 60000)), NO_FORMAT),
     "format null": (attribute("format", h5py.Empty("S1")), r"are \(Ellipsis, 2\)"),
     "format as a reference": (lambda f, o: f.attrs.__setitem__("format", f.ref), r"are \(Ellipsis, 2\)"),
     "split as a number": (attribute("split", 7), "the attribute split is not a text"),
     "split of variable length": (attribute("split", "train"), "the attribute split is not a text"),
-    "vocabulary that is no UTF-8": (attribute("vocabulary", np.bytes_(b"\xff" * 64)), OTHER_WORDS),
+    "vocabulary that is not UTF-8": (attribute("vocabulary", np.bytes_(b"\xff" * 64)), OTHER_WORDS),
     "another split": (attribute("split", np.bytes_("val")), "belongs to another split than train|its split is 'val'"),
     "another vocabulary": (attribute("vocabulary", np.bytes_("0" * 64)), OTHER_WORDS + " '000"),
     "no vocabulary": (lambda f, o: f.attrs.__delitem__("vocabulary"), OTHER_WORDS + " None"),
@@ -243,7 +243,7 @@ PLACES = {
     "cut in the middle": (lambda p, o: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]), NO_SHARD),
     "one byte short": (lambda p, o: p.write_bytes(p.read_bytes()[:-1]), NO_SHARD),
     "header of zeros": (lambda p, o: p.write_bytes(bytes(512) + p.read_bytes()[512:]), NO_SHARD),
-    "text": (lambda p, o: p.write_text("no shard at all\n" * 100), NO_SHARD),
+    "text": (lambda p, o: p.write_text("not a shard at all\n" * 100), NO_SHARD),
     "older format": (old_format, "not an HDF5 file of format 1.10"),
     "user block": (lambda p, o: p.write_bytes(bytes(512) + p.read_bytes()), "not an HDF5 file of format 1.10"),
     "no file": (lambda p, o: p.unlink(), "does not exist"),

@@ -1,4 +1,4 @@
-"""How to do to a shard what no writer does."""
+"""Damages shards in ways that no writer would."""
 
 import os
 import socket
@@ -10,15 +10,15 @@ from typing import Any
 import h5py
 import numpy as np
 
-SECRET = b"what lies outside of the data set"
-"""The content of the file ``secret`` and of ``data`` in ``other.h5``, which lie beside the data set's folder."""
+SECRET = b"content outside the data set"
+"""The content of the file ``secret`` and of ``data`` in ``other.h5``, which are beside the data set's folder."""
 
 Outside = Path
-"""The folder that holds the data set's folder, ``secret``, ``other.h5``, and ``pipe``, which hangs whoever opens it."""
+"""The folder with the data set's folder, ``secret``, ``other.h5``, and ``pipe``, which blocks any process that opens it."""
 
 
 def replaced(file: h5py.File, name: str, values: Any, **settings: Any) -> None:
-    """Put something else where a data set or group was."""
+    """Replace a data set or group with something else."""
     if name in file:
         del file[name]
     if isinstance(values, h5py.SoftLink | h5py.ExternalLink | h5py.Datatype | h5py.Group | np.dtype):
@@ -28,7 +28,7 @@ def replaced(file: h5py.File, name: str, values: Any, **settings: Any) -> None:
 
 
 def declared(file: h5py.File, name: str, shape: tuple, dtype: str, *, chunk: int = 0, filters: int = 0, stream: bytes = b""):
-    """A data set of which nothing is stored but the same stream of bytes for each chunk; ``filters`` times gzip."""
+    """A data set that stores the same bytes ``stream`` for each chunk, or nothing, with gzip ``filters`` times."""
     del file[name]
     settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     for _ in range(filters):
@@ -42,7 +42,7 @@ def declared(file: h5py.File, name: str, shape: tuple, dtype: str, *, chunk: int
 
 
 def sparse(file: h5py.File, name: str, count: int, dtype: str) -> None:
-    """A data set whose values have their place in the file, and were never written: they take no room on the disk."""
+    """A data set whose values are allocated but never written, so that they use no disk space."""
     del file[name]
     settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -52,7 +52,7 @@ def sparse(file: h5py.File, name: str, count: int, dtype: str) -> None:
 
 
 def zeros(count: int, block: int = 2**22) -> bytes:
-    """A zlib stream of ``count`` zeros, a multiple of ``block``, without holding them."""
+    """A zlib stream of ``count`` zeros, a multiple of ``block``, made without holding them in memory."""
     packer = zlib.compressobj(9)
     head = packer.compress(bytes(block)) + packer.flush(zlib.Z_FULL_FLUSH)
     body = packer.compress(bytes(block)) + packer.flush(zlib.Z_FULL_FLUSH)
@@ -74,7 +74,7 @@ def external(file: h5py.File, outside: Outside, name: str = "image/bytes", dtype
 
 
 def mask_chunk(stream: bytes, count: int = 4096, **settings: Any) -> Callable[[h5py.File, Outside], None]:
-    """The masks' classes become chunks of one stream; the offsets say that the first image has them all."""
+    """Store the classes of the masks in chunks with the same ``stream``; the offsets give them all to the first image."""
 
     def change(file: h5py.File, outside: Outside) -> None:
         replaced(file, "mask/offsets", np.array([0] + [count] * len(file["id"]), np.uint64))
@@ -124,12 +124,12 @@ def put(name: str, value: Any, **settings: Any) -> Callable[[h5py.File, Outside]
 
 
 def created(name: str, shape: tuple, dtype: Any, **settings: Any) -> Callable[[h5py.File, Outside], None]:
-    """A data set to which nothing was written."""
+    """A data set that was never written to."""
     return lambda file, outside: (file.__delitem__(name), file.create_dataset(name, shape, dtype, **settings))
 
 
 def retyped(name: str, dtype: Any) -> Callable[[h5py.File, Outside], None]:
-    """The same number of values of another type."""
+    """As many values of another type."""
     return lambda file, outside: replaced(file, name, np.zeros(file[name].shape, dtype))
 
 
@@ -138,7 +138,7 @@ def attribute(name: str, value: Any) -> Callable[[h5py.File, Outside], None]:
 
 
 def not_text(name: str) -> Callable[[h5py.File, Outside], None]:
-    """An attribute of variable-length text that is no UTF-8."""
+    """An attribute of variable-length text that is not UTF-8."""
     return lambda file, outside: file.attrs.create(name, b"\xff\xfe\x1b[2J\n", dtype=h5py.string_dtype())
 
 
@@ -150,13 +150,13 @@ def more_runs_than_pixels(file: h5py.File, outside: Outside) -> None:
 
 
 def excluded(file: h5py.File, outside: Outside) -> None:
-    """The first image says that class 0 is absent."""
+    """Make the first image list class 0 as absent."""
     replaced(file, "neg/offsets", np.array([0] + [1] * len(file["id"]), np.uint64))
     replaced(file, "neg/class", np.zeros(1, np.uint16))
 
 
 def overflowing_runs(file: h5py.File, outside: Outside) -> None:
-    """The first image has runs that together exceed 32 bits, and, modulo 2^32, no less than its pixels."""
+    """Give the first image runs whose sum exceeds 32 bits and, modulo 2^32, is at least its number of pixels."""
     count = 70_000
     replaced(file, "size", np.full((len(file["id"]), 2), 512, np.uint32))
     replaced(file, "mask/offsets", np.array([0] + [count] * len(file["id"]), np.uint64))
@@ -165,7 +165,7 @@ def overflowing_runs(file: h5py.File, outside: Outside) -> None:
 
 
 def old_format(path: Path, outside: Outside) -> None:
-    """The same in the format that HDF5 writes by default, without checksums."""
+    """Rewrite the shard in HDF5's default format, which has no checksums."""
     content = outside / "copy.h5"
     with h5py.File(path) as file, h5py.File(content, "w", libver="earliest") as copy:
         copy.attrs.update(file.attrs)
@@ -175,7 +175,7 @@ def old_format(path: Path, outside: Outside) -> None:
 
 
 def linked(name: str) -> Callable[[Path, Outside], None]:
-    """A symbolic link in the place of a file."""
+    """Replace a file with a symbolic link."""
 
     def change(path: Path, outside: Outside) -> None:
         path.unlink()
@@ -185,7 +185,7 @@ def linked(name: str) -> Callable[[Path, Outside], None]:
 
 
 def instead(make: Callable[[Path], object]) -> Callable[[Path, Outside], None]:
-    """Something that is no file in its place."""
+    """Replace a file with something that is not a regular file."""
     return lambda path, outside: (path.unlink(), make(path))
 
 

@@ -32,7 +32,7 @@ def test_every_mask_is_exported_as_16_bit_png(sample, tmp_path):
     assert max(int(data.split(name).mask(0).max()) for name in data.splits) > 255
 
 
-def test_an_image_with_nothing_is_exported_and_a_blocked_folder_is_told(tree, tmp_path):
+def test_an_unlabelled_image_is_exported_and_a_blocked_folder_is_reported(tree, tmp_path):
     tree.image(1)
     data = tree.build()
     export_png(data, tmp_path / "out")
@@ -43,11 +43,11 @@ def test_an_image_with_nothing_is_exported_and_a_blocked_folder_is_told(tree, tm
 
 
 def masks(folder):
-    """Path below the folder -> bytes of every mask."""
+    """The bytes of every mask by its path below the folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
 
 
-def test_workers_write_the_same_files_and_the_record_comes_first(sample, tmp_path, monkeypatch):
+def test_workers_write_the_same_files_and_the_record_is_written_first(sample, tmp_path, monkeypatch):
     data, synced = Dataset.open(sample.data), []
     export_png(data, tmp_path / "one")
     monkeypatch.setattr(export, "sync_disk", lambda folder: synced.append((folder, len(masks(folder)))))
@@ -68,7 +68,7 @@ def interrupted(data, out, after):
         export_png(data, out, stop, workers=2)
 
 
-def test_an_interrupted_export_is_resumed_and_only_whole_masks_are_kept(sample, tmp_path):
+def test_resuming_an_export_keeps_only_intact_masks(sample, tmp_path):
     data, out = Dataset.open(sample.data), tmp_path / "out"
     export_png(data, tmp_path / "whole")
     interrupted(data, out, 20)
@@ -114,7 +114,7 @@ def test_masks_of_another_data_set_are_only_replaced_with_overwrite(sample, tree
     assert masks(out).items() >= masks(tmp_path / "fresh").items()
 
 
-def test_an_overwrite_that_is_interrupted_never_passes_old_masks_for_new_ones(sample, tree, tmp_path, monkeypatch):
+def test_an_interrupted_overwrite_never_passes_old_masks_for_new_ones(sample, tree, tmp_path, monkeypatch):
     other, data, out = five_images(tree).build(), Dataset.open(sample.data), tmp_path / "out"
     export_png(data, out)
 
@@ -176,7 +176,7 @@ def test_names_neither_overlap_nor_leave_the_picture(monkeypatch):
             assert right <= l2 or r2 <= left or bottom <= t2 or b2 <= top
 
 
-def test_small_pictures_are_enlarged_to_be_shown(sample):
+def test_small_pictures_are_enlarged(sample):
     one = Dataset.open(sample.data).split("train")[0]
     image, mask = enlarge(one.image(), one.mask)
     factor = mask.shape[0] // one.mask.shape[0]
@@ -194,7 +194,7 @@ def data(tree):
     return five_images(tree).build(shard_size=2)
 
 
-def test_a_whole_data_set_verifies(sample, data):
+def test_an_intact_data_set_verifies(sample, data):
     calls = []
     assert verify(Dataset.open(sample.data), lambda *c: calls.append(c)) == []
     size = sum(path.stat().st_size for path in (sample.data / "shards").iterdir())
@@ -222,7 +222,7 @@ def test_a_flipped_bit_a_cut_and_a_lost_shard_are_found(data):
 
 
 def rewritten(data, change):
-    """Change a shard and record its new size and hash, so that only its content is at fault."""
+    """Change a shard and record its new size and hash, so that only its content is wrong; return what verify finds."""
     from cocolvis.disk.files import sha256
 
     path = data.shard_paths("train")[0]
@@ -232,7 +232,7 @@ def rewritten(data, change):
     return verify(data)
 
 
-def test_contents_that_do_not_fit_the_index_are_found(data):
+def test_contents_that_contradict_the_index_are_found(data):
     twice = rewritten(data, lambda file: file["id"].__setitem__(0, 5))
     assert "split train: 1 image ids occur more than once, the first: 5" in twice and "image 5 has the digest" in twice[0]
     assert "holds classes 1..9999" in rewritten(data, lambda file: file["present/class"].__setitem__(-1, 9999))[0]

@@ -1,4 +1,4 @@
-"""Which images a data set holds and shows: `cocolvis images` against the masks, and `cocolvis show` of good and bad ids."""
+"""`cocolvis images` compared with the masks, and `cocolvis show` with valid and invalid ids."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def expected(data, classes, any_of):
     return found
 
 
-def test_images_that_show_classes_are_those_whose_masks_hold_them(sample):
+def test_listed_images_are_those_whose_masks_hold_the_classes(sample):
     data = Dataset.open(sample.data)
     counts = np.bincount(data.split("train").present()[1])
     first, second, third = np.argsort(-counts)[:3].tolist()
@@ -81,7 +81,7 @@ def test_the_command_lists_ids_splits_and_paths(sample):
     assert len(run("images", data.folder, "--class", name, "--class", "9").stdout) <= len(with_it)
 
 
-def test_classes_are_named_or_numbered(sample):
+def test_classes_are_given_by_name_or_number(sample):
     vocabulary = coco_lvis()
     assert class_ids(vocabulary, ["cat, dog,7", "cat"]) == [vocabulary.id_of("cat"), vocabulary.id_of("dog"), 7]
     for text, said in {
@@ -107,7 +107,7 @@ def shown(result):
     return [line.rsplit("/", 1)[1] for line in result.stdout.splitlines()]
 
 
-def test_show_draws_the_good_ids_once_and_names_the_others(tree, tmp_path, monkeypatch):
+def test_show_draws_valid_ids_once_and_reports_the_others(tree, tmp_path, monkeypatch):
     five_images(tree).build(shard_size=2)
     looked = []
     image_ids = dataset_module.Split.image_ids
@@ -120,7 +120,7 @@ def test_show_draws_the_good_ids_once_and_names_the_others(tree, tmp_path, monke
     assert run("show", tree.root / "data", 2, 2, "--out", tmp_path / "out").stdout.count("\n") == 1
 
 
-def test_show_draws_masks_alone_where_there_are_no_pictures(tree, tmp_path):
+def test_show_draws_only_masks_if_there_are_no_pictures(tree, tmp_path):
     tree.image(1)
     tree.thing(1, 5, box(0, 0, 4, 8))
     data = tree.build(images="none")

@@ -1,4 +1,4 @@
-"""The independent check: it agrees with every build, and it notices a single pixel."""
+"""The independent check: it agrees with every build and detects a single wrong pixel."""
 
 import ast
 import json
@@ -40,7 +40,7 @@ def test_real_data_agrees(real, tmp_path, options):
 
 
 def test_the_options_make_a_difference(sample, tmp_path):
-    """Otherwise agreement under each of them would prove nothing."""
+    """If they made none, agreement under each of them would prove nothing."""
     masks = []
     for number, options in enumerate(OPTIONS[:3]):
         split = sample.rebuild(tmp_path / str(number), **options).split("train")
@@ -66,7 +66,7 @@ def test_one_changed_pixel_is_found(sample, tmp_path):
     assert result.faults() == [f"val: image {image_id} differs in 1 pixels"]
 
 
-def test_missing_doubled_and_foreign_images_are_found(sample, tmp_path):
+def test_missing_repeated_and_foreign_images_are_found(sample, tmp_path):
     data = sample.rebuild(tmp_path / "data")
     with h5py.File(data.shard_paths("val")[0], "r+") as file:
         first, second, third = file["id"][:3].tolist()

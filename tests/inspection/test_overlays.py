@@ -1,4 +1,4 @@
-"""Overlays against a plain twin, pixel by pixel; and what pictures of extreme shapes cost."""
+"""Overlays compared pixel by pixel with a simple reference implementation, and the cost of pictures of extreme shapes."""
 
 import tracemalloc
 
@@ -15,7 +15,7 @@ NAMES = ["", *(c.name for c in coco_lvis())]
 
 
 def plain_overlay(image, mask, names, opacity=0.55):
-    """The same picture, everything computed over the whole of it."""
+    """The reference: the same overlay, with everything computed over the whole picture."""
     blend = np.where((mask > 0)[..., None], image * (1 - opacity) + colourise(mask) * opacity, image)
     edges = np.zeros(mask.shape, bool)
     edges[:, :-1] |= mask[:, :-1] != mask[:, 1:]
@@ -53,7 +53,7 @@ def plain_name(picture, name, region, taken):
 
 
 def drawn(rng, size, classes, kind):
-    """A picture of noise and a mask: cells around random points, noise, or bands; a fifth of the classes unlabelled."""
+    """A picture of noise and a mask of cells around random points, noise, or bands, with a fifth of it unlabelled."""
     image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
     values = rng.integers(1, 1285, classes, dtype=np.uint16) * (rng.random(classes) > 0.2)
     if kind == "noise":
@@ -71,7 +71,7 @@ SIZES = [(1, 1), (1, 2), (2, 1), (1, 90), (90, 1), (3, 4), (5, 300), (300, 5), (
 
 @pytest.mark.parametrize("kind", ["cells", "noise", "bands"])
 @pytest.mark.parametrize("size", [*SIZES, (375, 500)])
-def test_an_overlay_is_that_of_its_plain_twin(size, kind):
+def test_an_overlay_matches_the_reference(size, kind):
     for classes in (1, 2, 7, 30):
         rng = np.random.default_rng([*size, classes])
         image, mask = drawn(rng, size, classes, kind)
@@ -79,7 +79,7 @@ def test_an_overlay_is_that_of_its_plain_twin(size, kind):
 
 
 @pytest.mark.parametrize("opacity", [0.0, 0.3, 1.0])
-def test_other_opacities_names_and_arrays_are_those_of_the_twin_too(opacity):
+def test_other_opacities_names_and_arrays_match_the_reference(opacity):
     rng = np.random.default_rng(5)
     image, mask = drawn(rng, (120, 160), 9, "cells")
     names = [letter * 40 for letter in "äÄgj_yQ|"] * 200
@@ -96,7 +96,7 @@ def test_other_opacities_names_and_arrays_are_those_of_the_twin_too(opacity):
 
 
 @pytest.mark.parametrize("real_sizes", [((480, 640), 12), ((427, 640), 5)])
-def test_an_overlay_of_a_usual_size_is_that_of_its_plain_twin(real_sizes):
+def test_an_overlay_of_usual_size_matches_the_reference(real_sizes):
     size, classes = real_sizes
     image, mask = drawn(np.random.default_rng(1), size, classes, "cells")
     assert np.array_equal(overlay(image, mask, coco_lvis()), plain_overlay(image, mask, NAMES))
@@ -112,7 +112,7 @@ def peak_of(function, *arguments):
 
 
 @pytest.mark.parametrize("size", [(1, 100_000), (100_000, 1), (2, 60_000), (60_000, 2), (30, 3_000), (300, 300)])
-def test_memory_is_in_proportion_to_the_picture_whatever_its_shape(size):
+def test_memory_is_proportional_to_the_pixels_for_any_shape(size):
     image, mask = np.zeros((*size, 3), np.uint8), np.ones(size, np.uint16)
     mask[:, : size[1] // 2] = 7
     overlay(image[:1], mask[:1], NAMES)  # compiles, which needs memory of its own
@@ -138,7 +138,7 @@ def test_a_strip_of_ten_million_pixels(size):
     assert overlay(*shown, NAMES).shape == image.shape
 
 
-def test_what_no_png_holds_is_told_and_leaves_no_file(tmp_path):
+def test_a_picture_too_large_for_png_is_refused_and_leaves_no_file(tmp_path):
     with pytest.raises(DataError, match="a PNG cannot hold 2 x 1000001 pixels"):
         write_png(tmp_path / "wide.png", np.zeros((2, 1_000_001), np.uint16))
     assert not list(tmp_path.iterdir())

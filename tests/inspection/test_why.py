@@ -1,4 +1,4 @@
-"""Why a pixel has its class: hand-made overlaps, and every annotation that pycocotools says covers a pixel."""
+"""Explanations of pixels: hand-made overlaps, and comparison with the annotations that cover a pixel by pycocotools."""
 
 import json
 import re
@@ -20,11 +20,11 @@ from cocolvis.storage.dataset import Dataset
 from cocolvis.vocabulary import coco_lvis
 
 TREE, SKY, OTHER = 169, 157, 183
-"""Stuff categories: tree and sky-other, which are the classes 1271 and 1261, and "other", which has none."""
+"""Stuff categories: tree and sky-other, which are the classes 1271 and 1261, and "other", which has no class."""
 
 
 def covering(found):
-    """The annotation ids from top to bottom; the first of them shows and no other does."""
+    """The annotation ids from top to bottom, after a check that only the first one shows."""
     assert [layer.shows for layer in found.layers] == [place == 0 for place in range(len(found.layers))]
     return [layer.annotation_id for layer in found.layers]
 
@@ -38,7 +38,7 @@ def overlapping(tree):
 
 
 @pytest.mark.parametrize(("overlap", "order"), [("first", (2, 3, 0, 1)), ("small-on-top", (3, 2, 1, 0))])
-def test_layers_lie_as_the_build_stacked_them(tree, overlapping, overlap, order):
+def test_layers_are_in_the_order_of_the_build(tree, overlapping, overlap, order):
     data = tree.build(overlap=overlap)
     found = why(data, tree.sources(), 1, 3, 2)
     assert covering(found) == [overlapping[i] for i in order]
@@ -68,7 +68,7 @@ def test_x_is_the_column_and_y_the_row_and_the_edges_are_exact(tree):
     assert covered == {(x, y) for x in (5, 6) for y in (1, 2, 3)}
 
 
-def test_nothing_there(tree, overlapping):
+def test_a_pixel_without_annotations(tree, overlapping):
     found = why(tree.build(), tree.sources(), 1, 7, 7)
     assert (found.layers, found.stored, found.derived, found.fault) == ([], 0, 0, None)
 
@@ -82,7 +82,7 @@ def test_stuff_other_hides_what_lies_below_and_shows_no_class(tree):
 
 
 @pytest.mark.parametrize(("regions", "published"), [(1, 1050 % 256), (2, 1050)])
-def test_compat_takes_the_published_classes_also_in_8_bits(tree, regions, published):
+def test_compat_gives_the_published_classes_also_in_8_bits(tree, regions, published):
     tree.image(1)
     table = tree.stuff(1, 165, box(0, 0, 8, 8))
     for _ in range(regions - 1):
@@ -92,7 +92,7 @@ def test_compat_takes_the_published_classes_also_in_8_bits(tree, regions, publis
     assert found.stored == found.layers[0].class_id == published and found.fault is None
 
 
-def test_what_no_build_paints_is_left_out(tree):
+def test_annotations_that_no_build_paints_are_left_out(tree):
     tree.image(1), tree.image(2)
     good = tree.stuff(1, 94, box(0, 0, 8, 8))
     unknown, malformed = tree.thing(1, 5000, box(0, 0, 8, 8)), tree.stuff(1, 95, [[1, 2]])
@@ -148,7 +148,7 @@ def test_other_annotation_files_are_refused(tree, overlapping, file):
         ((1, 0, -1), "image 1 has no pixel x 0, y -1"),
     ],
 )
-def test_images_and_pixels_that_are_not_there_are_refused(tree, where, message):
+def test_images_and_pixels_that_do_not_exist_are_refused(tree, where, message):
     tree.image(1, size=(6, 8))
     data = tree.build()
     with pytest.raises(DataError, match=message) as error:
@@ -156,7 +156,7 @@ def test_images_and_pixels_that_are_not_there_are_refused(tree, where, message):
     assert "\n" not in str(error.value)
 
 
-def test_an_image_that_the_annotations_do_not_have_is_refused(tree, overlapping):
+def test_an_image_without_annotations_record_is_refused(tree, overlapping):
     data = tree.build()
     with h5py.File(data.shard_paths("train")[0], "r+") as file:
         file["id"][0] = 5
@@ -194,7 +194,7 @@ def test_a_mask_that_disagrees_is_a_fault(tree, overlapping):
 
 
 def naive(content, image_id, size, overlap):
-    """(annotation id, (H, W) bool) of an image in one file from top to bottom, by pycocotools."""
+    """The (annotation id, (H, W) bool) of an image in one file from top to bottom, from pycocotools."""
     regions = []
     for record in content["annotations"]:
         if record["image_id"] == image_id:
@@ -208,7 +208,7 @@ def naive(content, image_id, size, overlap):
 
 
 def compare(built, data, images, step):
-    """Explain a grid of pixels of some images; the pixels that were explained, and the most layers of one."""
+    """Explain a grid of pixels of some images; return how many were explained, and the most layers of one pixel."""
     files = {path.name: json.loads(path.read_text()) for path in (*built.lvis.glob("*.json"), *built.coco.glob("*/*.json"))}
     sources = Sources(built.coco, built.lvis, coco_lvis())
     data.split = cache(data.split)  # its shards stay open
@@ -226,14 +226,14 @@ def compare(built, data, images, step):
 
 
 @pytest.mark.parametrize("options", [{}, {"overlap": "small-on-top"}, {"compat": "essnet"}], ids=str)
-def test_layers_are_those_of_pycocotools(sample, tmp_path, options):
+def test_layers_match_pycocotools(sample, tmp_path, options):
     data = sample.rebuild(tmp_path / "data", images="none", **options)
     images = [(split, int(i)) for split in data.splits for i in data.split(split).image_ids()[:6]]
     pixels, most = compare(sample, data, images, 6)
     assert pixels > 1000 and most >= 3
 
 
-def test_layers_are_those_of_pycocotools_on_real_data(real):
+def test_layers_match_pycocotools_on_real_data(real):
     data = Dataset.open(real.data)
     images = [(split, int(i)) for split in data.splits for i in data.split(split).image_ids()[::20]]
     pixels, most = compare(real, data, images, 97)
@@ -241,7 +241,7 @@ def test_layers_are_those_of_pycocotools_on_real_data(real):
 
 
 def run(data, tree, *where, code=0):
-    """`cocolvis why` in this process; its result."""
+    """Run `cocolvis why` in this process and return its result."""
     command = ["why", data.folder, *where, "--coco", tree.coco, "--lvis", tree.lvis]
     result = CliRunner().invoke(main, [str(argument) for argument in command])
     assert result.exit_code == code, result.output
@@ -274,7 +274,7 @@ def test_the_command_prints_json(tree, overlapping):
     assert found.keys() >= {"split", "image_id", "path", "height", "width", "x", "y", "left_out"}
 
 
-def test_the_command_ends_with_1_where_mask_and_annotations_disagree(tree, overlapping):
+def test_the_command_exits_with_1_if_mask_and_annotations_disagree(tree, overlapping):
     data = repainted(tree.build())
     result = run(data, tree, 1, 7, 7, code=1)
     assert "x 7, y 7: 17 " in result.stdout and "no annotation covers it" in result.stdout
@@ -282,7 +282,7 @@ def test_the_command_ends_with_1_where_mask_and_annotations_disagree(tree, overl
     assert json.loads(run(data, tree, 1, 3, 2, "--json", code=1).stdout)["fault"].startswith("image 1, x 3, y 2: the mask has")
 
 
-def test_faults_of_the_command_are_one_line(tree, overlapping):
+def test_errors_of_the_command_are_one_line(tree, overlapping):
     data = tree.build()
     for where, message in (((9, 0, 0), "holds no image 9"), ((1, 8, 8), "image 1 has no pixel x 8, y 8")):
         result = run(data, tree, *where, code=1)

@@ -1,4 +1,4 @@
-"""Label files one by one: PNGs of every kind, MATLAB files, and what is broken or hostile; the tables of classes."""
+"""Label files: PNGs of every kind, MATLAB files, broken and hostile ones; and the class tables of data sets."""
 
 import base64
 import random
@@ -24,7 +24,7 @@ from cocolvis.pictures.label_files import label_pixels, open_labels, read_labels
 from cocolvis.vocabulary import KINDS, Vocabulary, coco_lvis
 
 COCO_STUFF_MISSING = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91}
-"""The things that COCO gave up after it had numbered them."""
+"""The thing categories that COCO numbered and then dropped."""
 
 SCIPY = {
     "compressed": "TUFUTEFCIDUuMCBNQVQtZmlsZSBQbGF0Zm9ybTogcG9zaXgsIENyZWF0ZWQgb246IFNhdCBOb3YgMjEgMTI6MjI6MjEgMjAyNgAA"
@@ -44,7 +44,7 @@ SCIPY = {
 
 
 def png(bits: int, colour: int, values: np.ndarray, *chunks: tuple[bytes, bytes], kept: int | None = None) -> bytes:
-    """A PNG put together by hand: ``values`` (H, W) of so many bits each, ``chunks`` before them, so many bytes ``kept``."""
+    """A PNG assembled by hand: ``values`` (H, W) of ``bits`` bits, preceded by ``chunks``, of which ``kept`` bytes are kept."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -77,7 +77,7 @@ def test_the_numbers_in_a_png_are_what_was_stored(bits, colour):
 
 
 def coloured(pixels: np.ndarray) -> bytes:
-    """A PNG of (H, W, channels) that are gray with alpha, RGB or RGBA."""
+    """A PNG of (H, W, channels), which are gray with alpha, RGB or RGBA."""
     bits, colour = 8 * pixels.itemsize, {2: 4, 3: 2, 4: 6}[pixels.shape[2]]
     lines = (b"\0" + row.astype(pixels.dtype.newbyteorder(">")).tobytes() for row in pixels)
     return join(header(*pixels.shape[:2], bits, colour), (b"IDAT", zlib.compress(b"".join(lines))))
@@ -95,7 +95,7 @@ def test_equal_channels_are_one_channel_of_labels(channels, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["u1", "u2"])
-def test_colours_and_what_shines_through_are_refused_in_words(dtype):
+def test_colours_and_transparency_are_refused_with_advice(dtype):
     pixels = np.zeros((11, 13, 4), dtype)
     pixels[..., 3] = np.iinfo(dtype).max
     pixels[:2, :, 0], pixels[2:3, :, 1] = 200, 7
@@ -109,7 +109,7 @@ def test_colours_and_what_shines_through_are_refused_in_words(dtype):
             read_labels(coloured(clear))
 
 
-def test_no_optional_chunk_touches_the_labels_of_several_channels():
+def test_optional_chunks_do_not_change_labels_of_several_channels():
     pixels = np.repeat(np.arange(30, dtype="u1").reshape(5, 6, 1), 3, axis=2)
     start = coloured(pixels)[:33]
     rest = coloured(pixels)[33:]
@@ -135,12 +135,12 @@ def encoded(form: str) -> bytes:
         ("JPEG2000", "it is a JPEG 2000"),
     ],
 )
-def test_other_formats_are_refused_by_their_names(form, named):
+def test_other_formats_are_refused_by_name(form, named):
     with pytest.raises(ValueError, match=named):
         read_labels(encoded(form))
 
 
-def test_arrays_are_refused_by_their_names():
+def test_arrays_are_refused_by_name():
     for save, named in ((np.save, "a NumPy array"), (np.savez, "a zip archive")):
         memory = BytesIO()
         save(memory, np.zeros((3, 4), np.uint8))
@@ -149,7 +149,7 @@ def test_arrays_are_refused_by_their_names():
 
 
 @pytest.mark.parametrize("colour", [0, 2, 3])
-def test_labels_of_which_rows_are_missing_are_refused(colour):
+def test_labels_with_missing_rows_are_refused(colour):
     size, lines = (11, 13), rows(6, 13, 8, colour)
     palette = [(b"PLTE", bytes(768))] if colour == 3 else []
     with pytest.raises(ValueError, match="the PNG's pixels are truncated: "):
@@ -185,7 +185,7 @@ def matlab(tmp_path, labels, compressed=False):
 
 
 def at(content, name=b"S\0"):
-    """The place of the matrix S in an uncompressed file: its dimensions stand 16 bytes before the tag of its name."""
+    """The position of the matrix S in an uncompressed file; its dimensions are 16 bytes before the tag of its name."""
     return content.index(struct.pack("<II", 1, 1) + name)
 
 
@@ -236,7 +236,7 @@ def test_hostile_matlab_files(spoil, told, tmp_path):
         read_labels(bytes(content))
 
 
-def test_the_checksum_of_a_compressed_matrix_counts(tmp_path):
+def test_the_checksum_of_a_compressed_matrix_is_checked(tmp_path):
     content = matlab(tmp_path, np.arange(1200, dtype="u2").reshape(30, 40), compressed=True)
     start = 136 + struct.unpack_from("<I", content, 132)[0]  # behind the text
     end = start + 8 + struct.unpack_from("<I", content, start + 4)[0]
@@ -249,13 +249,13 @@ def test_the_checksum_of_a_compressed_matrix_counts(tmp_path):
     ("values", "told"),
     [([0.5], "not integers"), ([-1.0], "labels are -1"), ([np.nan], "labels are nan"), ([65536.0], "65536")],
 )
-def test_numbers_that_are_no_labels(values, told, tmp_path):
+def test_numbers_that_are_not_labels_are_refused(values, told, tmp_path):
     with pytest.raises(ValueError, match=told):
         read_labels(bytes(matlab(tmp_path, np.array([values]))))
 
 
 def test_a_declared_size_is_not_allocated(tmp_path):
-    """A gigabyte of zeros in a compressed matrix, and a picture of as many pixels, cost nothing before they are refused."""
+    """A compressed matrix of a gigabyte of zeros, and a picture of as many pixels, are refused without allocating them."""
     bomb = matlab(tmp_path, np.zeros((1, 1), "u2"))[:128]
     zeros = zlib.compressobj(9)
     start = struct.pack("<IIIIIIIIiiII", 14, 2**31, 6, 8, 11, 0, 5, 8, 2**15, 2**15, 1, 1) + b"S".ljust(8, b"\0")
@@ -272,7 +272,7 @@ def test_a_declared_size_is_not_allocated(tmp_path):
 
 
 def matlab_bomb(height, width, length=None, numbers=2**28):
-    """A compressed matrix S that declares a size, and how many bytes follow; behind them so many zeros, in some hundred KB."""
+    """A compressed matrix S of a few hundred KB that declares a size and a length in bytes, followed by ``numbers`` zeros."""
     length = 56 + 8 * height * width if length is None else length
     start = struct.pack("<IIIIIIIIiiII", 14, length, 6, 8, 11, 0, 5, 8, height, width, 1, 1) + b"S".ljust(8, b"\0")
     zeros = zlib.compressobj(9)
@@ -281,8 +281,8 @@ def matlab_bomb(height, width, length=None, numbers=2**28):
     return b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack("<H", 0x0100) + b"IM" + struct.pack("<II", 15, len(packed)) + packed
 
 
-def test_a_matrix_of_another_size_than_its_picture_is_never_inflated(tmp_path):
-    """Its size is known before; that it takes more bytes than so many numbers do is refused as well."""
+def test_a_matrix_of_another_size_than_its_picture_is_never_decompressed(tmp_path):
+    """Its size is known beforehand; a length that exceeds what its numbers need is refused as well."""
     bomb = matlab_bomb(2**12, 2**12, numbers=2**27)
     tracemalloc.start()
     assert open_labels(bomb).size == (2**12, 2**12)
@@ -303,8 +303,8 @@ def test_a_matrix_of_another_size_than_its_picture_is_never_inflated(tmp_path):
 
 @pytest.mark.parametrize("kind", ["png", "palette", "matlab", "compressed"])
 @pytest.mark.parametrize("rounds", [400, pytest.param(20_000, marks=pytest.mark.long)])
-def test_damaged_files_are_refused_or_read_whole(kind, rounds, tmp_path):
-    """Bytes that are wrong, bytes that are missing: a ValueError, or labels of some size; a file that is cut is never read."""
+def test_damaged_files_are_refused_or_read_completely(kind, rounds, tmp_path):
+    """Wrong bytes lead to a ValueError or to labels of some size; a truncated file is never read."""
     values = np.random.default_rng(0).integers(0, 200, (30, 40))
     if kind in ("png", "palette"):
         whole = png(8, 3 if kind == "palette" else 0, values, *([(b"PLTE", bytes(768))] if kind == "palette" else []))
@@ -326,7 +326,7 @@ def test_damaged_files_are_refused_or_read_whole(kind, rounds, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"MATLAB 5.0".ljust(200)])
-def test_what_is_no_label_file(content):
+def test_files_that_are_not_label_files_are_refused(content):
     with pytest.raises(ValueError, match=r"empty|neither|breaks off|is a JPEG"):
         read_labels(content)
 
@@ -346,7 +346,7 @@ def test_the_tables_are_vocabularies(name, classes):
     assert Vocabulary.from_json(vocabulary.to_json()).digest == vocabulary.digest
 
 
-def test_names_are_those_that_others_publish():
+def test_names_match_the_published_ones():
     voc = DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.meta["categories"]
     assert [c.name for c in table("voc")] == ["background", *voc[1:]]
     coco = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]

@@ -1,4 +1,4 @@
-"""The check of JPEGs: real and made ones of every kind pass, whatever libjpeg warns of does not; headers cannot mislead it."""
+"""The check of JPEGs: it accepts all kinds, refuses what libjpeg warns about, and cannot be misled by headers."""
 
 import io
 import struct
@@ -21,7 +21,7 @@ KINDS = {
     "progressive with restarts": {"progressive": True, "restart_marker_blocks": 5},
 }
 BENIGN = ("unknown JFIF revision", "Invalid SOS parameters for sequential", "before marker 0xdb")
-"""What libjpeg warns of that costs no pixel; the last of bytes before the pixels' tables."""
+"""Warnings of libjpeg that cost no pixel; the last one is about bytes before the tables of the pixels."""
 
 
 def encoded(pixels: np.ndarray = PIXELS, mode: str = "RGB", **options) -> bytes:
@@ -52,7 +52,7 @@ def test_every_kind_of_jpeg_is_accepted(kind, mode):
         check(encoded(PIXELS[:height, :width], mode, **KINDS[kind]), (height, width))
 
 
-def test_jpegs_of_opencv_are_accepted():
+def test_jpegs_written_by_opencv_are_accepted():
     for sampling in (0x411111, 0x420000 | 0x1111, 0x221111, 0x211111, 0x111111):
         options = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling, cv2.IMWRITE_JPEG_RST_INTERVAL, 3]
         check(cv2.imencode(".jpg", PIXELS, options)[1].tobytes(), (45, 67))
@@ -67,7 +67,7 @@ def test_all_real_pictures_are_accepted(real):
 
 
 def damaged(content: bytes, rng: np.random.Generator, count: int):
-    """The same with a bit, a byte or eight bytes changed, or some left out; mostly in the pixels, sometimes before."""
+    """Yield copies with a bit, a byte or eight bytes changed, or some removed; mostly in the pixels, sometimes before."""
     start = content.index(b"\xff\xda")
     for number in range(count):
         changed, at = bytearray(content), int(rng.integers(start if number % 3 else 2, len(content)))
@@ -83,7 +83,7 @@ def damaged(content: bytes, rng: np.random.Generator, count: int):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_whatever_libjpeg_warns_of_is_refused(kind, capfd):
+def test_everything_that_libjpeg_warns_about_is_refused(kind, capfd):
     rng, warned = np.random.default_rng(2), 0
     for content in damaged(encoded(**KINDS[kind]), rng, 250):
         capfd.readouterr()
@@ -96,8 +96,8 @@ def test_whatever_libjpeg_warns_of_is_refused(kind, capfd):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_cut_files_and_lost_or_overwritten_stretches_are_found(kind):
-    """Not all of them: chance may fit two ends together, and a progressive file may end behind any scan."""
+def test_truncated_files_and_lost_or_overwritten_ranges_are_found(kind):
+    """Most of them: two loose ends may fit together by chance, and a progressive file may end after any scan."""
     content, rng = encoded(cv2.resize(PIXELS, (400, 300)), quality=95, **KINDS[kind]), np.random.default_rng(4)
     for change, least in ((b"\xff\xd9", 29), (b"", 27), (bytes(512), 21), (rng.bytes(512).replace(b"\xff", b"0"), 27)):
         found = 0
@@ -114,8 +114,8 @@ DECOY = b"\xff\xc0" + struct.pack(">HBHHB", 11, 8, 45, 67, 1) + b"\1\x11\0"
 
 
 @pytest.mark.parametrize("marker", [b"\xff\x01", b"\xff\xd0", b"\xff\xd7", b"\xff\xff\xff\xd3", b"garbage\xff\0\xff\x01"])
-def test_the_header_that_is_believed_is_the_one_that_libjpeg_reads(marker):
-    """Markers without a length stand before a large header; who takes its first bytes for a length lands at the decoy."""
+def test_the_size_is_taken_from_the_header_that_libjpeg_reads(marker):
+    """Markers without a length precede a large header; a reader that takes its first bytes for a length finds the decoy."""
     huge = bytearray(encoded())
     at = huge.index(b"\xff\xc0")
     huge[at + 5 : at + 9] = struct.pack(">HH", 5000, 6000)
@@ -142,14 +142,14 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_headers_that_are_none_are_refused(name):
+def test_invalid_headers_are_refused(name):
     content, told = HOSTILE[name]
     with pytest.raises(ValueError, match=told):
         image_size(content)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_bytes_at_random_end_with_a_reason(kind):
+def test_random_bytes_are_refused_with_a_reason(kind):
     content, rng = encoded(**KINDS[kind]), np.random.default_rng(3)
     for _ in range(100):
         at = int(rng.integers(2, len(content)))

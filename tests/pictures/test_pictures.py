@@ -1,4 +1,4 @@
-"""Pictures that would cost memory, and damaged ones: wherever they are read, they are refused in a line and a few megabytes."""
+"""Decompression bombs and damaged pictures: every reader refuses them in one line and with a few megabytes of memory."""
 
 import io
 import json
@@ -27,14 +27,14 @@ from ess.inference.examples import read_examples
 from ess.inference.inputs import read_picture, video_facts
 
 HUGE = 9_000, 8_000
-"""Within what a picture may have at all: 72 million pixels, as RGB 216 MB."""
+"""A size within the general limit: 72 million pixels, 216 MB as RGB."""
 
 ALLOWED = 40
-"""MB that a refusal may take at its peak, on top of what the process had."""
+"""The MB by which a refusal may raise the peak memory of a process."""
 
 
 def jpeg(height: int = 8, width: int = 8, declared: tuple[int, int] | None = None) -> bytes:
-    """A JPEG of noise, whose frame header may say what it likes."""
+    """A JPEG of noise whose frame header may declare another size."""
     pixels = np.random.default_rng(7).integers(0, 256, (height, width, 3), dtype=np.uint8)
     content = bytearray(cv2.imencode(".jpg", pixels)[1].tobytes())
     if declared:
@@ -50,7 +50,7 @@ def saved(form: str, **options) -> bytes:
 
 
 def tiff_of_one_tile(side: int) -> bytes:
-    """8 x 8 pixels in a tile that is said to be much larger."""
+    """8 x 8 pixels in a tile that declares a much larger size."""
     short = [(256, 8), (257, 8), (258, 8), (259, 8), (262, 1), (277, 1)]
     entries = [struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in short]
     entries += [struct.pack("<HHII", tag, 4, 1, value) for tag, value in ((322, side), (323, side), (324, 200), (325, 20))]
@@ -59,7 +59,7 @@ def tiff_of_one_tile(side: int) -> bytes:
 
 
 def peak(code: str, *arguments: object, quiet: bool = True) -> tuple[int, list]:
-    """(MB that the child's peak of memory grew by after ``before()`` was called, what it said with ``say``)."""
+    """Run code in a child process: (MB by which its peak memory grew after ``before()``, what it passed to ``say``)."""
     start = """
 import json, sys
 said, grown = [], [0]
@@ -133,7 +133,7 @@ for row in range(len(reader)):
     assert grown < ALLOWED
 
 
-def test_files_of_too_many_pixels_are_refused_in_words(bombs, tmp_path):
+def test_files_with_too_many_pixels_are_refused_in_words(bombs, tmp_path):
     code = """
 from pathlib import Path
 from cocolvis import other_formats
@@ -222,7 +222,7 @@ say(png.read_header(content).height)
 
 
 @pytest.mark.parametrize("kind", [b"iCCP", b"zTXt", b"iTXt"])
-def test_compressed_texts_and_profiles_are_not_inflated(kind, tmp_path):
+def test_compressed_texts_and_profiles_are_not_decompressed(kind, tmp_path):
     import zlib
 
     start = {b"iCCP": b"x\0\0", b"zTXt": b"x\0\0", b"iTXt": b"x\0\1\0\0\0"}[kind] + zlib.compress(bytes(2**26))
@@ -243,7 +243,7 @@ except ValueError as error:
 
 
 @pytest.mark.parametrize("form", ["BMP", "GIF", "PPM", "TIFF", "WEBP"])
-def test_other_formats_are_predicted_as_they_look(form, tmp_path):
+def test_pictures_of_other_formats_are_predicted_as_they_look(form, tmp_path):
     pixels = cv2.resize(np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8), (30, 20))
     for mode in ("RGB", "L") if form != "WEBP" else ("RGB",):
         Image.fromarray(pixels).convert(mode).save(tmp_path / "a", form, **({"lossless": True} if form == "WEBP" else {}))
@@ -254,7 +254,7 @@ def test_other_formats_are_predicted_as_they_look(form, tmp_path):
         read_picture(tmp_path / "b")
 
 
-def test_pictures_of_16_bits_lose_their_lower_half(tmp_path):
+def test_16_bit_pictures_are_reduced_to_their_upper_8_bits(tmp_path):
     values = np.random.default_rng(0).integers(0, 2**16, (20, 30), dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / "a.tif")
     assert np.array_equal(read_picture(tmp_path / "a.tif"), np.repeat((values >> 8).astype(np.uint8)[..., None], 3, 2))
@@ -263,7 +263,7 @@ def test_pictures_of_16_bits_lose_their_lower_half(tmp_path):
         read_picture(tmp_path / "a.tif")
 
 
-def test_masks_are_label_files_of_8_or_16_bits(tmp_path):
+def test_masks_may_be_label_files_of_8_or_16_bits(tmp_path):
     (tmp_path / "a.jpg").write_bytes(jpeg())
     values = np.random.default_rng(0).integers(0, 300, (8, 8), dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png")
@@ -275,7 +275,7 @@ def test_masks_are_label_files_of_8_or_16_bits(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(60_000, 50_000), (16_000, 12_000)])
-def test_a_video_of_huge_frames_is_refused(size, tmp_path):
+def test_a_video_with_huge_frames_is_refused(size, tmp_path):
     path = tmp_path / "a.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 5, (64, 48))
     for _ in range(3):
@@ -317,7 +317,7 @@ def test_damaged_pngs_are_left_out_of_a_build(tree):
 
 
 def damaged_tree(root: Path) -> Tree:
-    """Five images of 64 x 64, the JPEG of the second damaged inside, that of the fourth cut; no header tells of it."""
+    """Five images of 64 x 64; the second JPEG is damaged inside and the fourth is cut, with intact headers."""
     tree = Tree(root)
     for image_id in range(1, 6):
         tree.image(image_id, size=(64, 64))
@@ -373,7 +373,7 @@ def test_verify_with_decode_names_each_damaged_picture(tmp_path, images):
         assert "4 faults" not in run("verify", data.folder, "--decode", "--image-root", tmp_path / "elsewhere", code=1).stdout
 
 
-def test_verify_with_decode_accepts_what_is_whole_and_refuses_masks_alone(sample_dataset, tree):
+def test_verify_with_decode_accepts_intact_pictures_and_refuses_data_sets_without(sample_dataset, tree):
     assert "40 pictures: all as recorded" in run("verify", sample_dataset, "--decode").stdout
     data = five_images(tree).build(images="none")
     assert "so it has no pictures to check" in run("verify", data.folder, "--decode", code=1).stderr
@@ -397,7 +397,7 @@ def test_a_damaged_label_file_is_unreadable(tmp_path):
         open_labels(bytes(broken)).read()
 
 
-def test_show_refuses_a_picture_that_has_become_a_bomb(tree, bombs, tmp_path):
+def test_show_refuses_a_picture_that_was_replaced_by_a_bomb(tree, bombs, tmp_path):
     data = five_images(tree).build(images="path")
     tree.picture(3).write_bytes((bombs / "bomb.png").read_bytes())
     shown = run("show", data.folder, 3, "--out", tmp_path / "shown", code=1)
@@ -406,7 +406,7 @@ def test_show_refuses_a_picture_that_has_become_a_bomb(tree, bombs, tmp_path):
         data.find(3).image()
 
 
-def test_a_truncated_picture_of_a_shard_is_told_instead_of_grey(tmp_path):
+def test_a_truncated_picture_of_a_shard_is_reported_instead_of_filled_with_grey(tmp_path):
     with ShardWriter(tmp_path / "train-00000.h5", {"split": "train", "images": "embed", "vocabulary": "none"}) as writer:
         writer.add(sample(jpeg()[:-20]))
     with pytest.raises(DataError, match=r"image 5 \(train2017/5.jpg\): the JPEG breaks off"):

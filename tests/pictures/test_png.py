@@ -1,4 +1,4 @@
-"""The check of PNGs: what it accepts decodes alike everywhere, and whatever a decoder refuses, it refuses."""
+"""The check of PNGs: every decoder gives the same result for what it accepts, and it refuses what any decoder refuses."""
 
 import io
 import struct
@@ -26,7 +26,7 @@ def accepted(content: bytes) -> bool:
 
 
 def by_pillow(content: bytes) -> np.ndarray | None:
-    """(H, W, 3) uint8; None where Pillow refuses."""
+    """(H, W, 3) uint8, or None if Pillow refuses."""
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             image.load()
@@ -59,7 +59,7 @@ def test_every_kind_of_png_is_accepted(kind, interlaced):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
-def test_pngs_of_pillow_and_opencv_are_accepted(mode):
+def test_pngs_written_by_pillow_and_opencv_are_accepted(mode):
     pixels = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
     image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 250) if mode == "I;16" else Image.fromarray(pixels).convert(mode)
     for options in ({}, {"optimize": True}, {"compress_level": 0}, {"dpi": (72, 72)}):
@@ -71,7 +71,7 @@ def test_pngs_of_pillow_and_opencv_are_accepted(mode):
 
 
 def mutations(chunks: list[tuple[bytes, bytes]], rng: np.random.Generator):
-    """A flipped bit in each byte of a PNG; and in each byte of its chunks' bodies, the CRC made to fit."""
+    """Yield copies with one bit flipped in each byte of a PNG, and in each byte of its chunk bodies with a matching CRC."""
     whole = join(*chunks)
     for at in range(len(whole)):
         yield whole[:at] + bytes([whole[at] ^ 1 << int(rng.integers(8))]) + whole[at + 1 :]
@@ -83,7 +83,7 @@ def mutations(chunks: list[tuple[bytes, bytes]], rng: np.random.Generator):
 
 @pytest.mark.parametrize("interlaced", [0, 1])
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_accepted_of_mutated_pngs_decodes_alike(kind, interlaced):
+def test_mutated_pngs_that_are_accepted_decode_alike(kind, interlaced):
     colour, bits = kind
     rng, refused = np.random.default_rng(colour * 100 + bits), 0
     for content in mutations(made(9, 7, bits, colour, interlaced), rng):
@@ -125,13 +125,13 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_damage_is_told(name):
+def test_damage_is_reported(name):
     content, told = DAMAGED[name]
     with pytest.raises(ValueError, match=told):
         png.check(content)
 
 
-def test_what_stands_behind_the_end_or_in_optional_chunks_is_ignored():
+def test_bytes_after_the_end_and_optional_chunks_are_ignored():
     chunks = made(9, 7)
     for content in (
         join(*chunks) + b"garbage" * 1000,

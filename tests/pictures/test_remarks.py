@@ -1,4 +1,4 @@
-"""What an import says of labels that do not fit its classes, and of pictures that are not what they look like elsewhere."""
+"""What an import reports about labels that do not fit its classes, and about pictures that look different in viewers."""
 
 import io
 import re
@@ -20,7 +20,7 @@ from cocolvis.vocabulary import ClassInfo, Vocabulary
 
 
 def classes(*labels: int, ignored: tuple[int, ...] = ()) -> Vocabulary:
-    """Classes "a", "b", ... of these labels; 0 is unlabelled where none has it."""
+    """Classes "a", "b", ... with these labels; 0 is unlabelled if no class has it."""
     infos = [ClassInfo(n, "abcdefgh"[n - 1], "stuff", None, None, {"folder": label}) for n, label in enumerate(labels, 1)]
     return Vocabulary(infos, {"folder": dict.fromkeys({*ignored, *({0} - {*labels})}, "ignored")})
 
@@ -50,14 +50,14 @@ def classes(*labels: int, ignored: tuple[int, ...] = ()) -> Vocabulary:
         (classes(1, 2), (1, 7, 9), r"hold 7, 9, and the 2 classes have 1\.\.2: add what is missing .* --ignore 7$"),
     ],
 )
-def test_labels_that_do_not_fit_get_a_line_with_the_option(vocabulary, labels, told):
+def test_labels_that_do_not_fit_get_a_line_with_the_right_option(vocabulary, labels, told):
     lines = advice({f"label {label}": 1 for label in labels} | {"rotated": 3}, vocabulary)
     assert len(lines) == (told is not None)
     if told:
         assert re.search(told, lines[0]), lines
 
 
-def test_a_shift_and_what_is_to_be_ignored_are_both_told():
+def test_a_shift_and_labels_to_ignore_are_both_suggested():
     lines = advice({f"label {label}": 2 for label in (0, 1, 2, 255)}, classes(1, 2, 3))
     assert [line.partition("import them with ")[2] for line in lines] == ["--ignore 255", "--first-label 0"]
 
@@ -67,7 +67,7 @@ def test_other_vocabularies_get_no_advice():
 
 
 def tree(root: Path, names: str, masks: list[np.ndarray], pictures: list[bytes] | None = None) -> Path:
-    """A folder of one's own: pictures of 8 x 12 for train, the first of them for val as well."""
+    """A folder data set: pictures of 8 x 12 for train, of which the first is also in val."""
     for number, mask in enumerate(masks):
         for split in ("train", "val")[: 2 if number == 0 else 1]:
             for kind in ("images", "masks"):
@@ -93,7 +93,7 @@ def black_and_white() -> np.ndarray:
     return mask
 
 
-def test_black_and_white_masks_are_imported_with_the_option_that_is_told(tmp_path):
+def test_black_and_white_masks_are_imported_with_the_suggested_option(tmp_path):
     src = tree(tmp_path / "src", "around\nred car\n", [black_and_white()] * 2)
     said = run(src, tmp_path / "a", "--workers", 1).stderr
     assert "if it stands for 'red car', import them with --first-label 0 --label 'red car=255'" in said
@@ -113,12 +113,12 @@ def test_black_and_white_masks_are_imported_with_the_option_that_is_told(tmp_pat
         (("--label", "car=9", "--ignore", "9"), 1, "label 9 is ignored and that of a class: they have 1..9"),
     ],
 )
-def test_labels_that_cannot_be_given_are_refused(given, code, told, tmp_path):
+def test_invalid_label_options_are_refused(given, code, told, tmp_path):
     src = tree(tmp_path / "src", "road\ncar\n", [black_and_white()])
     assert told in run(src, tmp_path / "out", *given, code=code).stderr
 
 
-def test_a_shift_is_told_whoever_did_the_work(tmp_path):
+def test_a_shift_is_reported_once_for_workers_and_parts(tmp_path):
     src = tree(tmp_path / "src", "around\ncar\n", [(black_and_white() > 0).astype(np.uint8)] * 3)
     told = (
         "the masks hold the labels 0..1, and none holds 2, the last class's ('car'): if 0 stands for the first class 'around'"
@@ -131,7 +131,7 @@ def test_a_shift_is_told_whoever_did_the_work(tmp_path):
 
 
 @pytest.mark.parametrize("settings", [(), ("--class-crop", "0.5"), ("--repeat-threshold", "0.1"), ("--logit-adjustment", "1")])
-def test_a_training_without_any_label_is_refused_before_its_folder_is_written(settings, tmp_path):
+def test_training_without_any_label_is_refused_before_its_folder_is_written(settings, tmp_path):
     from cli.ess import main as ess
 
     src = tree(tmp_path / "src", "around\ncar\n", [np.zeros((8, 12), np.uint8)] * 2)
@@ -169,7 +169,7 @@ def dark(most: int) -> bytes:
     return cv2.imencode(".png", values)[1].tobytes()
 
 
-def test_an_import_counts_pictures_that_are_turned_or_dark(tmp_path):
+def test_an_import_counts_rotated_and_dark_pictures(tmp_path):
     masks = [(black_and_white() > 0).astype(np.uint8)] * 5
     pictures = [rotated(6), rotated(3), dark(4095), dark(4096), rotated(1)]
     said = run(tree(tmp_path / "src", "car\n", masks, pictures), tmp_path / "out", "--workers", 1).stderr
@@ -178,7 +178,7 @@ def test_an_import_counts_pictures_that_are_turned_or_dark(tmp_path):
     assert "EXIF" not in run(tree(tmp_path / "good", "car\n", masks), tmp_path / "b", "--workers", 1).stderr
 
 
-def test_a_mask_of_the_turned_size_says_so(tmp_path):
+def test_a_mask_with_the_rotated_size_is_explained(tmp_path):
     masks, told = [np.ones((8, 12), np.uint8), np.ones((12, 8), np.uint8), np.ones((12, 8), np.uint8)], []
     run(tree(tmp_path / "src", "car\n", masks, [rotated(1), rotated(6), rotated(3)]), tmp_path / "out", "--workers", 1)
     told = [fault["reason"] for fault in Dataset.open(tmp_path / "out").index["report"]["faults"]]
@@ -189,7 +189,7 @@ def test_a_mask_of_the_turned_size_says_so(tmp_path):
     assert told[1] == "images/train/p2.png: is 8 x 12, its mask is 12 x 8"
 
 
-def test_masks_of_another_format_are_told(tmp_path):
+def test_masks_of_another_format_are_reported(tmp_path):
     src = tree(tmp_path / "src", "car\n", [np.ones((8, 12), np.uint8)] * 3)
     (src / "masks/train/p1.png").unlink()
     cv2.imwrite(str(src / "masks/train/p1.jpg"), np.ones((8, 12), np.uint8))

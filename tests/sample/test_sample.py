@@ -1,4 +1,4 @@
-"""The generated COCO + LVIS tree: its dialects, its statistics, and that the pictures show what the annotations say."""
+"""The generated COCO + LVIS tree: its formats, its statistics, and that its pictures match its annotations."""
 
 import contextlib
 import io
@@ -27,7 +27,7 @@ JSONS = {
 
 
 class Tree:
-    """A written tree, read back: the four JSON files, and the masks by the merge rule."""
+    """A generated tree, read back: the four JSON files, and masks merged by the rule of COCO+LVIS."""
 
     def __init__(self, root):
         self.root = root
@@ -50,7 +50,7 @@ class Tree:
         return [(a["category_id"], coco_mask.decode(rle).astype(bool)) for a, rle in merged]
 
     def mask(self, image):
-        """(H, W) uint16 classes by the rule of COCO+LVIS: things over stuff, the first in the file on top."""
+        """(H, W) uint16 classes by the rule of COCO+LVIS: things over stuff, the first in the file topmost."""
         stuff, lvis = coco_lvis().lookup("stuff"), coco_lvis().lookup("lvis")
         mask = np.zeros((image["height"], image["width"]), np.uint16)
         for a in reversed(self.stuff[image["id"]]):
@@ -193,7 +193,7 @@ def test_shared_classes_are_both_thing_and_stuff(tree):
 
 
 def test_objects_overlap_and_the_first_is_on_top(tree):
-    """Where two things overlap, the picture shows the first's colours, so that they explain it better than the second's."""
+    """Where two things overlap, the picture matches the colours of the first better than those of the second."""
     looks = scenes.looks_of(writer._used_classes(120), 96)
     right = wrong = 0
     for image in tree.images():
@@ -209,7 +209,7 @@ def test_objects_overlap_and_the_first_is_on_top(tree):
 
 
 def test_pictures_show_what_the_masks_say(tree):
-    """The look that explains the pixels of a region best is nearly always that of its class, out of all 120."""
+    """Of all 120 looks, the one that matches the pixels of a region best is nearly always that of its class."""
     looks = scenes.looks_of(writer._used_classes(120), 96)
     right = total = 0
     for image in tree.images()[::9]:
@@ -225,7 +225,7 @@ def test_pictures_show_what_the_masks_say(tree):
 
 
 def off_line(pixels, look):
-    """Mean distance of RGB pixels (N, 3), whatever their brightness, from the mixtures of a class's two colours."""
+    """Mean distance of RGB pixels (N, 3), at any brightness, from the mixtures of a class's two colours."""
     shares = np.linspace(0, 1, 7)[:, None]
     mixtures = look.base * (1 - shares) + look.second * shares
     light = np.clip((pixels @ mixtures.T) / (mixtures**2).sum(axis=1), 0.7, 1.15)

@@ -1,4 +1,4 @@
-"""docs/format.md suffices: its example, run in a process that has nothing of the project, reads what was built."""
+"""docs/format.md is sufficient: its example reads a data set in a process without any code of the project."""
 
 import json
 import re
@@ -49,7 +49,7 @@ def test_every_data_set_attribute_and_key_is_documented(sample):
 
 
 @pytest.mark.long
-def test_the_benchmark_of_layouts_covers_what_the_document_lists():
+def test_the_layout_benchmark_covers_the_tables_of_the_document():
     script = Path(__file__).parents[2] / "benchmarks" / "layout.py"
     found = json.loads(subprocess.check_output([sys.executable, script, "--images", "100", "--json"], text=True))
     for what in ("masks", "pictures"):

@@ -1,4 +1,4 @@
-"""Hostile data sets: opening, reading and verifying end with one line, in bounded memory, and touch nothing outside."""
+"""Hostile data sets: they are refused in one line, with bounded memory, and nothing outside their folder is touched."""
 
 import json
 import os
@@ -30,16 +30,16 @@ from cocolvis.storage.dataset import Dataset
 
 CASES = SHARDS + INDEXES
 MEMORY = 2**29
-"""Bytes that a hostile data set may cost: far above what a sound one of five small pictures takes, below what bombs want."""
+"""Bytes that reading a hostile data set may take: far more than five small pictures need, and less than bombs demand."""
 
 NOBODY = 65534
 GUARD = 60
-"""Seconds after which a process hangs."""
+"""Seconds after which a process counts as hanging."""
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory) -> dict[str, Path]:
-    """How the pictures are kept -> the folder of a sound data set of five images, pictures in ``coco`` beside it."""
+    """A sound data set of five images for each way of storing pictures: option -> folder; ``coco`` is beside it."""
     built = {}
     for images in ("embed", "path"):
         root = tmp_path_factory.mktemp(images)
@@ -50,7 +50,7 @@ def sound(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def outside(tmp_path) -> Path:
-    """A folder with a secret, in a file and in a shard, and a pipe that hangs whoever opens it."""
+    """A folder with a secret in a file and in a shard, and a pipe that blocks any process that opens it."""
     (tmp_path / "secret").write_bytes(SECRET * 1000)
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["data"] = np.frombuffer(SECRET, np.uint8)
@@ -75,13 +75,13 @@ def hostile(case: Case, sound: dict[str, Path], outside: Path) -> Path:
 
 
 class Confined:
-    """A process of its own that looks at data sets: ``MEMORY`` more than this one has, and ``GUARD`` seconds for each."""
+    """A child process that examines data sets, with ``MEMORY`` more bytes than this process and ``GUARD`` seconds for each."""
 
     def __init__(self):
         self._child = 0
 
     def __call__(self, work: Callable[[Path], dict], folder: Path) -> dict:
-        """What ``work``, a function of this module, finds in a folder; an AssertionError where the process crashes or hangs."""
+        """Run ``work``, a function of this module, on a folder; raises AssertionError if the process crashes or hangs."""
         if not self._child:
             self._start()
         self._orders.write(f"{work.__name__} {folder}\n")
@@ -133,7 +133,7 @@ def confined():
 
 
 def read(folder: Path) -> bytes:
-    """Everything that a data set gives away."""
+    """Read everything that a data set holds."""
     data = Dataset.open(folder)
     given = []
     for name in data.splits:
@@ -147,7 +147,7 @@ def read(folder: Path) -> bytes:
 
 
 def everything(folder: Path) -> dict:
-    """What a reader and ``cocolvis verify`` say of a data set: lines, the latter's exit code, and what was read, if it was."""
+    """Read and verify a data set: the content, the error of reading, and the lines and exit code of ``cocolvis verify``."""
     try:
         content, fault = read(folder).decode("latin-1"), None
     except DataError as error:
@@ -173,7 +173,7 @@ def test_hostile_data_sets_are_refused_in_one_line(case, sound, outside, confine
         assert found["code"] == 1 and any(re.search(case.message, line) for line in found["verify"]), found["verify"]
 
 
-def test_cases_are_many_and_have_names_of_their_own():
+def test_there_are_many_cases_with_unique_names():
     assert len({case.name for case in CASES}) == len(CASES) > 250
 
 
@@ -212,7 +212,7 @@ def test_a_million_faults_are_read(sound, outside, confined):
 
 
 def unprivileged(folder: Path) -> dict:
-    """What somebody finds who is not root."""
+    """The same without root privileges."""
     before = os.geteuid()
     os.seteuid(before or NOBODY)
     try:
@@ -222,7 +222,7 @@ def unprivileged(folder: Path) -> dict:
 
 
 @pytest.mark.parametrize("name", ["dataset.json", "shards/train-00000.h5", "shards", "."])
-def test_what_must_not_be_read_is_told_in_one_line(name, sound, confined):
+def test_missing_permissions_are_reported_in_one_line(name, sound, confined):
     with tempfile.TemporaryDirectory() as root:
         Path(root).chmod(0o755)
         folder = Path(root) / "data"

@@ -1,4 +1,4 @@
-"""More shards than a process may have files: every command works, and no more stay open than the limit allows."""
+"""Data sets with more shards than a process may open files: all commands work, and open files stay within the limit."""
 
 import gc
 import json
@@ -30,7 +30,7 @@ TO_EVALUATE = 20
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory) -> Path:
-    """A data set of one image a shard: 300 to train on and 20 to evaluate on."""
+    """A data set with one image per shard: 300 for training and 20 for evaluation."""
     tree = Tree(tmp_path_factory.mktemp("many"))
     tree.stuff(tree.image(1, size=(24, 32)), 92, box(0, 0, 20, 20))
     data = tree.build()
@@ -60,7 +60,7 @@ def few_files():
 
 
 def commands(*lines):
-    """Run commands one after another in a process that may have 256 files; their stdout."""
+    """Run commands one after another in a process that may open 256 files; return their stdout."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     calls = [[str(part) for part in line] for line in lines]
     script = (
@@ -78,13 +78,13 @@ def commands(*lines):
     return done.stdout
 
 
-def test_statistics_and_a_difference_of_more_shards_than_files(many):
+def test_stats_and_diff_with_more_shards_than_files(many):
     found = commands(("cocolvis", "stats", many), ("cocolvis", "diff", many, many))
     assert "train: 300 images" in found and "0 of 320 common images differ" in found
 
 
 @pytest.mark.long
-def test_other_commands_on_more_shards_than_files(many, tmp_path):
+def test_other_commands_with_more_shards_than_files(many, tmp_path):
     found = commands(
         ("cocolvis", "info", many),
         ("cocolvis", "verify", many),
@@ -97,7 +97,7 @@ def test_other_commands_on_more_shards_than_files(many, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_training_and_evaluation_on_more_shards_than_files(many, tmp_path, method):
+def test_training_and_evaluation_with_more_shards_than_files(many, tmp_path, method):
     settings = {"batch_size": 30, "crop": 32, "steps": 2, "workers": 2, "track": "none", "start_method": method}
     more = ("--repeat-threshold", 0.01, "--eval-every", 2, "--eval-limit", 3)
     found = commands(
@@ -108,7 +108,7 @@ def test_training_and_evaluation_on_more_shards_than_files(many, tmp_path, metho
 
 
 def own_files() -> set[str]:
-    """The files that this process has open, of which others may close while they are listed."""
+    """The shards that this process has open; files that close while they are listed are skipped."""
     found = set()
     for handle in os.listdir("/proc/self/fd"):
         try:
@@ -118,7 +118,7 @@ def own_files() -> set[str]:
     return {name for name in found if name.endswith(".h5")}
 
 
-def test_several_splits_share_what_one_process_may_have(many, few_files):
+def test_all_splits_of_a_process_share_one_limit(many, few_files):
     gc.collect()
     before = len(own_files())
     splits = [Dataset.open(many).split(name) for name in ("train", "val", "train")]
@@ -139,12 +139,12 @@ def test_several_splits_share_what_one_process_may_have(many, few_files):
 @pytest.mark.parametrize(
     ("limit", "most"), [(16, 4), (64, 16), (256, 64), (1024, 256), (2**20, 256), (resource.RLIM_INFINITY, 256)]
 )
-def test_the_bound_follows_from_the_limit_of_the_process(monkeypatch, limit, most):
+def test_the_limit_follows_from_that_of_the_process(monkeypatch, limit, most):
     monkeypatch.setattr(resource, "getrlimit", lambda what: (limit, limit))
     assert most_open() == most
 
 
-def test_the_shards_used_last_stay_open(monkeypatch):
+def test_the_most_recently_used_shards_stay_open(monkeypatch):
     monkeypatch.setattr("cocolvis.storage.open_shards.most_open", lambda: 3)
 
     class Owner:
@@ -169,8 +169,8 @@ def test_the_shards_used_last_stay_open(monkeypatch):
     assert len(shards) == 0
 
 
-def test_a_thread_reads_on_while_others_let_its_shard_go(many, monkeypatch):
-    """A file that closed under a reader could be another one by the time that it reads."""
+def test_a_thread_keeps_reading_while_others_close_its_shard(many, monkeypatch):
+    """If a file were closed while a thread uses it, its descriptor could belong to another file at the time of the read."""
     monkeypatch.setattr("cocolvis.storage.open_shards.most_open", lambda: 1)
     split, wrong = Dataset.open(many).split("train"), []
 
@@ -188,7 +188,7 @@ def test_a_thread_reads_on_while_others_let_its_shard_go(many, monkeypatch):
     assert wrong == []
 
 
-def test_a_forked_process_reads_and_leaves_its_parents_files_alone(many):
+def test_a_forked_process_reads_without_disturbing_its_parent(many):
     split = Dataset.open(many).split("train")
     expected = [split.mask(row) for row in range(20)]
     child = os.fork()
@@ -201,7 +201,7 @@ def test_a_forked_process_reads_and_leaves_its_parents_files_alone(many):
     assert all(np.array_equal(split.mask(row), mask) for row, mask in enumerate(expected))
 
 
-def test_too_many_open_files_is_told_as_that(many, monkeypatch):
+def test_too_many_open_files_are_reported_as_such(many, monkeypatch):
     def refused(*arguments, **settings):
         raise OSError(24, "Too many open files")
 
@@ -210,7 +210,7 @@ def test_too_many_open_files_is_told_as_that(many, monkeypatch):
         Dataset.open(many).split("train")[0]
 
 
-def test_a_shard_whose_file_was_closed_reads_on_unless_it_was_replaced(many, tmp_path):
+def test_a_closed_shard_opens_again_unless_its_file_was_replaced(many, tmp_path):
     path = tmp_path / "one.h5"
     path.write_bytes((many / "shards" / "train-00000.h5").read_bytes())
     reader = ShardReader(path)

@@ -1,4 +1,4 @@
-"""Reports without end: all faults lie beside dataset.json, which lists some; reasons in our own words, of bounded length."""
+"""Very long reports: dataset.json lists some of the faults, a file beside it holds all, and reasons have bounded length."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from cocolvis.storage.dataset import Dataset
 
 
 def crowded(tree, count=1100):
-    """Five images, one with so many malformed annotations, and one other fault."""
+    """Five images, of which one has ``count`` malformed annotations, and one fault of another kind."""
     five_images(tree)
     for _ in range(count):
         tree.thing(1, 5, [[1, 2, 3]])
@@ -28,7 +28,7 @@ def crowded(tree, count=1100):
     return tree.build()
 
 
-def test_a_report_stays_readable_and_is_whole_beside_it(tree):
+def test_a_long_report_is_abridged_in_dataset_json_and_complete_beside_it(tree):
     data = crowded(tree)
     recorded = data.index["report"]
     assert recorded["counts"] == {"malformed annotation": 1100, "unknown category": 1} and len(recorded["faults"]) == 1001
@@ -58,7 +58,7 @@ HARMS = {
 }
 
 
-def test_a_list_of_faults_that_is_not_as_recorded_is_told_in_one_line(tree):
+def test_a_fault_file_that_is_not_as_recorded_is_reported_in_one_line(tree):
     path = crowded(tree).folder / "faults.jsonl"
     content = path.read_bytes()
     for harm, said in HARMS.values():
@@ -85,7 +85,7 @@ LINES = {
 
 
 @pytest.mark.parametrize("name", LINES)
-def test_a_list_of_faults_may_come_from_anywhere(tmp_path, name):
+def test_hostile_fault_files_are_refused(tmp_path, name):
     content, said = LINES[name]
     (tmp_path / "faults.jsonl").write_bytes(content)
     recorded = {"bytes": len(content), "sha256": sha256(tmp_path / "faults.jsonl")}
@@ -94,7 +94,7 @@ def test_a_list_of_faults_may_come_from_anywhere(tmp_path, name):
     assert len(str(raised.value).splitlines()) == 1 and len(str(raised.value)) < 1000
 
 
-def test_a_list_of_faults_of_a_terabyte_is_not_read(tmp_path, monkeypatch):
+def test_a_fault_file_of_a_terabyte_is_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "find_damage", lambda folder, recorded: None)
     with (tmp_path / "faults.jsonl").open("wb") as file:
         file.truncate(2**40)
@@ -108,7 +108,7 @@ def test_a_reason_is_one_printable_line_of_bounded_length():
     assert Fault(*fault) == fault and fault._replace(reason="x" * 999).kind == fault.kind
 
 
-def test_a_damaged_zip_is_told_in_words(tmp_path):
+def test_a_damaged_zip_is_reported_in_words(tmp_path):
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.json", b"[" * 1000)

@@ -1,4 +1,4 @@
-"""The same input and options make the same bytes, however the work is done; and one digest says what a data set means."""
+"""The same input and options give the same bytes, however the work is done; and one digest identifies the content."""
 
 import fcntl
 import hashlib
@@ -32,19 +32,19 @@ SHARDS = 20
 
 @pytest.fixture(scope="module")
 def whole(sample, tmp_path_factory) -> dict[str, bytes]:
-    """The contents of the sample's data set in 20 shards, built here and in order."""
+    """The contents of the sample's data set in 20 shards, built in this process and in order."""
     out = tmp_path_factory.mktemp("whole") / "data"
     sample.rebuild(out, shard_size=2)
     assert len(list((out / "shards").iterdir())) == SHARDS
     return contents(out)
 
 
-def test_three_workers_make_the_same_bytes_as_one(sample, whole, tmp_path):
+def test_three_workers_write_the_same_bytes_as_one(sample, whole, tmp_path):
     sample.rebuild(tmp_path / "data", shard_size=2, workers=3)
     assert contents(tmp_path / "data") == whole
 
 
-def test_two_workers_that_are_forked_make_the_same_bytes(sample, whole, tmp_path, monkeypatch):
+def test_two_forked_workers_write_the_same_bytes(sample, whole, tmp_path, monkeypatch):
     forkserver = multiprocessing.get_context("forkserver")
     monkeypatch.setattr(executors, "get_context", lambda name: forkserver)
     sample.rebuild(tmp_path / "data", shard_size=2, workers=2)
@@ -52,7 +52,7 @@ def test_two_workers_that_are_forked_make_the_same_bytes(sample, whole, tmp_path
 
 
 def executor_in_order(order):
-    """A stand-in for ``executors.processes`` that waits for all tasks, and runs them in another order."""
+    """A replacement for ``executors.processes`` that waits for all tasks and then runs them in another order."""
 
     @contextmanager
     def processes(count):
@@ -80,14 +80,14 @@ def shuffled(numbers):
 
 
 @pytest.mark.parametrize("order", [reversed, shuffled])
-def test_any_order_of_the_work_makes_the_same_bytes(sample, whole, tmp_path, monkeypatch, order):
+def test_any_order_of_the_work_gives_the_same_bytes(sample, whole, tmp_path, monkeypatch, order):
     monkeypatch.setattr(executors, "processes", executor_in_order(order))
     sample.rebuild(tmp_path / "data", shard_size=2, workers=2)
     assert contents(tmp_path / "data") == whole
 
 
-def test_who_looks_on_changes_nothing(sample, whole, tmp_path):
-    """A profiler, as in a dask worker, holds on to the variables of a function: no bytes may depend on when they are let go."""
+def test_a_profiler_changes_nothing(sample, whole, tmp_path):
+    """A profiler, such as that of a dask worker, keeps local variables alive; the bytes must not depend on their lifetime."""
     ended = threading.Event()
 
     def look():
@@ -106,7 +106,7 @@ def test_who_looks_on_changes_nothing(sample, whole, tmp_path):
 
 
 def interruption(calls):
-    """A progress that is Ctrl-C after so many calls."""
+    """A progress callback that raises KeyboardInterrupt after ``calls`` calls."""
     left = iter(range(calls))
 
     def progress(done, total):
@@ -130,7 +130,7 @@ def part_command(sample, out, part):
     return [str(word) for word in [*command, "--shard", part]]
 
 
-def test_parts_in_any_order_make_the_same_bytes(sample, whole, tmp_path):
+def test_parts_in_any_order_give_the_same_bytes(sample, whole, tmp_path):
     out = tmp_path / "data"
     for number in (1, 3, 2):
         early = CliRunner().invoke(main, ["join", str(out)])
@@ -145,7 +145,7 @@ def test_parts_in_any_order_make_the_same_bytes(sample, whole, tmp_path):
     assert contents(out) == whole
 
 
-def test_parts_at_the_same_time_make_the_same_bytes(sample, whole, tmp_path):
+def test_parts_built_at_the_same_time_give_the_same_bytes(sample, whole, tmp_path):
     commands = [[sys.executable, "-m", "cli.cocolvis", *part_command(sample, tmp_path / "data", f"{i}/3")] for i in (1, 2, 3)]
     running = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for command in commands]
     assert [(process.communicate()[1][-500:], process.returncode)[1] for process in running] == [0, 0, 0]
@@ -157,13 +157,13 @@ def digest_of(folder):
     return Dataset.open(folder).index["digest"]
 
 
-def test_the_digest_knows_neither_shards_nor_workers(sample, tmp_path):
+def test_the_digest_does_not_depend_on_shards_or_workers(sample, tmp_path):
     expected = digest_of(sample.data)
     for number, settings in enumerate(({"shard_size": 1}, {"shard_size": 7, "workers": 2}, {"shard_size": 1000})):
         assert sample.rebuild(tmp_path / str(number), **settings).index["digest"] == expected
 
 
-def test_the_digest_knows_nothing_of_the_file(sample, tmp_path, monkeypatch):
+def test_the_digest_does_not_depend_on_the_bytes_of_the_file(sample, tmp_path, monkeypatch):
     monkeypatch.setattr(shard_writer.np, "bytes_", lambda text, bytes_=shard_writer.np.bytes_: bytes_(text + b"\0" * 9))
     data = sample.rebuild(tmp_path / "data", shard_size=15)
     assert data.index["shards"][0]["bytes"] != Dataset.open(sample.data).index["shards"][0]["bytes"]
@@ -219,7 +219,7 @@ def one_less(tree):
 CHANGES = (pixel, image_id, jpeg_byte, neg, not_exhaustive, path, order, split, one_less)
 
 
-def test_any_change_of_what_is_stored_changes_the_digest(tmp_path):
+def test_any_change_of_the_content_changes_the_digest(tmp_path):
     found = {}
     for change in (lambda tree: None, *CHANGES):
         tree = five_images(Tree(tmp_path / change.__name__))
@@ -251,7 +251,7 @@ def test_the_root_is_that_of_rfc_6962(count):
 
 
 def leaves_by_the_document(path):
-    """The digests of a shard's images from docs/format.md, h5py and hashlib alone."""
+    """The digests of a shard's images, computed only with h5py and hashlib as docs/format.md says."""
     groups = ("path/bytes", "image/bytes", "mask/class", "mask/length")
     groups += ("present/class", "present/pixels", "neg/class", "not_exhaustive/class")
     with h5py.File(path, "r") as file:
@@ -263,7 +263,7 @@ def leaves_by_the_document(path):
             yield framed(*fields)
 
 
-def test_the_digest_is_what_the_document_says(sample):
+def test_the_digest_follows_the_document(sample):
     data = Dataset.open(sample.data)
     fields = [b"cocolvis", data.index["vocabulary"]["digest"].encode()]
     for name in ("train", "val"):
@@ -273,7 +273,7 @@ def test_the_digest_is_what_the_document_says(sample):
 
 
 def recorded_again(folder, file):
-    """Make dataset.json name the shard as it is now."""
+    """Record the current size and hash of a shard in dataset.json."""
     index = json.loads((folder / "dataset.json").read_text())
     entry = next(entry for entry in index["shards"] if entry["file"] == file)
     content = (folder / file).read_bytes()

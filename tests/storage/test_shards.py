@@ -1,4 +1,4 @@
-"""Shards: what is written is read, in any process; what is damaged is refused in one line."""
+"""Shards: they read back as written, in any process, and damaged ones are refused in one line."""
 
 import os
 import pickle
@@ -29,7 +29,7 @@ def make(image_id, mask, content=b"", neg=(), not_exhaustive=()):
 
 @pytest.fixture
 def shard(tmp_path):
-    """Three images: small, empty of classes, and one pixel."""
+    """Three images: a small one, one without classes, and one of a single pixel."""
     path = tmp_path / "a.h5"
     with ShardWriter(path, {"split": "train", "vocabulary": "v"}) as writer:
         writer.add(make(5, [[1, 1, 0], [7, 7, 7]], b"jpeg", neg=[3, 9]))
@@ -53,7 +53,7 @@ def test_run_lengths_are_exact_and_minimal(seed, height, width, classes):
 
 
 @pytest.mark.parametrize("length", [1, 65534, 65535, 65536, 131070, 131071, 200_000])
-def test_long_runs_are_several(length):
+def test_long_runs_are_stored_as_several(length):
     mask = np.concatenate([np.full(3, 9, np.uint16), np.full(length, 1284, np.uint16), np.zeros(2, np.uint16)])[None]
     values, lengths = runlength.encode(mask)
     assert lengths.tolist() == [3, *[65535] * ((length - 1) // 65535), (length - 1) % 65535 + 1, 2]
@@ -63,7 +63,7 @@ def test_long_runs_are_several(length):
 
 @settings(max_examples=200, deadline=None)
 @given(seed=st.integers(0, 2**32), height=st.integers(1, 30), width=st.integers(1, 30), classes=st.integers(1, 4))
-def test_the_runs_of_a_window_are_those_of_the_mask_there(seed, height, width, classes):
+def test_the_runs_of_a_window_match_the_mask(seed, height, width, classes):
     rng = np.random.default_rng(seed)
     mask = rng.choice(np.array([0, 7, 1284, 65535], np.uint16)[:classes], (height, width))
     (top, bottom), (left, right) = (sorted(rng.choice(side + 1, 2, replace=False)) for side in mask.shape)
@@ -73,7 +73,7 @@ def test_the_runs_of_a_window_are_those_of_the_mask_there(seed, height, width, c
     assert lengths.min() > 0 and not (values[1:] == values[:-1]).any()
 
 
-def test_a_window_of_long_runs_is_whole():
+def test_a_window_may_have_long_runs():
     mask = np.full((400, 500), 9, np.uint16)
     mask[399, 499] = 3
     assert [part.tolist() for part in Runs.of(mask).window(slice(0, 400), slice(0, 500))] == [[9, 3], [199_999, 1]]
@@ -86,7 +86,7 @@ def test_many_runs_fit():
     assert np.array_equal(runlength.decode(values, lengths, 200, 200), mask)
 
 
-def test_what_is_written_is_read(shard):
+def test_a_shard_reads_back_as_written(shard):
     reader = ShardReader(shard)
     first, second, third = (reader.sample(row) for row in range(len(reader)))
     assert first.mask.tolist() == [[1, 1, 0], [7, 7, 7]] and first.mask.dtype == np.uint16
@@ -103,7 +103,7 @@ def test_what_is_written_is_read(shard):
     assert reader.attributes["split"] == "train"
 
 
-def test_nothing_lies_in_the_heap_that_has_no_checksum(shard):
+def test_nothing_is_stored_in_the_heap_without_checksums(shard):
     with h5py.File(shard) as file:
         assert {name: file.attrs.get_id(name).dtype.kind for name in file.attrs} == {
             "format": "S",
@@ -150,7 +150,7 @@ def test_damaged_shards_are_refused(shard, damage, message):
     assert "\n" not in str(error.value) and str(shard) in str(error.value)
 
 
-def test_files_that_are_no_shard_are_refused(shard, tmp_path):
+def test_files_that_are_not_shards_are_refused(shard, tmp_path):
     whole = shard.read_bytes()
     for content in (b"", b"hello", whole[:-100], whole[: len(whole) // 2]):
         shard.write_bytes(content)
@@ -221,7 +221,7 @@ def test_runs_that_do_not_fill_the_mask_are_refused(shard):
         ("digest", ShardReader.digests, ""),
     ],
 )
-def test_a_shard_that_is_cut_while_it_is_open_is_told(sample, tmp_path, column, read, what):
+def test_a_shard_that_is_cut_while_open_is_reported(sample, tmp_path, column, read, what):
     shard = Path(shutil.copy(sample.data / "shards" / "val-00000.h5", tmp_path))
     with h5py.File(shard, "r+") as file:
         file["last"] = file[column][()]
