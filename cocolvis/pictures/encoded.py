@@ -70,7 +70,7 @@ def decode_file(content: bytes, expected: tuple[int, int] | None = None) -> np.n
 
 
 def decode_stored(content: bytes, expected: tuple[int, int] | None = None) -> np.ndarray:
-    """Like :func:`decode_file`, but keep 16-bit values and grayscale: (H, W) or (H, W, 3), uint8 or uint16. No palettes."""
+    """Like :func:`decode_file`, but keep 16-bit values and grayscale: (H, W) or (H, W, 3), uint8 or uint16."""
     if not _is_common(content):
         return _of_other_format(content, expected)
     pixels = _by_opencv(content, cv2.IMREAD_UNCHANGED, expected)

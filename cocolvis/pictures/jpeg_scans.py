@@ -234,7 +234,7 @@ def _ac_refined(data, state, table, first, last, nonzero, block, run):
 
 @inner()
 def _refined(data, state, k, last, known, zeros):
-    """Read a bit for each coefficient that is ``known`` to be nonzero, past ``zeros`` zeros; return where, -1 if data end."""
+    """Read a bit for each coefficient that is ``known`` to be nonzero, past ``zeros`` zeros; return where it ends, or -1."""
     while k <= last:
         if known >> np.uint64(k) & np.uint64(1):
             if _take(data, state, 1) < 0:

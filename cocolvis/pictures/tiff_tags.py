@@ -15,8 +15,8 @@ _SHORT, _LONG = 3, 4
 _TYPES = {_SHORT: "H", _LONG: "I"}
 _MOST_ENTRIES, _MOST_VALUES = 2**12, 64
 
-_INTEGERS, _FLOATS, _COMPLEX = (2, 5), 3, (5, 6)
-"""Sample formats: signed and complex integers, floating point, and both complex ones."""
+_SIGNED, _FLOAT, _COMPLEX = 2, 3, (5, 6)
+"""Sample formats: signed integers, floating point, and complex numbers of either kind."""
 
 
 def read_tags(content: bytes, wanted: Collection[int]) -> dict[int, tuple[int, ...]]:
@@ -43,8 +43,8 @@ def numbers(content: bytes) -> str:
     if BITS not in tags and SAMPLES not in tags:
         return ""
     bits, kind = tags.get(BITS, (1,)), tags.get(FORMAT, (1,))[0]
-    said = "complex " if kind in _COMPLEX else "signed " if kind in _INTEGERS else ""
-    said += "floating-point numbers" if kind == _FLOATS else "numbers" if kind in _COMPLEX else "integers"
+    said = "complex " if kind in _COMPLEX else "signed " if kind == _SIGNED else ""
+    said += "floating-point numbers" if kind == _FLOAT else "numbers" if kind in _COMPLEX else "integers"
     many = tags.get(SAMPLES, (len(bits),))[0]
     return f"{'- and '.join(map(str, sorted(set(bits))))}-bit {said}" + (f", {many} a pixel" if many > 1 else "")
 

@@ -83,7 +83,7 @@ def find_damage(folder: Path, report: Mapping[str, Any]) -> str | None:
 
 
 def _read_file(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the faults of a file with one JSON object per line; raises DataError for a line that is none, or a huge file."""
+    """Yield the faults of a file with one JSON object per line; raises DataError if a line is invalid."""
     size = regular_file(path).st_size
     if size > _MAX_FILE:
         raise DataError(f"{path}: has {size} bytes; at most {_MAX_FILE} are read")

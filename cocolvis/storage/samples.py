@@ -75,7 +75,7 @@ class Sample:
 
 
 def fault_line(shard: Path | None, what: str, path: str, reason: Exception | str) -> str:
-    """One line about an image: ``what`` is at fault, such as "mask of image 9", and the ``path`` of its picture."""
+    """One line about a fault: ``what`` has it, such as "mask of image 9", the ``path`` of its picture, and the reason."""
     text = f"{what} ({_shorten(path, _LONGEST_PATH)}): {_shorten(str(reason), _LONGEST_REASON)}"
     return text if shard is None else f"{shard}: {text}"
 

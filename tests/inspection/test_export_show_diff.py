@@ -54,7 +54,7 @@ def test_workers_write_the_same_files_and_the_record_is_written_first(sample, tm
     monkeypatch.setattr("cocolvis.disk.files._sync", lambda path: synced.append(path.name.split(".")[1]))
     assert export_png(data, tmp_path / "three", workers=3) == 40
     assert masks(tmp_path / "one") == masks(tmp_path / "three")
-    assert synced == ["export", (tmp_path / "three", 40)]  # nothing else is synced by itself
+    assert synced == ["export", (tmp_path / "three", 40)]  # nothing else is synced on its own
     record = json.loads((tmp_path / "three" / "export.json").read_text())
     assert record == {"digest": data.index["digest"], "splits": ["train", "val"], "format": "png"}
 
@@ -110,7 +110,7 @@ def test_masks_of_another_data_set_are_only_replaced_with_overwrite(sample, tree
     export_png(other, out, overwrite=True, **how)
     export_png(other, tmp_path / "fresh")
     assert masks(out) == masks(tmp_path / "fresh") | {"train/notes.png": b"mine"}
-    export_png(other, out)  # the same data set once more needs no option
+    export_png(other, out)  # exporting the same data set again needs no option
     assert masks(out).items() >= masks(tmp_path / "fresh").items()
 
 

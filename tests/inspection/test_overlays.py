@@ -115,7 +115,7 @@ def peak_of(function, *arguments):
 def test_memory_is_proportional_to_the_pixels_for_any_shape(size):
     image, mask = np.zeros((*size, 3), np.uint8), np.ones(size, np.uint16)
     mask[:, : size[1] // 2] = 7
-    overlay(image[:1], mask[:1], NAMES)  # compiles, which needs memory of its own
+    overlay(image[:1], mask[:1], NAMES)  # compile first, which takes memory too
     shown = enlarge(image, mask)
     assert shown[1].size <= max(mask.size, 2**20)
     assert max(shown[1].shape) <= max(8192, *size)

@@ -101,7 +101,7 @@ def test_annotations_that_no_build_paints_are_left_out(tree):
     tree.json["lvis_v1_train"]["annotations"] += unsegmented
     data = tree.build(compat="essnet")
     found = why(data, tree.sources(), 1, 0, 0)
-    assert covering(found) == [good] and found.stored == 2  # one annotation of stuff is left: 8 bits
+    assert covering(found) == [good] and found.stored == 2  # one stuff annotation is left: 8 bits
     assert {(fault.kind, fault.source, fault.annotation_id) for fault in found.left_out} == {
         ("malformed annotation", "lvis", 900),
         ("unknown category", "lvis", unknown),

@@ -1,4 +1,4 @@
-"""Label files: PNGs of every kind, MATLAB files, broken and hostile ones; and the class tables of data sets."""
+"""Label files: PNGs of every kind, MATLAB files, and broken and hostile ones."""
 
 import base64
 import random
@@ -11,20 +11,13 @@ from io import BytesIO
 import cv2
 import numpy as np
 import pytest
-from import_trees import CITYSCAPES, write_matlab
+from import_trees import write_matlab
 from made_pngs import chunk, header, join, rows
 from PIL import Image
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
-from torchvision.models.segmentation import DeepLabV3_ResNet50_Weights
 
 from cocolvis.importers.labelled import ImportOptions, ImportTask
-from cocolvis.importers.tables import table
 from cocolvis.importers.tree import LabelledImage
 from cocolvis.pictures.label_files import label_pixels, open_labels, read_labels, to_classes
-from cocolvis.vocabulary import KINDS, Vocabulary, coco_lvis
-
-COCO_STUFF_MISSING = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91}
-"""The thing categories that COCO numbered and then dropped."""
 
 SCIPY = {
     "compressed": "TUFUTEFCIDUuMCBNQVQtZmlsZSBQbGF0Zm9ybTogcG9zaXgsIENyZWF0ZWQgb246IFNhdCBOb3YgMjEgMTI6MjI6MjEgMjAyNgAA"
@@ -238,7 +231,7 @@ def test_hostile_matlab_files(spoil, told, tmp_path):
 
 def test_the_checksum_of_a_compressed_matrix_is_checked(tmp_path):
     content = matlab(tmp_path, np.arange(1200, dtype="u2").reshape(30, 40), compressed=True)
-    start = 136 + struct.unpack_from("<I", content, 132)[0]  # behind the text
+    start = 136 + struct.unpack_from("<I", content, 132)[0]  # after the text
     end = start + 8 + struct.unpack_from("<I", content, start + 4)[0]
     content[end - 1] ^= 1
     with pytest.raises(ValueError, match="the MATLAB file is damaged"):
@@ -288,7 +281,7 @@ def test_a_matrix_of_another_size_than_its_picture_is_never_decompressed(tmp_pat
     assert open_labels(bomb).size == (2**12, 2**12)
     with pytest.raises(ValueError, match="declares a matrix of 134217784 bytes for 30 x 40 numbers"):
         open_labels(matlab_bomb(30, 40, 2**27 + 56, 2**20))
-    assert tracemalloc.get_traced_memory()[1] < 5 * 10**6  # of which are the files themselves
+    assert tracemalloc.get_traced_memory()[1] < 5 * 10**6  # including the files themselves
     tracemalloc.stop()
     faults = []
     made = ImportTask(name="a", split="val", images=[], options=ImportOptions(dataset="cocostuff10k"), vocabulary="", known={})
@@ -311,7 +304,7 @@ def test_damaged_files_are_refused_or_read_completely(kind, rounds, tmp_path):
     else:
         whole = bytes(matlab(tmp_path, values.astype("u2"), kind == "compressed"))
     rng = random.Random(0)
-    end = len(whole) - 12 if kind in ("png", "palette") else len(whole) // 2  # where all that is read has come
+    end = len(whole) - 12 if kind in ("png", "palette") else len(whole) // 2  # everything that is read comes before it
     for _ in range(rounds):
         cut = whole[: rng.randrange(end)]
         with pytest.raises(ValueError):
@@ -336,41 +329,3 @@ def test_unknown_labels_become_unlabelled_and_are_counted():
     classes = to_classes(labels, {5: 2, 255: 0, 65535: 1})
     assert classes.tolist() == [[0, 2, 0], [0, 0, 1]] and classes.dtype == np.uint16
     assert label_pixels(labels) == {0: 1, 5: 1, 9: 2, 255: 1, 65535: 1}
-
-
-@pytest.mark.parametrize(("name", "classes"), [("ade20k", 150), ("cityscapes", 19), ("voc", 21), ("cocostuff10k", 182)])
-def test_the_tables_are_vocabularies(name, classes):
-    vocabulary = table(name)
-    assert len(vocabulary) == classes
-    assert {c.kind for c in vocabulary} == {"thing", "stuff"} < set(KINDS) and not any(c.group for c in vocabulary)
-    assert Vocabulary.from_json(vocabulary.to_json()).digest == vocabulary.digest
-
-
-def test_names_match_the_published_ones():
-    voc = DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.meta["categories"]
-    assert [c.name for c in table("voc")] == ["background", *voc[1:]]
-    coco = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
-    things, stuff = [c.name for c in table("cocostuff10k")][:91], [c.name for c in table("cocostuff10k")][91:]
-    assert {i for i in range(1, 91) if coco[i] == "N/A"} | {91} == COCO_STUFF_MISSING
-    assert all(things[i - 1] == coco[i] for i in range(1, 91) if i not in COCO_STUFF_MISSING)
-    assert [things[i - 1] for i in sorted(COCO_STUFF_MISSING)] == [
-        "street sign", "hat", "shoe", "eye glasses", "plate", "mirror", "window", "desk", "door", "blender", "hair brush",
-    ]  # fmt: skip
-    assert all(stuff[c.sources["stuff"] - 92] == c.name for c in coco_lvis() if c.kind == "stuff")
-
-
-def test_labels_of_cityscapes():
-    vocabulary = table("cityscapes")
-    known, train = vocabulary.lookup("cityscapes"), vocabulary.lookup("cityscapes_train")
-    assert {label: c for label, c in known.items() if c} == CITYSCAPES and set(known) == set(range(34))
-    assert train == {n: n + 1 for n in range(19)} | {255: 0}
-    things = ["person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"]
-    assert [c.name for c in vocabulary if c.kind == "thing"] == things
-
-
-def test_labels_of_the_others():
-    assert table("ade20k").lookup("ade20k") == {n: n for n in range(151)}
-    assert sum(c.kind == "thing" for c in table("ade20k")) == 100
-    assert [table("ade20k").name(n) for n in (1, 13, 21, 75, 150)] == ["wall", "person", "car", "computer", "flag"]
-    assert table("voc").lookup("voc") == {n: n + 1 for n in range(21)} | {255: 0}
-    assert table("cocostuff10k").lookup("cocostuff10k") == {n: n for n in range(183)}

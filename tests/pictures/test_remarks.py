@@ -135,7 +135,7 @@ def test_training_without_any_label_is_refused_before_its_folder_is_written(sett
     from cli.ess import main as ess
 
     src = tree(tmp_path / "src", "around\ncar\n", [np.zeros((8, 12), np.uint8)] * 2)
-    cv2.imwrite(str(src / "masks/val/p0.png"), np.ones((8, 12), np.uint8))  # labels of val alone teach nothing
+    cv2.imwrite(str(src / "masks/val/p0.png"), np.ones((8, 12), np.uint8))  # labels in val alone do not help training
     run(src, tmp_path / "data", "--workers", 1)
     given = ["train", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--weights", "none", "--batch-size", "2"]
     result = CliRunner().invoke(
