@@ -136,7 +136,7 @@ for row in range(len(reader)):
 def test_files_with_too_many_pixels_are_refused_in_words(bombs, tmp_path):
     code = """
 from pathlib import Path
-from cocolvis import other_formats
+from cocolvis.pictures import other_formats
 from ess.inference.inputs import read_picture
 before()
 for path in sorted(Path(sys.argv[1]).glob("*larger.*")) + [*Path(sys.argv[1]).glob("*tile.*")]:
@@ -157,7 +157,7 @@ def test_a_mask_is_compared_with_its_picture_before_it_is_decoded(bombs, tmp_pat
     (tmp_path / "a.jpg").write_bytes(jpeg())
     code = """
 from pathlib import Path
-from cocolvis import other_formats
+from cocolvis.pictures import other_formats
 from cocolvis.errors import DataError
 from ess.inference.examples import read_examples
 before()
@@ -189,7 +189,7 @@ def test_a_label_file_is_compared_with_its_picture_before_it_is_decoded(bombs, t
     code = """
 from pathlib import Path
 from functools import partial
-from cocolvis import build
+from cocolvis.building import build
 from cocolvis.importers.folder import find
 from cocolvis.importers.labelled import ImportOptions, ImportPlan
 root = Path(sys.argv[1])
@@ -211,7 +211,7 @@ say(json.dumps(index["report"]["faults"]))
 def test_checking_a_png_takes_little_memory(bombs):
     code = """
 from pathlib import Path
-from cocolvis import png
+from cocolvis.pictures import png
 content = Path(sys.argv[1]).read_bytes()
 before()
 png.check(content)
@@ -230,7 +230,7 @@ def test_compressed_texts_and_profiles_are_not_decompressed(kind, tmp_path):
     (tmp_path / "a.png").write_bytes(join(chunks[0], (kind, start), *chunks[1:]))
     code = """
 from pathlib import Path
-from cocolvis import images, other_formats
+from cocolvis.pictures import encoded, other_formats
 from cocolvis.pictures.label_files import read_labels
 content = Path(sys.argv[1]).read_bytes()
 before()
