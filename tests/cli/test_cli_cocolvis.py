@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner
 from trees import box, five_images
 
-from cli import options
 from cli.cocolvis import main
+from cli.commands import UNCHANGED, Group
 from cocolvis.errors import DataError
 from cocolvis.storage.dataset import Dataset
 from cocolvis.vocabulary import coco_lvis
@@ -73,7 +73,7 @@ def test_the_whole_path(tmp_path):
     where = ("--coco", tmp_path / "coco", "--lvis", tmp_path / "lvis")
     data = tmp_path / "data"
     result = run("build", *where, "--out", data, "--workers", 1, "--shard-size", 10)
-    assert "train      18       2" in result.stdout and "lies in" in result.stdout
+    assert "train      18       2" in result.stdout and "The data set is in" in result.stdout
     assert "build: 24/24 images in " in result.stderr and "B in " in result.stderr
     assert read("build", *where, "--out", data, "--workers", 1, "--shard-size", 10, "--resume") == read("info", data)
     assert "all as recorded" in run("verify", data, "--oracle", *where).stdout
@@ -88,7 +88,7 @@ def test_the_whole_path(tmp_path):
 
 def test_stats_and_its_json(sample, tmp_path):
     result = run("stats", sample.data, "--plot", tmp_path / "plot.png")
-    for word in ("commonest", "rarest", "frequent", "quantile", "classes an image", "train: 30 images"):
+    for word in ("most common", "least common", "frequent", "quantile", "classes per image", "train: 30 images"):
         assert word in result.stdout
     assert cv2.imread(str(tmp_path / "plot.png")) is not None
     found = read("stats", sample.data)
@@ -183,10 +183,10 @@ def test_images_none_needs_no_pictures_and_small_on_top_is_recorded(tree):
         (("build",), 2, "Missing option"),
         (("build", "--coco", "x", "--lvis", "y", "--out", "z", "--images", "all"), 2, "'all' is not one of"),
         (("build", "--coco", "x", "--lvis", "y", "--out", "z", "--workers", "0"), 2, "0 is not in the range"),
-        (("verify", "absent", "--oracle"), 2, "--oracle, --coco and --lvis go together"),
-        (("verify", "absent", "--coco", "x"), 2, "--oracle, --coco and --lvis go together"),
+        (("verify", "absent", "--oracle"), 2, "--oracle, --coco and --lvis must be given together"),
+        (("verify", "absent", "--coco", "x"), 2, "--oracle, --coco and --lvis must be given together"),
         (("show", "absent", "one", "--out", "x"), 2, "'one' is not a valid int"),
-        (("images", "absent", "--any"), 2, "--any goes with --class"),
+        (("images", "absent", "--any"), 2, "--any needs --class"),
         (("statistics",), 2, "No such command"),
     ],
 )
@@ -207,11 +207,11 @@ def test_faults_are_one_line_on_stderr_with_an_exit_code(arguments, code, messag
     ],
 )
 def test_what_users_can_mend_is_told_without_a_traceback(error, code, message):
-    @click.group(cls=options.Group)
+    @click.group(cls=Group)
     def group():
         pass
 
-    @group.command(interrupted=options.UNCHANGED)
+    @group.command(interrupted=UNCHANGED)
     def fail():
         raise error
 
@@ -221,11 +221,11 @@ def test_what_users_can_mend_is_told_without_a_traceback(error, code, message):
 
 
 def test_other_import_errors_are_not_hidden():
-    @click.group(cls=options.Group)
+    @click.group(cls=Group)
     def group():
         pass
 
-    @group.command(interrupted=options.UNCHANGED)
+    @group.command(interrupted=UNCHANGED)
     def fail():
         raise ImportError("No module named 'cv2'")
 

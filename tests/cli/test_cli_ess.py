@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from cli.ess import _log_to_stderr, main
-from cli.run_options import inference_options
+from cli.ess import main
+from cli.ess.options import inference_options
+from cli.ess.train import log_to_stderr
 from ess.inference.views import Inference
 
 DOCS = Path(__file__).parents[2] / "docs" / "ess.md"
@@ -95,7 +96,7 @@ def test_info_lets_no_file_steer_the_terminal(run, tmp_path):
 
 
 def test_the_log_lets_no_file_steer_the_terminal(capsys):
-    _log_to_stderr()
+    log_to_stderr()
     logging.getLogger("ess").info("skipped %s", "\x1b[31m\n\u202e.jpg")
     assert capsys.readouterr().err == r"skipped \x1b[31m\n\u202e.jpg" + "\n"
 

@@ -139,7 +139,7 @@ def test_every_character_that_a_terminal_obeys_becomes_an_escape(capsys):
 
 
 def test_nothing_in_the_command_lines_prints_but_through_display():
-    for path in (Path(display.__file__).parent).glob("*.py"):
+    for path in Path(display.__file__).parent.rglob("*.py"):
         if path.name != "display.py":
             assert not re.search(r"click\.s?echo|\bprint\(|std(out|err)\.write", path.read_text()), path.name
 

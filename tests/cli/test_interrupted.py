@@ -11,8 +11,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from cli import building, cocolvis, ess, options
-from cli.options import Command, Group
+from cli import cocolvis, ess
+from cli.cocolvis.creation.run import what_is_kept
+from cli.commands import UNCHANGED, Command, Group
+from cli.ess.train import what_is_kept as what_a_run_keeps
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,7 +39,7 @@ READS_ONLY |= {"cocolvis why", "ess info", "ess models", "ess preset"}
 def test_every_command_says_what_ctrl_c_leaves(name, monkeypatch, tmp_path):
     command = COMMANDS[name]
     assert isinstance(command, Command)
-    assert (command.interrupted == options.UNCHANGED) == (name in READS_ONLY)
+    assert (command.interrupted == UNCHANGED) == (name in READS_ONLY)
 
     def interrupted(**_):
         raise KeyboardInterrupt
@@ -85,19 +87,19 @@ def test_the_words_are_those_of_the_command_that_ran(parents):
 
 def test_what_a_build_leaves(tmp_path):
     given = {"out": tmp_path, "part": None, "overwrite": False}
-    assert building.what_is_kept(given) == f"nothing was written to {tmp_path} yet"
+    assert what_is_kept(given) == f"nothing was written to {tmp_path} yet"
     (tmp_path / ".build").mkdir()
-    assert building.what_is_kept(given) == "finished shards are kept: go on with --resume"
-    assert building.what_is_kept(given | {"part": (1, 2)}) == "finished shards are kept: go on with the same command"
-    assert building.what_is_kept(given | {"overwrite": True}).endswith("--resume instead of --overwrite")
+    assert what_is_kept(given) == "finished shards are kept: go on with --resume"
+    assert what_is_kept(given | {"part": (1, 2)}) == "finished shards are kept: go on with the same command"
+    assert what_is_kept(given | {"overwrite": True}).endswith("--resume instead of --overwrite")
     (tmp_path / "dataset.json").touch()
-    assert building.what_is_kept(given | {"overwrite": True}) == f"the data set in {tmp_path} is as it was"
+    assert what_is_kept(given | {"overwrite": True}) == f"the data set in {tmp_path} is unchanged"
 
 
 def test_what_a_training_leaves(tmp_path):
-    assert "no step was made yet" in ess._what_is_kept({"out": tmp_path})
+    assert "no step was finished yet" in what_a_run_keeps({"out": tmp_path})
     (tmp_path / "run.json").touch()
-    assert ess._what_is_kept({"out": tmp_path}) == "the last checkpoint is kept: go on with --resume"
+    assert what_a_run_keeps({"out": tmp_path}) == "the last checkpoint is kept: go on with --resume"
 
 
 def test_an_interrupted_export_says_how_to_go_on_and_does(sample, tmp_path):
@@ -110,7 +112,7 @@ def test_an_interrupted_export_says_how_to_go_on_and_does(sample, tmp_path):
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130 and said.splitlines()[-1] == (
-        "interrupted; the masks that were written stay: go on with --resume"
+        "interrupted; the masks that were written are kept: go on with --resume"
     )
     assert 3 <= len(list(out.rglob("*.png"))) < 40
     result = CliRunner().invoke(cocolvis.main, ["export", str(sample.data), "--out", str(out), "--resume"])
