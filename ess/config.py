@@ -79,22 +79,22 @@ class Config:
     )
     class_crop: float = setting(
         0.0,
-        "Share of the crops that are placed around a pixel of one of the image's classes, which is drawn with probability"
-        " ~ 1 / images with it; 0 = off.",
+        "Share of the crops that are placed around a pixel of one of the image's classes, drawn with a probability proportional"
+        " to 1 / number of images with the class; 0 = off.",
         _SHARE,
     )
     logit_adjustment: float = setting(
-        0.0, "tau of logit adjustment, which adds tau * log prior to the logits, with the exact loss; 0 = off.", _FACTOR
+        0.0, "Only with the exact loss: tau of logit adjustment, which adds tau * log prior to the logits; 0 = off.", _FACTOR
     )
     class_weight_power: float = setting(
         0.0,
-        "With the exact loss, the weight of a class is its number of pixels to the power of minus this; 0 = off.",
+        "Only with the exact loss: pixels of a class with n pixels weigh n ** -power; 0 = off.",
         Range(0, 10),
     )
     federated: bool = setting(
         False,
-        "With the exact loss, leave LVIS classes out of the softmax in images where they were neither annotated nor verified"
-        " absent.",
+        "Only with the exact loss: leave LVIS classes out of the softmax in images where they were neither annotated nor"
+        " verified absent.",
     )
 
     steps: int | None = setting(None, "Length of the training in steps, instead of --epochs.", _COUNT)
@@ -114,7 +114,7 @@ class Config:
     min_lr: float = setting(1e-6, "Lower limit of the schedule; learning rates that start below it stay constant.", _RATE)
     warmup: int = setting(0, "Steps over which the learning rate first rises linearly.", Range(0, MOST_STEPS))
     momentum: float = setting(0.9, "Momentum of SGD, or the first beta of AdamW.", _DECAY)
-    embedding_momentum: float = setting(0.95, "Momentum for the class embeddings.", _DECAY)
+    embedding_momentum: float = setting(0.95, "Momentum or first beta for the class embeddings.", _DECAY)
     weight_decay: float = setting(1e-4, "Weight decay.", _FACTOR)
     ema: float = setting(0.0, "Decay of averaged weights, which are then the ones evaluated and kept; 0 = off.", _DECAY)
 
@@ -127,7 +127,7 @@ class Config:
     )
 
     seed: int = setting(0, "Determines weights, batches and augmentations.", Range(0, 2**63 - 1))
-    device: str = setting("auto", "auto, cpu, cuda, cuda:1 or mps.")
+    device: str = setting("auto", "Device to train on: auto, cpu, cuda, cuda:1 or mps.")
     precision: Literal["float32", "bf16", "fp16"] = setting(
         "float32", "Precision of the network's arithmetic; weights, embeddings and losses are always float32."
     )
@@ -143,9 +143,9 @@ class Config:
     )
     log_every: int = setting(20, "Steps between two lines of the log.", _COUNT)
     eval_every: int | None = setting(None, "Steps between two evaluations on val.", _COUNT)
-    eval_limit: int | None = setting(None, "Number of images in each of these evaluations; the default is all.", _COUNT)
+    eval_limit: int | None = setting(None, "Images per evaluation; the default is all of val.", _COUNT)
     save_every: int = setting(1000, "Steps between two checkpoints.", _COUNT)
-    keep: int = setting(2, "Number of newest checkpoints that are kept, besides the best by mIoU.", _COUNT)
+    keep: int = setting(2, "How many of the newest checkpoints are kept, besides the best by mIoU.", _COUNT)
 
     def __post_init__(self) -> None:
         for each in settings_of(Config):
