@@ -1,4 +1,4 @@
-"""The command line `cocolvis`: every command helped, documented and run; messages and exit codes."""
+"""The command line `cocolvis`: every command works and has help and documentation; messages and exit codes."""
 
 import json
 import os
@@ -24,19 +24,19 @@ DOCUMENT = (Path(__file__).parents[2] / "docs" / "cocolvis.md").read_text()
 
 
 def run(*arguments, code=0):
-    """Run a command in this process; its result, whose exit code must be ``code``."""
+    """Run a command in this process and return its result; the exit code must be ``code``."""
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == code, result.output
     return result
 
 
 def read(*arguments):
-    """The JSON on the stdout of a command."""
+    """Run a command with --json and return what it prints."""
     return json.loads(run(*arguments, "--json").stdout)
 
 
 def shell(*arguments, **settings):
-    """Run a command in a process of its own."""
+    """Run a command in its own process."""
     command = [sys.executable, "-m", "cli.cocolvis", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, **settings)
 
@@ -45,7 +45,7 @@ COMMANDS = main.commands | {f"import {name}": command for name, command in main.
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_every_command_is_helped_and_documented(name):
+def test_every_command_has_help_and_documentation(name):
     command = COMMANDS[name]
     assert f"\n## {name.split()[0]}\n" in DOCUMENT
     assert f"    cocolvis {name.split()[0]} " in DOCUMENT
@@ -190,7 +190,7 @@ def test_images_none_needs_no_pictures_and_small_on_top_is_recorded(tree):
         (("statistics",), 2, "No such command"),
     ],
 )
-def test_faults_are_one_line_on_stderr_with_an_exit_code(arguments, code, message, tmp_path, monkeypatch):
+def test_errors_are_one_line_on_stderr_with_an_exit_code(arguments, code, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = run(*arguments, code=code)
     assert message in result.stderr and result.stdout == ""
@@ -200,13 +200,13 @@ def test_faults_are_one_line_on_stderr_with_an_exit_code(arguments, code, messag
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (DataError("the data are odd"), 1, "Error: the data are odd\n"),
+        (DataError("the data are wrong"), 1, "Error: the data are wrong\n"),
         (KeyboardInterrupt(), 130, "interrupted; nothing was changed\n"),
         (ImportError("libGL.so.1: cannot open shared object file"), 1, "apt-get install libgl1\n"),
         (ImportError("libgthread-2.0.so.0: cannot open shared object file"), 1, "apt-get install libglib2.0-0\n"),
     ],
 )
-def test_what_users_can_mend_is_told_without_a_traceback(error, code, message):
+def test_errors_that_users_can_fix_have_no_traceback(error, code, message):
     @click.group(cls=Group)
     def group():
         pass

@@ -1,4 +1,4 @@
-"""Ctrl-C: every command says what is true afterwards, and how to go on. And systems on which nothing runs."""
+"""Ctrl-C: every command says what it left behind and how to go on. Windows: every command says that it does not run."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def leaves(group, name=""):
-    """(name, command) of every command, those of groups within groups included."""
+    """(name, command) for every command, including the commands of nested groups."""
     for word, command in group.commands.items():
         if isinstance(command, click.Group):
             yield from leaves(command, f"{name}{word} ")
@@ -59,14 +59,14 @@ def test_every_command_says_what_ctrl_c_leaves(name, monkeypatch, tmp_path):
         assert option in {o for p in command.params for o in p.opts}, option
 
 
-def test_a_command_without_such_words_cannot_be_defined():
+def test_a_command_without_a_message_for_ctrl_c_cannot_be_defined():
     group = Group("group")
     with pytest.raises(TypeError, match="interrupted"):
         group.command()(lambda: None)
 
 
 @pytest.mark.parametrize("parents", [1, 2])
-def test_the_words_are_those_of_the_command_that_ran(parents):
+def test_the_message_is_that_of_the_command_that_ran(parents):
     group = Group("outer")
     inner = Group("inner") if parents == 2 else group
     if parents == 2:
@@ -145,7 +145,7 @@ for name in ("pread", "preadv", "fork", "sched_getaffinity"):
 @pytest.mark.parametrize(
     "code", ["sys.platform = 'win32'; import cli.{0}", "import cli.{0}; sys.platform = 'win32'; cli.{0}.main()"]
 )
-def test_nothing_that_windows_lacks_is_imported_before_it_is_refused(name, code):
+def test_windows_is_refused_before_a_module_is_imported_that_it_lacks(name, code):
     command = [sys.executable, "-c", ABSENT + code.format(name), "info", "x"]
     found = subprocess.run(
         command, capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
