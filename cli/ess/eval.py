@@ -11,6 +11,8 @@ from cli.ess.options import Numbers, checkpoint_option, device_option, inference
 from cli.options import image_root_option, json_option, path_argument, path_option
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from cocolvis.errors import DamagedImage
     from cocolvis.storage.dataset import Dataset
     from ess.evaluation.metrics import Confusion
@@ -65,14 +67,11 @@ def evaluate(
     if images is not None:
         curve = reports.frequency_curve(confusion.iou(published), images)
         scores |= {"top_n": reports.top_scores(curve, top_n)} if top_n else {}
-        if per_class:
-            reports.write_classes(per_class, confusion, dataset, images, published=published)
-        if plot:
-            reports.plot_curve(plot, curve, images)
+        _write_reports(confusion, dataset, images, curve, per_class, plot, published)
     if as_json:
         print_json(scores)
-        return
-    _print_scores(scores, split)
+    else:
+        _print_scores(scores, split)
 
 
 def _count(
@@ -96,6 +95,24 @@ def _count(
         predictor = Predictor.from_run(run, device, checkpoint, Inference(**inference))
         chosen, skipped = first(dataset, split, limit), damaged if skip_damaged else None
         return count(predictor, dataset, split=split, indices=chosen, damaged=skipped, progress=show), damaged
+
+
+def _write_reports(
+    confusion: "Confusion",
+    dataset: "Dataset",
+    images: "np.ndarray",
+    curve: "np.ndarray",
+    per_class: Path | None,
+    plot: Path | None,
+    published: bool,
+) -> None:
+    """Write the CSV and the curve, if wanted; ``images`` (C,) are the training images of each class."""
+    from ess.evaluation import reports
+
+    if per_class:
+        reports.write_classes(per_class, confusion, dataset, images, published=published)
+    if plot:
+        reports.plot_curve(plot, curve, images)
 
 
 def _print_scores(scores: dict[str, Any], split: str) -> None:

@@ -36,6 +36,6 @@ def export(run: Path, kind: str, out: Path, checkpoint: str) -> None:
     predictor = Predictor.from_run(run, "cpu", checkpoint)
     equal = exporting.export(predictor, out, kind, check=not missing)
     if equal is None:
-        say(f"{out} is written, but was not compared with the run; for that, pip install onnxruntime")
+        say(f"{out} is written, but was not compared with the run: pip install onnxruntime")
         return
     say(f"{out}: {equal:.3%} of the pixels of a test picture get the class that the run gives them.")
