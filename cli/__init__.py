@@ -1,12 +1,12 @@
-"""The command lines `cocolvis` and `ess`: parsing, messages and exit codes; the work is done by the packages they name."""
+"""The command lines `cocolvis` and `ess`: they parse arguments and print results; the packages they call do the work."""
 
 import sys
 
 
 def check_system() -> None:
-    """On Windows end with one line and exit code 1."""
+    """On Windows, end the process with one line on stderr and exit code 1."""
     if sys.platform == "win32":
         sys.exit("Error: cocolvis and ess run on Linux, macOS and WSL, not on Windows itself")
 
 
-check_system()  # before any module is imported that Windows lacks
+check_system()  # before importing modules that Windows does not have

@@ -1,6 +1,7 @@
-"""What both command lines show: tables and JSON on stdout; on stderr messages, and how far long work has come.
+"""Everything that the command lines show: tables and JSON on stdout, messages and progress on stderr.
 
-Everything goes through :func:`say`, which lets nothing through that a terminal obeys: names, paths and reasons come from files.
+All text passes through the functions here, which escape control characters: names, paths and reasons come from files, and could
+otherwise steer the terminal.
 """
 
 import json
@@ -16,13 +17,13 @@ import click
 from cocolvis.text import human_size, plain
 
 _PLAIN_INTERVAL = 5.0
-"""Seconds between two progress lines when stderr is no terminal."""
+"""Seconds between two progress lines if stderr is not a terminal."""
 
 _LARGE = 2**26
-"""Bytes of which a line says at once that they are being read: parsing a file cannot be looked at meanwhile."""
+"""Bytes from which reading a file is announced at once, because parsing it reports no progress."""
 
 BYTES = "bytes"
-"""The unit of progress that is shown as sizes."""
+"""The unit of progress that is shown as a file size."""
 
 
 class Size(int):
@@ -33,17 +34,17 @@ class Size(int):
 
 
 def say(line: object = "", *, err: bool = False) -> None:
-    """One line on stdout, or on stderr: with escapes for control characters and line ends, which may come from files."""
+    """Print one line to stdout or stderr, with control characters and line ends escaped."""
     click.echo(plain(str(line)), err=err)
 
 
 def say_fields(*fields: object) -> None:
-    """One line on stdout with tabs between the fields, for programs such as cut; escapes as for :func:`say`."""
+    """Print one line of fields separated by tabs, for programs such as cut; each field is escaped as in :func:`say`."""
     click.echo("\t".join(plain(str(field)) for field in fields))
 
 
 def print_json(content: Any) -> None:
-    """One JSON object on stdout, in which what terminals obey stands as an escape of JSON."""
+    """Print one JSON object to stdout, with control characters as JSON escapes."""
     text = json.dumps(content, indent=1, ensure_ascii=False)
     if not text.replace("\n", "").isprintable():
         text = "".join(c if c == "\n" or c.isprintable() else _json_escape(c) for c in text)
@@ -55,7 +56,7 @@ def _json_escape(character: str) -> str:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, err: bool = False) -> None:
-    """Columns on stdout, or on stderr: numbers to the right with thousands marked, everything else to the left."""
+    """Print a table to stdout or stderr: numbers right-aligned with thousands separators, everything else left-aligned."""
 
     def text(cell: Any) -> str:
         if cell is None:
@@ -73,23 +74,23 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, err: bo
 
 
 class Progress(Protocol):
-    """How far a command has come. Called with (done, total) of its unit now and then."""
+    """The progress display of a command. Call it with (done, total), in the command's unit, now and then."""
 
     def __call__(self, done: int, total: int) -> None: ...
 
     def phase(self, what: str, done: int, total: int) -> None:
-        """What is done before or beside that, and its bytes done and in total; a total of 0 is unknown."""
+        """Report work besides that, such as reading a file: what it is, bytes done and bytes in total (0 if unknown)."""
 
     def line(self, text: str) -> None:
-        """A line for the user."""
+        """Print a line for the user."""
 
 
 @contextmanager
 def progress(label: str, unit: str = "images") -> Iterator[Progress]:
-    """Yield what shows progress, rate and time left on stderr: a bar in a terminal, else lines every few seconds.
+    """Show progress, rate and time left on stderr: as a bar in a terminal, otherwise as a line every few seconds.
 
-    Time counts from the beginning; rate and time left from the first image (or whatever the unit is), so that planning before
-    it, and what an earlier run finished, slow nothing down.
+    The total time counts from the start. Rate and time left count from the first image (or other unit), so that planning, and
+    images that an earlier run finished, do not distort them.
     """
     with _bar(label) if sys.stderr.isatty() else _lines() as shown:
         yield (show := _Shown(label, unit, *shown))
@@ -97,7 +98,7 @@ def progress(label: str, unit: str = "images") -> Iterator[Progress]:
 
 
 _Draw = Callable[[str, str, int, int], None]
-"""Called with what is being done, how far it is in words, and done and total."""
+"""Called with (what is being done, how far it is in words, done, total)."""
 
 
 @contextmanager
@@ -152,14 +153,14 @@ class _Shown:
         self._draw(plain(f"{self._label}: {what}"), state, done, total)
 
     def end(self) -> None:
-        """Say what was done in all, and in which time."""
+        """Print what was done in all, and how long it took."""
         if self._last is not None:
             taken = _duration(time.monotonic() - self._begun, 1)
             self.line(f"{self._label}: {_count(*self._last, self._unit)} in {taken}")
 
 
 class _Meter:
-    """Rate since the first image was done that was not done before, or of bytes since they are counted."""
+    """The rate of progress, counted from the first image that this run finishes, or for bytes, from the first report."""
 
     def __init__(self, unit: str):
         self._unit = unit
@@ -167,7 +168,7 @@ class _Meter:
         self._since: float | None = None
 
     def rate(self, done: int) -> float | None:
-        """What is done in a second; None where that is not known yet."""
+        """How much is done per second; None as long as that is unknown."""
         now = time.monotonic()
         if self._before is None:
             self._before, self._since = done, now if self._unit == BYTES else None
@@ -178,7 +179,7 @@ class _Meter:
         return None
 
     def state(self, done: int, total: int) -> str:
-        """How far it is, how fast it goes, and how long the rest takes, as far as that can be known."""
+        """How much is done, and if it is known yet, the rate and the time left."""
         rate, count = self.rate(done), _count(done, total, self._unit)
         if rate is None:
             return count
@@ -191,7 +192,7 @@ def _count(done: int, total: int, unit: str) -> str:
 
 
 def _duration(seconds: float, digits: int = 0) -> str:
-    """Such as "40 s", "3 min 5 s", "2 h 10 min"; seconds alone have so many digits."""
+    """Such as "40 s", "3 min 5 s", "2 h 10 min"; ``digits`` is the number of decimals of a time below a minute."""
     if seconds < 59.5:
         return f"{seconds:.{digits}f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,195 +1,157 @@
-"""The settings of a training run: one frozen dataclass, filled from a preset, then a TOML file, then flags."""
+"""The settings of a training run: one frozen dataclass, filled from a preset, then from a TOML file, then from flags."""
 
 import difflib
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from cocolvis.disk.files import read_text
 from cocolvis.errors import DataError
+from ess.setting import Range, setting, settings_of
 
 MOST_STEPS = 99_999_999
-"""The most steps of a training: as many digits has the name of a checkpoint."""
+"""The most steps of a training: the names of checkpoints have this many digits."""
 
-
-class _Range(NamedTuple):
-    """The numbers from ``least`` to ``most``, or those between them where ``open`` says so of that end."""
-
-    least: float
-    most: float
-    open: Literal["", "least", "most"] = ""
-
-    def holds(self, value: float) -> bool:
-        """Whether a number is one of them; NaN never is."""
-        return self.least <= value <= self.most and not (self.open and value == getattr(self, self.open))
-
-    def __str__(self) -> str:
-        first = f"more than {self.least}" if self.open == "least" else f"{self.least} or more"
-        return f"{first}, {'less than' if self.open == 'most' else 'at most'} {self.most}"
-
-
-_COUNT = _Range(1, MOST_STEPS)
-_SHARE = _Range(0, 1)
-_DECAY = _Range(0, 1, open="most")
-_FACTOR = _Range(0, 1000)
-_RATE = _Range(0, 1_000_000)
-_SCALE = _Range(0, 1000, open="least")
-
-_RANGES = {
-    "encoder_bn_momentum": _SHARE,
-    "dropout": _DECAY,
-    "dim": _Range(1, 4096),
-    "k": _Range(1, 65_535),
-    "temperature": _Range(0, 1_000_000, open="least"),
-    "margin": _FACTOR,
-    "repeat_threshold": _SHARE,
-    "class_crop": _SHARE,
-    "logit_adjustment": _FACTOR,
-    "class_weight_power": _Range(0, 10),
-    "steps": _COUNT,
-    "epochs": _COUNT,
-    "batch_size": _Range(1, 1_048_576),
-    "accumulate": _Range(1, 1_048_576),
-    "lr": _RATE,
-    "encoder_lr": _RATE,
-    "power": _FACTOR,
-    "embedding_power": _FACTOR,
-    "min_lr": _RATE,
-    "warmup": _Range(0, MOST_STEPS),
-    "momentum": _DECAY,
-    "embedding_momentum": _DECAY,
-    "weight_decay": _FACTOR,
-    "ema": _DECAY,
-    "crop": _Range(1, 16_384),
-    "scale_min": _SCALE,
-    "scale_max": _SCALE,
-    "flip": _SHARE,
-    "color_jitter": _Range(0, 10),
-    "seed": _Range(0, 2**63 - 1),
-    "workers": _Range(0, 1024),
-    "log_every": _COUNT,
-    "eval_every": _COUNT,
-    "eval_limit": _COUNT,
-    "save_every": _COUNT,
-    "keep": _COUNT,
-}
-"""Which numbers each setting may be; every setting that is a number stands here."""
-
-_NAMES = {type(None): "none", str: "text in one line"}
-"""What types are called in messages, where not by their names in Python."""
+_COUNT = Range(1, MOST_STEPS)
+_SHARE = Range(0, 1)
+_DECAY = Range(0, 1, open="most")
+_FACTOR = Range(0, 1000)
+_RATE = Range(0, 1_000_000)
+_SCALE = Range(0, 1000, open="least")
+_IMAGES = Range(1, 1_048_576)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Settings of ``ess train``; the defaults are the paper's COCO+LVIS run.
 
-    Model: ``arch`` and ``encoder`` are a pair of ``ess models``; ``weights`` is "imagenet", "none" or a file; ``dim`` is d, the
-    length of an embedding; ``normalize`` is where embeddings become unit vectors: "full" resolution, the head's "quarter"
-    resolution (as published), or "none". ``encoder_bn_momentum`` is right for pretrained encoders; from scratch take 0.1;
-    ``freeze_bn`` leaves the encoder's BatchNorm as it is. ``dropout`` is the decoder's, None as the architecture has it.
-
-    Loss: "knn" (the paper's, over ``k`` negatives of kind ``negatives``, found by ``search`` for one pixel in
-    ``query_stride``), "exact" (softmax over all classes), "auto" (the cheaper of these two for so many classes) or "dense" (the
-    baseline with one output channel a class). ``temperature`` is T, ``margin`` the regulariser's m, 0 = off.
-
-    Long tail: with ``repeat_threshold`` t images of classes in less than t of all images are seen more often (LVIS: 0.001);
-    a share ``class_crop`` of the crops is placed around a pixel of a class of the image, rare ones first. For "exact" alone, or
-    "auto" where that is it: ``logit_adjustment`` is tau, ``class_weight_power`` the power of a class's pixels that divides its
-    weight; ``federated`` leaves LVIS classes out of the softmax in images where they were neither annotated nor verified
-    absent. 0 = off.
-
-    Schedule: either ``steps`` or ``epochs`` counts; the learning rate is lr * (1 - step / steps) ** power, never below
-    ``min_lr`` (or ``lr``, where that is less), after a linear rise over ``warmup`` steps; the encoder's is ``encoder_lr`` times
-    that, and 0 leaves it exactly as it is, its statistics too; class embeddings have a power and a momentum of their own.
-    ``momentum`` is SGD's, or AdamW's first beta. ``ema`` is the decay of averaged weights, which are then what is evaluated and
-    kept; 0 = off.
-
-    ``batch_size`` is the images of a step, in all processes together; ``accumulate`` in how many parts each process has its
-    share pass. ``precision`` is that of the network's arithmetic; weights, losses and class embeddings are float32.
-
-    Augmentation: scale in ``scale_min``..``scale_max``, a random ``crop`` (pixels a side), mirrored with probability ``flip``;
-    brightness, contrast and saturation by factors in 1 - ``color_jitter``..1 + ``color_jitter``.
-
-    ``skip_damaged``: a damaged image (its picture missing, not decodable or of a wrong size, its mask broken) is told once and
-    passed over; another one takes its place in a batch, and it is missing in an evaluation. Otherwise it ends the training.
+    The type, range and description of each setting are given here alone: the checks of values, the flags of ``ess train`` and
+    the table of settings in docs/ess.md are derived from them.
     """
 
-    arch: str = "deeplabv3plus"
-    encoder: str = "resnet50"
-    weights: str = "imagenet"
-    output_stride: Literal[8, 16] = 16
-    norm: Literal["batch", "group"] = "batch"
-    encoder_bn_momentum: float = 0.01
-    freeze_bn: bool = False
-    dropout: float | None = None
-    dim: int = 12
-    normalize: Literal["full", "quarter", "none"] = "full"
+    arch: str = setting("deeplabv3plus", "Decoder; `ess models` lists the encoders that it works with.")
+    encoder: str = setting("resnet50", "Encoder, by its timm name.")
+    weights: str = setting("imagenet", "Weights of the encoder: imagenet, none, or a safetensors file.")
+    output_stride: Literal[8, 16] = setting(16, "Output stride of the encoder.")
+    norm: Literal["batch", "group"] = setting("batch", "Normalisation in ASPP and the decoder.")
+    encoder_bn_momentum: float = setting(
+        0.01, "Momentum of the encoder's BatchNorm: 0.01 as published, 0.1 for an encoder trained from scratch.", _SHARE
+    )
+    freeze_bn: bool = setting(False, "Leave the encoder's BatchNorm unchanged.")
+    dropout: float | None = setting(
+        None, "Dropout probability in the decoder; the default is that of the architecture.", _DECAY
+    )
+    dim: int = setting(12, "d, the length of an embedding.", Range(1, 4096))
+    normalize: Literal["full", "quarter", "none"] = setting(
+        "full", "Where embeddings become unit vectors: at full resolution, at a quarter of it as published, or nowhere."
+    )
 
-    loss: Literal["knn", "exact", "auto", "dense"] = "knn"
-    k: int = 7
-    temperature: float = 20.0
-    distance: Literal["euclidean", "squared", "cosine"] = "euclidean"
-    negatives: Literal["nearest", "random", "published"] = "nearest"
-    search: Literal["auto", "numba", "triton", "faiss", "torch", "clustered"] = "auto"
-    query_stride: Literal[1, 2, 4, 8, 16] = 1
-    margin: float = 0.2
+    loss: Literal["knn", "exact", "auto", "dense"] = setting(
+        "knn",
+        "The paper's k-NN loss, the exact softmax over all classes with memory O(1) in their number, auto for the cheaper of"
+        " the two, or the dense baseline with one channel per class.",
+    )
+    k: int = setting(7, "Negatives per pixel.", Range(1, 65_535))
+    temperature: float = setting(20.0, "T, the factor of the logits.", Range(0, 1_000_000, open="least"))
+    distance: Literal["euclidean", "squared", "cosine"] = setting(
+        "euclidean", "Distance between the embeddings of a pixel and a class, from which a logit is computed."
+    )
+    negatives: Literal["nearest", "random", "published"] = setting(
+        "nearest", "Negatives of a pixel: the nearest classes, random classes, or as published, collisions included."
+    )
+    search: Literal["auto", "numba", "triton", "faiss", "torch", "clustered"] = setting(
+        "auto", "Method that finds the nearest classes; clustered is for very many classes and misses a few."
+    )
+    query_stride: Literal[1, 2, 4, 8, 16] = setting(
+        1, "Pixels per search for the nearest classes: all pixels of a block of this many share what one of them finds."
+    )
+    margin: float = setting(0.2, "m of the margin penalty; 0 = off.", _FACTOR)
 
-    repeat_threshold: float = 0.0
-    class_crop: float = 0.0
-    logit_adjustment: float = 0.0
-    class_weight_power: float = 0.0
-    federated: bool = False
+    repeat_threshold: float = setting(
+        0.0,
+        "t of repeat-factor sampling: images of classes in less than this share of all images are seen more often; LVIS uses"
+        " 0.001, 0 = off.",
+        _SHARE,
+    )
+    class_crop: float = setting(
+        0.0,
+        "Share of the crops that are placed around a pixel of one of the image's classes, drawn with a probability proportional"
+        " to 1 / number of images with the class; 0 = off.",
+        _SHARE,
+    )
+    logit_adjustment: float = setting(
+        0.0, "Only with the exact loss: tau of logit adjustment, which adds tau * log prior to the logits; 0 = off.", _FACTOR
+    )
+    class_weight_power: float = setting(
+        0.0,
+        "Only with the exact loss: pixels of a class with n pixels weigh n ** -power; 0 = off.",
+        Range(0, 10),
+    )
+    federated: bool = setting(
+        False,
+        "Only with the exact loss: leave LVIS classes out of the softmax in images where they were neither annotated nor"
+        " verified absent.",
+    )
 
-    steps: int | None = None
-    epochs: int | None = 40
-    batch_size: int = 16
-    accumulate: int = 1
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 1e-2
-    encoder_lr: float = 0.1
-    power: float = 0.9
-    embedding_power: float = 0.95
-    min_lr: float = 1e-6
-    warmup: int = 0
-    momentum: float = 0.9
-    embedding_momentum: float = 0.95
-    weight_decay: float = 1e-4
-    ema: float = 0.0
+    steps: int | None = setting(None, "Length of the training in steps, instead of --epochs.", _COUNT)
+    epochs: int | None = setting(40, "Length of the training in epochs, instead of --steps.", _COUNT)
+    batch_size: int = setting(16, "Images per step, in all processes together.", _IMAGES)
+    accumulate: int = setting(1, "Parts into which each process divides its share of a batch, to save memory.", _IMAGES)
+    optimizer: Literal["sgd", "adamw"] = setting("sgd", "SGD as published, or AdamW.")
+    lr: float = setting(1e-2, "Learning rate of the decoder and the class embeddings.", _RATE)
+    encoder_lr: float = setting(
+        0.1,
+        "Learning rate of the encoder, as a multiple of --lr; 0 leaves the encoder unchanged, including its statistics, and"
+        " saves the memory of its activations.",
+        _RATE,
+    )
+    power: float = setting(0.9, "Power of the schedule: the learning rate is lr * (1 - step / steps) ** power.", _FACTOR)
+    embedding_power: float = setting(0.95, "Power of the schedule of the class embeddings.", _FACTOR)
+    min_lr: float = setting(1e-6, "Lower limit of the schedule; learning rates that start below it stay constant.", _RATE)
+    warmup: int = setting(0, "Steps over which the learning rate first rises linearly.", Range(0, MOST_STEPS))
+    momentum: float = setting(0.9, "Momentum of SGD, or the first beta of AdamW.", _DECAY)
+    embedding_momentum: float = setting(0.95, "Momentum or first beta for the class embeddings.", _DECAY)
+    weight_decay: float = setting(1e-4, "Weight decay.", _FACTOR)
+    ema: float = setting(0.0, "Decay of averaged weights, which are then the ones evaluated and kept; 0 = off.", _DECAY)
 
-    crop: int = 512
-    scale_min: float = 0.5
-    scale_max: float = 2.0
-    flip: float = 0.5
-    color_jitter: float = 0.0
+    crop: int = setting(512, "Side length of the training crops in pixels.", Range(1, 16_384))
+    scale_min: float = setting(0.5, "Smallest random scale.", _SCALE)
+    scale_max: float = setting(2.0, "Largest random scale.", _SCALE)
+    flip: float = setting(0.5, "Probability of mirroring an image.", _SHARE)
+    color_jitter: float = setting(
+        0.0, "Largest share by which brightness, contrast and saturation change; 0 = off.", Range(0, 10)
+    )
 
-    seed: int = 0
-    device: str = "auto"
-    precision: Literal["float32", "bf16", "fp16"] = "float32"
-    channels_last: bool = False
-    compile: bool = False
-    workers: int = 2
-    start_method: Literal["fork", "spawn", "forkserver"] | None = None
-    skip_damaged: bool = False
-    track: str = "tensorboard"
-    log_every: int = 20
-    eval_every: int | None = None
-    eval_limit: int | None = None
-    save_every: int = 1000
-    keep: int = 2
+    seed: int = setting(0, "Determines weights, batches and augmentations.", Range(0, 2**63 - 1))
+    device: str = setting("auto", "Device to train on: auto, cpu, cuda, cuda:1 or mps.")
+    precision: Literal["float32", "bf16", "fp16"] = setting(
+        "float32", "Precision of the network's arithmetic; weights, embeddings and losses are always float32."
+    )
+    channels_last: bool = setting(False, "Keep channels last in memory, which is faster on many GPUs.")
+    compile: bool = setting(False, "Compile the network with torch.compile.")
+    workers: int = setting(2, "Loader processes; 0 loads in the training process.", Range(0, 1024))
+    start_method: Literal["fork", "spawn", "forkserver"] | None = setting(
+        None, "How loader processes start; the default is Python's."
+    )
+    skip_damaged: bool = setting(False, "Skip damaged images and report them, instead of stopping at the first one.")
+    track: str = setting(
+        "tensorboard", "Where curves go: tensorboard, wandb or another tracker of accelerate, separated by commas, or none."
+    )
+    log_every: int = setting(20, "Steps between two lines of the log.", _COUNT)
+    eval_every: int | None = setting(None, "Steps between two evaluations on val.", _COUNT)
+    eval_limit: int | None = setting(None, "Images per evaluation; the default is all of val.", _COUNT)
+    save_every: int = setting(1000, "Steps between two checkpoints.", _COUNT)
+    keep: int = setting(2, "How many of the newest checkpoints are kept, besides the best by mIoU.", _COUNT)
 
-    def __post_init__(self):
-        for name, kind in get_type_hints(type(self)).items():
-            _check(name, getattr(self, name), kind)
+    def __post_init__(self) -> None:
+        for each in settings_of(Config):
+            each.check(getattr(self, each.name))
         if (self.steps is None) == (self.epochs is None):
             raise DataError(f"steps is {self.steps} and epochs is {self.epochs}; expected exactly one of them")
-        for name, numbers in _RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not numbers.holds(value):
-                raise DataError(f"setting {name} is {_short(value)}; expected {numbers}")
         if self.scale_min > self.scale_max:
             raise DataError(f"scale_min is {self.scale_min} and scale_max {self.scale_max}; expected scale_min <= scale_max")
 
@@ -198,32 +160,32 @@ class Config:
         return asdict(self)
 
     def to_toml(self) -> str:
-        """The settings as a file that ``--config`` takes; what is None is left out."""
+        """The settings as a file for ``--config``, without those that are None."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
         return "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in given.items())
 
 
 def preset_names() -> list[str]:
-    """The presets that ship with the package, each the settings of a whole run."""
+    """The presets that ship with the package, each with the settings of a whole run."""
     return _names("ess.presets")
 
 
 def variant_names() -> list[str]:
-    """What can be added to a preset, as in "coco-lvis+baseline": the systems and ablations of the paper, and networks."""
+    """The variants that can be added to a preset, as in "coco-lvis+baseline": systems and ablations of the paper, networks."""
     return _names("ess.presets.variants")
 
 
 def preset(name: str) -> dict[str, Any]:
-    """The settings of a shipped preset, or of one with variants: "NAME+VARIANT+..."; a DataError that lists what there is."""
-    first, *added = name.split("+")
-    settings = _shipped("ess.presets", first, "preset")
+    """The settings of a preset, or of a preset with variants, "NAME+VARIANT+..."; a DataError lists the known names."""
+    base, *added = name.split("+")
+    settings = _shipped("ess.presets", base, "preset")
     for each in added:
         settings |= variant(each)
     return settings
 
 
 def variant(name: str) -> dict[str, Any]:
-    """The settings that a variant changes; a DataError that lists them all when there is none of this name."""
+    """The settings that a variant changes; a DataError lists the known names."""
     return _shipped("ess.presets.variants", name, "variant")
 
 
@@ -238,10 +200,10 @@ def _shipped(package: str, name: str, kind: str) -> dict[str, Any]:
 
 
 def load(preset_name: str | None = None, file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Config:
-    """The settings in force: a flag wins over the file, the file over the preset, the preset over the defaults.
+    """The settings in force: flags override the file, the file overrides the preset, the preset overrides the defaults.
 
-    ``steps`` on one level replaces ``epochs`` of a lower one, and the other way round. Unknown keys and values of a wrong type
-    are a DataError.
+    ``steps`` on one level replaces ``epochs`` of a lower one, and the other way round. Unknown names and wrong values are a
+    DataError.
     """
     settings: dict[str, Any] = {}
     for where, level in (
@@ -259,38 +221,13 @@ def load(preset_name: str | None = None, file: Path | None = None, flags: Mappin
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(read_text(path))
-    except (ValueError, RecursionError) as error:  # a ValueError is each of TOML, and of very long numbers
+    except (ValueError, RecursionError) as error:  # a ValueError: wrong TOML, or an integer too long for Python
         raise DataError(f"{path}: cannot be read as TOML: {error}") from None
 
 
 def _refuse_unknown(settings: Mapping[str, Any], where: str) -> None:
-    known = [field.name for field in fields(Config)]
+    known = [each.name for each in settings_of(Config)]
     for key in settings:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             raise DataError(f"{where}: unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-
-
-def _check(name: str, value: Any, kind: Any) -> None:
-    """Refuse a value that is not of the annotated type; an int is welcome where a float is expected."""
-    allowed = get_args(kind) if get_origin(kind) is not Literal and get_args(kind) else (kind,)
-    for option in allowed:
-        if get_origin(option) is Literal:
-            if any(value == choice and type(value) is type(choice) for choice in get_args(option)):
-                return
-        elif option is str:
-            if type(value) is str and value and value.isprintable():
-                return
-        elif type(value) is option or (option is float and type(value) is int):
-            return
-    words = [str(get_args(o)) if get_origin(o) is Literal else _NAMES.get(o, o.__name__) for o in allowed]
-    raise DataError(f"setting {name} is {_short(value)}; expected {' or '.join(words)}")
-
-
-def _short(value: Any) -> str:
-    """A value as it is told in one line."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python refuses to print the longest numbers
-        return "far too large"
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -296,7 +296,7 @@ def test_a_broken_picture_is_reported_and_left_out(tree, how):
     data = Dataset.open(tree.root / "data")
     kind = "missing image" if how == "gone" else "unreadable image"
     assert faults(data) == [(kind, "image", 3, None)]
-    assert data.split("train").image_ids().tolist() == [1, 2, 4, 5] and last.startswith("The data set lies in")
+    assert data.split("train").image_ids().tolist() == [1, 2, 4, 5] and last.startswith("The data set is in")
 
 
 @pytest.mark.parametrize("name", ["lvis_v1_train", "stuff_train2017"])

@@ -1,4 +1,4 @@
-"""The command line `cocolvis`: every command helped, documented and run; messages and exit codes."""
+"""The command line `cocolvis`: every command works and has help and documentation; messages and exit codes."""
 
 import json
 import os
@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner
 from trees import box, five_images
 
-from cli import options
 from cli.cocolvis import main
+from cli.commands import UNCHANGED, Group
 from cocolvis.errors import DataError
 from cocolvis.storage.dataset import Dataset
 from cocolvis.vocabulary import coco_lvis
@@ -24,19 +24,19 @@ DOCUMENT = (Path(__file__).parents[2] / "docs" / "cocolvis.md").read_text()
 
 
 def run(*arguments, code=0):
-    """Run a command in this process; its result, whose exit code must be ``code``."""
+    """Run a command in this process and return its result; the exit code must be ``code``."""
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == code, result.output
     return result
 
 
 def read(*arguments):
-    """The JSON on the stdout of a command."""
+    """Run a command with --json and return what it prints."""
     return json.loads(run(*arguments, "--json").stdout)
 
 
 def shell(*arguments, **settings):
-    """Run a command in a process of its own."""
+    """Run a command in its own process."""
     command = [sys.executable, "-m", "cli.cocolvis", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, **settings)
 
@@ -45,7 +45,7 @@ COMMANDS = main.commands | {f"import {name}": command for name, command in main.
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_every_command_is_helped_and_documented(name):
+def test_every_command_has_help_and_documentation(name):
     command = COMMANDS[name]
     assert f"\n## {name.split()[0]}\n" in DOCUMENT
     assert f"    cocolvis {name.split()[0]} " in DOCUMENT
@@ -73,7 +73,7 @@ def test_the_whole_path(tmp_path):
     where = ("--coco", tmp_path / "coco", "--lvis", tmp_path / "lvis")
     data = tmp_path / "data"
     result = run("build", *where, "--out", data, "--workers", 1, "--shard-size", 10)
-    assert "train      18       2" in result.stdout and "lies in" in result.stdout
+    assert "train      18       2" in result.stdout and "The data set is in" in result.stdout
     assert "build: 24/24 images in " in result.stderr and "B in " in result.stderr
     assert read("build", *where, "--out", data, "--workers", 1, "--shard-size", 10, "--resume") == read("info", data)
     assert "all as recorded" in run("verify", data, "--oracle", *where).stdout
@@ -88,7 +88,7 @@ def test_the_whole_path(tmp_path):
 
 def test_stats_and_its_json(sample, tmp_path):
     result = run("stats", sample.data, "--plot", tmp_path / "plot.png")
-    for word in ("commonest", "rarest", "frequent", "quantile", "classes an image", "train: 30 images"):
+    for word in ("most common", "least common", "frequent", "quantile", "classes per image", "train: 30 images"):
         assert word in result.stdout
     assert cv2.imread(str(tmp_path / "plot.png")) is not None
     found = read("stats", sample.data)
@@ -183,14 +183,14 @@ def test_images_none_needs_no_pictures_and_small_on_top_is_recorded(tree):
         (("build",), 2, "Missing option"),
         (("build", "--coco", "x", "--lvis", "y", "--out", "z", "--images", "all"), 2, "'all' is not one of"),
         (("build", "--coco", "x", "--lvis", "y", "--out", "z", "--workers", "0"), 2, "0 is not in the range"),
-        (("verify", "absent", "--oracle"), 2, "--oracle, --coco and --lvis go together"),
-        (("verify", "absent", "--coco", "x"), 2, "--oracle, --coco and --lvis go together"),
+        (("verify", "absent", "--oracle"), 2, "--oracle, --coco and --lvis must be given together"),
+        (("verify", "absent", "--coco", "x"), 2, "--oracle, --coco and --lvis must be given together"),
         (("show", "absent", "one", "--out", "x"), 2, "'one' is not a valid int"),
-        (("images", "absent", "--any"), 2, "--any goes with --class"),
+        (("images", "absent", "--any"), 2, "--any needs --class"),
         (("statistics",), 2, "No such command"),
     ],
 )
-def test_faults_are_one_line_on_stderr_with_an_exit_code(arguments, code, message, tmp_path, monkeypatch):
+def test_errors_are_one_line_on_stderr_with_an_exit_code(arguments, code, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = run(*arguments, code=code)
     assert message in result.stderr and result.stdout == ""
@@ -200,18 +200,18 @@ def test_faults_are_one_line_on_stderr_with_an_exit_code(arguments, code, messag
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (DataError("the data are odd"), 1, "Error: the data are odd\n"),
+        (DataError("the data are wrong"), 1, "Error: the data are wrong\n"),
         (KeyboardInterrupt(), 130, "interrupted; nothing was changed\n"),
         (ImportError("libGL.so.1: cannot open shared object file"), 1, "apt-get install libgl1\n"),
         (ImportError("libgthread-2.0.so.0: cannot open shared object file"), 1, "apt-get install libglib2.0-0\n"),
     ],
 )
-def test_what_users_can_mend_is_told_without_a_traceback(error, code, message):
-    @click.group(cls=options.Group)
+def test_errors_that_users_can_fix_have_no_traceback(error, code, message):
+    @click.group(cls=Group)
     def group():
         pass
 
-    @group.command(interrupted=options.UNCHANGED)
+    @group.command(interrupted=UNCHANGED)
     def fail():
         raise error
 
@@ -221,11 +221,11 @@ def test_what_users_can_mend_is_told_without_a_traceback(error, code, message):
 
 
 def test_other_import_errors_are_not_hidden():
-    @click.group(cls=options.Group)
+    @click.group(cls=Group)
     def group():
         pass
 
-    @group.command(interrupted=options.UNCHANGED)
+    @group.command(interrupted=UNCHANGED)
     def fail():
         raise ImportError("No module named 'cv2'")
 

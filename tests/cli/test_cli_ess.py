@@ -1,4 +1,4 @@
-"""The command line ``ess``: the whole path, its refusals, its help and documentation."""
+"""The command line ``ess``: from training to prediction, refused input, help and documentation."""
 
 import json
 import logging
@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from cli.ess import _log_to_stderr, main
-from cli.run_options import inference_options
+from cli.ess import main
+from cli.ess.options import inference_options
+from cli.ess.train import log_to_stderr
 from ess.inference.views import Inference
 
 DOCS = Path(__file__).parents[2] / "docs" / "ess.md"
@@ -28,7 +29,7 @@ SMALL = ["--encoder", "mobilenetv2_100", "--weights", "none", "--crop", "48", "-
         ("--tta --scales 1,2", True, (1.0, 2.0)),
     ],
 )
-def test_how_images_are_looked_at(given, flip, scales):
+def test_options_give_the_views_of_an_image(given, flip, scales):
     @click.command()
     @inference_options
     def look(**settings):
@@ -73,7 +74,7 @@ def test_a_run_can_be_repeated_from_the_settings_that_it_keeps(run, sample_datas
     assert again == first | {"steps": 2}
 
 
-def test_info_tells_of_settings_and_checkpoints(sample_dataset, tmp_path):
+def test_info_prints_settings_and_checkpoints(sample_dataset, tmp_path):
     more = ("--eval-every", 1, "--eval-limit", 1, "--save-every", 1, "--keep", 3)
     ess("train", sample_dataset, "--out", tmp_path / "run", *SMALL, "--steps", 2, *more)
     found = json.loads(ess("info", tmp_path / "run", "--json").stdout)
@@ -95,7 +96,7 @@ def test_info_lets_no_file_steer_the_terminal(run, tmp_path):
 
 
 def test_the_log_lets_no_file_steer_the_terminal(capsys):
-    _log_to_stderr()
+    log_to_stderr()
     logging.getLogger("ess").info("skipped %s", "\x1b[31m\n\u202e.jpg")
     assert capsys.readouterr().err == r"skipped \x1b[31m\n\u202e.jpg" + "\n"
 
@@ -117,7 +118,7 @@ def test_predict_writes_labels_and_overlay_at_the_pictures_size(run, tmp_path):
     assert (tmp_path / "out" / "photo_overlay.png").exists()
 
 
-def test_predict_refuses_what_it_cannot_do_before_it_begins(run, tmp_path):
+def test_predict_refuses_wrong_inputs_before_it_starts(run, tmp_path):
     (tmp_path / "a").mkdir()
     for path in (tmp_path / "photo.png", tmp_path / "a" / "photo.png"):
         cv2.imwrite(str(path), np.zeros((8, 8, 3), np.uint8))
@@ -153,7 +154,7 @@ def test_unknown_key_in_a_file_is_refused(sample_dataset, tmp_path):
     assert "unknown setting 'temprature'; did you mean 'temperature'?" in result.stderr
 
 
-def test_weights_that_cannot_be_fetched_are_told_in_one_line(sample_dataset, tmp_path, monkeypatch):
+def test_weights_that_cannot_be_fetched_are_reported_in_one_line(sample_dataset, tmp_path, monkeypatch):
     import huggingface_hub.constants
 
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
@@ -173,7 +174,7 @@ def test_models_lists_the_pairs():
     assert "expected one of" in ess("models", "--arch", "deeplab", code=1).stderr
 
 
-def test_models_tells_about_one_encoder():
+def test_models_describes_one_encoder():
     about = json.loads(ess("models", "--encoder", "vit_small_patch14_dinov2", "--json").stdout)
     assert 21e6 < about["parameters"] < 23e6 and about["strides"] == [14]
     assert about["decoders"] == ["upernet", "segformer", "dpt"] and about["tags"] == ["lvd142m"]
@@ -194,7 +195,7 @@ def test_preset_lists_and_prints():
 
 
 @pytest.mark.parametrize("name", sorted(main.commands))
-def test_every_command_and_option_is_helped_and_documented(name):
+def test_every_command_and_option_has_help_and_documentation(name):
     command = main.commands[name]
     assert command.help and "Example:" in command.help
     assert all(option.help for option in command.params if isinstance(option, click.Option))

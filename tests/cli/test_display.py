@@ -1,4 +1,4 @@
-"""What the command lines show: progress, sizes, tables, and no text from a file that steers a terminal."""
+"""What the command lines show: progress, sizes and tables; and no text from a file can steer the terminal."""
 
 import json
 import re
@@ -24,19 +24,19 @@ from cocolvis.text import human_size, plain
 from cocolvis.vocabulary import coco_lvis
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07 a\rb\nc\x9b31m \u202egnp.\u2066 \u200b\u200d\ufeff \u2028\u2029 \x7f\x00 \U000e0041"
-"""Escapes, line ends, marks of direction and of no width, and what else a terminal obeys or does not show."""
+"""Escapes, line ends, marks that change direction or have no width, and other characters that a terminal obeys or hides."""
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A list whose one number is the time."""
+    """A list that holds the current time as its only number."""
     now = [100.0]
     monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
     return now
 
 
 def obeyed(text: str) -> set[str]:
-    """What a terminal would obey or not show, but for line ends and tabs of our own."""
+    """The characters that a terminal would obey or hide, except line feeds and tabs, which the commands print themselves."""
     return {c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")} - {"\n", "\t"}
 
 
@@ -58,18 +58,18 @@ def test_time_counts_from_the_start_and_rates_from_the_first_image(clock, capsys
     ]
 
 
-def test_phases_are_told_with_sizes(clock, capsys):
+def test_phases_are_shown_with_sizes(clock, capsys):
     with progress("build") as show:
         show.phase("reading small.json", 0, 1000)
         show.phase("reading large.json", 0, 1_100_000_000)
         for done in (100, 200, 300):
             clock[0] += 4
             show.phase("reading large.json", done * 10**6, 1_100_000_000)
-        show.line("large.json: is odd")
+        show.line("large.json: is not in the usual format")
     assert capsys.readouterr().err.splitlines() == [
         "build: reading large.json: 1.10 GB",
         "build: reading large.json: 200 MB of 1.10 GB, 25.0 MB/s, 36 s left",
-        "large.json: is odd",
+        "large.json: is not in the usual format",
     ]
 
 
@@ -84,7 +84,7 @@ def test_bytes_are_shown_as_sizes(clock, capsys):
     ]
 
 
-def test_in_a_terminal_it_is_a_bar(monkeypatch, capsys):
+def test_progress_is_a_bar_in_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr(display.sys.stderr, "isatty", lambda: True)
     with progress("build") as show:
         show.phase(f"reading [red]{HOSTILE}", 0, 10**9)
@@ -113,7 +113,7 @@ def test_in_a_terminal_it_is_a_bar(monkeypatch, capsys):
         (1.23e15, "1,230 TB"),
     ],
 )
-def test_sizes_are_written_as_people_write_them(count, text):
+def test_sizes_have_three_digits_and_a_unit(count, text):
     assert human_size(count) == text
 
 
@@ -138,15 +138,15 @@ def test_every_character_that_a_terminal_obeys_becomes_an_escape(capsys):
     assert json.loads("\n".join(out.splitlines()[3:])) == {HOSTILE: [HOSTILE, "\U000e0041 \ud800"]}
 
 
-def test_nothing_in_the_command_lines_prints_but_through_display():
-    for path in (Path(display.__file__).parent).glob("*.py"):
+def test_the_command_lines_print_only_through_display():
+    for path in Path(display.__file__).parent.rglob("*.py"):
         if path.name != "display.py":
             assert not re.search(r"click\.s?echo|\bprint\(|std(out|err)\.write", path.read_text()), path.name
 
 
 @pytest.fixture
 def hostile(tree):
-    """A data set whose every text from a file is hostile: names of pictures, reasons of faults, splits' options, inputs."""
+    """A data set in which every text is hostile: names of pictures, reasons of faults, options, inputs."""
     five_images(tree).build()
     folder = tree.root / "data"
     path = folder / "shards" / "train-00000.h5"
@@ -190,7 +190,7 @@ def test_no_command_lets_a_file_steer_the_terminal(hostile, words, monkeypatch):
     assert result.output and not obeyed(result.output)
 
 
-def test_hostile_annotations_are_told_and_do_not_steer_the_terminal(tree):
+def test_hostile_annotations_are_reported_and_do_not_steer_the_terminal(tree):
     five_images(tree)
     tree.json["stuff_train2017"]["images"][0]["width"] = HOSTILE
     tree.json["lvis_v1_train"]["images"][1]["coco_url"] = f"http://x/{HOSTILE}/1.jpg"
@@ -203,27 +203,27 @@ def test_hostile_annotations_are_told_and_do_not_steer_the_terminal(tree):
     assert f"{path}: holds something that COCO and LVIS do not write; it is read record by record" in result.stderr
 
 
-def told(work):
-    """The phases and lines that ``work`` tells: {what: [(done, total), ...]}, [line, ...]."""
+def reported(work):
+    """The phases and lines that ``work`` reports: {what: [(done, total), ...]}, [line, ...]."""
     phases, lines = {}, []
     work(lines.append, lambda what, done, total: phases.setdefault(what, []).append((done, total)))
     return phases, lines
 
 
-def test_annotation_files_are_told_while_they_are_read(tree):
+def test_reading_annotation_files_is_reported(tree):
     five_images(tree).write()
     sources = []
-    phases, lines = told(lambda *to: sources.append(Sources(tree.coco, tree.lvis, coco_lvis(), *to).things("train")))
+    phases, lines = reported(lambda *to: sources.append(Sources(tree.coco, tree.lvis, coco_lvis(), *to).things("train")))
     size = tree.path("lvis_v1_train").stat().st_size
     assert phases == {"reading lvis_v1_train.json": [(0, 0), (0, size)]} and lines == []
     tree.path("lvis_v1_train").write_text(tree.path("lvis_v1_train").read_text().replace('"height": 8', '"height": NaN', 1))
-    phases, lines = told(lambda *to: sources.append(Sources(tree.coco, tree.lvis, coco_lvis(), *to).things("train")))
+    phases, lines = reported(lambda *to: sources.append(Sources(tree.coco, tree.lvis, coco_lvis(), *to).things("train")))
     assert len(lines) == 1 and lines[0].startswith(f"{tree.path('lvis_v1_train')}: ") and "record by record" in lines[0]
     (what, calls), *_ = phases.items()
     assert what == "reading lvis_v1_train.json" and calls == sorted(calls) and calls[-1][0] > size // 2
 
 
-def test_finished_shards_are_told_while_they_are_hashed(sample, tmp_path):
+def test_hashing_finished_shards_is_reported(sample, tmp_path):
     def stop(done, total):
         if done > 30:
             raise KeyboardInterrupt
@@ -233,22 +233,22 @@ def test_finished_shards_are_told_while_they_are_hashed(sample, tmp_path):
         sample.rebuild(out, shard_size=5, progress=stop)
     size = sum(path.stat().st_size for path in (out / "shards").glob("*.h5"))
     sources = Sources(sample.coco, sample.lvis, coco_lvis())
-    phases, _ = told(
+    phases, _ = reported(
         lambda line, phase: build(sources, out, BuildOptions(shard_size=5), resume=True, announce=line, phase=phase)
     )
     calls = phases["checking finished shards"]
     assert calls == sorted(calls) and (calls[0], calls[-1]) == ((0, size), (size, size)) and len(calls) > 3
 
 
-def test_statistics_and_the_oracle_are_told(sample):
+def test_statistics_and_the_oracle_report_progress(sample):
     data, calls = Dataset.open(sample.data), []
     statistics(data, lambda *call: calls.append(call))
     assert calls == [(15, 40), (30, 40), (40, 40)]
-    phases, _ = told(lambda _, phase: check(data, sample.coco, sample.lvis, phase=phase))
+    phases, _ = reported(lambda _, phase: check(data, sample.coco, sample.lvis, phase=phase))
     assert {"reading lvis_v1_train.json", "reading stuff_train2017.json"} <= phases.keys()
 
 
-def test_why_tells_what_it_reads(tree, monkeypatch):
+def test_why_reports_what_it_reads(tree, monkeypatch):
     tree.image(1)
     tree.thing(1, 5, box(0, 0, 8, 8))
     tree.build()

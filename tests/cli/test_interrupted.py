@@ -1,4 +1,4 @@
-"""Ctrl-C: every command says what is true afterwards, and how to go on. And systems on which nothing runs."""
+"""Ctrl-C: every command says what it left behind and how to go on. Windows: every command says that it does not run."""
 
 import os
 import signal
@@ -11,14 +11,16 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from cli import building, cocolvis, ess, options
-from cli.options import Command, Group
+from cli import cocolvis, ess
+from cli.cocolvis.creation.run import what_is_kept
+from cli.commands import UNCHANGED, Command, Group
+from cli.ess.train import what_is_kept as what_a_run_keeps
 
 ROOT = Path(__file__).parents[2]
 
 
 def leaves(group, name=""):
-    """(name, command) of every command, those of groups within groups included."""
+    """(name, command) for every command, including the commands of nested groups."""
     for word, command in group.commands.items():
         if isinstance(command, click.Group):
             yield from leaves(command, f"{name}{word} ")
@@ -37,7 +39,7 @@ READS_ONLY |= {"cocolvis why", "ess info", "ess models", "ess preset"}
 def test_every_command_says_what_ctrl_c_leaves(name, monkeypatch, tmp_path):
     command = COMMANDS[name]
     assert isinstance(command, Command)
-    assert (command.interrupted == options.UNCHANGED) == (name in READS_ONLY)
+    assert (command.interrupted == UNCHANGED) == (name in READS_ONLY)
 
     def interrupted(**_):
         raise KeyboardInterrupt
@@ -57,14 +59,14 @@ def test_every_command_says_what_ctrl_c_leaves(name, monkeypatch, tmp_path):
         assert option in {o for p in command.params for o in p.opts}, option
 
 
-def test_a_command_without_such_words_cannot_be_defined():
+def test_a_command_without_a_message_for_ctrl_c_cannot_be_defined():
     group = Group("group")
     with pytest.raises(TypeError, match="interrupted"):
         group.command()(lambda: None)
 
 
 @pytest.mark.parametrize("parents", [1, 2])
-def test_the_words_are_those_of_the_command_that_ran(parents):
+def test_the_message_is_that_of_the_command_that_ran(parents):
     group = Group("outer")
     inner = Group("inner") if parents == 2 else group
     if parents == 2:
@@ -85,19 +87,19 @@ def test_the_words_are_those_of_the_command_that_ran(parents):
 
 def test_what_a_build_leaves(tmp_path):
     given = {"out": tmp_path, "part": None, "overwrite": False}
-    assert building.what_is_kept(given) == f"nothing was written to {tmp_path} yet"
+    assert what_is_kept(given) == f"nothing was written to {tmp_path} yet"
     (tmp_path / ".build").mkdir()
-    assert building.what_is_kept(given) == "finished shards are kept: go on with --resume"
-    assert building.what_is_kept(given | {"part": (1, 2)}) == "finished shards are kept: go on with the same command"
-    assert building.what_is_kept(given | {"overwrite": True}).endswith("--resume instead of --overwrite")
+    assert what_is_kept(given) == "finished shards are kept: go on with --resume"
+    assert what_is_kept(given | {"part": (1, 2)}) == "finished shards are kept: go on with the same command"
+    assert what_is_kept(given | {"overwrite": True}).endswith("--resume instead of --overwrite")
     (tmp_path / "dataset.json").touch()
-    assert building.what_is_kept(given | {"overwrite": True}) == f"the data set in {tmp_path} is as it was"
+    assert what_is_kept(given | {"overwrite": True}) == f"the data set in {tmp_path} is unchanged"
 
 
 def test_what_a_training_leaves(tmp_path):
-    assert "no step was made yet" in ess._what_is_kept({"out": tmp_path})
+    assert "no step was finished yet" in what_a_run_keeps({"out": tmp_path})
     (tmp_path / "run.json").touch()
-    assert ess._what_is_kept({"out": tmp_path}) == "the last checkpoint is kept: go on with --resume"
+    assert what_a_run_keeps({"out": tmp_path}) == "the last checkpoint is kept: go on with --resume"
 
 
 def test_an_interrupted_export_says_how_to_go_on_and_does(sample, tmp_path):
@@ -110,7 +112,7 @@ def test_an_interrupted_export_says_how_to_go_on_and_does(sample, tmp_path):
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130 and said.splitlines()[-1] == (
-        "interrupted; the masks that were written stay: go on with --resume"
+        "interrupted; the masks that were written are kept: go on with --resume"
     )
     assert 3 <= len(list(out.rglob("*.png"))) < 40
     result = CliRunner().invoke(cocolvis.main, ["export", str(sample.data), "--out", str(out), "--resume"])
@@ -143,7 +145,7 @@ for name in ("pread", "preadv", "fork", "sched_getaffinity"):
 @pytest.mark.parametrize(
     "code", ["sys.platform = 'win32'; import cli.{0}", "import cli.{0}; sys.platform = 'win32'; cli.{0}.main()"]
 )
-def test_nothing_that_windows_lacks_is_imported_before_it_is_refused(name, code):
+def test_windows_is_refused_before_a_module_is_imported_that_it_lacks(name, code):
     command = [sys.executable, "-c", ABSENT + code.format(name), "info", "x"]
     found = subprocess.run(
         command, capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}

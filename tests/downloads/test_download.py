@@ -823,7 +823,7 @@ def test_a_killed_download_fetches_only_the_rest(site, stuff):
 
 def test_ctrl_c_keeps_the_part(site, stuff):
     code, stderr = stopped(site, stuff, signal.SIGINT)
-    assert code == 130 and "interrupted; what came is kept; the same command goes on there\n" in stderr
+    assert code == 130 and "interrupted; what was fetched is kept; the same command continues from there\n" in stderr
     assert "--resume" not in stderr and "Traceback" not in stderr
     kept = stuff.part.stat().st_size
     stuff()

@@ -126,7 +126,7 @@ def test_show_draws_only_masks_if_there_are_no_pictures(tree, tmp_path):
     data = tree.build(images="none")
     result = run("show", data.folder, 1, "--out", tmp_path)
     picture = cv2.imread(str(tmp_path / "000000000001.png"))[..., ::-1]
-    assert "was built with --images none, so the masks are drawn alone" in result.stderr
+    assert "was built with --images none, so only the masks are drawn" in result.stderr
     assert np.array_equal(picture, mask_alone(data.find(1).mask, data.vocabulary)) and len(np.unique(picture)) > 2
     again = run("show", data.folder, 1, "--out", tmp_path, "--image-root", tree.coco)
     assert again.stderr == "" and cv2.imread(str(tmp_path / "000000000001.png")).shape[1] > 3 * picture.shape[1]

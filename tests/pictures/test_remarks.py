@@ -106,8 +106,8 @@ def test_black_and_white_masks_are_imported_with_the_suggested_option(tmp_path):
 @pytest.mark.parametrize(
     ("given", "code", "told"),
     [
-        (("--label", "sky=300000"), 2, "is no name with a label in 0..65535"),
-        (("--label", "car"), 2, "is no name with a label"),
+        (("--label", "sky=300000"), 2, "is not a name with a label in 0..65535"),
+        (("--label", "car"), 2, "is not a name with a label"),
         (("--label", "sky=9"), 1, "--label names 'sky', which is no class there"),
         (("--label", "car=1"), 1, "'road' and 'car' have both the label 1; give each with --label"),
         (("--label", "car=9", "--ignore", "9"), 1, "label 9 is ignored and that of a class: they have 1..9"),

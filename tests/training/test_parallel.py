@@ -32,7 +32,7 @@ def test_two_processes_are_one_with_twice_the_batch(sample_dataset, tmp_path, ca
     caplog.set_level("INFO", "ess")
     train(Dataset.open(sample_dataset), tmp_path / "one", config(**SAME, loss=loss, log_every=1))
     done = torchrun(sample_dataset, tmp_path / "two", 2, loss=loss, **SAME)
-    assert done.returncode == 0 and done.stdout.count("The run lies in") == 1, done.stderr
+    assert done.returncode == 0 and done.stdout.count("The run is in") == 1, done.stderr
     assert losses(done.stderr) == pytest.approx(losses(caplog.text), rel=1e-3) and len(losses(done.stderr)) == 3
     one, two = (weights(tmp_path / name, 3) for name in ("one", "two"))
     for name in one:

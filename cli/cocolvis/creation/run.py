@@ -1,0 +1,59 @@
+"""How ``cocolvis build`` and ``cocolvis import`` run a build, and what they print before and after."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.cocolvis.inspection.summary import print_summary
+from cli.display import Progress, progress, say
+from cli.options import cores
+
+if TYPE_CHECKING:
+    from cocolvis.building.base import ShardPlan
+
+
+def what_is_kept(given: dict[str, Any]) -> str:
+    """The message after Ctrl-C: what is left in --out, and how to go on."""
+    out = given["out"]
+    if (out / "dataset.json").exists():
+        return f"the data set in {out} is unchanged"
+    if not (out / ".build").exists():
+        return f"nothing was written to {out} yet"
+    same = "the same command" if given["part"] else "--resume instead of --overwrite" if given["overwrite"] else "--resume"
+    return f"finished shards are kept: go on with {same}"
+
+
+def run_build(
+    label: str,
+    make_plan: "Callable[[Progress], ShardPlan]",
+    out: Path,
+    *,
+    workers: int | None,
+    scheduler: str | None,
+    part: tuple[int, int] | None,
+    as_json: bool,
+    **how: Any,
+) -> None:
+    """Run a build with the given options and print a summary; options that contradict each other are wrong usage.
+
+    ``make_plan`` receives the progress display, to which it can report what it reads.
+    """
+    from cocolvis.building.build import run
+    from cocolvis.storage.dataset import Dataset
+
+    if scheduler and workers:
+        raise click.UsageError("--workers and --scheduler exclude each other: the cluster has its own workers")
+    if part and (how["overwrite"] or scheduler):
+        raise click.UsageError("--shard cannot be combined with --overwrite or --scheduler")
+    how |= {"workers": workers or min(cores(), 8), "scheduler": scheduler, "part": part}
+    with progress(label) as show:
+        index = run(lambda: make_plan(show), out, progress=show, announce=show.line, phase=show.phase, **how)
+    if part and index is None:
+        say(f"part {part[0]} of {part[1]} is built; once all parts are, complete the data set with `cocolvis join {out}`")
+        return
+    print_summary(Dataset.open(out), as_json)
+    if not as_json:
+        say()
+        say(f"The data set is in {out}; look at it with `cocolvis stats {out}` and `cocolvis show {out} IMAGE_ID`.")

@@ -1,0 +1,1 @@
+"""Commands of ``cocolvis`` that inspect a data set."""

@@ -1,0 +1,70 @@
+"""``cocolvis why``: how a pixel got its class."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.commands import UNCHANGED, command
+from cli.display import print_json, print_table, progress, say
+from cli.options import json_option, path_argument, source_options
+from cocolvis.errors import DataError
+
+if TYPE_CHECKING:
+    from cocolvis.inspection.why import Explanation
+
+
+@command(interrupted=UNCHANGED)
+@path_argument("dir")
+@click.argument("image_id", type=int)
+@click.argument("x", type=int)
+@click.argument("y", type=int)
+@source_options()
+@json_option
+def why(dir: Path, image_id: int, x: int, y: int, coco: tuple[Path, ...], lvis: tuple[Path, ...], as_json: bool) -> None:
+    """Print which annotation gave a pixel its class, and which ones it hides; exit 1 if the mask disagrees.
+
+    X is the column of the pixel and Y its row, counted from 0 at the top left.
+
+    \b
+    Example:
+      cocolvis why ~/cocolvis 139 320 240 --coco ~/coco --lvis ~/lvis
+    """
+    from cocolvis.inspection.why import why as explain
+    from cocolvis.sources.pairing import Sources
+    from cocolvis.storage.dataset import Dataset
+    from cocolvis.vocabulary import coco_lvis
+
+    with progress("why") as show:
+        found = explain(Dataset.open(dir), Sources(coco, lvis, coco_lvis(), show.line, show.phase), image_id, x, y)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        _print_explanation(found)
+    if found.fault:
+        raise DataError(found.fault)
+
+
+def _print_explanation(found: "Explanation") -> None:
+    """The annotations that cover a pixel, and what was left out of its image."""
+    say(f"{found.split} image {found.image_id}: {found.path}, {found.width} x {found.height} pixels")
+    name = f"{found.stored} {found.stored_name}" if found.stored else "unlabelled"
+    say(f"x {found.x}, y {found.y}: {name}{'' if found.layers else ': no annotation covers it'}")
+    if found.layers:
+        say()
+        rows = [
+            (
+                "shows" if layer.shows else "hidden",
+                layer.source,
+                "-" if layer.annotation_id is None else str(layer.annotation_id),
+                f"{layer.category_id} {layer.category}",
+                f"{layer.class_id} {layer.class_name}",
+                layer.area,
+            )
+            for layer in found.layers
+        ]
+        print_table(("", "source", "annotation", "category", "class", "pixels"), rows)
+    for fault in found.left_out:
+        annotation = "a record" if fault.annotation_id is None else f"annotation {fault.annotation_id}"
+        say()
+        say(f"left out: {annotation} ({fault.source}), {fault.kind}: {fault.reason}")

@@ -1,0 +1,26 @@
+"""The command ``ess``: train, evaluate and use embedding segmentation models; a module for each of its commands."""
+
+import click
+
+from cli.commands import Group
+from cli.ess import add_class, bench, eval, export, info, models, predict, preset, train
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="cocolvis-ess", prog_name="ess")
+def main() -> None:
+    """Train embedding segmentation models with more than a thousand classes on one GPU."""
+
+
+for command in (
+    train.train,
+    eval.evaluate,
+    predict.predict,
+    export.export,
+    add_class.add_class,
+    info.info,
+    models.models,
+    preset.preset,
+    bench.bench,
+):
+    main.add_command(command)

@@ -1,0 +1,128 @@
+"""``ess eval``: the scores of a run."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.commands import command
+from cli.display import print_json, print_table, progress, say
+from cli.ess.options import Numbers, checkpoint_option, device_option, inference_options, run_argument
+from cli.options import image_root_option, json_option, path_argument, path_option
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from cocolvis.errors import DamagedImage
+    from cocolvis.storage.dataset import Dataset
+    from ess.evaluation.metrics import Confusion
+
+
+@command("eval", interrupted="the scores were not printed; run the same command to start over")
+@run_argument
+@path_argument("data")
+@click.option("--split", default="val", show_default=True, help="Split to evaluate on.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first N images.")
+@click.option("--top-n", type=Numbers(int), default=(), help="mIoU of the N classes with the most training images: N[,N...].")
+@path_option("--per-class", help="CSV to write: pixels, IoU and accuracy of each class.")
+@path_option("--plot", help="Picture to draw: mIoU against the n most frequent classes.")
+@click.option(
+    "--published", is_flag=True, help="Average like the published code: classes predicted but absent have an IoU of 0."
+)
+@click.option("--skip-damaged", is_flag=True, help="Leave out images that cannot be read, and report them.")
+@inference_options
+@checkpoint_option
+@device_option
+@image_root_option
+@json_option
+def evaluate(
+    run: Path,
+    data: Path,
+    image_root: Path | None,
+    split: str,
+    top_n: tuple[int, ...],
+    per_class: Path | None,
+    plot: Path | None,
+    published: bool,
+    as_json: bool,
+    **how: Any,
+) -> None:
+    """Score a run: mIoU, accuracies and mIoU by frequency group, over the classes that occur in the ground truth.
+
+    \b
+    Example:
+      ess eval run ~/cocolvis --top-n 50,200,1284 --per-class classes.csv
+    """
+    from cocolvis.storage.dataset import Dataset
+    from ess.evaluation import reports
+    from ess.evaluation.evaluate import scores_of
+
+    dataset = Dataset.open(data, image_root)
+    images = reports.training_images(dataset) if top_n or per_class or plot else None
+    reports.check_top(top_n, dataset)
+    confusion, damaged = _count(run, dataset, split, **how)
+    scores = scores_of(confusion, dataset, published=published, damaged=damaged)
+    for fault in damaged:
+        say(f"skipped a damaged image: {fault}", err=True)
+    if images is not None:
+        curve = reports.frequency_curve(confusion.iou(published), images)
+        scores |= {"top_n": reports.top_scores(curve, top_n)} if top_n else {}
+        _write_reports(confusion, dataset, images, curve, per_class, plot, published)
+    if as_json:
+        print_json(scores)
+    else:
+        _print_scores(scores, split)
+
+
+def _count(
+    run: Path,
+    dataset: "Dataset",
+    split: str,
+    *,
+    limit: int | None,
+    skip_damaged: bool,
+    checkpoint: str,
+    device: str,
+    **inference: Any,
+) -> "tuple[Confusion, list[DamagedImage]]":
+    """The pixels of a split by true and predicted class, and the images that were left out."""
+    from ess.evaluation.evaluate import count, first
+    from ess.inference.predictor import Predictor
+    from ess.inference.views import Inference
+
+    damaged: list[DamagedImage] = []
+    with progress("eval") as show:
+        predictor = Predictor.from_run(run, device, checkpoint, Inference(**inference))
+        chosen, skipped = first(dataset, split, limit), damaged if skip_damaged else None
+        return count(predictor, dataset, split=split, indices=chosen, damaged=skipped, progress=show), damaged
+
+
+def _write_reports(
+    confusion: "Confusion",
+    dataset: "Dataset",
+    images: "np.ndarray",
+    curve: "np.ndarray",
+    per_class: Path | None,
+    plot: Path | None,
+    published: bool,
+) -> None:
+    """Write the CSV and the curve, if wanted; ``images`` (C,) are the training images of each class."""
+    from ess.evaluation import reports
+
+    if per_class:
+        reports.write_classes(per_class, confusion, dataset, images, published=published)
+    if plot:
+        reports.plot_curve(plot, curve, images)
+
+
+def _print_scores(scores: dict[str, Any], split: str) -> None:
+    from ess.data.damage import skipped
+
+    named = {"mIoU": "miou", "pixel accuracy": "pixel_accuracy", "mean accuracy": "mean_accuracy", "fw IoU": "fw_iou"}
+    rows = {name: scores[key] for name, key in named.items()}
+    rows |= {f"mIoU, {name}": value for name, value in scores["groups"].items()}
+    rows |= {f"mIoU, {top['n']} most frequent": top["miou"] for top in scores.get("top_n", ())}
+    print_table(("score", "value"), [(name, "none" if value is None else f"{value:.4f}") for name, value in rows.items()])
+    left_out = f", {skipped(scores['skipped'])}" if scores["skipped"] else ""
+    say()
+    say(f"{scores['images']} images of split {split}{left_out}")

@@ -1,0 +1,41 @@
+"""``ess info``: what a run is."""
+
+from pathlib import Path
+from typing import Any
+
+from cli.commands import UNCHANGED, command
+from cli.display import print_json, print_table, say
+from cli.options import json_option, path_argument
+from ess.config import Config
+
+
+@command(interrupted=UNCHANGED)
+@path_argument("run")
+@json_option
+def info(run: Path, as_json: bool) -> None:
+    """Describe a run: its model, the settings that differ from the defaults, and its checkpoints with their scores.
+
+    \b
+    Example:
+      ess info run
+    """
+    from ess.checkpoint import Run
+
+    opened = Run.open(run)
+    settings, defaults = opened.config.to_json(), Config().to_json()
+    changed = {name: value for name, value in settings.items() if value != defaults[name]}
+    found, best = opened.listed(), opened.best()
+    if as_json:
+        checkpoints = [{"step": c.step, "scores": c.scores, "best": c == best} for c in found]
+        names = {"run": str(run), "classes": len(opened.vocabulary), "steps": found[-1].step if found else 0}
+        print_json(names | {"settings": settings, "changed": changed, "checkpoints": checkpoints})
+        return
+    say(f"{settings['arch']} with {settings['encoder']}, loss {settings['loss']}, {len(opened.vocabulary)} classes")
+    say()
+    print_table(("setting", "value", "default"), [(n, str(value), str(defaults[n])) for n, value in changed.items()])
+    say()
+    print_table(("checkpoint", "mIoU", ""), [(c.step, _miou(c.scores), "best" if c == best else "") for c in found])
+
+
+def _miou(scores: dict[str, Any] | None) -> str:
+    return "" if scores is None or scores["miou"] is None else f"{scores['miou']:.4f}"

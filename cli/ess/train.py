@@ -1,0 +1,93 @@
+"""``ess train``: a run, from its first step or from a checkpoint."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.commands import command
+from cli.display import say
+from cli.ess.settings import setting_options
+from cli.options import image_root_option, path_argument, path_option
+from cocolvis.text import plain
+from ess.config import Config, load
+
+
+def what_is_kept(given: dict[str, Any]) -> str:
+    """The message after Ctrl-C: what is left in --out, and how to go on."""
+    if not (given["out"] / "run.json").exists():
+        return "no step was finished yet; run the same command to start over"
+    return "the last checkpoint is kept: go on with --resume"
+
+
+@command(interrupted=what_is_kept)
+@path_argument("data")
+@path_option("--out", required=True, help="Folder of the run.")
+@click.option("--preset", metavar="NAME[+VARIANT...]", help="Preset to start from; see `ess preset`.")
+@path_option("--config", "config_file", help="TOML file of settings, which override the preset.")
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out; other flags need not be repeated.")
+@click.option("--allow-other-data", is_flag=True, help="With --resume: go on even if the run was started on another data set.")
+@image_root_option
+@setting_options
+def train(
+    data: Path,
+    out: Path,
+    preset: str | None,
+    config_file: Path | None,
+    resume: bool,
+    allow_other_data: bool,
+    image_root: Path | None,
+    **flags: Any,
+) -> None:
+    """Train a model on a data set that `cocolvis build` wrote.
+
+    Flags override --config, which overrides --preset, which overrides the defaults, which are the paper's COCO+LVIS run.
+
+    \b
+    Example:
+      ess train ~/cocolvis --out run --preset coco-lvis --batch-size 8
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    started = resume and (out / "run.json").exists()
+    config = _resumed(out, given) if started and not (preset or config_file) else load(preset, config_file, given)
+    from cocolvis.storage.dataset import Dataset
+    from ess.training.loop import train as run
+
+    log_to_stderr()
+    dataset = Dataset.open(data, image_root)
+    run(dataset, out, config, resume=resume, allow_other_data=allow_other_data)
+    if _is_first_process():
+        say(f"The run is in {out}; evaluate it with `ess eval {out} {data}`.")
+
+
+def _resumed(out: Path, given: dict[str, Any]) -> Config:
+    """The settings of a run, changed by the given flags."""
+    from ess.checkpoint import Run
+
+    settings = Run.open(out).config.to_json()
+    if "steps" in given or "epochs" in given:
+        settings |= {"steps": None, "epochs": None}
+    return Config(**settings | given)
+
+
+class _PlainLines(logging.Formatter):
+    """Messages with escapes for control characters, which the names of images and files may contain."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return plain(super().format(record))
+
+
+def log_to_stderr() -> None:
+    """Print the log of the training loop, and no other log, to stderr; of several processes, only the first one prints."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_PlainLines("%(message)s"))
+    log = logging.getLogger("ess")
+    log.handlers[:] = [handler]
+    log.setLevel(logging.INFO if _is_first_process() else logging.CRITICAL)
+
+
+def _is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
