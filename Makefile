@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEMO := demo
 JOBS ?= 2
 
-.PHONY: demo test test-long clean
+.PHONY: demo quick test test-long docs picture clean
 
 demo: $(VENV)/.ready
 	rm -rf $(DEMO)
@@ -26,6 +26,11 @@ demo: $(VENV)/.ready
 	@echo "Pictures: $(DEMO)/stats.png (the long tail), $(DEMO)/curve.png (mIoU of the most frequent classes),"
 	@echo "$(DEMO)/predictions/*_overlay.png (what the model sees), $(DEMO)/added/*_overlay.png (with the class that was added)"
 
+quick: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python tools/quick_tests.py -n $(JOBS)
+
 test: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,8 +39,15 @@ test: $(VENV)/.ready
 test-long: $(VENV)/.ready
 	$(BIN)/python -m pytest -n $(JOBS)
 
+docs: picture
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	$(BIN)/python -m mkdocs build
+
+picture: $(VENV)/.ready
+	$(BIN)/python tools/draw_imports.py
+
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(DEMO) build/site
 
 $(VENV)/.ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,0 +1,27 @@
+"""Hook of mkdocs: README, CONTRIBUTING and CHANGELOG become pages of the site, with their links into docs/ adapted."""
+
+import re
+from pathlib import Path
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[1]
+PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+
+
+def as_page(text: str) -> str:
+    """The text of a document at the root of the repository, with links as they are inside docs/."""
+    text = re.sub(r"\]\(docs/", "](", text)
+    return re.sub(rf"\]\(({'|'.join(map(re.escape, PAGES))})", lambda match: f"]({PAGES[match[1]]}", text)
+
+
+def on_files(files: Files, *, config) -> Files:
+    """Add the pages to the files of the site."""
+    for name, page in PAGES.items():
+        files.append(File.generated(config, page, content=as_page((ROOT / name).read_text(encoding="utf-8"))))
+    return files
+
+
+def on_page_markdown(markdown: str, **_) -> str:
+    """Links from docs/ to the documents at the root lead to their pages."""
+    return re.sub(rf"\]\(\.\./({'|'.join(map(re.escape, PAGES))})", lambda match: f"]({PAGES[match[1]]}", markdown)
