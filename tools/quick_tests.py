@@ -50,11 +50,16 @@ def distances(changed: Iterable[str], root: Path = ROOT) -> dict[str, int]:
 
 
 def chosen(changed: Iterable[str], root: Path = ROOT) -> list[str]:
-    """The test files to run, closest first; of equally close ones those in the folder that is named like the changed one."""
+    """The test files to run, closest first. Among equally close ones, those named like a changed file or its folder lead."""
     changed = [*changed]
     near = distances(changed, root)
+    named = {f"test_{Path(path).stem}" for path in changed}
     rooms = {Path(path).parent.name for path in changed}
-    ordered = sorted(near, key=lambda path: (near[path], Path(path).parent.name not in rooms, path))
+
+    def order(path: str) -> tuple[int, bool, bool, str]:
+        return near[path], Path(path).stem not in named, Path(path).parent.name not in rooms, path
+
+    ordered = sorted(near, key=order)
     return [path for path in ordered if not path.startswith(ALWAYS)][:MOST_FILES]
 
 
