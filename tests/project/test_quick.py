@@ -61,12 +61,13 @@ def test_changed_files_are_those_not_committed_or_else_the_last_commit(tmp_path)
     assert changed_files(root=tmp_path) == ["a.py", "c.py"]
 
 
-@pytest.mark.parametrize(("end", "passed"), [("0", False), ("inf", True)])
-def test_no_test_starts_when_the_time_is_over(tmp_path, end, passed):
+@pytest.mark.parametrize(("end", "least", "left"), [("0", "-1", True), ("0", "20", False), ("inf", "-1", False)])
+def test_no_test_starts_when_the_time_is_over(tmp_path, end, least, left):
+    (tmp_path / "conftest.py").write_text(f"import quick_tests\nquick_tests.AT_LEAST = {least}")
     (tmp_path / "test_two.py").write_text("def test_one(): pass\ndef test_two(): pass")
     command = [sys.executable, "-m", "pytest", "-p", "quick_tests", "-p", "no:cacheprovider", str(tmp_path)]
     environment = os.environ | {"QUICK_TESTS_END": end, "PYTHONPATH": str(ROOT / "tools"), "PYTEST_ADDOPTS": ""}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert ("2 passed" if passed else "2 left out") in done.stdout
-    assert ("`make test` runs everything" in done.stdout) is not passed
+    assert ("2 left out" if left else "2 passed") in done.stdout
+    assert ("`make test` runs everything" in done.stdout) is left
