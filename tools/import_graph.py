@@ -1,6 +1,7 @@
 """Which module imports which: the graph that the tests check, the picture of the folders shows and `make quick` follows."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -13,6 +14,13 @@ def modules(root: Path = ROOT) -> dict[str, Path]:
     return {".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
 
 
+@cache
+def _import_statements(path: Path, modified: int) -> list[ast.Import | ast.ImportFrom]:
+    """All imports in a file; ``modified`` is its time of modification, so that a changed file is parsed again."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
 def imports_among(known: dict[str, Path]) -> dict[str, set[str]]:
     """Module -> the modules of ``known`` that it imports, including imports inside functions and for type checking only.
 
@@ -21,15 +29,14 @@ def imports_among(known: dict[str, Path]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for name, path in known.items():
         found[name] = set()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in _import_statements(path, path.stat().st_mtime_ns):
             if isinstance(node, ast.Import):
                 found[name] |= {alias.name for alias in node.names if alias.name in known}
-            elif isinstance(node, ast.ImportFrom):
-                if node.level:
-                    raise ValueError(f"{path}: line {node.lineno} is a relative import; write the full module name")
-                if node.module in known:
-                    inner = {f"{node.module}.{alias.name}" for alias in node.names}
-                    found[name] |= inner & known.keys() or {node.module}
+            elif node.level:
+                raise ValueError(f"{path}: line {node.lineno} is a relative import; write the full module name")
+            elif node.module in known:
+                inner = {f"{node.module}.{alias.name}" for alias in node.names}
+                found[name] |= inner & known.keys() or {node.module}
         found[name].discard(name)
     return found
 
