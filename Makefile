@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEMO := demo
 JOBS ?= 2
 
-.PHONY: demo quick test test-long docs picture clean
+.PHONY: demo quick test test-long docs generate clean
 
 demo: $(VENV)/.ready
 	rm -rf $(DEMO)
@@ -39,12 +39,12 @@ test: $(VENV)/.ready
 test-long: $(VENV)/.ready
 	$(BIN)/python -m pytest -n $(JOBS)
 
-docs: picture
+docs: generate
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	$(BIN)/python -m mkdocs build
 
-picture: $(VENV)/.ready
-	$(BIN)/python tools/draw_imports.py
+generate: $(VENV)/.ready
+	set -e; for script in tools/draw_imports.py tools/count_lines.py $(wildcard docs/*.py); do $(BIN)/python $$script; done
 
 clean:
 	rm -rf $(VENV) $(DEMO) build/site

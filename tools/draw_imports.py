@@ -1,6 +1,6 @@
 """Draws docs/pictures/imports.svg: the folders and their imports, derived from the code.
 
-`make picture` runs it; a test fails while the picture is out of date.
+`make generate` runs it; a test fails while the picture is out of date.
 """
 
 from pathlib import Path

@@ -45,7 +45,7 @@ def test_an_import_against_the_direction_is_found(tmp_path, added):
 
 def test_the_picture_shows_the_imports_as_they_are(tmp_path):
     draw_imports.main(tmp_path / "now.svg")
-    assert (tmp_path / "now.svg").read_text() == draw_imports.PICTURE.read_text(), "run `make picture`"
+    assert (tmp_path / "now.svg").read_text() == draw_imports.PICTURE.read_text(), "run `make generate`"
 
 
 def test_the_picture_leaves_out_what_follows_from_other_imports():
