@@ -1,6 +1,7 @@
 """Hook of mkdocs: README, CONTRIBUTING and CHANGELOG become pages of the site, with their links into docs/ adapted."""
 
 import re
+from html import escape
 from pathlib import Path
 
 from mkdocs.structure.files import File, Files
@@ -23,5 +24,8 @@ def on_files(files: Files, *, config) -> Files:
 
 
 def on_page_markdown(markdown: str, **_) -> str:
-    """Links from docs/ to the documents at the root lead to their pages."""
-    return re.sub(rf"\]\(\.\./({'|'.join(map(re.escape, PAGES))})", lambda match: f"]({PAGES[match[1]]}", markdown)
+    """Adapt what GitHub reads differently: links to documents at the root, and escaped bars in the code of tables."""
+    names = "|".join(map(re.escape, PAGES))
+    markdown = re.sub(rf"\]\(\.\./({names})", lambda match: f"]({PAGES[match[1]]}", markdown)
+    code = re.compile(r"`([^`\n]*\\\|[^`\n]*)`")
+    return code.sub(lambda match: f"<code>{escape(match[1]).replace(chr(92) + '|', '&#124;')}</code>", markdown)
