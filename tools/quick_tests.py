@@ -1,7 +1,7 @@
 """Runs the tests that are closest to a change, for at most a given time: `make quick`.
 
-A test file is the closer to a changed module, the fewer imports lie between them. The run stops starting tests when the time
-is up and says how many were left out.
+The distance of a test file is the number of imports from it to the nearest changed file. When the time is over, no test is
+started any more, and the rest is counted as left out.
 """
 
 import argparse
