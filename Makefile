@@ -1,4 +1,4 @@
-# Two commands set everything up by themselves: `make demo` runs the main job, `make test` the tests.
+# `make demo` runs the whole path from annotations to predictions, `make test` the tests; both install what they need.
 
 PYTHON ?= python3
 VENV := .venv
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEMO := demo
 JOBS ?= 2
 
-.PHONY: demo test test-long clean
+.PHONY: demo quick test test-long docs generate clean
 
 demo: $(VENV)/.ready
 	rm -rf $(DEMO)
@@ -17,14 +17,19 @@ demo: $(VENV)/.ready
 	$(BIN)/ess train $(DEMO)/data --out $(DEMO)/run --preset demo
 	$(BIN)/ess eval $(DEMO)/run $(DEMO)/data --top-n 10,50,106 --plot $(DEMO)/curve.png
 	$(BIN)/ess predict $(DEMO)/run $(DEMO)/sample/coco/val2017 --out $(DEMO)/predictions
-	@echo "A class that the model never saw, from the pictures of a second sample that show it (class 1271 there):"
+	@echo "Add a class that the model has not seen, from the pictures of a second sample (class 1271 there):"
 	$(BIN)/cocolvis sample --out $(DEMO)/more --images 120 --classes 130 --seed 1
 	$(BIN)/cocolvis build --coco $(DEMO)/more/coco --lvis $(DEMO)/more/lvis --out $(DEMO)/more/data
 	$(BIN)/cocolvis export $(DEMO)/more/data --format png --out $(DEMO)/more/masks
 	$(BIN)/ess add-class $(DEMO)/run --name "a new tree" --images $(DEMO)/more/coco --masks $(DEMO)/more/masks/train --value 1271
 	$(BIN)/ess predict $(DEMO)/run $(DEMO)/more/coco/train2017/000000046430.jpg --out $(DEMO)/added
 	@echo "Pictures: $(DEMO)/stats.png (the long tail), $(DEMO)/curve.png (mIoU of the most frequent classes),"
-	@echo "$(DEMO)/predictions/*_overlay.png (what the model sees), $(DEMO)/added/*_overlay.png (with the class that was added)"
+	@echo "$(DEMO)/predictions/*_overlay.png (predictions), $(DEMO)/added/*_overlay.png (with the added class)"
+
+quick: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python tools/quick_tests.py -n $(JOBS)
 
 test: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -34,8 +39,15 @@ test: $(VENV)/.ready
 test-long: $(VENV)/.ready
 	$(BIN)/python -m pytest -n $(JOBS)
 
+docs: generate
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	$(BIN)/python -m mkdocs build
+
+generate: $(VENV)/.ready
+	set -e; for script in tools/draw_imports.py tools/count_lines.py $(wildcard docs/*.py); do $(BIN)/python $$script; done
+
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(DEMO) build/site
 
 $(VENV)/.ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

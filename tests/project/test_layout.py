@@ -1,57 +1,18 @@
-"""The folders show the way of the data: what imports run between them is derived, and runs one way."""
+"""Imports between folders run one way, and the picture of the folders shows the imports as they are."""
 
-import ast
 from collections import Counter
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 
+import draw_imports
 import pytest
+from import_graph import ROOT, folders, imports, modules
 
-ROOT = Path(__file__).parents[2]
-PACKAGES = ("cocolvis", "ess", "cli")
 MOST = 12
 """Modules that a folder may hold."""
 
 
-def modules(root: Path = ROOT) -> dict[str, Path]:
-    """Dotted name -> file, for the three packages; a package by the name of its ``__init__``."""
-    files = [path for package in PACKAGES for path in sorted((root / package).rglob("*.py"))]
-    return {".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
-
-
-def imports(root: Path = ROOT) -> dict[str, set[str]]:
-    """Module -> the modules of the packages that it imports anywhere, inside functions and for types alone included."""
-    known = modules(root)
-    found: dict[str, set[str]] = {}
-    for name, path in known.items():
-        found[name] = set()
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                found[name] |= {alias.name for alias in node.names if alias.name in known}
-            elif isinstance(node, ast.ImportFrom):
-                assert node.level == 0, f"{path}: a relative import"
-                if node.module in known:
-                    inner = {f"{node.module}.{alias.name}" for alias in node.names}
-                    found[name] |= inner & known.keys() or {node.module}
-        found[name].discard(name)
-    return found
-
-
-def folders(root: Path = ROOT) -> dict[str, set[str]]:
-    """Folder -> the folders whose modules it imports. The front door of a package, its ``__init__``, stands for itself."""
-    known = modules(root)
-
-    def folder(name: str) -> str:
-        return f"import {name}" if name in PACKAGES else str(known[name].parent.relative_to(root))
-
-    found: dict[str, set[str]] = {}
-    for name, targets in imports(root).items():
-        found.setdefault(folder(name), set()).update(folder(target) for target in targets)
-    return {name: targets - {name} for name, targets in found.items()}
-
-
 def ordered(graph: dict[str, set[str]]) -> list[str]:
-    """The nodes, each behind all that it imports; fails with the circle where there is one."""
+    """The nodes, each after all that it imports; fails and shows the circle if there is one."""
     try:
         return [*TopologicalSorter(graph).static_order()]
     except CycleError as error:
@@ -80,6 +41,25 @@ def test_an_import_against_the_direction_is_found(tmp_path, added):
     for graph in (imports(tmp_path), folders(tmp_path)):
         with pytest.raises(pytest.fail.Exception, match="in a circle"):
             ordered(graph)
+
+
+def test_the_picture_shows_the_imports_as_they_are(tmp_path):
+    draw_imports.main(tmp_path / "now.svg")
+    assert (tmp_path / "now.svg").read_text() == draw_imports.PICTURE.read_text(), "run `make generate`"
+
+
+def test_the_picture_leaves_out_what_follows_from_other_imports():
+    graph = {"cli": {"ess", "cocolvis"}, "ess": {"cocolvis"}, "cocolvis": set(), "import ess": {"ess"}}
+    assert draw_imports.reduced(draw_imports.library(graph)) == {"cli": {"ess"}, "ess": {"cocolvis"}, "cocolvis": set()}
+    picture = draw_imports.draw(graph)
+    assert picture.count("<path d=") == 1 + 2 and picture.count("<text") == 3  # the arrow's tip, two arrows, three boxes
+
+
+def test_a_relative_import_is_refused(tmp_path):
+    (tmp_path / "ess").mkdir()
+    (tmp_path / "ess" / "here.py").write_text("from . import there")
+    with pytest.raises(ValueError, match=r"here\.py: line 1 is a relative import"):
+        imports(tmp_path)
 
 
 def test_no_folder_is_crowded():
