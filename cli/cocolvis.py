@@ -46,7 +46,7 @@ def build(coco, lvis, out, splits, limit, images, shard_size, decode, overlap, c
       cocolvis build --coco ~/coco --lvis ~/lvis --out ~/cocolvis --workers 8
     """
     from cocolvis.building.merged import BuildOptions, Plan
-    from cocolvis.sources.pairing import Sources
+    from cocolvis.sources.inputs import Sources
     from cocolvis.vocabulary import coco_lvis
 
     splits = tuple(dict.fromkeys(splits))
@@ -137,7 +137,7 @@ def download(out, names, mirror, yes, as_json) -> None:
             say("nothing was fetched", err=True)
             raise click.exceptions.Exit(1)
     with progress("download", BYTES) as show:
-        records = fetcher.download(out, names, mirror, progress=show, note=show.line, phase=show.phase)
+        records = fetcher.download(out, names, mirror, progress=show, announce=show.line, phase=show.phase)
     if as_json:
         return print_json({"out": str(out), "files": [asdict(record) for record in records]})
     print_table(("file", "size", "SHA-256"), [(record.file, Size(record.bytes), record.sha256) for record in records])
@@ -148,7 +148,7 @@ def download(out, names, mirror, yes, as_json) -> None:
 
 def _print_plan(out: Path, jobs: "list[Job]", free: int) -> None:
     """What a download will cost, on stderr: stdout is for what came."""
-    rows = [(job.remote.file, job.size, job.have, job.left, job.state) for job in jobs]
+    rows = [(job.archive.file, job.size, job.have, job.left, job.state) for job in jobs]
     total = ("total", *(sum(row[column] for row in rows) for column in (1, 2, 3)), "")
     shown = [(row[0], *map(Size, row[1:4]), row[4]) for row in (*rows, total)]
     print_table(("file", "size", "there", "left", ""), shown, err=True)

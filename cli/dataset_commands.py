@@ -267,7 +267,7 @@ def why(dir, image_id, x, y, coco, lvis, as_json) -> None:
       cocolvis why ~/cocolvis 139 320 240 --coco ~/coco --lvis ~/lvis
     """
     from cocolvis.inspection.why import why as explain
-    from cocolvis.sources.pairing import Sources
+    from cocolvis.sources.inputs import Sources
     from cocolvis.storage.dataset import Dataset
     from cocolvis.vocabulary import coco_lvis
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import click
 
-from cocolvis.text import human_size, plain
+from cocolvis.text import escaped, human_size
 
 _PLAIN_INTERVAL = 5.0
 """Seconds between two progress lines when stderr is no terminal."""
@@ -34,12 +34,12 @@ class Size(int):
 
 def say(line: object = "", *, err: bool = False) -> None:
     """One line on stdout, or on stderr: with escapes for control characters and line ends, which may come from files."""
-    click.echo(plain(str(line)), err=err)
+    click.echo(escaped(str(line)), err=err)
 
 
 def say_fields(*fields: object) -> None:
     """One line on stdout with tabs between the fields, for programs such as cut; escapes as for :func:`say`."""
-    click.echo("\t".join(plain(str(field)) for field in fields))
+    click.echo("\t".join(escaped(str(field)) for field in fields))
 
 
 def print_json(content: Any) -> None:
@@ -62,7 +62,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, err: bo
             return ""
         if isinstance(cell, int) and not isinstance(cell, Size):
             return f"{cell:,}"
-        return f"{cell:,.2f}" if isinstance(cell, float) else plain(str(cell))
+        return f"{cell:,.2f}" if isinstance(cell, float) else escaped(str(cell))
 
     columns = list(zip(header, *rows, strict=True))
     right = [any(isinstance(cell, int | float) for cell in column[1:]) for column in columns]
@@ -115,7 +115,7 @@ def _bar(label: str) -> Iterator[tuple[_Draw, Callable[[str], None]]]:
             begins, drawn[0] = drawn[0] != what, what
             bar.update(task, description=what, completed=done, total=total or None, state=state, refresh=begins)
 
-        yield draw, lambda text: bar.console.print(Text(plain(text)), soft_wrap=True)
+        yield draw, lambda text: bar.console.print(Text(escaped(text)), soft_wrap=True)
 
 
 @contextmanager
@@ -149,7 +149,7 @@ class _Shown:
         if what != self._what:
             self._what, self._phase = what, _Meter(BYTES)
         state = self._phase.state(done, total) if done else human_size(total) if total else ""
-        self._draw(plain(f"{self._label}: {what}"), state, done, total)
+        self._draw(escaped(f"{self._label}: {what}"), state, done, total)
 
     def end(self) -> None:
         """Say what was done in all, and in which time."""

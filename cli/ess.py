@@ -10,7 +10,7 @@ from cli import model_commands, run_commands
 from cli.display import print_json, print_table, say
 from cli.options import UNCHANGED, Group, json_option, path_argument, path_option
 from cli.settings import setting_options
-from cocolvis.text import plain
+from cocolvis.text import escaped
 from ess.config import Config, load, preset_names, variant, variant_names
 
 
@@ -128,7 +128,7 @@ class _PlainLines(logging.Formatter):
     """Messages without what a terminal obeys: they name images and files."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return plain(super().format(record))
+        return escaped(super().format(record))
 
 
 def _log_to_stderr() -> None:

@@ -189,7 +189,7 @@ def run_shard(task: ShardTask, shard: Path, lease: Lease, tick: Callable[[], Non
     after each image. Faults of single records are collected. A DataError for a file that cannot be written, a folder whose
     ``lease`` was lost, and input that cannot be read for a reason that is not its own.
     """
-    with reading.allowing(task.allow_missing):
+    with reading.allowing_missing(task.allow_missing):
         return _run(task, shard, lease, tick)
 
 

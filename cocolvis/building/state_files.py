@@ -9,7 +9,7 @@ from msgspec import Meta
 from cocolvis.errors import DataError
 from cocolvis.faults import Fault
 from cocolvis.storage import checks
-from cocolvis.text import line
+from cocolvis.text import one_line
 
 _Count = Annotated[int, Meta(ge=0, le=2**53)]
 _Hash = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -88,5 +88,5 @@ def read(path: Path, kind: type) -> dict:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path}: is damaged: {line(error)}") from None
+        raise DataError(f"{path}: is damaged: {one_line(error)}") from None
     return content

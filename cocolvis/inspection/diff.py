@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cocolvis.progress import Progress, quiet
+from cocolvis.progress import Progress, ignore
 from cocolvis.storage.dataset import Dataset, Split
 
 _CODE = 2**16
@@ -48,7 +48,7 @@ class Difference:
         return sorted({c for pair in self.pairs for c in (pair.a, pair.b)} - {0})
 
 
-def diff(a: Dataset, b: Dataset, progress: Progress = quiet) -> Difference:
+def diff(a: Dataset, b: Dataset, progress: Progress = ignore) -> Difference:
     """Compare every mask of ``a`` with the one of the same split and image id in ``b``; ``progress`` counts images."""
     found = Difference()
     counts: dict[int, int] = {}

@@ -21,7 +21,7 @@ from pycocotools.coco import COCO
 
 from cocolvis.disk.archives import Place
 from cocolvis.errors import DataError
-from cocolvis.progress import Phase, Progress, quiet
+from cocolvis.progress import Phase, Progress, ignore
 from cocolvis.sources.locations import Roots, lvis_place, stuff_place
 from cocolvis.storage.dataset import Dataset
 from cocolvis.vocabulary import coco_lvis
@@ -58,7 +58,7 @@ class OracleResult:
         return lines + [f"{split}: image {i} differs in {pixels} pixels" for split, i, pixels in self.differing]
 
 
-def check(dataset: Dataset, coco: Roots, lvis: Roots, progress: Progress = quiet, phase: Phase = quiet) -> OracleResult:
+def check(dataset: Dataset, coco: Roots, lvis: Roots, progress: Progress = ignore, phase: Phase = ignore) -> OracleResult:
     """Derive each mask of a COCO+LVIS data set again from the folders it was built from, and compare.
 
     ``progress`` counts images, ``phase`` is told which file is read. A DataError when the data set has another vocabulary, or

@@ -13,14 +13,14 @@ import numpy as np
 from cocolvis.disk.files import sha256
 from cocolvis.errors import DataError
 from cocolvis.pictures import encoded
-from cocolvis.progress import Progress, quiet
+from cocolvis.progress import Progress, ignore
 from cocolvis.storage import checks, digest, report
 from cocolvis.storage.dataset import Dataset, Split
 from cocolvis.storage.shards import ShardReader
-from cocolvis.text import line
+from cocolvis.text import one_line
 
 
-def verify(dataset: Dataset, progress: Progress = quiet) -> list[str]:
+def verify(dataset: Dataset, progress: Progress = ignore) -> list[str]:
     """The faults of a data set, one line each; empty when it is whole. ``progress`` counts bytes of shards.
 
     Reads everything: the digest of each image, and of the data set, is computed anew from the contents.
@@ -48,7 +48,7 @@ def verify(dataset: Dataset, progress: Progress = quiet) -> list[str]:
     return faults + list(_index_faults(dataset, ids, leaves)) + ([lost] if lost else [])
 
 
-def check_pictures(dataset: Dataset, threads: int = 1, progress: Progress = quiet) -> list[str]:
+def check_pictures(dataset: Dataset, threads: int = 1, progress: Progress = ignore) -> list[str]:
     """The faults of the pictures, one line each: those stored, or the files that are referred to, are checked and decoded.
 
     What can be found is told by :func:`encoded.check`. ``progress`` counts images. Each thread holds one picture at a time. A
@@ -124,7 +124,7 @@ def _content_faults(reader: ShardReader, entry: dict[str, Any], dataset: Dataset
         yield f"holds {len(reader)} images, dataset.json says {entry['images']}"
     for name, expected in (("split", entry["split"]), ("vocabulary", dataset.vocabulary.digest)):
         if reader.attributes.get(name) != expected:
-            yield f"its {name} is {line(repr(reader.attributes.get(name)))}, dataset.json says {expected!r}"
+            yield f"its {name} is {one_line(repr(reader.attributes.get(name)))}, dataset.json says {expected!r}"
     absent = reader.absent()
     if absent.size and not 1 <= absent.min() <= absent.max() <= len(dataset.vocabulary):
         yield f"excludes classes {absent.min()}..{absent.max()}, the vocabulary has 1..{len(dataset.vocabulary)}"

@@ -14,7 +14,7 @@ import numpy as np
 from cocolvis.errors import DataError
 from cocolvis.faults import Fault
 from cocolvis.limits import MAX_PIXELS
-from cocolvis.progress import Announce, Progress, quiet
+from cocolvis.progress import Announce, Progress, ignore
 from cocolvis.sources import records
 from cocolvis.sources.lenient import as_text, elements, lists, may_repeat
 from cocolvis.sources.records import READ, REFUSED, Category, ImageRecord, ListedImage, Segment
@@ -40,7 +40,7 @@ class AnnotationFile:
     record by record where it is.
     """
 
-    def __init__(self, content: Buffer, name: str, source: str, announce: Announce = quiet, read: Progress = quiet):
+    def __init__(self, content: Buffer, name: str, source: str, announce: Announce = ignore, read: Progress = ignore):
         self.name = name
         self.source = source
         self.faults: list[Fault] = []

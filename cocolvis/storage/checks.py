@@ -14,7 +14,7 @@ from cocolvis.disk import reading
 from cocolvis.disk.files import regular_file
 from cocolvis.errors import DamagedImage, DataError
 from cocolvis.limits import MAX_PICTURE, MAX_PIXELS
-from cocolvis.text import line, refuse_other_encodings, without_mark
+from cocolvis.text import one_line, refuse_other_encodings, without_mark
 
 MAX_WHOLE = 2**28
 """Bytes of the largest column that is read whole; 8 million images fit."""
@@ -89,7 +89,7 @@ def stored(file: h5py.File, name: str, dtype: str, shape: tuple[int | None, ...]
     fits = len(sides) == len(shape) and all(b in (None, a) for a, b in zip(sides, shape, strict=True))
     if not fits or data.dtype != dtype:
         wanted = str(shape).replace("None", "N")
-        raise ValueError(f"/{name} is {line(str(data.dtype))} {data.shape}, expected {dtype} {wanted}")
+        raise ValueError(f"/{name} is {one_line(str(data.dtype))} {data.shape}, expected {dtype} {wanted}")
     size, occupied = data.nbytes, data.id.get_storage_size()
     if data.chunks is not None:
         raise ValueError(f"/{name} lies in chunks, expected one piece")
@@ -247,9 +247,9 @@ def read_index(path: Path, identity: tuple[str, int]) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path}: is not JSON: {line(error)}") from None
+        raise DataError(f"{path}: is not JSON: {one_line(error)}") from None
     if found != identity:
-        raise DataError(f"{path}: format and version are {line(str(found))}, expected {identity}")
+        raise DataError(f"{path}: format and version are {one_line(str(found))}, expected {identity}")
     check_index(path, index)
     return index
 
@@ -259,16 +259,18 @@ def check_index(path: Path, index: dict[str, Any]) -> None:
     try:
         checked = msgspec.convert(index, _ImportedIndex if is_imported(index) else _Index)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise DataError(f"{path}: {line(error)}") from None
+        raise DataError(f"{path}: {one_line(error)}") from None
     seen: set[PurePosixPath] = set()
     for entry in checked.shards:
         place = PurePosixPath(entry.file)
         if place.is_absolute() or ".." in place.parts or not place.name or re.search(r"[\x00-\x1f\x7f\\]", entry.file):
-            raise DataError(f"{path}: shard {line(repr(entry.file))} is no path inside the folder")
+            raise DataError(f"{path}: shard {one_line(repr(entry.file))} is no path inside the folder")
         if place in seen:
-            raise DataError(f"{path}: shard {line(entry.file)} is listed twice")
+            raise DataError(f"{path}: shard {one_line(entry.file)} is listed twice")
         if entry.split not in checked.splits:
-            raise DataError(f"{path}: shard {line(entry.file)} is of the split {line(repr(entry.split))}, which is not listed")
+            raise DataError(
+                f"{path}: shard {one_line(entry.file)} is of the split {one_line(repr(entry.split))}, which is not listed"
+            )
         seen.add(place)
 
 
@@ -283,7 +285,7 @@ def picture(root: Path, path: str) -> bytes:
     A DamagedImage when ``path`` leads elsewhere, or to no file of a picture's size that may be read.
     """
     if path.startswith("/") or ".." in path.split("/") or "\0" in path or len(path) > 1000:
-        raise DamagedImage(f"{root}: picture {line(repr(path))} is no path inside the folder")
+        raise DamagedImage(f"{root}: picture {one_line(repr(path))} is no path inside the folder")
     file = root / path
     try:
         status = regular_file(file)
@@ -300,4 +302,4 @@ def picture(root: Path, path: str) -> bytes:
 
 
 def _is_of_one_file(error: BaseException | None) -> bool:
-    return not isinstance(error, OSError) or reading.of_the_system(error) is None
+    return not isinstance(error, OSError) or reading.system_reason(error) is None

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from cocolvis.errors import DamagedImage, DataError
-from cocolvis.progress import quiet
+from cocolvis.progress import ignore
 from cocolvis.storage import checks, report
 from cocolvis.storage.handles import OPEN
 from cocolvis.storage.shards import Sample, ShardReader
-from cocolvis.text import line
+from cocolvis.text import one_line
 from cocolvis.vocabulary import Vocabulary, coco_lvis
 
 FORMAT = "cocolvis"
@@ -48,7 +48,7 @@ class Dataset:
         try:
             return cls(folder, index, Path(image_root) if image_root else None)
         except DataError as error:
-            raise DataError(f"{folder / INDEX}: {line(error)}") from None
+            raise DataError(f"{folder / INDEX}: {one_line(error)}") from None
 
     @property
     def is_coco_lvis(self) -> bool:
@@ -144,7 +144,7 @@ class Split:
         """The shards in order, each opened when it is asked for."""
         return map(self._shard, range(len(self._paths)))
 
-    def present(self, read: Callable[[int], None] = quiet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def present(self, read: Callable[[int], None] = ignore) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(rows int64, classes uint16, pixels uint32), one entry for each class in each image; no mask is decoded.
 
         ``read`` is told how many images' counts were read, shard by shard.

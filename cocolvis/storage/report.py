@@ -12,7 +12,7 @@ from cocolvis.disk.files import Unwritable, sha256, write_aside
 from cocolvis.errors import DataError
 from cocolvis.faults import Fault
 from cocolvis.storage import checks
-from cocolvis.text import line
+from cocolvis.text import one_line
 
 FILE = "faults.jsonl"
 """All faults, one JSON object a line, where dataset.json lists some only."""
@@ -94,4 +94,4 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # a ValidationError is a DecodeError
-        raise DataError(f"{path}: line {number} is no fault: {line(error)}") from None
+        raise DataError(f"{path}: line {number} is no fault: {one_line(error)}") from None

@@ -21,7 +21,7 @@ from cocolvis.masks import runlength
 from cocolvis.masks.runlength import Runs
 from cocolvis.pictures import encoded
 from cocolvis.storage import checks, digest
-from cocolvis.text import line, printable
+from cocolvis.text import one_line, replace_unprintable
 
 FORMAT = "cocolvis-shard"
 VERSION = 2
@@ -230,7 +230,7 @@ class ShardReader:
         except checks.REFUSED as error:
             if number := getattr(error, "errno", None):  # of the system, not of HDF5
                 raise DataError(f"{path}: cannot be read: {os.strerror(number)}") from None
-            raise DataError(f"{path}: is no readable shard: {line(error)}; {_ADVICE}") from None
+            raise DataError(f"{path}: is no readable shard: {one_line(error)}; {_ADVICE}") from None
 
     def _open(self, file: h5py.File) -> None:
         self.attributes = checks.attributes(file, {"format": FORMAT, "version": VERSION}, ("split", "images", "vocabulary"))
@@ -324,7 +324,7 @@ class ShardReader:
             checks.small(f"/{name}", math.prod(column.shape) * column.dtype.itemsize)
             return self._read(column, 0, column.shape[0])
         except (ValueError, OSError) as error:
-            raise DataError(f"{self.path}: {line(error)}") from None
+            raise DataError(f"{self.path}: {one_line(error)}") from None
 
     def _slice(self, group: str, column: str, row: int) -> np.ndarray:
         start, stop = self._bounds(group, row)
@@ -374,5 +374,5 @@ def _told(shard: Path | None, what: str, path: str, reason: Exception | str) -> 
 
 def _short(text: str, most: int) -> str:
     """A text on one line, without its middle where it is longer than a reader endures."""
-    text = printable(text)
+    text = replace_unprintable(text)
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"

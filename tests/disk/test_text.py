@@ -18,7 +18,7 @@ from cocolvis.importers import voc as voc_layout
 from cocolvis.sources import annotations
 from cocolvis.sources.annotations import AnnotationFile
 from cocolvis.storage.checks import read_index
-from cocolvis.text import composed, decoded
+from cocolvis.text import decoded, nfc
 from cocolvis.vocabulary import ClassInfo, Vocabulary, coco_lvis
 from ess.config import load
 from ess.inference.inputs import find_inputs, read_list
@@ -71,7 +71,7 @@ def test_utf8_is_not_taken_for_utf16(text):
         (b"sky\nm\xe4hre\n", "line 2, byte 2: 0xe4 is not UTF-8; save it as UTF-8"),
         (MARK + b"sky\r\n\r\n\xc3\xa4\xff", "line 3, byte 3: 0xff is not UTF-8; save it as UTF-8"),
         (b"a\rb\xe4", "line 2, byte 2: 0xe4 is not UTF-8; save it as UTF-8"),
-        (b"sky\nhi\0ll and much more\n", "line 2 holds a byte 0; expected text in UTF-8"),
+        (b"sky\nhi\0ll and much more\n", "line 2 contains a NUL; expected text in UTF-8"),
     ],
 )
 def test_what_is_not_text_is_told_with_its_place(content, told):
@@ -195,26 +195,26 @@ def test_a_list_of_paths_on_stdin(tmp_path):
     assert read_list(b"\xff.jpg\n") == ["\udcff.jpg"]
     for content, told in (
         ("a.jpg\n".encode("utf-16"), "is UTF-16; save it as UTF-8"),
-        (b"a.jpg\0b/c d.jpg\0", "line 1 holds a byte 0"),
+        (b"a.jpg\0b/c d.jpg\0", "line 1 contains a NUL"),
     ):
         result = CliRunner().invoke(ess, ["predict", str(tmp_path / "run"), "-", "--out", str(tmp_path / "out")], input=content)
         assert result.exit_code == 1 and result.stderr.startswith(f"Error: the list of paths: {told}")
 
 
 def test_names_match_however_they_are_composed(tmp_path):
-    nfc, nfd = (unicodedata.normalize(form, "Übung é") for form in ("NFC", "NFD"))
-    assert nfc != nfd and composed(nfd) == composed(nfc) == nfc
-    vocabulary = Vocabulary([ClassInfo(1, nfd, "stuff", None, None, {"lvis": 4})])
-    assert vocabulary.id_of(nfc) == vocabulary.id_of(nfd) == 1
-    assert vocabulary.search(nfc.upper()) == vocabulary.search(nfd) == [*vocabulary]
-    vocabulary.check_categories("lvis", {4: nfc}, "a.json")
+    joined, apart = (unicodedata.normalize(form, "Übung é") for form in ("NFC", "NFD"))
+    assert joined != apart and nfc(apart) == nfc(joined) == joined
+    vocabulary = Vocabulary([ClassInfo(1, apart, "stuff", None, None, {"lvis": 4})])
+    assert vocabulary.id_of(joined) == vocabulary.id_of(apart) == 1
+    assert vocabulary.search(joined.upper()) == vocabulary.search(apart) == [*vocabulary]
+    vocabulary.check_categories("lvis", {4: joined}, "a.json")
     with pytest.raises(DataError, match="unique"):
-        Vocabulary([ClassInfo(i, name, "stuff", None, None, {}) for i, name in ((1, nfd), (2, nfc))])
+        Vocabulary([ClassInfo(i, name, "stuff", None, None, {}) for i, name in ((1, apart), (2, joined))])
     with pytest.raises(DataError, match="category 9 is 'x', the vocabulary has None"):
         vocabulary.check_categories("lvis", {9: "x"}, "a.json")
     assert coco_lvis().id_of("banner") == 50
-    (tmp_path / nfd / "x").mkdir(parents=True)
-    (tmp_path / nfd / "x" / f"{nfc}.jpg").write_bytes(b"")
-    (one,) = find_inputs([str(tmp_path / nfc / "x" / f"{nfd}.jpg")])
-    assert one.path == tmp_path / nfd / "x" / f"{nfc}.jpg"
-    assert [one.name.name for one in find_inputs([str(tmp_path / nfc / "**" / f"{nfd[:2]}*.jpg")])] == [nfc]
+    (tmp_path / apart / "x").mkdir(parents=True)
+    (tmp_path / apart / "x" / f"{joined}.jpg").write_bytes(b"")
+    (one,) = find_inputs([str(tmp_path / joined / "x" / f"{apart}.jpg")])
+    assert one.path == tmp_path / apart / "x" / f"{joined}.jpg"
+    assert [one.name.name for one in find_inputs([str(tmp_path / joined / "**" / f"{apart[:2]}*.jpg")])] == [joined]

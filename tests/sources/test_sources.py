@@ -19,7 +19,7 @@ from cocolvis.building.build import build
 from cocolvis.building.merged import BuildOptions
 from cocolvis.disk import archives
 from cocolvis.errors import DataError
-from cocolvis.sources.pairing import Sources
+from cocolvis.sources.inputs import Sources
 from cocolvis.storage.dataset import Dataset
 from cocolvis.vocabulary import coco_lvis
 
@@ -246,7 +246,7 @@ def test_the_reason_is_that_the_zip_was_changed(tree, name):
     place = archives.members(archive)[third()]
     change(archive)
     with pytest.raises(
-        ValueError, match=f"^{archive} was changed or replaced after the build had looked into it; build again$"
+        ValueError, match=f"^{archive} was changed or replaced after the build had read its directory; build again$"
     ):
         place.read()
 
@@ -281,7 +281,7 @@ def test_a_zip_that_is_packed_otherwise_is_told_with_its_method(tree, method):
     zipped(tree)
     path = zips.write_zip(tree.lvis / "lvis_v1_train.json.zip", zips.lvis(tree.lvis, "train"), PACKED[method])
     tree.path("lvis_v1_train").unlink()
-    said = f"cannot be read: it is packed with {method}, which is not read; unpack the zip, or pack it again with Deflate"
+    said = f"cannot be read: it is packed with {method}, which is not supported; unpack the zip, or pack it again with Deflate"
     assert line(*build_it) == f"Error: {path}: lvis_v1_train.json: {said}"
     assert not (tree.root / "data").exists()
 

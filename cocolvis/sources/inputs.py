@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from cocolvis.disk.archives import Place
 from cocolvis.errors import DataError
-from cocolvis.progress import Announce, Phase, quiet
+from cocolvis.progress import Announce, Phase, ignore
 from cocolvis.sources import locations
 from cocolvis.sources.annotations import AnnotationFile, ImageRecord, Segment
 from cocolvis.sources.locations import FOLDERS, Pictures, Roots
@@ -21,7 +21,7 @@ class Sources:
     raises a DataError as soon as its file is read. ``phase`` is told which file is read, ``announce`` where that takes long.
     """
 
-    def __init__(self, coco: Roots, lvis: Roots, vocabulary: Vocabulary, announce: Announce = quiet, phase: Phase = quiet):
+    def __init__(self, coco: Roots, lvis: Roots, vocabulary: Vocabulary, announce: Announce = ignore, phase: Phase = ignore):
         self._coco = coco
         self._lvis = lvis
         self._vocabulary = vocabulary
