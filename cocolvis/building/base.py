@@ -212,7 +212,7 @@ def read_picture(
     expected: tuple[int, int],
     said: str,
     faults: list[Fault],
-    absent: str = "does not exist",
+    absent: str | None = None,
     *,
     decode: bool = False,
     seen: Counter[str] | None = None,
@@ -233,8 +233,7 @@ def read_picture(
             encoded.check(content, expected, decode)
             noted = remarks.of_picture(content)
     except (FileNotFoundError, NotADirectoryError):
-        gone = getattr(image.picture, "member", None) and f"{image.picture.path} does not exist any more"
-        return fault("missing image", gone or absent)
+        return fault("missing image", absent or image.picture.why_missing())
     except OSError as error:
         return fault("unreadable image", f"cannot be read: {reading.strerror(error)}")
     except encoded.WrongSize as error:

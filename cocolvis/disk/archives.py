@@ -47,6 +47,9 @@ UNPACK = "unpack the zip, or pack it again with Deflate"
 _EXPANSION = 1100
 """The largest plausible ratio of unpacked to packed bytes: Deflate reaches 1032 at most."""
 
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
+"""Suffixes of the files that may have been meant when a picture is missing, tried in lower and upper case."""
+
 _BROKEN = (OSError, ValueError, EOFError, MemoryError, OverflowError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """The exceptions that reading a damaged zip raises."""
 
@@ -119,6 +122,15 @@ class Place(NamedTuple):
             raise ValueError(f"it has {found.st_size} bytes; at most {MAX_PICTURE} are read")
         with open(self.path, "rb") as file:
             return file.read()
+
+    def why_missing(self) -> str:
+        """Why :meth:`read` raised a FileNotFoundError; names a file beside this one that differs only in its suffix."""
+        if self.member is not None:
+            return f"{self.path} no longer exists"
+        stem = os.path.splitext(self.path)[0]
+        others = (stem + written for suffix in _SUFFIXES for written in (suffix, suffix.upper()))
+        found = next((path for path in others if os.path.exists(path)), None)
+        return "does not exist" + (f"; there is {os.path.basename(found)}" if found else "")
 
     def length(self) -> int:
         """The number of bytes that :meth:`read` will return, or 0 when the file is faulty; a DataError as there."""

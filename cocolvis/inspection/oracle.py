@@ -254,8 +254,11 @@ def _folder(image: dict) -> str:
         return folder
     if "://" in name:
         return posixpath.basename(posixpath.dirname(unquote(urlsplit(name).path)))
+    known = ("train2017", "val2017")
     named = posixpath.dirname(posixpath.normpath(name)) if name else ""
-    agrees = folder in ("train2017", "val2017") and last == posixpath.basename(name)
+    if posixpath.basename(named) in known:  # folders above it do not count
+        named = posixpath.basename(named)
+    agrees = folder in known and last == posixpath.basename(name)
     return named or (folder if agrees or not name else "")
 
 

@@ -200,7 +200,7 @@ def test_hostile_annotations_are_told_and_do_not_steer_the_terminal(tree):
     result = CliRunner().invoke(main, ["build", *where])
     assert result.exit_code == 0 and not obeyed(result.output)
     path = tree.path("stuff_train2017")
-    assert f"{path}: holds something that COCO and LVIS do not write; it is read record by record" in result.stderr
+    assert f"{path}: contains something that the official files do not; it is read record by record" in result.stderr
 
 
 def told(work):

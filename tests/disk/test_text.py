@@ -10,7 +10,7 @@ from import_trees import cocostuff10k, folder_of_export, voc
 
 from cli.ess import main as ess
 from cocolvis.disk.archives import Place
-from cocolvis.disk.files import read_json, read_lines, read_text
+from cocolvis.disk.files import create_json, read_json, read_lines, read_text, write_json
 from cocolvis.errors import DataError
 from cocolvis.importers import cocostuff10k as coco_layout
 from cocolvis.importers import folder as own_layout
@@ -153,6 +153,15 @@ def test_json_and_the_index(tmp_path, sample):
     for read in (read_json, lambda path: read_index(path, identity)):
         with pytest.raises(DataError, match=r"dataset\.json: is UTF-16; save it as UTF-8"):
             read(file)
+
+
+def test_lone_surrogates_are_written_to_json_as_escapes(tmp_path):
+    content = {"name \udcff": ["é", "\ud800.jpg", "\U0001f600"]}
+    write_json(tmp_path / "a.json", content)
+    assert create_json(tmp_path / "b.json", content)
+    for name in ("a.json", "b.json"):
+        assert read_json(tmp_path / name) == content
+        assert "é" in (tmp_path / name).read_text("utf-8") and r"\ud800.jpg" in (tmp_path / name).read_text("utf-8")
 
 
 ONE = b'{"images": [{"id": 5, "height": 4, "width": 4, "file_name": "x/5.jpg"}], "annotations": [{"id": 1, "image_id": 5,'

@@ -29,7 +29,7 @@ def test_an_annotation_file_takes_memory_by_its_size(size, tmp_path):
     assert {name: row for name, row in found.items() if row[0] > BYTES_A_BYTE * row[1] + SLACK} == {}
     said = {name: row[2] for name, row in found.items()}
     assert said["only brackets"].endswith("expected one JSON object")
-    assert said["keys without end"].endswith("it breaks off")
+    assert said["keys without end"].endswith("it is cut short")
     assert said["many good, one bad"].endswith(" annotations, 1 faults")
     assert said["one large record"] == "1 images, 1 annotations, 0 faults"
     assert "has more than" in said["numbers for annotations"]

@@ -129,8 +129,8 @@ def test_missing_and_repeated_ids_are_counted():
     file = read({"images": [IMAGE], "annotations": rows})
     assert len(file.segments(7)) == 4
     assert [fault.reason for fault in file.faults] == [
-        "2 annotations have no id, the first of them one of image 7; they are painted all the same",
-        "1 annotations have the id of an earlier one, the first of them 1 of image 7; they are painted all the same",
+        "annotations without an id: 2, the first in image 7; they are painted anyway",
+        "annotations with the id of an earlier one: 1, the first with id 1 in image 7; they are painted anyway",
     ]
 
 
@@ -147,6 +147,11 @@ OFFICIAL = "http://images.cocodataset.org/train2017/1.jpg"
         (None, "train2017\\x.jpg", ("train2017", "x.jpg")),
         (None, ".\\train2017\\x.jpg", ("train2017", "x.jpg")),
         (None, "train2017/12:30:x.jpg", ("train2017", "12:30:x.jpg")),
+        (None, "images/train2017/x.jpg", ("train2017", "x.jpg")),
+        (None, "data\\coco\\val2017\\x.jpg", ("val2017", "x.jpg")),
+        (None, "./coco//images/train2017/./x.jpg", ("train2017", "x.jpg")),
+        (None, "images/elsewhere/x.jpg", ("images/elsewhere", "x.jpg")),
+        (None, "train2017/inner/x.jpg", ("train2017/inner", "x.jpg")),
         (None, "train2017/a b%20c#d?.jpg", ("train2017", "a b%20c#d?.jpg")),
         (None, "https://bucket.example/train2017/x%20y.jpg?key=1", ("train2017", "x y.jpg")),
         (OFFICIAL, "val2017/2.jpg", ("train2017", "1.jpg")),
@@ -171,21 +176,25 @@ def test_where_a_picture_is(coco_url, file_name, found):
 @pytest.mark.parametrize(
     ("file_name", "reason"),
     [
-        ("../x.jpg", "leaves the image folder"),
-        ("train2017\\..\\..\\x.jpg", "leaves the image folder"),
-        ("./../x.jpg", "leaves the image folder"),
-        ("train2017/../train2017/x.jpg", "holds '..'"),
-        ("..", "leaves the image folder"),
+        ("../x.jpg", "leads out of the image folder"),
+        ("train2017\\..\\..\\x.jpg", "leads out of the image folder"),
+        ("./../x.jpg", "leads out of the image folder"),
+        ("train2017/../train2017/x.jpg", "contains '..'"),
+        ("..", "leads out of the image folder"),
         ("/data/train2017/x.jpg", "is an absolute path"),
+        ("\\data\\train2017\\x.jpg", "is an absolute path"),
+        ("images\\..\\train2017\\x.jpg", "contains '..'"),
+        ("images/../../train2017/x.jpg", "leads out of the image folder"),
+        ("D:\\coco\\train2017\\x.jpg", "names a drive"),
         ("\\\\nas\\share\\x.jpg", "is an absolute path"),
         ("C:\\data\\x.jpg", "names a drive"),
         ("./d:/x.jpg", "names a drive"),
-        ("train2017/", "names no file"),
-        ("./", "names no file"),
-        ("train2017/.", "names no file"),
-        ("train2017/a\0.jpg", "holds the character U+0000, which no file name may hold"),
-        ("a\n.jpg", "holds the character U+000A"),
-        ("a\ufffd.jpg", "holds the character U+FFFD, which stands for bytes that are not UTF-8"),
+        ("train2017/", "does not name a file"),
+        ("./", "does not name a file"),
+        ("train2017/.", "does not name a file"),
+        ("train2017/a\0.jpg", "contains the character U+0000, which no file name may contain"),
+        ("a\n.jpg", "contains the character U+000A"),
+        ("a\ufffd.jpg", "contains the character U+FFFD, which stands for bytes that are not UTF-8"),
         ("train2017/" + "é" * 128, "has a part of 256 bytes"),
         ("d/" * 600 + "x.jpg", "has 1205 characters"),
     ],
@@ -194,16 +203,29 @@ def test_why_a_file_name_is_refused(file_name, reason):
     with pytest.raises(DataError) as error:
         location(None, file_name)
     assert reason in str(error.value) and len(str(error.value).splitlines()) == 1
-    assert ("leaves" in str(error.value)) == ("leaves" in reason)
+    assert ("leads out" in str(error.value)) == ("leads out" in reason)
 
 
 def test_file_names_of_other_systems_are_found(tree, clean):
-    names = ("./train2017/{}", "train2017\\{}", ".\\train2017/./{}", "train2017//{}", "{}")
+    names = ("./train2017/{}", "images\\train2017\\{}", ".\\train2017/./{}", "data/coco/train2017//{}", "{}")
     for file in FILES:
         for image, name in zip(tree.json[file]["images"], names, strict=True):
             image["file_name"] = name.format(image["coco_url"].rpartition("/")[2])
             image["coco_url"] = "https://source.example.com/AbC/original.jpg?size=1" if image["id"] % 2 else None
     check(tree, clean)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".PNG", ".jpeg", ".JPG", ".tif", ".BMP"])
+def test_a_missing_picture_names_the_file_with_another_suffix(tree, suffix):
+    five_images(tree)
+    tree.picture(3).rename(tree.picture(3).with_suffix(suffix))
+    tree.picture(4).unlink()
+    data = tree.build()
+    assert faults(data) == [("missing image", "image", image_id, None) for image_id in (3, 4)]
+    assert [fault["reason"] for fault in data.index["report"]["faults"]] == [
+        f"train2017/000000000003.jpg: does not exist; there is 000000000003{suffix}",
+        "train2017/000000000004.jpg: does not exist",
+    ]
 
 
 def test_an_image_in_both_splits_is_reported_once_and_kept(tree):

@@ -104,7 +104,7 @@ def test_zips_have_what_64_bit_fields_and_streams_need(sample, tmp_path):
 def test_paths_cannot_lead_into_a_zip(sample, tmp_path):
     coco, lvis = downloaded(sample, tmp_path)
     refused = line("build", "--coco", *coco, "--lvis", *lvis, "--out", tmp_path / "data", "--images", "path")
-    reason = "a picture in a zip has no path; unpack it, or take --images embed"
+    reason = "a picture in a zip has no path; unpack the zip, or use --images embed"
     assert refused.startswith(f"Error: {tmp_path}/coco/") and refused.endswith(f"2017.zip: {reason}")
     assert not (tmp_path / "data").exists()
 
@@ -257,7 +257,7 @@ def test_a_zip_that_is_gone_is_named(tree):
     how = {"progress": lambda done, total: next(calls, str)(archive), "allow_missing": True}
     build(tree.sources(), tree.root / "data", BuildOptions(), **how)
     reason = Dataset.open(tree.root / "data").index["report"]["faults"][0]["reason"]
-    assert reason.endswith(f": {archive} does not exist any more")
+    assert reason.endswith(f": {archive} no longer exists")
 
 
 def test_a_replaced_zip_is_looked_into_again(tree):
