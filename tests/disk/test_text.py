@@ -1,4 +1,4 @@
-"""Text that people edited: byte order marks and Windows line ends do no harm; UTF-16 and other encodings are named."""
+"""Text files that users edited: byte order marks and Windows line ends do no harm; other encodings are named."""
 
 import codecs
 import json
@@ -33,7 +33,7 @@ def rewritten(path, change):
 
 
 def windows(content):
-    """As Notepad saves it."""
+    """The same text as Notepad saves it."""
     return MARK + content.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
 
 
@@ -60,7 +60,7 @@ def test_utf16_is_named(text, encoding):
 
 
 @pytest.mark.parametrize("text", ["天空\n草地\n", "Bäume", "\u0100\u4e00", "", "a" * 5000])
-def test_utf8_is_not_taken_for_utf16(text):
+def test_utf8_is_not_mistaken_for_utf16(text):
     assert decoded(text.encode(), "it") == text
     AnnotationFile(json.dumps({"images": [], "annotations": [], "info": text}, ensure_ascii=False).encode(), "it", "lvis")
 
@@ -74,7 +74,7 @@ def test_utf8_is_not_taken_for_utf16(text):
         (b"sky\nhi\0ll and much more\n", "line 2 contains a NUL; expected text in UTF-8"),
     ],
 )
-def test_what_is_not_text_is_told_with_its_place(content, told):
+def test_bytes_that_are_not_text_are_reported_with_their_position(content, told):
     with pytest.raises(DataError) as error:
         decoded(content, "it")
     assert str(error.value) == f"it: {told}"
@@ -110,7 +110,7 @@ def test_lists_of_classes(name, tmp_path):
         own_layout.find(made.src, SPLITS)
 
 
-def test_a_line_separator_inside_a_name_makes_no_second_class(tmp_path):
+def test_a_line_separator_inside_a_name_does_not_make_a_second_class(tmp_path):
     made = folder_of_export(tmp_path)
     (made.src / "classes.csv").unlink()
     (made.src / "classes.txt").write_text("sky\u2028hill\nsea\nsand\n")
@@ -118,7 +118,7 @@ def test_a_line_separator_inside_a_name_makes_no_second_class(tmp_path):
         own_layout.find(made.src, SPLITS)
 
 
-def test_a_table_of_classes_that_is_no_csv(tmp_path):
+def test_a_malformed_class_table_is_refused(tmp_path):
     made = folder_of_export(tmp_path)
     (made.src / "classes.csv").write_text("name\n" + "a" * 200_000)
     with pytest.raises(DataError, match=r"classes\.csv: cannot be read as CSV: field larger"):
@@ -169,7 +169,7 @@ ONE += b' "category_id": 2, "segmentation": [[0, 0, 4, 0, 4, 4]]}]%s}'
 
 
 @pytest.mark.parametrize("more", [b"", b', "info": NaN'], ids=["typed", "record by record"])
-def test_annotations_with_a_mark_are_read_without_a_copy(more, tmp_path, monkeypatch):
+def test_annotations_with_a_byte_order_mark_are_read_without_a_copy(more, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
         annotations, "without_mark", lambda content, real=annotations.without_mark: seen.append(real(content)) or seen[0]
@@ -188,7 +188,7 @@ def test_annotations_in_utf16_are_named(encoding):
         AnnotationFile((ONE % b"").decode().encode(encoding), "a.json", "lvis")
 
 
-def test_a_build_of_files_with_marks(tree):
+def test_a_build_from_files_with_byte_order_marks(tree):
     tree.image(1)
     tree.thing(1, 7, [[0, 0, 4, 0, 4, 4, 0, 4]])
     plain = tree.build("plain").index
@@ -210,7 +210,7 @@ def test_a_list_of_paths_on_stdin(tmp_path):
         assert result.exit_code == 1 and result.stderr.startswith(f"Error: the list of paths: {told}")
 
 
-def test_names_match_however_they_are_composed(tmp_path):
+def test_names_match_in_any_unicode_normal_form(tmp_path):
     joined, apart = (unicodedata.normalize(form, "Übung é") for form in ("NFC", "NFD"))
     assert joined != apart and nfc(apart) == nfc(joined) == joined
     vocabulary = Vocabulary([ClassInfo(1, apart, "stuff", None, None, {"lvis": 4})])

@@ -44,7 +44,7 @@ def test_the_command_prints_what_was_fetched(site, tmp_path, monkeypatch):
 
 
 def start(site, out, *extra, **settings):
-    """The command in a process of its own, on the small table."""
+    """Start the command in a separate process, with the small table of archives."""
     small = [(entry.name, entry.file, entry.url, entry.size, entry.exact) for entry in official.ARCHIVES]
     table = "official.ARCHIVES = tuple(official.Archive(*row) for row in eval(sys.argv.pop(1)))"
     code = f"import sys; from cocolvis.downloads import official; {table};"
@@ -54,7 +54,7 @@ def start(site, out, *extra, **settings):
 
 
 def stopped(site, stuff, how):
-    """Start the command, stop it by a signal once 9000 bytes have come; its exit code and stderr."""
+    """Start the command, and stop it by a signal when some of 9000 bytes have arrived; (exit code, stderr)."""
     site.script = [lambda handler: site.serve(handler, 9000, stall=True)]
     process = start(site, stuff.target.parents[1], "--yes")
     while process.poll() is None and not (stuff.part.exists() and stuff.part.stat().st_size):

@@ -52,7 +52,7 @@ def test_a_response_of_unknown_length(site, stuff, tmp_path):
 
 
 def endless(site, start=b"", size=2**24):
-    """Answers in 5 ways that go on for ``size`` bytes behind ``start``."""
+    """(name, response) of 4 ways to send ``size`` bytes after ``start``."""
     block, last = bytes(2**16), SIZE - 1
     blocks = [start, *[block] * (size // len(block))]
     span = f"bytes 1000-{last}/{SIZE}"

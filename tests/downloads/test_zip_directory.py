@@ -10,31 +10,31 @@ from cocolvis.downloads import zip_directory
 
 
 def directory_at(content):
-    """The place of the end record, and of the directory, of a small archive."""
+    """The offsets of the end record and of the directory of a small archive."""
     end = content.rindex(b"PK\5\6")
     return end, int.from_bytes(content[end + 16 : end + 20], "little")
 
 
 def moved(content, by):
-    """The same archive, whose end record names another place."""
+    """The same archive with another offset of the directory in its end record."""
     end, start = directory_at(content)
     return content[: end + 16] + (start + by).to_bytes(4, "little") + content[end + 20 :]
 
 
 def far(content):
-    """Its member lies behind the end of the file."""
+    """The same archive with an offset of its member beyond the end of the file."""
     _, start = directory_at(content)
     return content[: start + 42] + (2**31).to_bytes(4, "little") + content[start + 46 :]
 
 
 def more(content):
-    """It says that it has two members."""
+    """The same archive, declaring two members."""
     end, _ = directory_at(content)
     return content[: end + 10] + b"\2" + content[end + 11 :]
 
 
 def zip64(content):
-    """It names a record of 64 bits that is not there."""
+    """The same archive, declaring a 64-bit record that does not exist."""
     end, _ = directory_at(content)
     return content[: end + 16] + b"\xff" * 4 + content[end + 20 :]
 

@@ -16,9 +16,6 @@ from cocolvis.downloads.official import ARCHIVES, download
 from cocolvis.downloads.transfer import RetryPolicy
 from cocolvis.errors import DataError
 
-"""`cocolvis download` against a local server that behaves well, badly, and differently from one request to the next."""
-
-
 QUICK = RetryPolicy(attempts=3, backoff=0.001, timeout=5)
 
 

@@ -1,4 +1,4 @@
-"""Annotation files as other programs export them: numbers, ids, names and keys unlike COCO's, and words for the rest."""
+"""Annotation files as other programs export them: unusual numbers, ids, names and keys, and clear reasons for refusals."""
 
 import json
 
@@ -36,7 +36,7 @@ def masks(data) -> dict[int, np.ndarray]:
 
 
 def check(tree: Tree, clean: dict[int, np.ndarray], *expected: tuple) -> None:
-    """The tree builds the masks, reports what is expected, and the oracle agrees."""
+    """The tree builds the expected masks and faults, and the oracle agrees."""
     data = tree.build()
     assert faults(data) == list(expected)
     assert [i for i, mask in clean.items() if not np.array_equal(data.find(i).mask, mask)] == []
@@ -45,7 +45,7 @@ def check(tree: Tree, clean: dict[int, np.ndarray], *expected: tuple) -> None:
 
 @pytest.fixture
 def clean(tree) -> dict[int, np.ndarray]:
-    """The masks of five images, one of which has run lengths, before anything is changed."""
+    """The masks of five images, one of them with run lengths, before anything is changed."""
     five_images(tree)
     tree.thing(5, 9, {"size": [8, 8], "counts": [20, 20, 24]})
     return masks(tree.build("clean"))
@@ -81,7 +81,7 @@ def test_what_is_not_a_whole_number_is_refused(text):
     assert file.faults[0].reason.startswith("its id is ") and "; expected a whole number" in file.faults[0].reason
 
 
-def test_null_for_what_may_be_absent_is_absence(tree, clean):
+def test_null_for_an_optional_field_means_absent(tree, clean):
     for image in records(tree, "images"):
         image["file_name"] = None
         image |= dict.fromkeys(("neg_category_ids", "not_exhaustive_category_ids", "license", "flickr_url"))
@@ -237,7 +237,7 @@ def test_an_image_in_both_splits_is_reported_once_and_kept(tree):
     assert data.index["report"]["faults"][0]["reason"] == "the split train has an image of this id, too; both are kept"
 
 
-def test_a_category_that_is_listed_twice_is_reported():
+def test_a_repeated_category_is_reported():
     file = read({"images": [], "annotations": [], "categories": [CATEGORY, CATEGORY | {"id": 3.0}]})
     assert file.categories == {3: "airplane"}
     assert [fault[:1] + fault[2:] for fault in file.faults] == [
@@ -249,7 +249,7 @@ def test_a_category_that_is_listed_twice_is_reported():
 
 @pytest.mark.parametrize("broken", [False, True], ids=["typed", "record by record"])
 @pytest.mark.parametrize("key", ["annotations", "images", "categories"])
-def test_a_list_that_is_there_twice_is_reported_and_the_last_counts(key, broken):
+def test_a_repeated_list_is_reported_and_the_last_one_counts(key, broken):
     lists = {name: [record] for name, record in RECORDS.items()}
     first = {"images": IMAGE | {"height": 9}, "annotations": ANNOTATION | {"category_id": 9}, "categories": CATEGORY}[key]
     text = json.dumps(lists | {"info": {"images": 1, "note": '"annotations"'}})
@@ -262,7 +262,7 @@ def test_a_list_that_is_there_twice_is_reported_and_the_last_counts(key, broken)
     assert file.categories == {3: "airplane"}
 
 
-def test_a_key_elsewhere_is_not_taken_for_a_list():
+def test_a_key_elsewhere_does_not_count_as_a_list():
     lists = {name: [record | {"images": []}] for name, record in RECORDS.items()}
     assert read(lists | {"info": {"images": [], "annotations": []}}).faults == []
 
@@ -292,7 +292,7 @@ FIELDS = [(key, name) for key, record in RECORDS.items() for name in record] + [
 
 @pytest.mark.parametrize(("key", "name"), FIELDS, ids=[f"{key} {name}" for key, name in FIELDS])
 def test_reasons_are_sentences(key, name):
-    """Of each field and each wrong value: a sentence about this field, on one line, without the words of a parser."""
+    """For each field and wrong value, the reason is a sentence about this field, on one line, without a parser's jargon."""
     for what, value in WRONG.items():
         record = {field: content for field, content in RECORDS[key].items() if field != name}
         text = json.dumps(record)[:-1] + (f', "{name}": {value}}}' if value else "}")
@@ -320,7 +320,7 @@ def test_reasons_are_sentences(key, name):
 
 @pytest.mark.parametrize("key", RECORDS)
 @pytest.mark.parametrize("value", ["17", "null", "NaN", "true", '"a"', "[]", "[" * 200 + "]" * 200])
-def test_records_that_are_none_are_called_what_they_are(key, value):
+def test_records_other_than_objects_are_described(key, value):
     lists = {other: json.dumps([RECORDS[other]]) for other in RECORDS if other != key} | {key: f"[{value}]"}
     text = "{" + ", ".join(f'"{name}": {content}' for name, content in lists.items()) + "}"
     try:
@@ -330,7 +330,7 @@ def test_records_that_are_none_are_called_what_they_are(key, value):
     assert reason.endswith("; expected an object") and "it is " in reason, reason
 
 
-def test_a_build_says_it_in_words(tree):
+def test_a_build_prints_the_reasons(tree):
     five_images(tree)
     for record in records(tree, "images"):
         record["id"] = str(record["id"])
@@ -342,7 +342,7 @@ def test_a_build_says_it_in_words(tree):
     assert "Expected" not in said and "None" not in said and "`int`" not in said
 
 
-def test_the_vocabulary_names_the_category_of_a_wrong_name():
+def test_a_category_with_a_wrong_name_is_refused_with_its_id():
     with pytest.raises(DataError, match=r"file\.json: category 3 cannot be read: its name is 5; expected text"):
         of(category={"id": 3, "name": 5})
     assert coco_lvis().categories("lvis")[3] == "airplane"
