@@ -110,7 +110,7 @@ class Job:
 
 
 def plan(out: Path, names: Sequence[str] = (), mirror: str | None = None) -> list[Job]:
-    """What there is to fetch of the named archives (default: all) into ``out``; fetches nothing.
+    """The state of each named archive (default: all) in the folder ``out``; fetches nothing.
 
     ``mirror`` replaces everything before the last part of each address. A DataError if it is not a web address, or if an
     archive in ``out`` differs in size from the recorded or published one.
@@ -156,20 +156,20 @@ def download(
         sizes = {job: (job.have, job.size) for job in jobs}
         for job in jobs:
 
-            def show(have: int, size: int | None, job: Job = job) -> None:
+            def received(have: int, size: int | None, job: Job = job) -> None:
                 sizes[job] = have, size or max(have, job.size)
                 progress(*map(sum, zip(*sizes.values(), strict=True)))
 
-            show(job.have, job.size)
+            received(job.have, job.size)
             if job.finished:
                 continue
             if not job.there:
-                fetch(job.part, show, announce, policy or RetryPolicy())
+                fetch(job.part, received, announce, policy or RetryPolicy())
             records[job.archive.name] = record = _checked(job, announce, phase)
             write_json(out / RECORD, msgspec.to_builtins(_Records(list(records.values()))))
             if not job.there:
                 _take_name(job.part)
-            show(record.bytes, record.bytes)
+            received(record.bytes, record.bytes)
     return [records[job.archive.name] for job in jobs]
 
 
@@ -181,12 +181,12 @@ def _checked(job: Job, announce: Announce, phase: Phase) -> Record:
     if part.published not in (None, size):
         fault = f"has {size:,} bytes, but the published file has {part.published:,}"
     elif broken := zip_directory.fault(path):
-        fault = f"the {size:,} bytes received are not a zip archive: {broken}"
+        fault = f"has {size:,} bytes and is not a zip archive: {broken}"
     elif job.there and (unread := next((member for member in members(path).values() if member.unread), None)):
         fault = f"its member {unread.member} is {unread.unread}, which is not supported; pack the file again with Deflate, or"
         raise job.fault(path, f"{fault} remove it")
     else:
-        announce(f"{part.target.name}: {size:,} bytes received; computing their SHA-256")
+        announce(f"{part.target.name}: computing the SHA-256 of its {size:,} bytes")
         hashed = count_bytes(partial(phase, f"hashing {part.target.name}"), size)
         digest = sha256(path, hashed)
         if archive.sha256 not in (None, digest):

@@ -238,16 +238,16 @@ def _open(part: PartialFile, headers: dict[str, str], timeout: float) -> _Respon
             return error
         error.close()
         if error.code in _TRANSIENT:
-            raise _Retry(f"the server answers {error.code} {_one_line(error.reason)}") from None
+            raise _Retry(f"the server answers {error.code} {_unwrapped(error.reason)}") from None
         raise DataError(
-            f"{part.url}: the server answers {error.code} {_one_line(error.reason)}; choose another server with --mirror, "
+            f"{part.url}: the server answers {error.code} {_unwrapped(error.reason)}; choose another server with --mirror, "
             f"or save the file as {part.target} yourself, then run {part.command}"
         ) from None
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise _Retry(f"no connection ({_one_line(getattr(error, 'reason', error))})") from None
+        raise _Retry(f"no connection ({_unwrapped(getattr(error, 'reason', error))})") from None
 
 
-def _one_line(reason: object) -> str:
+def _unwrapped(reason: object) -> str:
     """A reason on one line; urllib's message for a redirect loop has three."""
     return " ".join(str(reason).split())
 
@@ -325,4 +325,4 @@ def _read(response: _Response, size: int) -> bytes:
     try:
         return response.read1(size)
     except (OSError, http.client.HTTPException) as error:
-        raise _Retry(f"the connection dropped ({_one_line(error)})") from None
+        raise _Retry(f"the connection dropped ({_unwrapped(error)})") from None

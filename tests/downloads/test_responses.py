@@ -16,7 +16,7 @@ def test_a_length_that_is_too_large_is_given_up(site, stuff):
 def test_a_length_that_is_too_small_leaves_no_archive(site, stuff):
     site.script = [lambda handler: site.serve(handler, length=SIZE - 9)]
     text = message(stuff)
-    assert f"{SIZE - 9:,} bytes received are not a zip archive: it has no central directory at its end" in text
+    assert f"has {SIZE - 9:,} bytes and is not a zip archive: it has no central directory at its end" in text
     assert "it was removed" in text
     assert not list(stuff.target.parent.iterdir()) and not (stuff.target.parents[1] / "downloads.json").exists()
 
