@@ -34,39 +34,35 @@ def skip(text, at):
         if at == len(text):
             return ~at
         symbol = text[at]
-        if _opens(symbol):
+        opened = _opens(symbol)
+        if opened:
             if depth == len(closing):
                 closing = np.concatenate((closing, np.empty(depth, np.uint8)))
             closing[depth] = symbol + 2
             depth += 1
-            at = _blank(text, at + 1)
-            if at == len(text) or text[at] != symbol + 2:
-                if symbol == _OPEN_OBJECT:
-                    at = _key(text, at)
-                    if at < 0:
-                        return at
-                continue
+            at += 1
         else:
             at = _scalar(text, at)
             if at < 0:
                 return at
-        while True:  # after a value, or at a closing bracket
-            if depth == 0:
-                return at
+        while depth > 0:  # go to the next value, past closing brackets and a comma
             at = _blank(text, at)
             if at == len(text):
                 return ~at
-            if text[at] == _COMMA:
+            if text[at] == closing[depth - 1]:
+                depth, at, opened = depth - 1, at + 1, False
+                continue
+            if not opened:
+                if text[at] != _COMMA:
+                    return ~at
                 at += 1
-                if closing[depth - 1] == _CLOSE_OBJECT:
-                    at = _key(text, at)
-                    if at < 0:
-                        return at
-                break
-            if text[at] != closing[depth - 1]:
-                return ~at
-            depth -= 1
-            at += 1
+            if closing[depth - 1] == _CLOSE_OBJECT:
+                at = _key(text, at)
+                if at < 0:
+                    return at
+            break
+        if depth == 0:
+            return at
 
 
 @entry()

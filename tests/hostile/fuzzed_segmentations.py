@@ -50,7 +50,7 @@ def _renumber_nastily(random: Random, content: bytes, others: list[bytes]) -> by
 
 def _balance(random: Random, content: bytes, others: list[bytes]) -> bytes:
     """Subtract from one number and add to the next but one, so that run lengths keep their sum."""
-    at = random.choice(list(re.finditer(rb"\d+", content)) or [re.match(b"", content)]).start()
+    at = random.choice([found.start() for found in re.finditer(rb"\d+", content)] or [0])
     found = re.compile(rb"(\d{1,9})(,[^,]*, ?)(\d{1,9})(?![\d.])").match(content, at)
     if not found:
         return content
@@ -209,7 +209,8 @@ def _polygons(parsed: list, height: int, width: int) -> np.ndarray | None:
 
 def _decompressed(counts: str) -> tuple[list[int], int] | None:
     """(run lengths, most symbols of one of them) of compressed counts; None if they are malformed."""
-    runs, value, place, longest = [], 0, 0, 0
+    runs: list[int] = []
+    value = place = longest = 0
     for symbol in (ord(character) - 48 for character in counts):
         if not 0 <= symbol < 64:
             return None
