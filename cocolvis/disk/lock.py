@@ -59,7 +59,7 @@ _released: set[str] = set()
 _Number = Annotated[int, Meta(ge=1)]
 
 
-class Lost(DataError):
+class LockLost(DataError):
     """The lock was lost because another process took the folder over: nothing more may be written."""
 
 
@@ -71,11 +71,11 @@ class Lease:
     token: str
 
     def check(self) -> None:
-        """Raise a Lost if the lock was lost, or a DataError if its file cannot be read."""
+        """Raise a LockLost if the lock was lost, or a DataError if its file cannot be read."""
         content = _read(self.path)
         if content is None or self.token.encode() not in content:
             cause = "another process took it over after a silence, or the lock file was removed"
-            raise Lost(f"{self.path.parent}: this build has lost the folder: {cause}; it stops and writes nothing more")
+            raise LockLost(f"{self.path.parent}: this build has lost the folder: {cause}; it stops and writes nothing more")
 
     def lost(self) -> bool:
         """Whether :meth:`check` would raise."""

@@ -20,7 +20,7 @@ from cocolvis.building import executors
 from cocolvis.building.build import build
 from cocolvis.building.merged import BuildOptions, Plan
 from cocolvis.disk import lock, owners
-from cocolvis.disk.lock import Lease, Lost, held
+from cocolvis.disk.lock import Lease, LockLost, held
 from cocolvis.disk.owners import Owner
 from cocolvis.errors import DataError
 from cocolvis.inspection.verify import verify
@@ -111,7 +111,7 @@ def test_a_worker_whose_lease_is_lost_writes_nothing(tree, tmp_path):
     plan = Plan.make(five_images(tree).write().sources(), BuildOptions())
     (task,) = plan.tasks(["train-00000"])
     lease = Lease(tmp_path / "gone", "0")
-    with executors.processes(1) as workers, pytest.raises(Lost):
+    with executors.processes(1) as workers, pytest.raises(LockLost):
         workers.submit(task, tmp_path / "new" / "train-00000.h5", lease).result()
     assert not (tmp_path / "new").exists()
 
@@ -254,10 +254,10 @@ def test_a_lease_that_was_lost_says_so_and_pickles(tmp_path):
         again = pickle.loads(pickle.dumps(lease))
         again.check()
         lease.path.write_bytes(lease.path.read_bytes().replace(lease.token.encode(), b"0" * 32))
-        with pytest.raises(Lost, match="it stops and writes nothing more"):
+        with pytest.raises(LockLost, match="it stops and writes nothing more"):
             again.check()
         lease.path.unlink()
-        with pytest.raises(Lost):
+        with pytest.raises(LockLost):
             again.check()
     assert Lease(tmp_path / "nothing", "0").lost()
 
@@ -423,5 +423,5 @@ def test_a_lock_that_is_removed_as_soon_as_it_is_written_is_a_lost_folder(tmp_pa
         Path(path).unlink()
 
     monkeypatch.setattr(os, "replace", swept)
-    with pytest.raises(Lost, match="this build has lost the folder"), held(tmp_path, None, print):
+    with pytest.raises(LockLost, match="this build has lost the folder"), held(tmp_path, None, print):
         pytest.fail("it is not ours")
