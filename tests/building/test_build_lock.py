@@ -32,7 +32,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 
 ELSEWHERE = """
 import sys
-from cocolvis import owners
+from cocolvis.disk import owners
 from cli.cocolvis import main
 owners._system = lambda: "another machine"
 main(sys.argv[1:])
