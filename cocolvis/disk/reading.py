@@ -21,7 +21,7 @@ _OF_ONE_FILE = {*_NAMES, *_DENIED, *_NO_SUCH_OFFSET}
 """Errors that concern only the requested file; all others concern the disk, the network or this machine."""
 
 ADVICE = (
-    "finished shards are kept: continue with --resume when it can be read again, or with --resume --allow-missing to leave out"
+    "finished shards are kept: go on with --resume when it can be read again, or with --resume --allow-missing to leave out"
     " what cannot be read"
 )
 

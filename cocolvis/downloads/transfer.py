@@ -157,7 +157,7 @@ def fetch(part: PartialFile, received: Received, announce: Announce, policy: Ret
             return _attempt(part, received, policy.timeout, whole)
         except OSError as error:
             fault = f"cannot be written: {error.strerror or error}"
-            raise DataError(f"{part.path}: {fault}; continue with {part.command}") from error
+            raise DataError(f"{part.path}: {fault}; go on with {part.command}") from error
         except _Retry as error:
             whole = error.whole
             failures = 0 if part.have > furthest else failures + 1
@@ -165,7 +165,7 @@ def fetch(part: PartialFile, received: Received, announce: Announce, policy: Ret
             if failures >= policy.attempts:
                 kept = f"; {part.have:,} bytes are kept in {part.path}" if part.have else ""
                 tried = f"{failures} consecutive attempts brought nothing new"
-                raise DataError(f"{part.url}: {error}; {tried}{kept}; continue with {part.command}") from None
+                raise DataError(f"{part.url}: {error}; {tried}{kept}; go on with {part.command}") from None
             wait = min(policy.backoff * 2**failures, _LONGEST_WAIT)
             announce(f"{part.target.name}: {error}; trying again in {wait:.0f} s")
             time.sleep(wait)
