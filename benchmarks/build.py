@@ -30,9 +30,9 @@ from cocolvis.building.build import build
 from cocolvis.building.merged import BuildOptions, ImageTask, Plan, warm_up
 from cocolvis.masks.merge import Region, merge
 from cocolvis.masks.rasterize import rasterize
-from cocolvis.memory import keep_freed
+from cocolvis.memory import keep_freed_memory
 from cocolvis.pictures.encoded import decode_rgb
-from cocolvis.sources.pairing import Sources
+from cocolvis.sources.inputs import Sources
 from cocolvis.storage.dataset import Dataset
 from cocolvis.vocabulary import coco_lvis
 
@@ -232,7 +232,7 @@ def reading(bench: Bench) -> dict[str, float]:
         cv2.imread(str(jpegs[i]), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
         cv2.imread(str(masks / f"{i}.png"), cv2.IMREAD_UNCHANGED)
 
-    keep_freed()
+    keep_freed_memory()
     rows = []
     for start in range(0, len(order), 100):
         part = order[start : start + 100]

@@ -24,7 +24,7 @@ from cocolvis.building.merged import BuildOptions
 from cocolvis.masks import runlength
 from cocolvis.pictures.encoded import decode_rgb
 from cocolvis.sample.writer import write_sample
-from cocolvis.sources.pairing import Sources
+from cocolvis.sources.inputs import Sources
 from cocolvis.storage.dataset import Dataset
 from cocolvis.vocabulary import coco_lvis
 

@@ -8,7 +8,7 @@ import click
 from cli import check_system
 from cli.display import say
 from cocolvis.errors import DataError
-from cocolvis.text import plain
+from cocolvis.text import escaped
 
 _LIBRARIES = {"libGL.so.1": "libgl1", "libgthread": "libglib2.0-0", "libglib": "libglib2.0-0"}
 """System libraries that opencv-python needs -> the Debian package that contains each."""
@@ -51,9 +51,9 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except DataError as error:
-            raise click.ClickException(plain(str(error))) from None
+            raise click.ClickException(escaped(str(error))) from None
         except MemoryError as error:
-            raise click.ClickException(plain(str(error)) or "memory ran out") from None
+            raise click.ClickException(escaped(str(error)) or "memory ran out") from None
         except KeyboardInterrupt:
             message, given = ctx.meta.get(_INTERRUPTED, (UNCHANGED, {}))
             say(f"interrupted; {message if isinstance(message, str) else message(given)}", err=True)

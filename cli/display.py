@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import click
 
-from cocolvis.text import human_size, plain
+from cocolvis.text import escaped, human_size
 
 _PLAIN_INTERVAL = 5.0
 """Seconds between two progress lines if stderr is not a terminal."""
@@ -35,12 +35,12 @@ class Size(int):
 
 def say(line: object = "", *, err: bool = False) -> None:
     """Print one line to stdout or stderr, with control characters and line ends escaped."""
-    click.echo(plain(str(line)), err=err)
+    click.echo(escaped(str(line)), err=err)
 
 
 def say_fields(*fields: object) -> None:
     """Print one line of fields separated by tabs, for programs such as cut; each field is escaped as in :func:`say`."""
-    click.echo("\t".join(plain(str(field)) for field in fields))
+    click.echo("\t".join(escaped(str(field)) for field in fields))
 
 
 def print_json(content: Any) -> None:
@@ -63,7 +63,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, err: bo
             return ""
         if isinstance(cell, int) and not isinstance(cell, Size):
             return f"{cell:,}"
-        return f"{cell:,.2f}" if isinstance(cell, float) else plain(str(cell))
+        return f"{cell:,.2f}" if isinstance(cell, float) else escaped(str(cell))
 
     columns = list(zip(header, *rows, strict=True))
     right = [any(isinstance(cell, int | float) for cell in column[1:]) for column in columns]
@@ -116,7 +116,7 @@ def _bar(label: str) -> Iterator[tuple[_Draw, Callable[[str], None]]]:
             begins, drawn[0] = drawn[0] != what, what
             bar.update(task, description=what, completed=done, total=total or None, state=state, refresh=begins)
 
-        yield draw, lambda text: bar.console.print(Text(plain(text)), soft_wrap=True)
+        yield draw, lambda text: bar.console.print(Text(escaped(text)), soft_wrap=True)
 
 
 @contextmanager
@@ -150,7 +150,7 @@ class _Shown:
         if what != self._what:
             self._what, self._phase = what, _Meter(BYTES)
         state = self._phase.state(done, total) if done else human_size(total) if total else ""
-        self._draw(plain(f"{self._label}: {what}"), state, done, total)
+        self._draw(escaped(f"{self._label}: {what}"), state, done, total)
 
     def end(self) -> None:
         """Print what was done in all, and how long it took."""

@@ -1,8 +1,8 @@
-"""Work done ahead by threads, results in order: files are read and written while something else is computed."""
+"""Computing results ahead of time in threads, so that files are read and written while something else is computed."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -10,12 +10,12 @@ Result = TypeVar("Result")
 
 
 def ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """``function(item)`` of each item in order, some of them computed before they are asked for.
+    """``function(item)`` for each item, in order, computed by ``threads`` threads before the results are requested.
 
-    The items are taken by the caller's thread, at most ``2 * threads`` ahead; the first error ends it.
+    The calling thread iterates over ``items``, at most ``2 * threads`` ahead. The first exception ends the iteration.
     """
     with ThreadPoolExecutor(threads) as pool:
-        waiting = deque()
+        waiting: deque[Future[Result]] = deque()
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))

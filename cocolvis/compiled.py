@@ -1,4 +1,4 @@
-"""How numba compiles the loops: once a machine, and so that processes which do it at the same time cannot mix their work up."""
+"""Decorators that compile loops with numba, cached so that concurrent processes cannot corrupt the cache."""
 
 from collections.abc import Callable
 
@@ -6,21 +6,21 @@ import numba
 
 
 def entry(**options) -> Callable:
-    """Decorates a function that Python calls: compiled on its first call, cached beside its file or in NUMBA_CACHE_DIR.
+    """Decorate a function that Python calls: compiled on its first call, cached beside its file or in NUMBA_CACHE_DIR.
 
-    It must always meet the same types. Two kinds of arguments are two compiled forms in one cache, and where two processes
-    compile different ones first, numba's index can end up naming one and pointing at the other.
+    Every call must pass the same argument types. Different types would put two compiled versions into one cache, and when two
+    processes compile different versions first, numba's index can name one version and point to the other.
     """
 
     def decorate(function: Callable) -> Callable:
         try:
             return numba.njit(cache=True, nogil=True, **options)(function)
-        except RuntimeError:  # there is no folder to cache it in: compile in each process
+        except RuntimeError:  # no writable folder for the cache: each process compiles for itself
             return numba.njit(nogil=True, **options)(function)
 
     return decorate
 
 
 def inner(**options) -> Callable:
-    """Decorates a function that only compiled ones call: it is cached as a part of them, for whatever types they hand it."""
+    """Decorate a function that only compiled functions call: it is cached as part of them, for any argument types."""
     return numba.njit(nogil=True, **options)

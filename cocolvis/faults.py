@@ -1,4 +1,4 @@
-"""What a build skips or misses, as it is reported: one line for each fault of the input."""
+"""Faults of the input, as a build reports them: what was skipped or is missing, and why."""
 
 from typing import NamedTuple
 
@@ -14,13 +14,13 @@ class _Fault(NamedTuple):
 
 
 class Fault(_Fault):
-    """Something that was skipped, or that is missing: it stands in the report of a build.
+    """One entry in the report of a build: something in the input that was skipped or is missing.
 
-    ``reason`` is one printable line of bounded length, whatever the input made of it.
+    ``reason`` is always one printable line of at most :data:`cocolvis.text.LINE` characters, whatever the input contains.
     """
 
     __slots__ = ()
 
     def __new__(cls, kind: str, source: str, image_id: int | None, annotation_id: int | None, reason: str) -> "Fault":
-        """The fault with its reason as :func:`cocolvis.text.line` has it."""
-        return super().__new__(cls, kind, source, image_id, annotation_id, text.line(reason))
+        """A fault whose ``reason`` is passed through :func:`cocolvis.text.one_line`."""
+        return super().__new__(cls, kind, source, image_id, annotation_id, text.one_line(reason))

@@ -1,7 +1,7 @@
-"""Sizes beyond which input is refused, wherever it is met."""
+"""Upper limits on the sizes of masks and pictures; larger input is refused everywhere."""
 
 MAX_PIXELS = 2**27
-"""Masks with more pixels than this are refused: a fault of the data, or an attack on memory."""
+"""The most pixels that a mask may have; more would exhaust memory."""
 
 MAX_PICTURE = 2**28
-"""Bytes of the largest picture that is read; more is an attack on memory."""
+"""The most bytes that the file of a picture may have; more would exhaust memory."""

@@ -1,16 +1,17 @@
-"""What a process does with memory that it has no more use for at the moment."""
+"""Settings of the C library's memory allocator."""
 
 import ctypes
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""Settings of glibc's malloc, from its malloc.h."""
+"""Parameters of glibc's ``mallopt``, from its malloc.h."""
 
 
-def keep_freed() -> None:
-    """Have this process keep what it frees for its next picture; nothing where the C library is not glibc.
+def keep_freed_memory() -> None:
+    """Make this process reuse the memory that it frees instead of returning it to the system; only glibc supports this.
 
-    glibc gives large blocks back to the system, which then clears each page anew: a third of the time of decoding a picture,
-    and most of what processes that do so at once wait for each other with. For processes that handle images one by one.
+    By default glibc returns large blocks, and the kernel clears every page again on the next allocation. That takes a third of
+    the time of decoding a picture, and is the main contention between processes that decode at the same time. Call it in
+    processes that handle one image after another.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:

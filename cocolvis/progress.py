@@ -1,19 +1,19 @@
-"""Who is told, while long work lasts, what is being done and how far it has come; nobody by default."""
+"""Types of the callbacks that report progress during long operations; by default nothing is reported."""
 
 from collections.abc import Callable
 
 Progress = Callable[[int, int], None]
-"""Called now and then with how much is done and how much there is, of images or whatever is counted."""
+"""Called repeatedly with the amount done and the total, in images, bytes or another unit."""
 
 Announce = Callable[[str], None]
-"""Called with a line for the user."""
+"""Called with one line of text for the user."""
 
 Phase = Callable[[str, int, int], None]
-"""Called now and then with what is being done, such as "reading lvis_v1_train.json", and the bytes of it done and in total."""
+"""Called repeatedly with the current step, such as "reading lvis_v1_train.json", and its bytes done and in total."""
 
 
 def count_bytes(progress: Progress, total: int) -> Callable[[int], None]:
-    """What takes how many bytes more were read, and tells ``progress`` how many there are so far, of ``total``."""
+    """A callback that takes the number of newly read bytes and reports their sum, out of ``total``, to ``progress``."""
     done = 0
 
     def read(more: int) -> None:
@@ -25,5 +25,5 @@ def count_bytes(progress: Progress, total: int) -> Callable[[int], None]:
     return read
 
 
-def quiet(*_: object) -> None:
-    """Tell nobody."""
+def ignore(*_: object) -> None:
+    """The default callback: does nothing."""

@@ -12,27 +12,28 @@ from importlib.resources import files
 from msgspec import ValidationError, convert
 
 from cocolvis.errors import DataError
-from cocolvis.text import composed
+from cocolvis.text import nfc
 
 UNLABELLED = 0
-"""The class id on disk of a pixel that nothing covers."""
+"""The class id on disk of a pixel without a class."""
 
 GROUPS = ("rare", "common", "frequent", "stuff")
-"""Frequency groups: LVIS's three by number of training images (1-10, 11-100, more), and stuff that LVIS does not have."""
+"""Frequency groups: LVIS's three, by number of training images (1-10, 11-100, more), and stuff classes that LVIS lacks."""
 
 KINDS = ("thing", "stuff", "both")
-"""Which of the sources know a class."""
+"""Which sources contain a class: LVIS (thing), COCO-Stuff (stuff) or both."""
 
 STUFF_OTHER = 183
-"""The COCO-Stuff category "other": pixels of things, which carry no stuff class."""
+"""The COCO-Stuff category "other": pixels of things, which have no stuff class."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClassInfo:
     """One class of a vocabulary.
 
-    ``sources`` maps the name of an annotation source ("lvis", "stuff") to the category id there; ``images`` is the number
-    of LVIS v1 training images, where LVIS knows the class. ``group`` is None in a vocabulary without frequency groups.
+    ``sources`` maps the name of an annotation source ("lvis", "stuff") to the id of its category; ``images`` is the number of
+    LVIS v1 training images that show the class, or None when LVIS lacks it. ``group`` is None in a vocabulary without
+    frequency groups.
     """
 
     id: int
@@ -44,7 +45,7 @@ class ClassInfo:
     images: int | None = None
 
     def to_json(self) -> dict:
-        """The class as ``cocolvis vocab --json`` and dataset.json print it."""
+        """The class as a JSON object, as in ``cocolvis vocab --json`` and dataset.json."""
         return {
             "class": self.id,
             "name": self.name,
@@ -57,9 +58,10 @@ class ClassInfo:
 
 
 class Vocabulary:
-    """Classes 1..C in order, with the categories of each annotation source that they stand for.
+    """Classes 1..C in order, and the mapping from the categories of each annotation source to them.
 
-    ``ignored`` maps a source to category ids that are known but carry no class; their pixels are unlabelled.
+    ``ignored`` maps a source to categories (id -> name) that belong to no class; their pixels are unlabelled. A DataError when
+    the ids are not 1..C or two names are equal.
     """
 
     def __init__(self, classes: Iterable[ClassInfo], ignored: Mapping[str, Mapping[int, str]] | None = None):
@@ -68,11 +70,11 @@ class Vocabulary:
         self.ignored = {source: dict(names) for source, names in (ignored or {}).items()}
         if [c.id for c in self.classes] != list(range(1, len(self.classes) + 1)):
             raise DataError("vocabulary: class ids must be 1, 2, ... without gaps")
-        if len({composed(c.name) for c in self.classes}) != len(self.classes):
+        if len({nfc(c.name) for c in self.classes}) != len(self.classes):
             raise DataError("vocabulary: class names must be unique")
 
     def __len__(self) -> int:
-        """The number of classes C, "unlabelled" not counted."""
+        """The number of classes C, without "unlabelled"."""
         return len(self.classes)
 
     def __iter__(self) -> Iterator[ClassInfo]:
@@ -86,34 +88,34 @@ class Vocabulary:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """``GROUPS``, or nothing where no class belongs to any."""
+        """``GROUPS``, or an empty tuple when no class has a group."""
         return GROUPS if any(c.group for c in self.classes) else ()
 
     def name(self, class_id: int) -> str:
-        """The class's name; "unlabelled" for 0."""
+        """The name of a class; "unlabelled" for 0."""
         return "unlabelled" if class_id == UNLABELLED else self[class_id].name
 
     def categories(self, source: str) -> dict[int, str]:
-        """Category id -> name of everything that ``source`` may hold, ignored categories included."""
+        """Category id -> name for all categories of ``source``, ignored ones included."""
         known = {c.sources[source]: c.name for c in self.classes if source in c.sources}
         return known | self.ignored.get(source, {})
 
     def lookup(self, source: str) -> dict[int, int]:
-        """Category id of ``source`` -> class id; ignored categories map to 0. The same table every time: do not change it."""
+        """Category id of ``source`` -> class id, 0 for ignored categories. The table is shared: do not modify it."""
         if source not in self._lookups:
             table = {c.sources[source]: c.id for c in self.classes if source in c.sources}
             self._lookups[source] = table | dict.fromkeys(self.ignored.get(source, {}), UNLABELLED)
         return self._lookups[source]
 
     def search(self, text: str) -> list[ClassInfo]:
-        """Classes whose name or synset contains ``text``, upper and lower case alike."""
-        needle = composed(text).casefold()
-        return [c for c in self.classes if any(needle in composed(t).casefold() for t in (c.name, c.synset or ""))]
+        """Classes whose name or synset contains ``text``, ignoring case."""
+        needle = nfc(text).casefold()
+        return [c for c in self.classes if any(needle in nfc(t).casefold() for t in (c.name, c.synset or ""))]
 
     def id_of(self, name: str) -> int:
-        """The class id of an exact name; a DataError with the nearest names otherwise."""
+        """The id of the class with exactly this name; a DataError that suggests the closest names if there is none."""
         for c in self.classes:
-            if composed(c.name) == composed(name):
+            if nfc(c.name) == nfc(name):
                 return c.id
         near = difflib.get_close_matches(name, [c.name for c in self.classes]) or [
             c.name for c in self.search(name)[:3] if name
@@ -121,10 +123,10 @@ class Vocabulary:
         raise DataError(f"no class is named {name!r}" + (f"; did you mean {', '.join(near)}?" if near else ""))
 
     def check_categories(self, source: str, categories: Mapping[int, str], where: str) -> None:
-        """Raise a DataError when the ``categories`` of an annotation file differ from this vocabulary's."""
+        """Raise a DataError unless the ``categories`` (id -> name) of an annotation file are those of this vocabulary."""
         expected = self.categories(source)
         for category, name in categories.items():
-            if category not in expected or composed(expected[category]) != composed(name):
+            if category not in expected or nfc(expected[category]) != nfc(name):
                 raise DataError(
                     f"{where}: category {category} is {name!r}, the vocabulary has {expected.get(category)!r};"
                     f" expected the {len(expected)} categories of {source} that `cocolvis vocab` lists"
@@ -133,17 +135,17 @@ class Vocabulary:
         if missing:
             raise DataError(
                 f"{where}: lists {len(categories)} categories, expected {len(expected)};"
-                f" the first that is missing is {missing[0]} {expected[missing[0]]!r}"
+                f" the first missing one is {missing[0]} {expected[missing[0]]!r}"
             )
 
     def to_json(self) -> dict:
-        """Everything that :meth:`from_json` needs, with the digest."""
+        """The vocabulary as a JSON object, digest included, for :meth:`from_json`."""
         ignored = {source: {str(i): n for i, n in names.items()} for source, names in self.ignored.items()}
         return {"digest": self.digest, "classes": [c.to_json() for c in self.classes], "ignored": ignored}
 
     @classmethod
     def from_json(cls, data: Mapping) -> "Vocabulary":
-        """The vocabulary that :meth:`to_json` wrote; a DataError when it is malformed or its digest does not fit."""
+        """The vocabulary that :meth:`to_json` wrote; a DataError when it is malformed or its digest does not match."""
         try:
             digest = data["digest"]
             classes = convert([{**c, "id": c["class"]} for c in data["classes"]], list[ClassInfo])
@@ -160,7 +162,7 @@ class Vocabulary:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over what gives labels their meaning: ids, names and source categories."""
+        """SHA-256 over everything that defines the meaning of a label: ids, names, kinds, groups and source categories."""
         meaning = [[c.id, c.name, c.kind, c.group, c.synset, sorted(c.sources.items())] for c in self.classes]
         ignored = [[source, sorted(names.items())] for source, names in sorted(self.ignored.items())]
         return hashlib.sha256(json.dumps([meaning, ignored]).encode()).hexdigest()
@@ -170,8 +172,8 @@ class Vocabulary:
 def coco_lvis() -> Vocabulary:
     """The 1284 classes of COCO+LVIS, from the reviewed table vocabulary.csv.
 
-    LVIS v1 categories keep their ids 1..1203; the 81 of the 91 COCO stuff categories that LVIS does not name are 1204..1284
-    in ascending order of stuff id; the 10 that both name are the LVIS class.
+    LVIS v1 categories keep their ids 1..1203. Of the 91 COCO stuff categories, 10 share a name with an LVIS category and
+    map to that class; the other 81 become 1204..1284, in ascending order of stuff id.
     """
     text = files("cocolvis").joinpath("vocabulary.csv").read_text(encoding="utf-8")
     classes = []

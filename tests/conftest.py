@@ -13,7 +13,7 @@ from trees import Tree
 from cocolvis.building.build import build
 from cocolvis.building.merged import BuildOptions
 from cocolvis.sample.writer import write_sample
-from cocolvis.sources.pairing import Sources
+from cocolvis.sources.inputs import Sources
 from cocolvis.storage.dataset import Dataset
 from cocolvis.vocabulary import coco_lvis
 

@@ -109,7 +109,7 @@ def _data_set(folder: Path | None) -> Iterator[Path]:
     from cocolvis.building.build import build
     from cocolvis.building.merged import BuildOptions
     from cocolvis.sample.writer import write_sample
-    from cocolvis.sources.pairing import Sources
+    from cocolvis.sources.inputs import Sources
     from cocolvis.vocabulary import coco_lvis
 
     with TemporaryDirectory() as name:

@@ -12,7 +12,7 @@ from cli.commands import command
 from cli.display import say
 from cli.ess.settings import setting_options
 from cli.options import image_root_option, path_argument, path_option
-from cocolvis.text import plain
+from cocolvis.text import escaped
 from ess.config import Config, load
 
 
@@ -77,7 +77,7 @@ class _PlainLines(logging.Formatter):
     """Messages with escapes for control characters, which the names of images and files may contain."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return plain(super().format(record))
+        return escaped(super().format(record))
 
 
 def log_to_stderr() -> None:

@@ -191,7 +191,7 @@ def run_shard(task: ShardTask, shard: Path, lease: Lease, tick: Callable[[], Non
     after each image. Faults of single records are collected. A DataError for a file that cannot be written, a folder whose
     ``lease`` was lost, and input that cannot be read for a reason that is not its own.
     """
-    with reading.allowing(task.allow_missing):
+    with reading.allowing_missing(task.allow_missing):
         return _run(task, shard, lease, tick)
 
 
@@ -214,7 +214,7 @@ def read_picture(
     expected: tuple[int, int],
     said: str,
     faults: list[Fault],
-    absent: str = "does not exist",
+    absent: str | None = None,
     *,
     decode: bool = False,
     seen: Counter[str] | None = None,
@@ -235,8 +235,7 @@ def read_picture(
             encoded.check(content, expected, decode)
             noted = remarks.of_picture(content)
     except (FileNotFoundError, NotADirectoryError):
-        gone = getattr(image.picture, "member", None) and f"{image.picture.path} does not exist any more"
-        return fault("missing image", gone or absent)
+        return fault("missing image", absent or image.picture.why_missing())
     except OSError as error:
         return fault("unreadable image", f"cannot be read: {reading.strerror(error)}")
     except encoded.WrongSize as error:

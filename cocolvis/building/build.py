@@ -23,8 +23,8 @@ from cocolvis.disk.files import Unwritable, is_absent
 from cocolvis.errors import DataError
 from cocolvis.faults import Fault
 from cocolvis.pictures import remarks
-from cocolvis.progress import Announce, Phase, Progress, quiet
-from cocolvis.sources.pairing import Sources
+from cocolvis.progress import Announce, Phase, Progress, ignore
+from cocolvis.sources.inputs import Sources
 from cocolvis.storage import dataset
 from cocolvis.text import human_size
 
@@ -50,9 +50,9 @@ def run(
     overwrite: bool = False,
     strict: bool = False,
     allow_missing: bool = False,
-    progress: Progress = quiet,
-    announce: Announce = quiet,
-    phase: Phase = quiet,
+    progress: Progress = ignore,
+    announce: Announce = ignore,
+    phase: Phase = ignore,
 ) -> dict | None:
     """Write the data set that a plan describes to ``out`` and return its index, as in dataset.json.
 
@@ -69,7 +69,7 @@ def run(
     """
     out = out.absolute()
     _check_folder(out)
-    with lock.held(out, part, announce) as lease, reading.allowing(allow_missing), _told_what_is_kept():
+    with lock.held(out, part, announce) as lease, reading.allowing_missing(allow_missing), _told_what_is_kept():
         resume = resume or part is not None
         _check_target(out, resume, overwrite)
         plan = make_plan()
@@ -138,7 +138,7 @@ class _Work:
         return executors.processes(self.workers) if self.workers > 1 else None
 
 
-def join(out: Path, announce: Announce = quiet, phase: Phase = quiet, *, allow_missing: bool = False) -> dict:
+def join(out: Path, announce: Announce = ignore, phase: Phase = ignore, *, allow_missing: bool = False) -> dict:
     """Complete a data set whose shards were built in parts; its index. A DataError that says what is missing.
 
     A split that lost too many images is a DataError too, unless they are ``allow_missing``.
@@ -146,7 +146,7 @@ def join(out: Path, announce: Announce = quiet, phase: Phase = quiet, *, allow_m
     out = out.absolute()
     if not out.is_dir():
         raise DataError(f"{out}: {_NO_PARTS}")
-    with lock.held(out, None, announce, "a join") as lease, reading.allowing(allow_missing):
+    with lock.held(out, None, announce, "a join") as lease, reading.allowing_missing(allow_missing):
         state = BuildState(out, lease)
         if (out / dataset.INDEX).exists():
             return _opened(out)
@@ -251,7 +251,7 @@ def _reports(
         return
     with executors.interrupts_deferred():
         plan.warm_up()
-    tasks = (replace(task, allow_missing=reading.allowed()) for task in plan.tasks(names))
+    tasks = (replace(task, allow_missing=reading.missing_allowed()) for task in plan.tasks(names))
     if runner is None:
         yield from _reports_here(tasks, state, progress)
         return

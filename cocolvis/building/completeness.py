@@ -16,7 +16,7 @@ def to_read_again(
 
     In parts, what the others have finished counts too.
     """
-    if reading.allowed():
+    if reading.missing_allowed():
         return []
     spoilt = lossy(reports)
     if reports and not found and not losses(state.planned(), {**state.noted(), **reports}, {}):
@@ -34,7 +34,7 @@ def refuse(state: BuildState, reports: Reports, advice: str) -> None:
 
     Those that lack images are marked then, to be built again.
     """
-    found = [] if reading.allowed() else losses(state.planned(), reports, state.plan.get("unusable", {}))
+    found = [] if reading.missing_allowed() else losses(state.planned(), reports, state.plan.get("unusable", {}))
     if found:
         state.mark(lossy(reports), reports)
         raise DataError(f"{state.out}: {', and '.join(found)}; finished shards are kept: {advice}")

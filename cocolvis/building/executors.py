@@ -18,7 +18,7 @@ from typing import Any
 from cocolvis.building.base import ShardTask, run_shard
 from cocolvis.disk.lock import Lease
 from cocolvis.errors import DataError
-from cocolvis.memory import keep_freed
+from cocolvis.memory import keep_freed_memory
 
 _PATIENCE = 30
 """Seconds to wait for a scheduler to answer, and for it to have a worker, also when it has lost them all."""
@@ -99,7 +99,7 @@ def _start_worker(ticks, stop) -> None:
     """Count images for the parent, and end at once when it says so or is gone."""
     global _ticks
     _ticks = ticks
-    keep_freed()
+    keep_freed_memory()
     parent = parent_process()
 
     def watch() -> None:

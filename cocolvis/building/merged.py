@@ -18,7 +18,7 @@ from cocolvis.masks.rasterize import BadSegmentation, Spans, rasterize
 from cocolvis.masks.runlength import Runs
 from cocolvis.pictures import encoded
 from cocolvis.sources.annotations import AnnotationFile, ImageRecord, Segment
-from cocolvis.sources.pairing import Sources
+from cocolvis.sources.inputs import Sources
 from cocolvis.storage.samples import Sample
 from cocolvis.vocabulary import Vocabulary, coco_lvis
 

@@ -16,7 +16,7 @@ from cocolvis.errors import DataError
 from cocolvis.storage import dataset, report
 from cocolvis.storage.index import MAX_INDEX
 from cocolvis.storage.shard_reader import is_shard
-from cocolvis.text import line
+from cocolvis.text import one_line
 
 _SHARD = re.compile(r"\w[\w-]*-\d{5,}\.h5")
 _REPORT = re.compile(r"\w[\w-]*-\d{5,}\.json")
@@ -54,7 +54,7 @@ class Inventory:
     def remove(self, announce: Callable[[str], None]) -> None:
         """Remove what is ours, and name what stays."""
         if self.others:
-            named = ", ".join(line(str(path.relative_to(self.out))) for path in self.others[:_NAMED])
+            named = ", ".join(one_line(str(path.relative_to(self.out))) for path in self.others[:_NAMED])
             more = f", ... ({len(self.others)} in all)" if len(self.others) > _NAMED else ""
             announce(f"--overwrite leaves alone what cocolvis did not write: {named}{more}")
         try:

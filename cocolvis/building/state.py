@@ -16,12 +16,12 @@ from cocolvis.disk.lock import Lease, is_of_lock
 from cocolvis.errors import DataError
 from cocolvis.faults import Fault
 from cocolvis.masks.merge import MASK_RULE
-from cocolvis.progress import Phase, count_bytes, quiet
+from cocolvis.progress import Phase, count_bytes, ignore
 from cocolvis.storage import dataset, digest, report
 from cocolvis.storage.columns import VERSION
 from cocolvis.storage.index import check_index
 from cocolvis.storage.shard_reader import ShardReader
-from cocolvis.text import line
+from cocolvis.text import one_line
 from cocolvis.vocabulary import Vocabulary, coco_lvis
 
 _OVERWRITE = "replace it with `cocolvis build --overwrite`, or `import`"
@@ -67,7 +67,7 @@ class BuildState:
             if vocabulary.digest != digest:
                 raise DataError(f"the vocabulary has digest {vocabulary.digest}, the build was begun with {digest}")
         except DataError as error:
-            raise DataError(f"{self._recorded}: {line(error)}; {_OVERWRITE}") from None
+            raise DataError(f"{self._recorded}: {one_line(error)}; {_OVERWRITE}") from None
         return vocabulary
 
     def check(self, plan: ShardPlan) -> bool:
@@ -148,7 +148,7 @@ class BuildState:
         """Where a shard lies."""
         return self.shards / f"{name}.h5"
 
-    def finished(self, names: Collection[str], phase: Phase = quiet) -> dict[str, dict]:
+    def finished(self, names: Collection[str], phase: Phase = ignore) -> dict[str, dict]:
         """Shard name -> report, for the shards that are whole; one without a report, or not as it says, is built again.
 
         ``phase`` is told how much of them was read. A DataError where reports are of another build or another version of
@@ -159,7 +159,7 @@ class BuildState:
             return {}
         noted = {name: found for name in names if (found := self._report(name)) is not None}
         size = sum(found["bytes"] for found in noted.values())
-        read = count_bytes(partial(phase, "checking finished shards"), size) if noted else quiet
+        read = count_bytes(partial(phase, "checking finished shards"), size) if noted else ignore
         for name, found in noted.items():
             if not self._is_whole(name, found, read):
                 continue

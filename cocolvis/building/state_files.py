@@ -10,7 +10,7 @@ from cocolvis.disk.files import regular_file
 from cocolvis.errors import DataError
 from cocolvis.faults import Fault
 from cocolvis.storage.index import MAX_INDEX
-from cocolvis.text import line
+from cocolvis.text import one_line
 
 _Count = Annotated[int, Meta(ge=0, le=2**53)]
 _Hash = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -89,5 +89,5 @@ def read(path: Path, kind: type) -> dict:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path}: is damaged: {line(error)}") from None
+        raise DataError(f"{path}: is damaged: {one_line(error)}") from None
     return content

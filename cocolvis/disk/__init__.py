@@ -1,1 +1,1 @@
-"""Files and folders, as robust as disks are not: whole files or none, retries, archives, locks."""
+"""Robust access to files and folders: atomic writes, reads with retries, zip archives, locks."""

@@ -1,4 +1,4 @@
-"""Files as they lie on disk or inside a zip that nobody unpacked: found once, read from any process."""
+"""Files on disk or inside zips: located once, then read from any process without unpacking the zip."""
 
 import mmap
 import os
@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 from cocolvis.disk import reading
 from cocolvis.errors import DataError
@@ -18,12 +18,11 @@ from cocolvis.text import Buffer
 
 _T = TypeVar("_T")
 
-
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
-"""Signature, and the lengths of name and extra field: what stands between a member's header and its bytes."""
+"""A member's header: its signature, and the lengths of the name and extra field that follow it."""
 
 _BLOCK = 2**24
-
+"""Bytes that are unpacked at a time."""
 
 _METHODS = {
     1: "Shrink",
@@ -37,28 +36,31 @@ _METHODS = {
     97: "WavPack",
     98: "PPMd",
 }
-"""How the members of a zip may be packed, by the numbers in the table of contents."""
+"""Compression methods by their numbers in the central directory."""
 
 _AES = 99
-"""The number of those that are encrypted in a newer way than a flag tells."""
+"""The method number of members that are encrypted with AES, which the encryption flag need not show."""
 
 UNPACK = "unpack the zip, or pack it again with Deflate"
-"""What to do about members that are packed otherwise."""
+"""What to do about members with another compression method."""
 
 _EXPANSION = 1100
-"""Deflate never shrinks by more than 1032; who declares more has no such bytes."""
+"""The largest plausible ratio of unpacked to packed bytes: Deflate reaches 1032 at most."""
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
+"""Suffixes of the files that may have been meant when a picture is missing, tried in lower and upper case."""
 
 _BROKEN = (OSError, ValueError, EOFError, MemoryError, OverflowError, RuntimeError, zipfile.BadZipFile, zlib.error)
-"""What reading a damaged zip raises."""
+"""The exceptions that reading a damaged zip raises."""
 
 
 class Place(NamedTuple):
-    """A file: ``path`` itself, or the member of the zip ``path`` whose header begins at ``offset``.
+    """The location of a file: ``path`` itself, or the member of the zip ``path`` whose header begins at byte ``offset``.
 
-    Holds all that reading takes, so that a worker needs no table of contents; pickles small. ``folder`` is the folder that
-    holds a file beside others like it, by default the one in which it lies; without it, no file of it is missing by itself.
-    ``stamp`` tells the zip that was looked into from one that takes its place, ``unread`` says how the member is packed where
-    that is not read here.
+    It holds everything needed to read the file, so that a worker does not read the central directory again, and it pickles to
+    a few bytes. ``folder`` is the folder of all files of this kind, by default the parent of ``path``; while it is unusable,
+    a missing file is not blamed. ``stamp`` identifies the version of the zip that was indexed. ``unread`` is empty, or says
+    how the member is packed if it cannot be read here.
     """
 
     path: str
@@ -76,26 +78,26 @@ class Place(NamedTuple):
         return self.path if self.member is None else f"{self.path}: {self.member}"
 
     def read(self) -> bytes:
-        """The bytes of a small file, read patiently; an OSError or ValueError that says what is wrong with it.
+        """The bytes of a small file, read with retries.
 
-        A DataError where something else is wrong: with the disk, its folder, or the zip that holds it.
+        An OSError or ValueError when the file itself is at fault; a DataError when its disk, its folder or its zip is.
         """
         if self.unread:
-            raise ValueError(f"it is {self.unread} in {self.path}, which is not read; {UNPACK}")
+            raise ValueError(f"it is {self.unread} in {self.path}, which is not supported; {UNPACK}")
         if max(self.size, self.packed) > MAX_PICTURE:
             raise ValueError(f"the zip declares {self.size} bytes for it; at most {MAX_PICTURE} are read")
         try:
-            return self._patiently(self._whole if self.member is None else self._member)
+            return self._with_retries(self._whole if self.member is None else self._member)
         except ValueError:
             if self.stamp not in (None, _stamp(os.stat(self.path))):
-                reason = "was changed or replaced after the build had looked into it; build again"
+                reason = "was changed or replaced after the build had read its directory; build again"
                 raise ValueError(f"{self.path} {reason}") from None
             raise
 
-    def _patiently(self, read: Callable[[], _T]) -> _T:
+    def _with_retries(self, read: Callable[[], _T]) -> _T:
         folder = self.folder or os.path.dirname(self.path) or "."
-        reason = reading.of_a_file(self.path, folder) if self.member is None else reading.of_an_archive
-        return reading.patiently(read, str(self), reason)
+        reason = reading.file_reason(self.path, folder) if self.member is None else reading.archive_reason
+        return reading.with_retries(read, str(self), reason)
 
     def _member(self) -> bytes:
         with open(self.path, "rb") as file:
@@ -115,24 +117,34 @@ class Place(NamedTuple):
     def _whole(self) -> bytes:
         found = os.stat(self.path)
         if not stat.S_ISREG(found.st_mode):
-            raise ValueError("it is no file")  # opening a named pipe would wait for ever
+            raise ValueError("it is not a regular file")  # opening a named pipe would block forever
         if found.st_size > MAX_PICTURE:
             raise ValueError(f"it has {found.st_size} bytes; at most {MAX_PICTURE} are read")
         with open(self.path, "rb") as file:
             return file.read()
 
+    def why_missing(self) -> str:
+        """Why :meth:`read` raised a FileNotFoundError; names a file beside this one that differs only in its suffix."""
+        if self.member is not None:
+            return f"{self.path} no longer exists"
+        stem = os.path.splitext(self.path)[0]
+        others = (stem + written for suffix in _SUFFIXES for written in (suffix, suffix.upper()))
+        found = next((path for path in others if os.path.exists(path)), None)
+        return "does not exist" + (f"; there is {os.path.basename(found)}" if found else "")
+
     def length(self) -> int:
-        """The bytes that :meth:`read` will bring; 0 where something is wrong with the file. A DataError as there."""
+        """The number of bytes that :meth:`read` will return, or 0 when the file is faulty; a DataError as there."""
         try:
-            size = self.size if self.member is not None else self._patiently(lambda: os.stat(self.path)).st_size
+            size = self.size if self.member is not None else self._with_retries(lambda: os.stat(self.path)).st_size
         except OSError:
             return 0
         return size if size <= MAX_PICTURE else 0
 
     def map(self) -> Buffer:
-        """The bytes of a large file: a memory map where it lies unpacked. A DataError that names it where that fails."""
+        """The bytes of a large file: a memory map of a file on disk, a copy of a zip member. A DataError when that fails."""
+        read: Callable[[], Buffer] = self._mapped if self.member is None else self._unpacked
         try:
-            return reading.patiently(self._mapped if self.member is None else self._unpacked, str(self), reading.of_the_system)
+            return reading.with_retries(read, str(self), reading.system_reason)
         except _BROKEN as error:
             raise DataError(f"{self}: cannot be read: {_in_words(error)}") from None
 
@@ -142,21 +154,21 @@ class Place(NamedTuple):
 
     def _unpacked(self) -> bytearray:
         if self.unread:
-            raise ValueError(f"it is {self.unread}, which is not read; {UNPACK}")
+            raise ValueError(f"it is {self.unread}, which is not supported; {UNPACK}")
         if self.packed > os.stat(self.path).st_size or self.size > _EXPANSION * self.packed:
             raise ValueError(f"the zip declares {self.size} bytes, packed into {self.packed}; download it again")
         content = bytearray(self.size)
-        with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as member, memoryview(content) as view:
-            at = 0
+        with zipfile.ZipFile(self.path) as archive, archive.open(str(self.member)) as opened, memoryview(content) as view:
+            member, at = cast(zipfile.ZipExtFile, opened), 0
             while read := member.readinto(view[at : at + _BLOCK]):
                 at += read
         if at != self.size:
-            raise ValueError(f"holds {at} bytes, the zip declares {self.size}")
+            raise ValueError(f"has {at} bytes, but the zip declares {self.size}")
         return content
 
 
 def _inflated(packed: bytes, size: int) -> bytes:
-    """At most ``size`` + 1 bytes of a raw deflate stream, whatever it would grow to."""
+    """A raw Deflate stream, unpacked to at most ``size`` + 1 bytes."""
     try:
         return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, size + 1)
     except zlib.error:
@@ -164,23 +176,23 @@ def _inflated(packed: bytes, size: int) -> bytes:
 
 
 def members(archive: Path) -> dict[str, Place]:
-    """Member name -> place, of the files in a zip, with "/" between folders; a DataError when it is no zip.
+    """Member name, with "/" between folders, -> location of each file in a zip; a DataError when the zip cannot be read.
 
-    Asked again, the table of contents is read again only where the zip was changed or replaced since.
+    The central directory is cached, and read again only after the zip was changed or replaced.
     """
     try:
-        return reading.patiently(lambda: _members(archive, _stamp(os.stat(archive))), str(archive), reading.of_the_system)
+        return reading.with_retries(lambda: _members(archive, _stamp(os.stat(archive))), str(archive), reading.system_reason)
     except _BROKEN as error:
         raise DataError(f"{archive}: cannot be read as a zip: {_in_words(error)}; download it again") from None
 
 
 def _in_words(error: Exception) -> str:
-    """What is wrong with a file, whatever a library says of it."""
+    """What is wrong with a file, without the wording of a library."""
     if isinstance(error, OSError):
         return reading.strerror(error)
-    if isinstance(error, ValueError):  # these are ours, or the system's
+    if isinstance(error, ValueError):  # raised here or by the system
         return str(error)
-    return "memory does not suffice" if isinstance(error, MemoryError) else "its bytes are damaged"
+    return "out of memory" if isinstance(error, MemoryError) else "its bytes are damaged"
 
 
 @lru_cache(maxsize=8)
@@ -204,7 +216,7 @@ def _members(archive: Path, stamp: tuple[int, int, int]) -> dict[str, Place]:
 
 
 def _unread(member: zipfile.ZipInfo) -> str:
-    """How a member is packed that is not read; empty where it is read."""
+    """How a member is packed if it cannot be read here; empty if it can."""
     if member.flag_bits & 1 or member.compress_type == _AES:
         return "encrypted"
     if member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -213,5 +225,5 @@ def _unread(member: zipfile.ZipInfo) -> str:
 
 
 def _stamp(status: os.stat_result) -> tuple[int, int, int]:
-    """What tells a file from one that takes its place."""
+    """Modification time, size and inode: differs between a file and its replacement."""
     return status.st_mtime_ns, status.st_size, status.st_ino

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written aside, synced, renamed."""
+"""Writing files atomically (a temporary file, synced, then renamed), and reading small text and JSON files."""
 
 import ctypes
 import hashlib
@@ -12,28 +12,27 @@ from pathlib import Path
 from typing import Any
 
 from cocolvis.errors import DataError
-from cocolvis.progress import quiet
+from cocolvis.progress import ignore
 from cocolvis.text import decoded
 
 _LARGEST_TEXT = 2**24
-"""Bytes of the largest text of a person's making that is read: settings, lists of images and of classes."""
-
+"""Bytes of the largest hand-written text file that is read: settings, lists of images or classes."""
 
 _BLOCK = 2**20
-"""Bytes that are read at a time to be hashed."""
+"""Bytes that are hashed at a time."""
 
 
 class Unwritable(DataError):
-    """The file system refused: a full disk, a folder that cannot be written."""
+    """The file system refused to write: the disk is full, the folder is read-only."""
 
 
 @contextmanager
 def write_aside(path: Path, permit: Callable[[], None] = lambda: None, *, sync: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on a clean exit it is synced and takes the name, otherwise it is removed.
+    """Yield a temporary path beside ``path``; on success it is synced and renamed to ``path``, on an exception it is removed.
 
-    ``permit`` is called before anything is written, and again before the file takes its name: it raises where that must not be.
-    Without ``sync`` the caller syncs many files at once (:func:`sync_disk`): until then a power cut may leave the name without
-    its contents. An Unwritable, which is a DataError, where the file system refuses.
+    ``permit`` is called before anything is written and again before the rename; it raises an exception to prevent either.
+    Without ``sync``, the caller must sync many files at once with :func:`sync_disk`; until then a power cut may leave ``path``
+    without its contents. An Unwritable, which is a DataError, when the file system refuses.
     """
     with _aside(path, permit) as aside:
         yield aside
@@ -46,19 +45,19 @@ def write_aside(path: Path, permit: Callable[[], None] = lambda: None, *, sync: 
 
 
 def create_json(path: Path, content: Any, permit: Callable[[], None] = lambda: None) -> bool:
-    """Write readable JSON, whole, unless something has the name; whether it was written. An Unwritable as above.
+    """Write indented JSON atomically unless ``path`` exists; returns whether it was written. An Unwritable as above.
 
-    Of several processes that do this at the same time exactly one succeeds.
+    When several processes do this at the same time, exactly one succeeds.
     """
     with _aside(path, permit) as aside:
-        aside.write_text(_pretty(content), encoding="utf-8")
+        aside.write_bytes(_pretty(content))
         _sync(aside)
         permit()
         try:
             os.link(aside, path)
         except FileExistsError:
             return False
-        except OSError:  # a file system without links
+        except OSError:  # the file system does not support hard links
             try:
                 with path.open("xb") as file:
                     file.write(aside.read_bytes())
@@ -71,7 +70,7 @@ def create_json(path: Path, content: Any, permit: Callable[[], None] = lambda: N
 
 @contextmanager
 def _aside(path: Path, permit: Callable[[], None]) -> Iterator[Path]:
-    """A temporary path beside ``path`` in a folder that exists, removed in the end; an OSError becomes an Unwritable."""
+    """A temporary path beside ``path``, whose folder is created; removed at the end. An OSError becomes an Unwritable."""
     permit()
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
@@ -90,12 +89,12 @@ def _sync(path: Path) -> None:
 
 
 def reason(error: OSError) -> str:
-    """What the system says of a failure, on one line."""
+    """The message of a failure, on one line."""
     return os.strerror(error.errno) if error.errno else str(error).splitlines()[0]  # HDF5 writes paragraphs
 
 
 def sweep(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> None:
-    """Remove what killed processes left half-written of ``wanted`` files in a folder; nobody else may be at work on them."""
+    """Remove the temporary files of ``wanted`` names that killed processes left in a folder; nothing may be writing them."""
     for left in folder.glob(f".*.{'[0-9a-f]' * 12}.tmp"):
         if wanted(left.name[1:-17]):
             with suppress(OSError):
@@ -103,7 +102,7 @@ def sweep(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> No
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder survive a power cut."""
+    """Sync a folder, so that renames inside it survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -112,9 +111,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_disk(folder: Path) -> None:
-    """Make all that was written to the file system of a folder survive a power cut, in one go; an Unwritable where that fails.
+    """Sync the whole file system of a folder; an Unwritable when that fails.
 
-    One call for thousands of files: an fsync each would wait for the disk as often, and write the journal as often.
+    For thousands of files this is one call, where an fsync of each would wait for the disk and its journal every time.
     """
     try:
         handle = os.open(folder, os.O_RDONLY)
@@ -131,7 +130,7 @@ def sync_disk(folder: Path) -> None:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a matplotlib figure, whole or not at all; a DataError where that fails or the ending names no picture format."""
+    """Write a matplotlib figure atomically; a DataError when that fails or the suffix is not a known picture format."""
     try:
         with write_aside(path) as aside:
             figure.savefig(aside, dpi=160, format=path.suffix[1:] or "png")
@@ -140,17 +139,18 @@ def save_figure(figure: Any, path: Path) -> None:
 
 
 def write_json(path: Path, content: Any, permit: Callable[[], None] = lambda: None) -> None:
-    """Write readable JSON, whole or not at all; ``permit`` as for :func:`write_aside`."""
+    """Write indented JSON atomically; ``permit`` as for :func:`write_aside`."""
     with write_aside(path, permit) as aside:
-        aside.write_text(_pretty(content), encoding="utf-8")
+        aside.write_bytes(_pretty(content))
 
 
-def _pretty(content: Any) -> str:
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+def _pretty(content: Any) -> bytes:
+    """Indented JSON in UTF-8; lone surrogates, as in file names that are not text, become escapes such as \\udcff."""
+    return json.dumps(content, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file; a DataError that names it when it is absent, malformed or not UTF-8."""
+    """The contents of a JSON file; a DataError that names it when it is absent, malformed or not UTF-8."""
     try:
         return json.loads(decoded(path.read_bytes(), path))
     except OSError as error:
@@ -171,7 +171,7 @@ def is_absent(path: Path) -> bool:
 
 
 def regular_file(path: Path) -> os.stat_result:
-    """The status of a file that opens at once and ends somewhere; a DataError for a folder, a pipe, a device, or none."""
+    """The status of a regular file; a DataError when ``path`` is absent, or is a folder, a pipe or a device."""
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -184,9 +184,9 @@ def regular_file(path: Path) -> os.stat_result:
 
 
 def read_text(path: Path) -> str:
-    """A small text file, without a byte order mark and with "\\n" at the end of every line.
+    """The text of a small file, without a byte order mark and with "\\n" at the end of every line.
 
-    A DataError that names it when it is absent, too large or not UTF-8.
+    A DataError that names the file when it is absent, too large or not UTF-8.
     """
     size = regular_file(path).st_size
     if size > _LARGEST_TEXT:
@@ -198,13 +198,13 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a small text file, without empty ones at its end; a DataError as for :func:`read_text`."""
+    """The lines of a small text file, without empty lines at the end; a DataError as for :func:`read_text`."""
     text = read_text(path).rstrip()
     return text.split("\n") if text else []
 
 
-def sha256(path: Path, read: Callable[[int], None] = quiet) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal; ``read`` is told how many bytes more were read, now and then."""
+def sha256(path: Path, read: Callable[[int], None] = ignore) -> str:
+    """The SHA-256 of a file, in hexadecimal; ``read`` is called with the number of bytes in each block that was hashed."""
     digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
     try:
         with path.open("rb", buffering=0) as file:

@@ -1,4 +1,4 @@
-"""Folders as people keep them: links are followed, litter is passed over, and names match however they are composed."""
+"""Walking users' folders: links are followed, system files are skipped, and names match in any Unicode normal form."""
 
 import os
 import re
@@ -10,34 +10,33 @@ from typing import NamedTuple
 
 from cocolvis.disk import reading
 from cocolvis.errors import DataError
-from cocolvis.text import composed
+from cocolvis.text import nfc, replace_unprintable
 
 _LITTER = {
     *("@eadir", "@recycle", "#recycle", "@recently-snapshot", "#snapshot", "lost+found"),
     *("$recycle.bin", "system volume information", "recycler", "thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"),
 }
-"""What NAS devices, Windows and macOS put among files, in lower case; all else that they leave begins with a dot."""
+"""Files and folders that NAS devices, Windows and macOS create, in lower case; all others begin with a dot."""
 
 _LONGEST_PATH = 2**12
-"""Bytes of the longest path that a system takes."""
+"""Bytes of the longest path that operating systems accept."""
 
 
 class Walk(NamedTuple):
-    """The ``files`` below a folder, sorted, as paths from there; ``notes`` are lines about what was not looked into."""
+    """The ``files`` below a folder, sorted, as paths relative to it; ``notes`` say what was not followed or read."""
 
     files: list[str]
     notes: list[str]
 
 
 def walk(folder: str | Path, tolerant: bool = False) -> Walk:
-    """All files below a folder, linked folders included; nothing where there is no folder.
+    """All files below a folder, linked folders included; an empty list if the folder does not exist.
 
-    Each folder is read once: under its own name where it lies below ``folder``, else under that of the first link to it. So a
-    loop of links ends. What is hidden, or was left behind by a system, is passed over. A DataError for a folder that cannot be
-    read, after some tries where that is not its own fault (:mod:`cocolvis.disk.reading`); with ``tolerant`` this is a note for
-    all but the first.
+    Each folder is read once: under its own name if it lies below ``folder``, otherwise under that of the first link to it.
+    Loops of links therefore end. Hidden files and system files are skipped. A folder that cannot be read, after the retries of
+    :mod:`cocolvis.disk.reading`, is a DataError; with ``tolerant`` it is a note instead, unless it is ``folder`` itself.
     """
-    with reading.allowing(tolerant or reading.allowed()):
+    with reading.allowing_missing(tolerant or reading.missing_allowed()):
         return _walk(folder, tolerant)
 
 
@@ -48,8 +47,8 @@ def _walk(folder: str | Path, tolerant: bool) -> Walk:
     seen = {real: f"leads back to {path}, and is not followed" for real, path in outside.items()}
     found: list[str] = []
     problems: dict[str, list[tuple[str, str]]] = {}
-    folders, links = deque([""]), deque()
-    while folders or links:  # links come last, so that what lies below the folder itself keeps its name
+    folders, links = deque([""]), deque[str]()
+    while folders or links:  # links last, so that folders below the top one keep their own names
         here = (folders or links).popleft()
         path = os.path.join(folder, here) if here else str(folder)
         real = os.path.realpath(path)
@@ -58,7 +57,7 @@ def _walk(folder: str | Path, tolerant: bool) -> Walk:
             continue
         seen[real] = f"leads to {path}, which is read under that name only"
         try:
-            entries = reading.patiently(partial(_entries, path), path, reading.of_the_system)
+            entries = reading.with_retries(partial(_entries, path), path, reading.system_reason)
         except OSError as error:
             why = f"cannot be read: {reading.strerror(error)}"
             if not (tolerant and here):
@@ -77,12 +76,12 @@ def _walk(folder: str | Path, tolerant: bool) -> Walk:
 
 
 def passed_over(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or was left behind by a system."""
+    """Whether a file or folder of this name is hidden or was created by the system."""
     return name.startswith(".") or name.casefold() in _LITTER
 
 
 def on_disk(path: Path) -> Path:
-    """``path``, or what is there under the same name in another composition of its characters."""
+    """``path``, or the existing path whose names differ from it only in their Unicode normal form."""
     if str(path).isascii() or os.path.lexists(path) or path.parent == path:
         return path
     parent = on_disk(path.parent)
@@ -90,11 +89,11 @@ def on_disk(path: Path) -> Path:
         names = sorted(os.listdir(parent))
     except (OSError, ValueError):
         return path
-    return next((parent / name for name in names if composed(name) == composed(path.name)), path)
+    return next((parent / name for name in names if nfc(name) == nfc(path.name)), path)
 
 
 class Similar:
-    """Files by what their names resemble: "a" finds a.tif, A.png, a_mask.png and mask-a.png; "a_mask" finds a.png."""
+    """An index of files by similar names: "a" finds a.tif, A.png, a_mask.png and mask-a.png; "a_mask" finds a.png."""
 
     def __init__(self, paths: Iterable[str]):
         self._whole: dict[str, str] = {}
@@ -107,22 +106,22 @@ class Similar:
                 self._parts.setdefault(part, path)
 
     def find(self, name: str) -> str | None:
-        """The path of a file of the same folder that resembles ``name``, a path without an ending."""
+        """The path of a file with a similar name in the same folder, or None; ``name`` is a path without a suffix."""
         whole, parts = _keys(name)
         near = (self._whole.get(whole), self._parts.get(whole), *(self._whole.get(part) for part in parts))
         return next(filter(None, near), None)
 
 
 def _keys(name: str) -> tuple[str, list[str]]:
-    """A path in lower case, and what is left of it, longest first, when its last part is cut off at a separator."""
-    folder, slash, stem = composed(name).casefold().rpartition("/")
+    """A path in lower case, and what remains of it, longest first, when its name is cut at a separator such as "_"."""
+    folder, slash, stem = nfc(name).casefold().rpartition("/")
     cuts = [(found.start(), found.end()) for found in re.finditer(r"[_.\- ]+", stem)]
     parts = {part for start, end in cuts for part in (stem[:start], stem[end:]) if part}
     return folder + slash + stem, [folder + slash + part for part in sorted(parts, key=lambda part: (-len(part), part))]
 
 
 def _entries(folder: str) -> list[os.DirEntry]:
-    """What a folder holds, by name; nothing where it does not exist."""
+    """The entries of a folder, sorted by name; an empty list if it does not exist."""
     try:
         with os.scandir(folder) as entries:
             return sorted((entry for entry in entries if not passed_over(entry.name)), key=lambda entry: entry.name)
@@ -132,13 +131,13 @@ def _entries(folder: str) -> list[os.DirEntry]:
 
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
-        return reading.patiently(entry.is_dir, entry.path, reading.of_the_system)
-    except OSError:  # a link to itself, or one that nobody may follow
+        return reading.with_retries(entry.is_dir, entry.path, reading.system_reason)
+    except OSError:  # a link to itself, or one that may not be followed
         return False
 
 
 def _lost_link(entry: os.DirEntry) -> str | None:
-    """What is wrong with a link that leads nowhere, or with what became of one on a system that has none."""
+    """What is wrong with a dangling link, or with a text file that replaced a link on a system without links; None if fine."""
     if entry.is_symlink():
         return None if os.path.exists(entry.path) else f"is a link to {os.readlink(entry.path)}, which cannot be read"
     if "." in entry.name or not entry.is_file(follow_symlinks=False):
@@ -156,5 +155,4 @@ def _lost_link(entry: os.DirEntry) -> str | None:
 
 
 def _line(path: str, reason: str, count: int) -> str:
-    text = f"{path}: {reason}" + (f" (and {count - 1} more like it)" if count > 1 else "")
-    return "".join(c if c.isprintable() else "?" for c in text)
+    return replace_unprintable(f"{path}: {reason}" + (f" (and {count - 1} more like it)" if count > 1 else ""))

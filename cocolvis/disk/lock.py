@@ -1,20 +1,20 @@
-"""One build at a time in a folder: who is at work there, and what somebody may no longer do whose work was taken over.
+"""The lock of a folder: one build at a time, safe across machines, and a check whether the right to write was lost.
 
-Each process at work has a file of its own in the folder, ``.build-TOKEN.lock``, of a name that never comes again. To begin, it
-announces itself with a *claim*, and then looks who else is there:
+Every running process owns a file ``.build-TOKEN.lock`` in the folder, whose name is never used again. To start, it writes that
+file with the state *claim*, and then looks at the files of others:
 
-- a build that is held: it withdraws;
-- a claim with a lower token: it withdraws; with a higher one: it waits until that has withdrawn, or is held;
-- nobody: its own claim becomes held.
+- another build holds the folder: it withdraws;
+- another claim has a lower token: it withdraws; a higher one: it waits until that claim is withdrawn or held;
+- there is no other file: its own claim becomes *held*.
 
-Of two that begin at the same time each sees the other, or one is held before the other looks: exactly one goes on. A file whose
-process has ended is removed, and with it the right of that process to write: it looks for its file before anything takes its
-name. Nothing is ever put in the place of another file, so that whoever removes one cannot hit another that has just come.
+When two start at the same time, either each sees the other or one is held before the other looks, so exactly one continues.
+The file of a process that has ended is removed, and with it that process's right to write: every process checks that its file
+exists before it gives an output file its final name. No file ever replaces another, so a removal cannot hit a newer lock.
 
-On one machine the system says whether a process lives (owners.py). Of other machines only signs of life tell: each process
-counts upward in its file every ``BEAT`` seconds, and another one takes over after ``PATIENCE`` seconds, on its own clock, in
-which it saw nothing change. An owner that was only stopped finds its file gone. What it had already written aside is swept away
-before its successor looks at anything, so that even a rename that was about to happen fails.
+On one machine the system says whether a process is alive (owners.py). Across machines only signs of life do: each process
+increments a counter in its file every ``HEARTBEAT`` seconds, and another one takes the folder over after it has seen no change
+for ``TAKEOVER_AFTER`` seconds of its own clock. An owner that was merely suspended then finds its file gone. Its temporary
+files are removed before the successor reads anything, so that even a rename that was about to happen fails.
 """
 
 import os
@@ -22,7 +22,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from errno import ESTALE
@@ -35,49 +35,47 @@ from msgspec import Meta
 from cocolvis.disk.files import reason, write_aside
 from cocolvis.disk.owners import Owner
 from cocolvis.errors import DataError
+from cocolvis.progress import Announce
 
-BEAT = 10.0
+HEARTBEAT = 10.0
 """Seconds between two signs of life."""
 
-PATIENCE = 120.0
-"""Seconds without one after which a process on another machine is taken to be dead."""
+TAKEOVER_AFTER = 120.0
+"""Seconds without a sign of life after which a process on another machine is considered dead."""
 
 _LOOK = 0.5
-"""Seconds between two looks at who else is there."""
+"""Seconds between two checks for other processes."""
 
 _LARGEST = 2**14
-"""Bytes of a lock file that are read."""
+"""The most bytes of a lock file that are read."""
 
 _NAME = re.compile(r"\.build-[0-9a-f]{32}\.lock")
 _HALF = re.compile(r"\.(.*)\.[0-9a-f]{12}\.tmp")
 _PROBE = "build-look"
 
-Announce = Callable[[str], None]
-"""Called with a line for the user."""
-
 _released: set[str] = set()
-"""Tokens of this process that it gave up, in case their files cannot be removed: it may build again, and lives."""
+"""Tokens that this process, which is still alive, has released: their files do not count if they could not be removed."""
 
 _Number = Annotated[int, Meta(ge=1)]
 
 
-class Lost(DataError):
-    """The folder was taken over by somebody else: nothing more may be written."""
+class LockLost(DataError):
+    """The lock was lost because another process took the folder over: nothing more may be written."""
 
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to write into a folder; pickles, so that any process may ask whether it still holds."""
+    """The right to write into a folder; can be pickled, so that any worker can check whether it is still valid."""
 
     path: Path
     token: str
 
     def check(self) -> None:
-        """A Lost unless the folder is still ours, a DataError where that cannot be told."""
+        """Raise a LockLost if the lock was lost, or a DataError if its file cannot be read."""
         content = _read(self.path)
         if content is None or self.token.encode() not in content:
-            found = "another one took it over when it was silent, or the lock file was removed"
-            raise Lost(f"{self.path.parent}: this build has lost the folder: {found}; it stops and writes nothing more")
+            cause = "another process took it over after a silence, or the lock file was removed"
+            raise LockLost(f"{self.path.parent}: this build has lost the folder: {cause}; it stops and writes nothing more")
 
     def lost(self) -> bool:
         """Whether :meth:`check` would raise."""
@@ -89,7 +87,7 @@ class Lease:
 
 
 class _Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """The first line of a lock file; ``part`` is (i, n) of `--shard i/n`."""
+    """The first line of a lock file; ``part`` is (i, n) for `--shard i/n`."""
 
     token: Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
     what: Annotated[str, Meta(pattern=r"^[a-z0-9 ]{1,100}\Z")]
@@ -97,21 +95,22 @@ class _Entry(msgspec.Struct, frozen=True, kw_only=True):
     owner: Owner
 
     def excludes(self, other: "_Entry | None") -> bool:
-        """Whether both may not be at work at the same time; parts may, that have no shard in common."""
+        """Whether the two may not run at the same time; different parts of the same number of parts may."""
         mine, theirs = self.part, other.part if other else None
         return mine is None or theirs is None or mine[1] != theirs[1] or mine[0] == theirs[0]
 
-    def lives(self) -> bool | None:
-        """Whether the owner is still at work, as :meth:`Owner.lives`."""
-        return False if self.token in _released else self.owner.lives()
+    def is_alive(self) -> bool | None:
+        """Whether the owner still runs, as :meth:`Owner.is_alive`."""
+        return False if self.token in _released else self.owner.is_alive()
 
 
 @contextmanager
 def held(out: Path, part: tuple[int, int] | None, announce: Announce, what: str = "a build") -> Iterator[Lease]:
-    """Be the one who builds in a folder, which is made where it is absent, and removed again where it stays empty.
+    """Hold the lock of the folder ``out`` inside this context; ``what`` names the process to others.
 
-    Parts of the same number of parts go together; all else excludes each other. A DataError that names who is at work. Waits
-    for a silent owner on another machine, and says so.
+    The folder is created if necessary, and removed afterwards if it is empty. Different parts (i, n) of the same n may run
+    together; everything else is exclusive. A DataError that names the process which holds the folder. For an owner on another
+    machine that gives no sign of life, it waits and says so through ``announce``.
     """
     what = f"part {part[0]} of {part[1]}" if part else what
     entry = _Entry(token=uuid.uuid4().hex, what=what, part=part, owner=Owner.current())
@@ -135,18 +134,18 @@ def held(out: Path, part: tuple[int, int] | None, announce: Announce, what: str 
 
 
 def is_lock(path: Path) -> bool:
-    """Whether a path has the name of a lock file, or of what may be half-written of one."""
+    """Whether a path has the name of a lock file or of a temporary file that belongs to one."""
     half = _HALF.fullmatch(path.name)
     return is_of_lock(half[1] if half else path.name)
 
 
 def is_of_lock(name: str) -> bool:
-    """Whether a file of this name is made for a lock: what is left half-written of it may be swept away at any time."""
+    """Whether a file of this name belongs to a lock, so that its temporary files may be removed at any time."""
     return name == _PROBE or _NAME.fullmatch(name) is not None
 
 
 class _Pulse:
-    """A lock file, and the thread that counts upward in it; the thread ends with the process, and survives a failing disk."""
+    """A lock file and the daemon thread that increments the counter in it, which tolerates disk errors."""
 
     def __init__(self, path: Path, head: bytes):
         self._path, self._head = path, head
@@ -155,8 +154,9 @@ class _Pulse:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
-        """Announce a claim; a DataError where nothing can be written."""
-        for _ in range(10):  # one that gives up may remove the empty folder in this moment
+        """Write the claim; a DataError if that fails."""
+        refused: BaseException | None = None
+        for _ in range(10):  # a process that withdraws may be removing the empty folder
             refused = None
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,32 +168,32 @@ class _Pulse:
                 refused = error.__cause__
             if not isinstance(refused, FileNotFoundError):
                 break
-        if refused and not os.path.lexists(self._path):
+        if isinstance(refused, OSError) and not os.path.lexists(self._path):
             raise DataError(f"{self._path.parent}: cannot be written: {reason(refused)}") from None
         self._thread.start()
 
     def hold(self) -> None:
-        """Say that the claim is held now; a DataError where that cannot be written."""
+        """Mark the claim as held; a DataError if that cannot be written."""
         self._state = b"held "
         try:
             self._beat()
         except FileNotFoundError:
-            pass  # the next check says so
+            pass  # the lock was removed: the next check reports that
         except OSError as error:
             raise DataError(f"{self._path.parent}: cannot be written: {reason(error)}") from None
 
     def end(self) -> None:
-        """No further sign of life."""
+        """Stop the signs of life."""
         self._over.set()
         if self._thread.ident is not None:
-            self._thread.join(timeout=_LOOK)  # not for ever: a network file system may hang
+            self._thread.join(timeout=_LOOK)  # not forever: a network file system may hang
 
     def _tail(self) -> bytes:
         return self._state + b" %012d\n" % self._count
 
     def _run(self) -> None:
-        while not self._over.wait(BEAT):
-            with suppress(OSError):  # the next sign may get through
+        while not self._over.wait(HEARTBEAT):
+            with suppress(OSError):  # the next sign of life may succeed
                 self._beat()
 
     def _beat(self) -> None:
@@ -206,7 +206,7 @@ class _Pulse:
 
 @dataclass
 class _Rivals:
-    """Who else is in a folder, for the one who wants to work there."""
+    """The other processes in a folder, seen from one that wants to hold it."""
 
     out: Path
     entry: _Entry
@@ -216,13 +216,13 @@ class _Rivals:
     _said: set[Path] = field(default_factory=set)
 
     def settle(self) -> None:
-        """Return when nobody is in the way any more; a DataError when somebody is who lives."""
+        """Return when no other process is in the way; a DataError if one that is alive holds the folder."""
         while any([self._in_the_way(path) for path in self._others()]):
-            time.sleep(min(_LOOK, PATIENCE / 10))
+            time.sleep(min(_LOOK, TAKEOVER_AFTER / 10))
             self.lease.check()
 
     def _others(self) -> list[Path]:
-        """The lock files of others. A change of our own makes a network file system read the folder anew."""
+        """The lock files of others. Changing the folder first makes a network file system list it afresh."""
         probe = self.out / f".{_PROBE}.{uuid.uuid4().hex[:12]}.tmp"
         with suppress(OSError):
             probe.touch()
@@ -233,7 +233,7 @@ class _Rivals:
             raise DataError(f"{self.out}: cannot be read: {reason(error)}") from None
 
     def _in_the_way(self, path: Path) -> bool:
-        """Whether to wait for the owner of a lock file; removes that of a dead one."""
+        """Whether to wait for the owner of a lock file; removes the file of a dead owner."""
         now = time.monotonic()
         content = _read(path)
         if content is None:
@@ -241,25 +241,26 @@ class _Rivals:
         other, held = _parse(content)
         if other is not None and not self.entry.excludes(other):
             return False
-        lives = other.lives() if other else None
-        if lives is None:
+        alive = other.is_alive() if other else None
+        if alive is None:
             before, since = self._seen.setdefault(path, (content, now))
             if content != before:
                 self._seen[path] = content, now
-                lives = True
-            elif now - since >= PATIENCE:
-                lives = False
-        if lives is None:
-            self._say(path, f"{_words(other)} may be at work in {self.out}; waits up to {PATIENCE:.0f} s for a sign of life")
+                alive = True
+            elif now - since >= TAKEOVER_AFTER:
+                alive = False
+        if alive is None:
+            line = f"{_words(other)} may be running in {self.out}; waiting up to {TAKEOVER_AFTER:.0f} s for a sign of life"
+            self._say(path, line)
             return True
-        if not lives:
+        if not alive:
             if path in self._said:
-                self.announce(f"heard nothing of {_words(other)} for {PATIENCE:.0f} s and takes over")
+                self.announce(f"no sign of life from {_words(other)} for {TAKEOVER_AFTER:.0f} s; taking over")
             _remove(path)
             return False
         if held or other is None or other.token < self.entry.token:
-            raise DataError(f"{self.out}: {_words(other)} is at work there; wait for its end, or choose another folder")
-        return True  # it sees our claim and withdraws, or is held soon
+            raise DataError(f"{self.out}: {_words(other)} is running there; wait until it ends, or choose another folder")
+        return True  # it will see our claim and withdraw, or become held
 
     def _say(self, path: Path, line: str) -> None:
         if path not in self._said:
@@ -268,12 +269,12 @@ class _Rivals:
 
 
 def _words(entry: _Entry | None) -> str:
-    """Who it is."""
-    return f"{entry.what} (process {entry.owner.pid} on {entry.owner.host})" if entry else "somebody whose lock file is damaged"
+    """How messages name a process."""
+    return f"{entry.what} (process {entry.owner.pid} on {entry.owner.host})" if entry else "a process with a damaged lock file"
 
 
 def _parse(content: bytes) -> tuple[_Entry | None, bool]:
-    """What a lock file says, and whether its claim is held; None where it is damaged."""
+    """The entry of a lock file, None if it is damaged, and whether the claim is held."""
     head, _, tail = content.partition(b"\n")
     try:
         return msgspec.json.decode(head, type=_Entry), not tail.startswith(b"claim")
@@ -282,7 +283,7 @@ def _parse(content: bytes) -> tuple[_Entry | None, bool]:
 
 
 def _read(path: Path) -> bytes | None:
-    """The content of a lock file, None when it is gone; asks the server anew where it lies on a network file system."""
+    """The content of a lock file, None if it is gone; opening it makes a network file system ask its server again."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
@@ -301,4 +302,4 @@ def _remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise DataError(f"{path}: is a dead build's and cannot be removed: {reason(error)}") from None
+        raise DataError(f"{path}: belongs to a dead build and cannot be removed: {reason(error)}") from None

@@ -1,4 +1,4 @@
-"""Who a process is, so that another one can tell whether it still lives: host, boot, pid namespace, pid and start."""
+"""The identity of a process (host, boot, pid namespace, pid, start time), so that others can tell whether it still runs."""
 
 import os
 import socket
@@ -12,13 +12,13 @@ import msgspec
 from msgspec import Meta
 
 _SECONDS = 10
-"""How long a command of the system may take that says who we are."""
+"""Timeout of the system commands that identify a process."""
 
 Text = Annotated[str, Meta(min_length=1, max_length=1000)]
 
 
 class Owner(msgspec.Struct, frozen=True, kw_only=True):
-    """A process: ``system`` is the boot and the pid namespace in which ``pid`` and ``started`` mean something, if known."""
+    """A process: ``system`` is the boot and pid namespace in which ``pid`` and ``started`` are valid, None if unknown."""
 
     host: Annotated[str, Meta(max_length=1000)]
     system: Text | None
@@ -30,8 +30,8 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
         """This process."""
         return cls(host=socket.gethostname(), system=_system(), pid=os.getpid(), started=_started(os.getpid()))
 
-    def lives(self) -> bool | None:
-        """Whether the process still runs, or is stopped; None where that cannot be told from here."""
+    def is_alive(self) -> bool | None:
+        """Whether the process still exists, running or stopped; None if this machine cannot tell."""
         here = Owner.current()
         if here.system is None or (self.host, self.system) != (here.host, here.system):
             return None
@@ -40,16 +40,16 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
         except ProcessLookupError:
             return False
         except PermissionError:
-            pass  # it is somebody else's
+            pass  # it exists and belongs to another user
         started = _started(self.pid)
         return None if None in (started, self.started) else started == self.started
 
 
 @lru_cache(maxsize=1)
 def _system() -> str | None:
-    """Containers share the kernel's boot with their host, and have pids of their own."""
+    """Boot id and pid namespace: containers share the boot with their host but have their own pids. None if unknown."""
     if sys.platform != "linux":
-        return _said("sysctl", "-n", "kern.bootsessionuuid")
+        return _output("sysctl", "-n", "kern.bootsessionuuid")
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -58,9 +58,9 @@ def _system() -> str | None:
 
 
 def _started(pid: int) -> str | None:
-    """When a process was started, in ticks since the boot, or as ``ps`` says; None where that cannot be told."""
+    """When a process was started, in ticks since the boot or as printed by ``ps``; None if unknown."""
     if sys.platform != "linux":
-        return _said("ps", "-o", "lstart=", "-p", str(pid))
+        return _output("ps", "-o", "lstart=", "-p", str(pid))
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         return "has ended" if fields[0] in "ZX" else fields[19]
@@ -68,8 +68,8 @@ def _started(pid: int) -> str | None:
         return None
 
 
-def _said(*command: str) -> str | None:
-    """What a command prints; None where it fails."""
+def _output(*command: str) -> str | None:
+    """What a command prints; None if it fails or prints nothing."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
     except (OSError, ValueError, subprocess.SubprocessError):

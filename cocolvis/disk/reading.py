@@ -1,4 +1,4 @@
-"""Reading input on a disk that may stumble: an error that is not about one file is tried again, and then ends the work."""
+"""Reading input from disks that may fail: errors that are not about one file are retried, then end the work."""
 
 import errno
 import os
@@ -12,13 +12,13 @@ from typing import TypeVar
 from cocolvis.errors import DataError
 
 PAUSES = (0.1, 0.4, 1.0, 2.0)
-"""Seconds between the tries: a network file system that comes back within them costs nothing."""
+"""Seconds between the attempts: a network file system that recovers in that time causes no failure."""
 
 _NAMES = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EILSEQ)
 _DENIED = (errno.EACCES, errno.EPERM)
-_NOWHERE = (errno.EINVAL, errno.EFBIG, errno.EOVERFLOW)
-_OF_ONE_FILE = {*_NAMES, *_DENIED, *_NOWHERE}
-"""Errors that say something of the file that was asked for; every other is of the disk, the network, or this machine."""
+_NO_SUCH_OFFSET = (errno.EINVAL, errno.EFBIG, errno.EOVERFLOW)
+_OF_ONE_FILE = {*_NAMES, *_DENIED, *_NO_SUCH_OFFSET}
+"""Errors that concern only the requested file; all others concern the disk, the network or this machine."""
 
 ADVICE = (
     "finished shards are kept: go on with --resume when it can be read again, or with --resume --allow-missing to leave out"
@@ -31,30 +31,31 @@ _worn_out = False
 
 
 class UnreadableInput(DataError):
-    """Input that cannot be read for a reason that is not that file's own."""
+    """Input that cannot be read because of the disk, the network or this machine, not because of the file itself."""
 
 
 @contextmanager
-def allowing(missing: bool) -> Iterator[None]:
-    """Where ``missing`` is true, input that cannot be read is its own fault meanwhile, whatever the reason."""
-    token = _allowed.set(missing)
+def allowing_missing(allowed: bool) -> Iterator[None]:
+    """Inside this context, when ``allowed``, every read error counts as a fault of that one file, whatever the cause."""
+    token = _allowed.set(allowed)
     try:
         yield
     finally:
         _allowed.reset(token)
 
 
-def allowed() -> bool:
-    """Whether input that cannot be read is its own fault at present."""
+def missing_allowed() -> bool:
+    """Whether every read error currently counts as a fault of that one file."""
     return _allowed.get()
 
 
-def patiently(read: Callable[[], _T], name: str, reason: Callable[[OSError], str | None]) -> _T:
-    """What ``read`` returns, after some tries.
+def with_retries(read: Callable[[], _T], name: str, reason: Callable[[OSError], str | None]) -> _T:
+    """What ``read`` returns; an error that is not about one file is retried after each of ``PAUSES``.
 
-    ``reason`` says why an error is not about one file, None where it is: that is raised at once, as any other exception
-    is. What is left after the last try is an UnreadableInput that calls the input ``name``, or inside of ``allowing(True)``
-    the OSError itself. Nobody waits again before something could be read.
+    ``reason`` explains an error that is not about one file and returns None for one that is. The latter is raised at once, and
+    so is any exception that is neither an OSError nor a MemoryError. When the last attempt fails, an UnreadableInput that
+    calls the input ``name`` is raised, or the OSError itself inside ``allowing_missing(True)``. After that, later calls do not
+    wait again until a read has succeeded.
     """
     global _worn_out
     for pause in (*(() if _worn_out else PAUSES), None):
@@ -63,7 +64,7 @@ def patiently(read: Callable[[], _T], name: str, reason: Callable[[OSError], str
             _worn_out = False
             return found
         except (OSError, MemoryError) as raised:
-            error = _of_memory() if isinstance(raised, MemoryError) else raised
+            error = _as_os_error(raised)
             why = reason(error)
         if why is None:
             raise error
@@ -71,54 +72,54 @@ def patiently(read: Callable[[], _T], name: str, reason: Callable[[OSError], str
             break
         time.sleep(pause)
     _worn_out = True
-    raise given_up(name, error, why)
+    raise unreadable(name, error, why)
 
 
-def given_up(name: str, error: OSError | MemoryError, why: str | None = None) -> Exception:
-    """What to raise where the input ``name`` cannot be read, or decoded, for a reason that is not its own."""
-    error = _of_memory() if isinstance(error, MemoryError) else error
+def unreadable(name: str, error: OSError | MemoryError, why: str | None = None) -> Exception:
+    """The exception to raise when ``name`` cannot be read or decoded for a reason other than its own content."""
+    error = _as_os_error(error)
     return error if _allowed.get() else UnreadableInput(f"{name}: cannot be read: {why or strerror(error)}; {ADVICE}")
 
 
 @contextmanager
 def decoding(name: object) -> Iterator[None]:
-    """Where memory, or the system, fails while the input ``name`` is decoded, that is not its own fault."""
+    """While the input ``name`` is decoded, running out of memory or a system error is not counted as a fault of the input."""
     try:
         yield
     except (OSError, MemoryError) as error:
-        raise given_up(str(name), error) from None
+        raise unreadable(str(name), error) from None
 
 
-def _of_memory() -> OSError:
-    return OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+def _as_os_error(error: OSError | MemoryError) -> OSError:
+    return error if isinstance(error, OSError) else OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
 
 def strerror(error: OSError) -> str:
-    """An error of the system in its words, and never as an object writes itself."""
+    """The system's message for an error; never the repr of an object."""
     return os.strerror(error.errno) if error.errno else "the system gives no reason"
 
 
-def of_the_system(error: OSError) -> str | None:
-    """The reason of an error that is not about the file that was asked for; None where it is."""
+def system_reason(error: OSError) -> str | None:
+    """The reason for an error that is not about the requested file; None for one that is."""
     return None if error.errno in _OF_ONE_FILE else strerror(error)
 
 
-def of_an_archive(error: OSError) -> str | None:
-    """As :func:`of_the_system`, of a zip that holds many: only a place that no file can have is of one of them."""
-    return None if error.errno in _NOWHERE else strerror(error)
+def archive_reason(error: OSError) -> str | None:
+    """As :func:`system_reason`, for a member of a zip: only an impossible offset is the fault of that member alone."""
+    return None if error.errno in _NO_SUCH_OFFSET else strerror(error)
 
 
-def of_a_file(path: str, folder: str) -> Callable[[OSError], str | None]:
-    """As :func:`of_the_system`, of a file that should lie below ``folder`` with others: without that, no file is to blame."""
+def file_reason(path: str, folder: str) -> Callable[[OSError], str | None]:
+    """As :func:`system_reason`, for a file in ``folder``: when the folder itself is unusable, the file is not to blame."""
 
     def reason(error: OSError) -> str | None:
-        return of_the_system(error) or wrong_with(folder) or _closed(path)
+        return system_reason(error) or folder_problem(folder) or _unsearchable(path)
 
     return reason
 
 
-def wrong_with(folder: str) -> str | None:
-    """Why no file in a folder can be read: it is absent, empty or closed, as where its disk is not mounted."""
+def folder_problem(folder: str) -> str | None:
+    """Why no file in a folder can be read: the folder is absent, empty or unreadable, as when its disk is not mounted."""
     try:
         with os.scandir(folder) as entries:
             return None if next(entries, None) else f"the folder {folder} is empty; is its disk mounted?"
@@ -129,34 +130,34 @@ def wrong_with(folder: str) -> str | None:
 
 
 def exists(path: str | os.PathLike) -> bool:
-    """Whether a file or folder is there, found out patiently."""
+    """Whether a file or folder exists; checked with retries."""
     return status(path) is not None
 
 
 def is_file(path: str | os.PathLike) -> bool:
-    """Whether a file is there, found out patiently."""
+    """Whether ``path`` is a regular file; checked with retries."""
     found = status(path)
     return found is not None and stat.S_ISREG(found.st_mode)
 
 
 def is_folder(path: str | os.PathLike) -> bool:
-    """Whether a folder is there, found out patiently."""
+    """Whether ``path`` is a folder; checked with retries."""
     found = status(path)
     return found is not None and stat.S_ISDIR(found.st_mode)
 
 
 def status(path: str | os.PathLike) -> os.stat_result | None:
-    """The status of a file or folder, found out patiently; None where nothing is there that could be used."""
+    """The status of a file or folder, read with retries; None when nothing usable exists there."""
     try:
-        return patiently(lambda: os.stat(path), os.fsdecode(path), of_the_system)
+        return with_retries(lambda: os.stat(path), os.fsdecode(path), system_reason)
     except (OSError, ValueError):
         return None
 
 
-def _closed(path: str) -> str | None:
-    """Why not even the name of a file can be looked up: the folder is to blame."""
+def _unsearchable(path: str) -> str | None:
+    """Why not even the name of a file can be looked up, which is the fault of its folder; None when it can."""
     try:
         os.lstat(path)
     except OSError as error:
-        return f"its folder cannot be searched: {strerror(error)}" if error.errno in _DENIED else of_the_system(error)
+        return f"its folder cannot be searched: {strerror(error)}" if error.errno in _DENIED else system_reason(error)
     return None

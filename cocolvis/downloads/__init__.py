@@ -1,1 +1,1 @@
-"""The official archives over HTTP."""
+"""Fetching the official COCO, COCO-Stuff and LVIS archives over HTTP."""

@@ -1,6 +1,6 @@
-"""One file over HTTP into a part beside its final name: resumed where it ended, never spliced from two versions.
+"""Fetching one file over HTTP into a partial file: resumable, and never a mixture of two versions of the file.
 
-No more is written than was announced, and a part that is good is not given up for an answer that turns out to be bad.
+No more bytes are written than the server announced, and good bytes are never discarded for a response that turns out bad.
 """
 
 import http.client
@@ -19,32 +19,37 @@ import msgspec
 
 from cocolvis.disk.files import read_json, write_json
 from cocolvis.errors import DataError
+from cocolvis.progress import Announce
 
 WEB = re.compile(r"https?://[!-~]+")
-"""Addresses that are followed, also after a redirect."""
+"""The addresses that are fetched or followed after a redirect."""
 
-_BLOCK = 1 << 18
+_BLOCK = 2**18
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 _LONGEST_WAIT = 60.0
 
-Show = Callable[[int, int | None], None]
-"""Called with the bytes of the file that are there, and its size where that is known."""
+_Response = http.client.HTTPResponse | urllib.error.HTTPError
+"""A response, also one with an error status."""
 
-Note = Callable[[str], None]
-"""Called with a line whenever something takes another turn."""
+Received = Callable[[int, int | None], None]
+"""Called with the number of bytes received so far, and the size of the file or None if it is unknown."""
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How often a file is tried without a new byte, the first wait between two tries (then doubled), and the silence borne."""
+class RetryPolicy:
+    """When to give up.
+
+    ``attempts`` is the number of consecutive attempts without a new byte, ``backoff`` the seconds before the second attempt,
+    doubled each time, and ``timeout`` the seconds that a server may stay silent.
+    """
 
     attempts: int = 6
     backoff: float = 1.0
     timeout: float = 60.0
 
 
-class Mark(msgspec.Struct):
-    """What a part is a part of: written before its first byte, so that it is never continued with another file's bytes."""
+class Version(msgspec.Struct):
+    """The version of the remote file that a partial file belongs to; recorded before its first byte is written."""
 
     url: str
     bytes: int | None
@@ -53,15 +58,16 @@ class Mark(msgspec.Struct):
 
     @property
     def validator(self) -> str | None:
-        """What If-Range may name: the ETag unless it is weak, else the date."""
+        """The value for If-Range: the ETag unless it is weak, otherwise the modification date."""
         return self.etag if self.etag and not self.etag.startswith("W/") else self.last_modified
 
 
 @dataclass(frozen=True)
-class Part:
-    """An address, the file it is fetched for, its published size where there is one, and the command that goes on with it.
+class PartialFile:
+    """A file being fetched from ``url`` to ``target``.
 
-    ``most`` are the bytes that are taken at most, whatever a server announces.
+    ``published`` is its published size in bytes, if any; ``most`` is the most bytes that are accepted, whatever the server
+    announces; ``command`` is the command line that continues the download.
     """
 
     url: str
@@ -72,52 +78,56 @@ class Part:
 
     @property
     def path(self) -> Path:
-        """Where the bytes lie until they are complete and checked."""
+        """The path of the bytes until they are complete and checked."""
         return self.target.with_name(f"{self.target.name}.part")
 
     @property
-    def marked(self) -> Path:
-        """Where the mark lies."""
+    def version_path(self) -> Path:
+        """The path of the recorded version."""
         return self.target.with_name(f"{self.target.name}.part.json")
 
     @property
     def have(self) -> int:
-        """Bytes that are there, of whatever version."""
+        """The number of bytes received, of any version."""
         return self.path.stat().st_size if self.path.exists() else 0
 
-    def resumable(self) -> tuple[Mark | None, int]:
-        """The mark, and the bytes to go on from: none of another address, none that If-Range cannot vouch for."""
+    def resumable(self) -> tuple[Version | None, int]:
+        """The recorded version, if it is of the same address, and the bytes to continue from.
+
+        That is 0 unless If-Range can confirm that the version is unchanged, or all bytes are there.
+        """
         with suppress(DataError, msgspec.ValidationError):
-            mark = msgspec.convert(read_json(self.marked), Mark)
-            if mark.url == self.url:
-                return mark, self.have if mark.validator or self.have == mark.bytes else 0
+            version = msgspec.convert(read_json(self.version_path), Version)
+            if version.url == self.url:
+                return version, self.have if version.validator or self.have == version.bytes else 0
         return None, 0
 
-    def begin(self, mark: Mark) -> None:
-        """An empty part, then its mark: a crash between the two leaves nothing that could be continued wrongly."""
+    def begin(self, version: Version) -> None:
+        """Empty the file, then record its version: a crash in between leaves nothing that could be continued wrongly."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_bytes(b"")
-        write_json(self.marked, msgspec.to_builtins(mark))
+        write_json(self.version_path, msgspec.to_builtins(version))
 
     @property
     def _aside(self) -> tuple[Path, Path]:
-        """Where a good part and its mark lie while another answer is tried that need not be the file."""
-        return tuple(self.target.with_name(f"{self.target.name}.kept{end}") for end in ("", ".json"))
+        """The paths of good bytes and their version while a response is read that may not be the file."""
+        name = f"{self.target.name}.kept"
+        return self.target.with_name(name), self.target.with_name(f"{name}.json")
 
     def set_aside(self) -> None:
-        """Move the part away, which is good so far; :meth:`restore` brings it back, :meth:`forget` gives it up."""
-        path, marked = self._aside
-        shutil.copyfile(self.marked, marked)
+        """Move the bytes aside, which are good so far; :meth:`restore` brings them back, :meth:`forget` discards them."""
+        path, version_path = self._aside
+        shutil.copyfile(self.version_path, version_path)
         os.replace(self.path, path)
 
     def restore(self) -> bool:
-        """Remove the part and its mark, and put back what was set aside; whether there was something."""
+        """Remove the bytes and their version, and bring back what was set aside; returns whether there was anything."""
         self.path.unlink(missing_ok=True)
-        self.marked.unlink(missing_ok=True)
-        path, marked = self._aside
-        there = path.exists() and marked.exists()
+        self.version_path.unlink(missing_ok=True)
+        path, version_path = self._aside
+        there = path.exists() and version_path.exists()
         if there:
-            os.replace(marked, self.marked)
+            os.replace(version_path, self.version_path)
             os.replace(path, self.path)
         self.forget()
         return there
@@ -128,63 +138,67 @@ class Part:
             path.unlink(missing_ok=True)
 
 
-class _Again(Exception):
-    """An attempt failed in a way that another one may mend; ``whole`` where that should ask for the file from its beginning."""
+class _Retry(Exception):
+    """An attempt failed but another may succeed; with ``whole`` it must request the file from its beginning."""
 
     def __init__(self, message: str, whole: bool = False):
         super().__init__(message)
         self.whole = whole
 
 
-def fetch(part: Part, show: Show, note: Note, patience: Patience) -> None:
-    """Bring a part to its full size; only attempts that took it no further than any before count.
+def fetch(part: PartialFile, received: Received, announce: Announce, policy: RetryPolicy) -> None:
+    """Fetch the missing bytes of a file, in several attempts if necessary; only those without a new byte are counted.
 
-    A DataError where the server refuses for good, offers another file, or nothing new came; the part is kept.
+    A DataError when the server refuses, offers a different file, or sends nothing new; the received bytes are kept.
     """
     furthest, failures, whole = part.resumable()[1], 0, False
     while True:
         try:
-            return _attempt(part, show, patience.timeout, whole)
+            return _attempt(part, received, policy.timeout, whole)
         except OSError as error:
-            raise DataError(f"{part.path}: cannot be written: {error.strerror or error}; go on with {part.command}") from error
-        except _Again as error:
+            fault = f"cannot be written: {error.strerror or error}"
+            raise DataError(f"{part.path}: {fault}; go on with {part.command}") from error
+        except _Retry as error:
             whole = error.whole
             failures = 0 if part.have > furthest else failures + 1
             furthest = max(furthest, part.have)
-            if failures >= patience.attempts:
+            if failures >= policy.attempts:
                 kept = f"; {part.have:,} bytes are kept in {part.path}" if part.have else ""
-                tried = f"{failures} attempts in a row brought nothing new"
+                tried = f"{failures} consecutive attempts brought nothing new"
                 raise DataError(f"{part.url}: {error}; {tried}{kept}; go on with {part.command}") from None
-            wait = min(patience.backoff * 2**failures, _LONGEST_WAIT)
-            note(f"{part.target.name}: {error}; trying again in {wait:.0f} s")
+            wait = min(policy.backoff * 2**failures, _LONGEST_WAIT)
+            announce(f"{part.target.name}: {error}; trying again in {wait:.0f} s")
             time.sleep(wait)
 
 
-def _attempt(part: Part, show: Show, timeout: float, whole: bool) -> None:
-    """One request for what is missing, or for the ``whole`` file, and its body; returns when the part is whole."""
-    mark, have = part.resumable()
-    if mark and have == mark.bytes and not whole:
+def _attempt(part: PartialFile, received: Received, timeout: float, whole: bool) -> None:
+    """Request the missing bytes, or the ``whole`` file, and write them; returns when the file is complete."""
+    version, have = part.resumable()
+    if version and have == version.bytes and not whole:
         return
     headers = {"User-Agent": "cocolvis", "Accept-Encoding": "identity"}
-    if have and not whole:
-        headers |= {"Range": f"bytes={have}-", "If-Range": mark.validator}
+    if have and version and version.validator and not whole:
+        headers |= {"Range": f"bytes={have}-", "If-Range": version.validator}
     with _open(part, headers, timeout) as response:
         if response.status == 200:
             total, first = response.length, _accepted(part, response)
-            new = Mark(part.url, total, response.headers["ETag"], response.headers["Last-Modified"])
-            _start_over(part, response, new, first, mark if have else None, show)
-        elif not have or whole or (total := _continued(response, mark, have)) is None:
-            fault = f"the server answers {response.status} with a range that does not fit"
-            raise _Again(f"{fault}; asking for the whole file", whole=True)
+            new = Version(part.url, total, response.headers["ETag"], response.headers["Last-Modified"])
+            _start_over(part, response, new, first, version if have else None, received)
+        elif not have or not version or whole or (total := _continued(response, version, have)) is None:
+            fault = f"the server answers {response.status} with an unexpected range"
+            raise _Retry(f"{fault}; requesting the whole file", whole=True)
         else:
             _refuse_coding(part, response)
-            _continue(part, response, have, total, show)
+            _continue(part, response, have, total, received)
 
 
-def _start_over(part: Part, response: http.client.HTTPResponse, new: Mark, first: bytes, old: Mark | None, show: Show) -> None:
-    """Take a file from its beginning, of which a block was read; a good part, whose mark is ``old``, comes back if it is bad.
+def _start_over(
+    part: PartialFile, response: _Response, new: Version, first: bytes, old: Version | None, received: Received
+) -> None:
+    """Write a file from its beginning, ``first`` being its first block; if it is bad, good bytes of version ``old`` come back.
 
-    Where the announced size is the published one, the old part is removed at once: little can be wrong, and it may be large.
+    When the announced size is the published one, the old bytes are removed at once: the response is almost certainly good, and
+    the file may be large.
     """
     have = part.have
     if old and (new.bytes is None or part.published is None):
@@ -193,11 +207,11 @@ def _start_over(part: Part, response: http.client.HTTPResponse, new: Mark, first
         part.forget()
     part.begin(new)
     try:
-        _copy(response, part, 0, new.bytes, show, first)
+        _copy(response, part, 0, new.bytes, received, first)
     except DataError:
         part.restore()
         raise
-    except _Again:
+    except _Retry:
         if old and part.have < have and new.validator in (None, old.validator):
             part.restore()
         else:
@@ -205,17 +219,17 @@ def _start_over(part: Part, response: http.client.HTTPResponse, new: Mark, first
         raise
 
 
-def _continue(part: Part, response: http.client.HTTPResponse, have: int, total: int, show: Show) -> None:
-    """Append what is missing to a part; nothing of it stays where more comes than that."""
+def _continue(part: PartialFile, response: _Response, have: int, total: int, received: Received) -> None:
+    """Append the missing bytes; if the server sends more than those, all of them are dropped again."""
     try:
-        _copy(response, part, have, total, show)
+        _copy(response, part, have, total, received)
     except DataError:
         os.truncate(part.path, have)
         raise
 
 
-def _open(part: Part, headers: dict[str, str], timeout: float) -> http.client.HTTPResponse:
-    """The answer to a request, redirects followed; _Again where it may be another in a while, else a DataError."""
+def _open(part: PartialFile, headers: dict[str, str], timeout: float) -> _Response:
+    """The response to a request, after redirects; a _Retry if a later attempt may succeed, otherwise a DataError."""
     try:
         request = urllib.request.Request(part.url, headers=headers)
         return urllib.request.build_opener(_Redirects).open(request, timeout=timeout)
@@ -224,22 +238,22 @@ def _open(part: Part, headers: dict[str, str], timeout: float) -> http.client.HT
             return error
         error.close()
         if error.code in _TRANSIENT:
-            raise _Again(f"the server answers {error.code} {_line(error.reason)}") from None
+            raise _Retry(f"the server answers {error.code} {_unwrapped(error.reason)}") from None
         raise DataError(
-            f"{part.url}: the server answers {error.code} {_line(error.reason)}; name another one with --mirror, "
-            f"or put the file at {part.target} yourself, then {part.command}"
+            f"{part.url}: the server answers {error.code} {_unwrapped(error.reason)}; choose another server with --mirror, "
+            f"or save the file as {part.target} yourself, then run {part.command}"
         ) from None
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise _Again(f"no connection ({_line(getattr(error, 'reason', error))})") from None
+        raise _Retry(f"no connection ({_unwrapped(getattr(error, 'reason', error))})") from None
 
 
-def _line(reason: object) -> str:
-    """A reason on one line; urllib's own for a circle of redirects has three."""
+def _unwrapped(reason: object) -> str:
+    """A reason on one line; urllib's message for a redirect loop has three."""
     return " ".join(str(reason).split())
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows http and https only; urllib itself would also follow ftp."""
+    """Follows redirects to http and https only; urllib would also follow ftp."""
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):
         if not WEB.fullmatch(newurl):
@@ -247,50 +261,50 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _continued(response: http.client.HTTPResponse, mark: Mark, have: int) -> int | None:
-    """The size of the whole file where the answer goes on exactly at byte ``have`` of the marked one, else None."""
-    form = {206: rf"bytes {have}-\d+/(\d+)", 416: rf"bytes \*/({have})"}.get(response.status, "no range")
+def _continued(response: _Response, version: Version, have: int) -> int | None:
+    """The size of the whole file if the response continues this version exactly at byte ``have``, otherwise None."""
+    form = {206: rf"bytes {have}-\d+/(\d+)", 416: rf"bytes \*/({have})"}.get(response.status or 0, "no range")
     found = re.fullmatch(form, response.headers.get("Content-Range", ""))
-    versions = (("ETag", mark.etag), ("Last-Modified", mark.last_modified))
-    same = all(response.headers[name] in (None, version) for name, version in versions)
-    return int(found[1]) if found and same and mark.bytes in (None, int(found[1])) else None
+    validators = (("ETag", version.etag), ("Last-Modified", version.last_modified))
+    same = all(response.headers[name] in (None, value) for name, value in validators)
+    return int(found[1]) if found and same and version.bytes in (None, int(found[1])) else None
 
 
-def _accepted(part: Part, response: http.client.HTTPResponse) -> bytes:
-    """The first block of a file; a DataError, before anything is thrown away, where the answer cannot be the published one."""
+def _accepted(part: PartialFile, response: _Response) -> bytes:
+    """The first block of a file; a DataError, before any bytes are discarded, if the response cannot be the published file."""
     _refuse_coding(part, response)
     if response.headers.get_content_type() == "text/html":
         raise _refusal(part, "the server sends a web page instead of the file")
     if part.published is not None and response.length not in (None, part.published):
         offered = f"the server offers {response.length:,} bytes"
-        raise _refusal(part, f"{offered}, the published file has {part.published:,}")
+        raise _refusal(part, f"{offered}, but the published file has {part.published:,}")
     if response.length is not None and response.length > part.most:
-        raise _refusal(part, f"the server offers {response.length:,} bytes; at most {part.most:,} are taken for this file")
+        raise _refusal(part, f"the server offers {response.length:,} bytes; at most {part.most:,} are accepted for this file")
     first = _read(response, min(_BLOCK, part.most if response.length is None else response.length))
     if not first and response.length != 0:
-        raise _Again("the connection ended before the first byte")
+        raise _Retry("the connection ended before the first byte")
     if not first.startswith(b"PK"[: len(first)]):
-        raise _refusal(part, "the server sends something that is no zip archive")
+        raise _refusal(part, "the server sends something other than a zip archive")
     return first
 
 
-def _refuse_coding(part: Part, response: http.client.HTTPResponse) -> None:
-    """A DataError where the body is not the file's own bytes: its size could not be known, nor where it goes on."""
+def _refuse_coding(part: PartialFile, response: _Response) -> None:
+    """Raise a DataError if the body is encoded: neither its size nor where to continue would be known."""
     codings = ", ".join(response.headers.get_all("Content-Encoding", [])).strip()
     if codings.lower() not in ("", "identity"):
-        raise _refusal(part, f"the server sends the file with the Content-Encoding {codings[:40]!a}, which was not asked for")
+        raise _refusal(part, f"the server sends the file with the Content-Encoding {codings[:40]!a}, which was not requested")
 
 
-def _refusal(part: Part, fault: str) -> DataError:
-    return DataError(f"{part.url}: {fault}; name another server with --mirror, or try again later with {part.command}")
+def _refusal(part: PartialFile, fault: str) -> DataError:
+    return DataError(f"{part.url}: {fault}; choose another server with --mirror, or try again later with {part.command}")
 
 
 def _copy(
-    response: http.client.HTTPResponse, part: Part, at: int, total: int | None, show: Show, block: bytes | None = None
+    response: _Response, part: PartialFile, at: int, total: int | None, received: Received, block: bytes | None = None
 ) -> None:
-    """Append the body, which begins at byte ``at`` and of which a ``block`` may have been read, to the part.
+    """Append the body, which begins at byte ``at`` of the file and of which a ``block`` may have been read already.
 
-    _Again where it ends early, a DataError where it goes on behind the last byte of the file.
+    A _Retry if it ends early, a DataError if it continues past the last byte of the file.
     """
     end = part.most if total is None else total
     with part.path.open("ab") as file:
@@ -298,17 +312,17 @@ def _copy(
             file.write(block)
             at += len(block)
             block = None
-            show(at, total)
+            received(at, total)
     expected = part.published if total is None else total
     if expected is not None and at < expected:
-        raise _Again(f"the connection ended at byte {at:,} of {expected:,}")
+        raise _Retry(f"the connection ended at byte {at:,} of {expected:,}")
     if at == end and _read(response, 1):
         raise _refusal(part, f"the server sends more than the {end:,} bytes of the file")
 
 
-def _read(response: http.client.HTTPResponse, size: int) -> bytes:
-    """What has arrived, without waiting for ``size`` bytes: a connection that drops then costs none of them."""
+def _read(response: _Response, size: int) -> bytes:
+    """The bytes that have arrived, at most ``size``, without waiting for all: none are lost if the connection drops."""
     try:
         return response.read1(size)
     except (OSError, http.client.HTTPException) as error:
-        raise _Again(f"the connection dropped ({_line(error)})") from None
+        raise _Retry(f"the connection dropped ({_unwrapped(error)})") from None

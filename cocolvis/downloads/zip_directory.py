@@ -1,4 +1,4 @@
-"""The central directory at the end of a zip, checked before the file is believed: it is whole, and points into the file."""
+"""Checking the central directory at the end of a zip: that it is complete, and that it points into the file."""
 
 import struct
 from pathlib import Path
@@ -6,24 +6,26 @@ from typing import BinaryIO
 
 _END, _END64, _LOCATOR64, _MEMBER = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07", b"PK\x01\x02"
 _END_RECORD = struct.Struct("<4s4x2xHLLH")
-"""Signature, members, bytes and place of the directory, bytes of the comment."""
+"""Signature, number of members, size and offset of the directory, size of the comment."""
 
 _END64_RECORD = struct.Struct("<4s28xQQQ")
+"""The same in 64 bits, without the comment."""
+
 _LOCATOR_RECORD = struct.Struct("<4s4xQ4x")
 _MEMBER_RECORD = struct.Struct("<4s16xLLHHH8xL")
-"""Signature, packed and unpacked bytes, lengths of name, extra field and comment, place of the member."""
+"""Signature, packed and unpacked size, lengths of name, extra field and comment, offset of the member."""
 
 _LOCAL_HEADER = 30
 _LONGEST_COMMENT = 2**16
 _FULL_16, _FULL_32 = 2**16 - 1, 2**32 - 1
-"""What stands where the number is found in a record of 64 bits."""
+"""Values that say that the number is in a 64-bit record instead."""
 
 
 def fault(path: Path) -> str | None:
-    """What is wrong with the directory of a zip, in words; None where it is whole. Members are not looked into.
+    """What is wrong with the central directory of a zip, or None if it is fine. The members themselves are not read.
 
-    The directory must end the file and hold as many members as it says, each within the bytes before it. An OSError where the
-    file cannot be read.
+    The directory must be at the end of the file and list as many members as it declares, each within the bytes before the
+    directory. An OSError if the file cannot be read.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -33,12 +35,12 @@ def fault(path: Path) -> str | None:
         except ValueError as error:
             return str(error)
         except struct.error:
-            return "its central directory breaks off"
+            return "its central directory is cut short"
     return None
 
 
 def _directory(file: BinaryIO, size: int) -> tuple[int, int, int]:
-    """How many members the directory says it has, and where it begins and ends; a ValueError where there is none."""
+    """The number of members that the directory declares, and where it begins and ends; a ValueError if there is none."""
     first = max(0, size - _END_RECORD.size - _LONGEST_COMMENT)
     file.seek(first)
     tail = file.read()
@@ -50,55 +52,56 @@ def _directory(file: BinaryIO, size: int) -> tuple[int, int, int]:
                 break
         at = tail.rfind(_END, 0, at)
     if at < 0:
-        raise ValueError("it has no central directory at its end: it is cut short, or none at all")
+        raise ValueError("it has no central directory at its end: it is cut short, or is not a zip")
     end = first + at
     if members == _FULL_16 or _FULL_32 in (length, start):
         members, length, start, end = _directory64(file, end)
     if start + length > end:
-        raise ValueError(f"its central directory points outside: to bytes {start:,}..{start + length:,} of {size:,}")
+        raise ValueError(f"its central directory points outside the file: to bytes {start:,}..{start + length:,} of {size:,}")
     return members, start, start + length
 
 
 def _directory64(file: BinaryIO, end: int) -> tuple[int, int, int, int]:
-    """Members, length and beginning of a directory, and where its last record begins, by the 64-bit records before ``end``."""
+    """Number of members, size and offset of a directory, and the offset of its 64-bit record, found before ``end``."""
     file.seek(max(0, end - _LOCATOR_RECORD.size))
     signature, at = _LOCATOR_RECORD.unpack(file.read(_LOCATOR_RECORD.size))
     if signature != _LOCATOR64 or at > end:
-        raise ValueError("its central directory points outside: there is no record of 64 bits where one is announced")
+        raise ValueError("its central directory points outside the file: its 64-bit record is missing")
     file.seek(at)
     signature, members, length, start = _END64_RECORD.unpack(file.read(_END64_RECORD.size))
     if signature != _END64:
-        raise ValueError("its central directory points outside: there is no record of 64 bits where one is announced")
+        raise ValueError("its central directory points outside the file: its 64-bit record is missing")
     return members, length, start, at
 
 
 def _check_members(file: BinaryIO, members: int, start: int, end: int) -> None:
-    """A ValueError unless so many members are listed between two places, and lie before the first of them."""
+    """Raise a ValueError unless bytes ``start`` to ``end`` list ``members`` members that all lie before ``start``."""
     file.seek(start)
     found, at = 0, start
     while at < end:
-        signature, packed, unpacked, name, extra, comment, place = _MEMBER_RECORD.unpack(file.read(_MEMBER_RECORD.size))
+        signature, packed, unpacked, name, extra, comment, offset = _MEMBER_RECORD.unpack(file.read(_MEMBER_RECORD.size))
         if signature != _MEMBER:
             raise ValueError(f"its central directory is damaged at byte {at:,}")
-        words = file.read(name + extra + comment)[name : name + extra]
-        if _FULL_32 in (packed, unpacked, place):
-            packed, place = _numbers64(words, packed, unpacked, place)
-        if place + _LOCAL_HEADER + packed > start:
-            raise ValueError(f"its central directory points outside: to {packed:,} bytes at {place:,} for member {found + 1}")
+        extra_field = file.read(name + extra + comment)[name : name + extra]
+        if _FULL_32 in (packed, unpacked, offset):
+            packed, offset = _numbers64(extra_field, packed, unpacked, offset)
+        if offset + _LOCAL_HEADER + packed > start:
+            at_member = f"{packed:,} bytes at {offset:,} for member {found + 1}"
+            raise ValueError(f"its central directory points outside the file: to {at_member}")
         at += _MEMBER_RECORD.size + name + extra + comment
         found += 1
     if (found, at) != (members, end):
-        raise ValueError(f"its central directory lists {found:,} members, and says {members:,}")
+        raise ValueError(f"its central directory lists {found:,} members but declares {members:,}")
 
 
-def _numbers64(extra: bytes, packed: int, unpacked: int, place: int) -> tuple[int, int]:
-    """Packed bytes and place of a member, those that do not fit 32 bits from its extra field."""
+def _numbers64(extra: bytes, packed: int, unpacked: int, offset: int) -> tuple[int, int]:
+    """Packed size and offset of a member, taken from its extra field if they do not fit in 32 bits."""
     at = 0
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from("<HH", extra, at)
         if kind == 1:
             numbers = iter(struct.unpack_from(f"<{length // 8}Q", extra, at + 4))
-            unpacked, packed, place = (next(numbers, 0) if n == _FULL_32 else n for n in (unpacked, packed, place))
+            unpacked, packed, offset = (next(numbers, 0) if n == _FULL_32 else n for n in (unpacked, packed, offset))
             break
         at += 4 + length
-    return packed, place
+    return packed, offset

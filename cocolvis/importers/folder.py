@@ -12,7 +12,7 @@ from cocolvis.errors import DataError
 from cocolvis.importers.tree import PICTURES, Told, Tree, find_root, paired
 from cocolvis.pictures.label_files import LABELS
 from cocolvis.sources.locations import SPLITS
-from cocolvis.text import composed
+from cocolvis.text import nfc
 from cocolvis.vocabulary import KINDS, ClassInfo, Vocabulary
 
 EXPECTED = "images/{train,val}/*.jpg or .png, masks/{train,val}/*.png and classes.txt, classes.csv or classes.json"
@@ -45,11 +45,11 @@ def _vocabulary(root: Path, first_label: int, ignored: Collection[int], given: M
         raise DataError(f"{root}: holds {' and '.join(there) or 'no list of classes'}; expected one of {', '.join(_CLASSES)}")
     path = root / there[0]
     read = {".txt": _lines, ".csv": _table, ".json": _json}[path.suffix]
-    given, classes = {composed(name): label for name, label in given.items()}, []
+    given, classes = {nfc(name): label for name, label in given.items()}, []
     for number, (name, kind) in enumerate(read(path), 1):
         if not (isinstance(name, str) and name.strip() and name.isprintable()) or kind not in KINDS:
             raise DataError(f"{path}: class {number} has name {name!r}, kind {kind!r}; expected a name, and one of {KINDS}")
-        name = composed(name.strip())
+        name = nfc(name.strip())
         label = given.get(name, number - 1 + first_label)
         classes.append(ClassInfo(number, name, kind, None, None, {SOURCE: label}))
     labels = _labels(path, classes, given)

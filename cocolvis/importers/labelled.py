@@ -21,7 +21,7 @@ from cocolvis.masks.runlength import Runs
 from cocolvis.pictures import encoded
 from cocolvis.pictures.label_files import Labels, label_pixels, open_labels, to_classes
 from cocolvis.storage.samples import Sample
-from cocolvis.text import composed
+from cocolvis.text import nfc
 
 _SHARD_SIZE, _SHARD_BYTES = 500, 2**27
 """Images a shard, and bytes of pictures, that a shard has at most where nobody says otherwise: it is put together in memory."""
@@ -169,7 +169,7 @@ def _sizes(images: Sequence[LabelledImage]) -> list[tuple[int, int]]:
 
 def _name(image: LabelledImage) -> str:
     """Id and path of an image without what one that is lost does not tell: its ending, and how its characters are composed."""
-    return f"{image.image_id}\t{composed(os.path.splitext(image.path)[0])}"
+    return f"{image.image_id}\t{nfc(os.path.splitext(image.path)[0])}"
 
 
 def _digest(images: Sequence[LabelledImage], sizes: Sequence[tuple[int, int]]) -> str:

@@ -14,7 +14,7 @@ from cocolvis.disk.files import read_lines
 from cocolvis.disk.folders import Similar, walk
 from cocolvis.errors import DataError
 from cocolvis.faults import Fault
-from cocolvis.text import composed
+from cocolvis.text import nfc
 from cocolvis.vocabulary import Vocabulary
 
 PICTURES = (".jpg", ".jpeg", ".png")
@@ -108,7 +108,7 @@ def paired(root: Path, layout: Mapping[str, Layout], splits: Collection[str], to
 
     Otherwise images are counted from 1 over all splits. Of two files of one name that with the first path of the ``layout``
     counts; what is not there has the first. Of other splits than ``splits`` nothing is told; a DataError where one of these has
-    no picture with its labels, unless that is allowed (:func:`cocolvis.disk.reading.allowing`).
+    no picture with its labels, unless that is allowed (:func:`cocolvis.disk.reading.allowing_missing`).
     """
     found: dict[str, list[LabelledImage]] = {}
     for split, paths in layout.items():
@@ -124,10 +124,10 @@ def paired(root: Path, layout: Mapping[str, Layout], splits: Collection[str], to
         whole = pictures.named.keys() & labels.named.keys()
         similar = [either.unpaired(whole) for either in both] if len(whole) < len(names) else []
         found[split] = [_image(root, name, paths, both, similar) for name in names]
-        if wanted and names and not whole and not reading.allowed():
+        if wanted and names and not whole and not reading.missing_allowed():
             first = found[split][0]
             absent = first.picture if names[0] in labels.named else first.labels
-            why = reading.wrong_with(absent.folder) or f"{absent.path.removeprefix(f'{root}/')} {first.missing}"
+            why = reading.folder_problem(absent.folder) or f"{absent.path.removeprefix(f'{root}/')} {first.missing}"
             raise DataError(f"{root}: split {split} has no picture with its mask: {why}")
     return _numbered(found, told)
 
@@ -183,13 +183,13 @@ def _matching(root: Path, paths: Sequence[str], told: Told) -> _Matched:
             by_ending.setdefault(next((end for end in endings if path.lower().endswith(end)), None), []).append(path)
         for ending in endings:
             for path in by_ending.get(ending, ()):
-                _take(matched, folder + path, composed(path[: -len(ending)]), told)
+                _take(matched, folder + path, nfc(path[: -len(ending)]), told)
         stems = {ending.rpartition(".")[0] for ending in endings}
         for path in filter(_recordable, by_ending.get(None, ())):
             matched.rest.append(folder + path)
             stem, suffix = os.path.splitext(path)
             for end in (end for end in stems if stem.lower().endswith(end) and suffix.lower() in _UNREAD):
-                matched.other.setdefault(composed(stem[: len(stem) - len(end)]), folder + path)
+                matched.other.setdefault(nfc(stem[: len(stem) - len(end)]), folder + path)
     return matched
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cocolvis.progress import Phase, Progress, quiet
+from cocolvis.progress import Phase, Progress, ignore
 from cocolvis.storage.dataset import Dataset, Split
 
 _CODE = 2**16
@@ -57,7 +57,7 @@ class _Rows(NamedTuple):
     b: dict[int, int]
 
 
-def diff(a: Dataset, b: Dataset, progress: Progress = quiet, phase: Phase = quiet) -> Difference:
+def diff(a: Dataset, b: Dataset, progress: Progress = ignore, phase: Phase = ignore) -> Difference:
     """Compare every mask of ``a`` with the mask of the same split and image id in ``b``.
 
     ``progress`` counts images; ``phase`` is called for every shard whose image ids are read beforehand.

@@ -13,7 +13,7 @@ from cocolvis.errors import DataError
 from cocolvis.masks.runlength import Runs
 from cocolvis.pictures import png
 from cocolvis.pictures.encoded import write_png
-from cocolvis.progress import Progress, quiet
+from cocolvis.progress import Progress, ignore
 from cocolvis.storage.dataset import Dataset
 
 RECORD = "export.json"
@@ -32,7 +32,7 @@ class _Record(msgspec.Struct):
 
 
 def export_png(
-    dataset: Dataset, out: Path, progress: Progress = quiet, *, workers: int = 1, resume: bool = False, overwrite: bool = False
+    dataset: Dataset, out: Path, progress: Progress = ignore, *, workers: int = 1, resume: bool = False, overwrite: bool = False
 ) -> int:
     """Write each mask to ``out/{split}/{image_id:012d}.png``, 16-bit grayscale with classes as values; return their number.
 

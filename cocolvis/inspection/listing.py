@@ -9,7 +9,7 @@ import numpy as np
 
 from cocolvis.storage.dataset import Dataset
 from cocolvis.storage.shard_reader import ShardReader
-from cocolvis.text import composed
+from cocolvis.text import nfc
 from cocolvis.vocabulary import Vocabulary
 
 _NUMBER = re.compile("[0-9]{1,18}")
@@ -44,11 +44,11 @@ def class_ids(vocabulary: Vocabulary, texts: Sequence[str]) -> list[int]:
     A text that is the name of a class as a whole means that class, even if it is a number or contains a comma. Raises DataError
     with similar names if a class does not exist.
     """
-    named = {composed(c.name): c.id for c in vocabulary}
+    named = {nfc(c.name): c.id for c in vocabulary}
 
     def known(text: str) -> int | None:
         number = int(text) if _NUMBER.fullmatch(text) else 0
-        return named.get(composed(text)) or (number if 1 <= number <= len(vocabulary) else None)
+        return named.get(nfc(text)) or (number if 1 <= number <= len(vocabulary) else None)
 
     def wanted(text: str) -> int:
         return known(text) or (vocabulary[int(text)].id if _NUMBER.fullmatch(text) else vocabulary.id_of(text))

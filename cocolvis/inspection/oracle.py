@@ -21,7 +21,7 @@ from pycocotools.coco import COCO
 
 from cocolvis.disk.archives import Place
 from cocolvis.errors import DataError
-from cocolvis.progress import Phase, Progress, quiet
+from cocolvis.progress import Phase, Progress, ignore
 from cocolvis.sources.locations import Roots, lvis_place, stuff_place
 from cocolvis.storage.dataset import Dataset
 from cocolvis.vocabulary import coco_lvis
@@ -59,7 +59,7 @@ class OracleResult:
         return lines + [f"{split}: image {i} differs in {pixels} pixels" for split, i, pixels in self.differing]
 
 
-def check(dataset: Dataset, coco: Roots, lvis: Roots, progress: Progress = quiet, phase: Phase = quiet) -> OracleResult:
+def check(dataset: Dataset, coco: Roots, lvis: Roots, progress: Progress = ignore, phase: Phase = ignore) -> OracleResult:
     """Derive each mask of a COCO+LVIS data set again from the annotations that it was built from, and compare.
 
     ``progress`` counts images; ``phase`` reports which file is being read. Raises DataError if the data set has another
@@ -256,7 +256,10 @@ def _folder(image: dict) -> str:
     if "://" in name:
         return posixpath.basename(posixpath.dirname(unquote(urlsplit(name).path)))
     named = posixpath.dirname(posixpath.normpath(name)) if name else ""
-    agrees = folder in ("train2017", "val2017") and last == posixpath.basename(name)
+    known = ("train2017", "val2017")
+    if posixpath.basename(named) in known:  # folders above it do not count
+        named = posixpath.basename(named)
+    agrees = folder in known and last == posixpath.basename(name)
     return named or (folder if agrees or not name else "")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cocolvis.disk.files import save_figure
-from cocolvis.progress import Progress, quiet
+from cocolvis.progress import Progress, ignore
 from cocolvis.storage.dataset import Dataset
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -19,7 +19,7 @@ _UNGROUPED_COLOUR = "#1f6f8b"
 """Colour of classes without a frequency group."""
 
 
-def statistics(dataset: Dataset, progress: Progress = quiet) -> dict[str, Any]:
+def statistics(dataset: Dataset, progress: Progress = ignore) -> dict[str, Any]:
     """Return ``{"splits": {name: {"images", "classes_present", "classes", ...}}}`` with plain numbers and texts.
 
     ``classes`` lists the classes that occur, with "class", "name", "group", "images" and "pixels", sorted by images in

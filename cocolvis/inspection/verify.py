@@ -13,14 +13,14 @@ import numpy as np
 from cocolvis.disk.files import is_absent, regular_file, sha256
 from cocolvis.errors import DataError
 from cocolvis.pictures import encoded
-from cocolvis.progress import Progress, quiet
+from cocolvis.progress import Progress, ignore
 from cocolvis.storage import digest, report
 from cocolvis.storage.dataset import Dataset, Split
 from cocolvis.storage.shard_reader import ShardReader
-from cocolvis.text import line
+from cocolvis.text import one_line
 
 
-def verify(dataset: Dataset, progress: Progress = quiet) -> list[str]:
+def verify(dataset: Dataset, progress: Progress = ignore) -> list[str]:
     """The faults of a data set, one line each; empty if it is intact. ``progress`` counts bytes of shards.
 
     Reads everything, and computes the digest of each image and of the data set from the stored values.
@@ -48,7 +48,7 @@ def verify(dataset: Dataset, progress: Progress = quiet) -> list[str]:
     return faults + list(_index_faults(dataset, ids, leaves)) + ([damage] if damage else [])
 
 
-def check_pictures(dataset: Dataset, threads: int = 1, progress: Progress = quiet) -> list[str]:
+def check_pictures(dataset: Dataset, threads: int = 1, progress: Progress = ignore) -> list[str]:
     """The faults of the pictures, one line each: every embedded or referenced picture is checked and decoded.
 
     :func:`cocolvis.pictures.encoded.check` says which faults are found. ``progress`` counts images. Each thread holds one
@@ -125,7 +125,7 @@ def _content_faults(reader: ShardReader, entry: dict[str, Any], dataset: Dataset
         yield f"holds {len(reader)} images, dataset.json says {entry['images']}"
     for name, expected in (("split", entry["split"]), ("vocabulary", dataset.vocabulary.digest)):
         if reader.attributes.get(name) != expected:
-            yield f"its {name} is {line(repr(reader.attributes.get(name)))}, dataset.json says {expected!r}"
+            yield f"its {name} is {one_line(repr(reader.attributes.get(name)))}, dataset.json says {expected!r}"
     listed = reader.federated_classes()
     if listed.size and not 1 <= listed.min() <= listed.max() <= len(dataset.vocabulary):
         found = f"{listed.min()}..{listed.max()}"

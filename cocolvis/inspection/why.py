@@ -7,7 +7,7 @@ from cocolvis.errors import DataError
 from cocolvis.faults import Fault
 from cocolvis.masks.merge import Region, stacked
 from cocolvis.masks.rasterize import Spans
-from cocolvis.sources.pairing import Sources
+from cocolvis.sources.inputs import Sources
 from cocolvis.storage.dataset import Dataset
 from cocolvis.vocabulary import UNLABELLED, coco_lvis
 

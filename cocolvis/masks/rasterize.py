@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 
 from cocolvis.masks import kernels
-from cocolvis.sources.json_values import REFUSED, shown, whole
+from cocolvis.sources.json_values import REFUSED, described, whole
 
 MAX_OUTLINE = 2**24
 """Longest polygon outline in pixels: memory and time grow with it."""
@@ -80,17 +80,17 @@ def _explained(segmentation: bytes | msgspec.Raw) -> str:
     try:
         parts = msgspec.json.decode(segmentation, type=list[msgspec.Raw] | dict[str, msgspec.Raw])
     except REFUSED:
-        return f"it is {shown(segmentation)}"
+        return f"it is {described(segmentation)}"
     if isinstance(parts, dict):
         return _explained_runs(parts)
     for part in parts:
         try:
             numbers = msgspec.json.decode(part, type=list[msgspec.Raw])
         except REFUSED:
-            return f"it has {shown(part)} where a polygon is expected, which is a list of numbers"
+            return f"it has {described(part)} where a polygon is expected, which is a list of numbers"
         wrong = next((number for number in numbers if not _is_number(number)), None)
         if wrong is not None:
-            return f"it has a polygon with {shown(wrong)} where a number is expected"
+            return f"it has a polygon with {described(wrong)} where a number is expected"
     return "what it holds cannot be read"
 
 
@@ -107,8 +107,8 @@ def _explained_runs(parts: dict[str, msgspec.Raw]) -> str:
     try:
         items = msgspec.json.decode(parts[name], type=list[msgspec.Raw])
     except REFUSED:
-        return f"its {name} is {shown(parts[name])}; expected {expected[name]}"
-    found = ", ".join(shown(item) for item in items[:3]) + (", ..." if len(items) > 3 else "")
+        return f"its {name} is {described(parts[name])}; expected {expected[name]}"
+    found = ", ".join(described(item) for item in items[:3]) + (", ..." if len(items) > 3 else "")
     return f"its {name} is a list of {found or 'nothing'}; expected {expected[name]}"
 
 

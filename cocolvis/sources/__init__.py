@@ -1,1 +1,1 @@
-"""The annotation files of COCO-Stuff and LVIS: where they lie, what they hold, and which records are refused."""
+"""The annotation files of COCO-Stuff and LVIS: finding them, reading them, and refusing malformed records."""

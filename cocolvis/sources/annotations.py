@@ -1,12 +1,13 @@
-"""One annotation file of COCO-Stuff or LVIS: typed records by image, and what had to be skipped.
+"""One annotation file of COCO-Stuff or LVIS: its images, the annotations of each, and the records that were skipped.
 
-Memory is bounded by the file, whatever it holds: some bytes for each of its own.
+Memory is bounded by the size of the file, whatever it contains.
 """
 
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from operator import attrgetter
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -14,38 +15,39 @@ import numpy as np
 from cocolvis.errors import DataError
 from cocolvis.faults import Fault
 from cocolvis.limits import MAX_PIXELS
-from cocolvis.progress import Announce, Progress, quiet
+from cocolvis.progress import Announce, Progress, ignore
 from cocolvis.sources import records
+from cocolvis.sources.json_values import REFUSED
 from cocolvis.sources.lenient import as_text, elements, lists, may_repeat
-from cocolvis.sources.records import READ, REFUSED, Category, ImageRecord, ListedImage, Segment
+from cocolvis.sources.records import LIST_TYPES, RECORD_TYPES, AnnotationLists, Category, ImageRecord, ListedImage, Segment
 from cocolvis.text import Buffer, refuse_other_encodings, without_mark
 
 _LONGEST_CATEGORIES = 2**20
-"""Bytes of the longest list of categories that is read: LVIS's has a few hundred thousand."""
+"""The most bytes of a list of categories: that of LVIS has a few hundred thousand."""
 
 _BLOCK = 2**18
-"""Bytes of records that are parsed together where the file as a whole cannot be."""
+"""Bytes of records that are parsed together when the file cannot be parsed as a whole."""
 
 _FAULTS, _BYTES_A_FAULT = 100_000, 100
-"""Faults of a file that are reported at any rate, and bytes of it for each one more; what has more is refused as a whole."""
+"""A file with more than 100,000 faults, plus one for every 100 of its bytes, is refused as a whole."""
 
 
 class AnnotationFile:
-    """One annotation JSON: its images by id, the segments of each, and what had to be skipped.
+    """An annotation file: its images by id, the annotations of each, and its faults.
 
-    ``content`` is its bytes, which live on in the segments; ``name`` is what messages call it; a DataError when it is none.
-    ``categories`` maps id to name; it is empty when the file lists none. ``faults`` holds malformed and duplicate records,
-    annotations of images that the file does not list, and what is odd and costs nothing: a key or a category that is there
-    twice, annotations without an id of their own. ``read`` is told the bytes read and in all, ``announce`` why it is read
-    record by record where it is.
+    ``content`` is the bytes of the file, which the segments keep referring to; ``name`` is how messages call it, and ``source``
+    is "lvis" or "stuff". ``categories`` maps id to name and is empty if the file lists none. ``faults`` contains malformed and
+    duplicate records, annotations of images that the file does not list, and harmless oddities: repeated keys and categories,
+    annotations without a unique id. ``progress`` reports bytes read; ``announce`` says when the file must be read record by
+    record. A DataError if it is not an annotation file.
     """
 
-    def __init__(self, content: Buffer, name: str, source: str, announce: Announce = quiet, read: Progress = quiet):
+    def __init__(self, content: Buffer, name: str, source: str, announce: Announce = ignore, progress: Progress = ignore):
         self.name = name
         self.source = source
         self.faults: list[Fault] = []
         self._most_faults = _FAULTS + len(content) // _BYTES_A_FAULT
-        self._announce, self._progress = announce, read
+        self._announce, self._progress = announce, progress
         found = self._parse(content)
         self.categories: dict[int, str] = {}
         for category in found["categories"]:
@@ -69,21 +71,22 @@ class AnnotationFile:
     def _rows(self, image_id: int) -> tuple[int, int]:
         return int(self._image_ids.searchsorted(image_id)), int(self._image_ids.searchsorted(image_id, "right"))
 
-    def _parse(self, content: Buffer) -> dict[str, list]:
+    def _parse(self, content: Buffer) -> dict[str, list[Any]]:
         content = without_mark(content)
         self._progress(0, len(content))
         try:
-            parsed = msgspec.json.decode(content, type=records.File)
+            parsed = msgspec.json.decode(content, type=AnnotationLists)
             self._check_categories(len(parsed.categories))
             categories = msgspec.json.decode(parsed.categories, type=list[Category] | None)
         except REFUSED:
             refuse_other_encodings(content, self.name)
             try:
-                return self._read_tolerantly(as_text(content))
+                return self._read_leniently(as_text(content))
             except ValueError as error:
                 raise DataError(f"{self.name}: cannot be read as JSON: {error}") from None
-        if may_repeat(content, READ, [row.segmentation for row in parsed.annotations[:: max(1, len(parsed.annotations) - 1)]]):
-            self._report_repeated(lists(as_text(content), READ))
+        ends = [row.segmentation for row in parsed.annotations[:: max(1, len(parsed.annotations) - 1)]]
+        if may_repeat(content, RECORD_TYPES, ends):
+            self._report_repeated(lists(as_text(content), RECORD_TYPES))
         return {"images": parsed.images, "annotations": parsed.annotations, "categories": categories or []}
 
     def _report_repeated(self, found: list[tuple[str, int]]) -> None:
@@ -91,22 +94,22 @@ class AnnotationFile:
             if count > 1:
                 self._fault("repeated key", None, None, f"the file has {count} lists {key!r}; the last one counts")
 
-    def _read_tolerantly(self, text: np.ndarray) -> dict[str, list]:
-        """Record by record, so that a NaN literal or a wrong type costs only the record that holds it.
+    def _read_leniently(self, text: np.ndarray) -> dict[str, list[Any]]:
+        """Read the file record by record, so that a NaN or a wrong type only affects the record that contains it.
 
-        Records that lie together are parsed together until one is refused; nothing is built of what is not read.
+        Adjacent records are parsed together unless one of them is refused. Nothing is created for the rest of the file.
         """
-        found: dict[str, list] = {key: [] for key in READ}
-        found_lists = lists(text, READ)
-        places = dict(found_lists)
+        found: dict[str, list[Any]] = {key: [] for key in RECORD_TYPES}
+        found_lists = lists(text, RECORD_TYPES)
+        offsets = dict(found_lists)
         for key in ("images", "annotations"):
-            if key not in places:
+            if key not in offsets:
                 raise DataError(f"{self.name}: has no list {key!r}; expected an annotation file of COCO-Stuff or LVIS")
-        odd = "holds something that COCO and LVIS do not write"
+        odd = "contains something that the official files do not"
         self._announce(f"{self.name}: {odd}; it is read record by record, which takes several times as long")
         self._report_repeated(found_lists)
         categories = 0
-        for key, at in places.items():
+        for key, at in offsets.items():
             for spans in elements(text, at):
                 for first, last in _blocks(spans):
                     start, end = int(spans[first, 0]), int(spans[last - 1, 1])
@@ -114,14 +117,14 @@ class AnnotationFile:
                     if key == "categories":
                         categories += end - start
                         self._check_categories(categories)
-                    block = b"[%b]" % text[start:end] if end - start <= _BLOCK else b""
+                    block = b"[%b]" % text[start:end].tobytes() if end - start <= _BLOCK else b""
                     found[key] += self._read_block(key, text, block, spans[first:last])
         return found
 
-    def _read_block(self, key: str, text: np.ndarray, block: bytes, spans: np.ndarray) -> Iterable[msgspec.Struct]:
-        """The records of a block: all at once, so too where whole numbers are written as floats, or else one by one."""
+    def _read_block(self, key: str, text: np.ndarray, block: bytes, spans: np.ndarray) -> Iterable[records.Record]:
+        """The records of a block: parsed together, with whole numbers as ints or floats, otherwise one by one."""
         try:
-            return msgspec.json.decode(block, type=list[READ[key]])
+            return msgspec.json.decode(block, type=LIST_TYPES[key])
         except REFUSED:
             pass
         try:
@@ -129,8 +132,8 @@ class AnnotationFile:
         except (*REFUSED, ValueError):
             return filter(None, (self._read(key, text, *span) for span in spans.tolist()))
 
-    def _read(self, key: str, text: np.ndarray, start: int, end: int) -> msgspec.Struct | None:
-        """The record between two places of the text; None, and a fault, where it is none."""
+    def _read(self, key: str, text: np.ndarray, start: int, end: int) -> records.Record | None:
+        """The record between two offsets of the text; None, and a fault, if it is malformed."""
         try:
             return records.read(key, text, start, end)
         except records.Malformed as error:
@@ -138,15 +141,16 @@ class AnnotationFile:
                 which = "a category" if error.ids[1] is None else f"category {error.ids[1]}"
                 raise DataError(f"{self.name}: {which} cannot be read: {error}") from None
             self._fault(f"malformed {key[:-1]}", *error.ids, str(error))
+            return None
 
     def _check_categories(self, size: int) -> None:
         if size > _LONGEST_CATEGORIES:
-            raise DataError(f"{self.name}: its categories take {size} bytes; at most {_LONGEST_CATEGORIES} are read")
+            raise DataError(f"{self.name}: its categories have {size:,} bytes; at most {_LONGEST_CATEGORIES:,} are read")
 
     def _fault(self, kind: str, image_id: int | None, annotation_id: int | None, reason: str) -> None:
         if len(self.faults) == self._most_faults:
-            said = f"has more than {self._most_faults:,} faults, at last {kind}: {reason}"
-            raise DataError(f"{self.name}: {said}; expected an annotation file of COCO-Stuff or LVIS")
+            many = f"has more than {self._most_faults:,} faults, the last of them {kind}: {reason}"
+            raise DataError(f"{self.name}: {many}; expected an annotation file of COCO-Stuff or LVIS")
         self.faults.append(Fault(kind, self.source, image_id, annotation_id, sys.intern(reason)))
 
     def _add_category(self, category: Category) -> None:
@@ -160,12 +164,12 @@ class AnnotationFile:
 
     def _add_image(self, image: ListedImage) -> None:
         if image.id in self.images:
-            self._fault("duplicate image", image.id, None, "an earlier image has this id; that one counts")
+            self._fault("duplicate image", image.id, None, "an earlier image has the same id; only that one is used")
         elif not 0 <= image.id < 2**62:
-            self._fault("malformed image", image.id, None, f"its id is {image.id}; expected 0 or more, and less than 2**62")
+            self._fault("malformed image", image.id, None, f"its id is {image.id}; expected at least 0 and less than 2**62")
         elif image.height < 1 or image.width < 1 or image.height * image.width > MAX_PIXELS:
             size = f"its height is {image.height} and its width {image.width}"
-            self._fault("malformed image", image.id, None, f"{size}; expected 1 or more, and at most {MAX_PIXELS:,} pixels")
+            self._fault("malformed image", image.id, None, f"{size}; expected 1 or more, at most {MAX_PIXELS:,} pixels")
         else:
             try:
                 self.images[image.id] = image.record()
@@ -173,14 +177,14 @@ class AnnotationFile:
                 self._fault("malformed image", image.id, None, str(error))
 
     def _index(self, annotations: list[Segment]) -> None:
-        """Group the annotations by image, in file order within an image."""
+        """Sort the annotations by image, keeping the file order within each."""
         try:
             image_ids = _column(annotations, "image_id")
-            listed = np.isin(image_ids, np.array(list(self.images), np.int64)).all()
+            listed = bool(np.isin(image_ids, np.array(list(self.images), np.int64)).all())
         except OverflowError:
             listed = False
         if not listed:
-            annotations = self._listed(annotations)
+            annotations = self._of_listed_images(annotations)
             image_ids = _column(annotations, "image_id")
         self._report_ids(annotations)
         if np.any(image_ids[1:] < image_ids[:-1]):
@@ -189,48 +193,43 @@ class AnnotationFile:
         self._annotations = annotations
         self._image_ids = image_ids
 
-    def _listed(self, annotations: list[Segment]) -> list[Segment]:
-        """Those of listed images, in the same list; the others become faults and are let go."""
-        kept = 0
-        for at, row in enumerate(annotations):
-            annotations[at] = None
+    def _of_listed_images(self, annotations: list[Segment]) -> list[Segment]:
+        """The annotations of listed images; the others become faults. Empties ``annotations`` to free their memory."""
+        annotations.reverse()
+        kept = []
+        while annotations:
+            row = annotations.pop()
             if row.image_id in self.images:
-                annotations[kept] = row
-                kept += 1
+                kept.append(row)
             else:
                 self._fault("unlisted image", row.image_id, row.annotation_id, "the file lists no usable image with this id")
-        del annotations[kept:]
-        return annotations
+        return kept
 
     def _report_ids(self, annotations: list[Segment]) -> None:
-        """One fault each for all annotations that have no id, or one that an earlier annotation has: they are painted."""
+        """Add one fault for all annotations without an id, and one for all that repeat an earlier id: both are painted."""
         try:
             if _distinct(_column(annotations, "annotation_id")):
                 return
         except (TypeError, OverflowError):
             pass
+        missing = [row for row in annotations if row.annotation_id is None]
         ids: set[int] = set()
-        missing, repeated, first = 0, 0, {}
+        repeated = []
         for row in annotations:
-            if row.annotation_id is None:
-                missing += 1
-                first.setdefault("missing", row)
-            elif row.annotation_id in ids:
-                repeated += 1
-                first.setdefault("repeated", row)
-            else:
+            if row.annotation_id is not None:
+                repeated += [row] if row.annotation_id in ids else []
                 ids.add(row.annotation_id)
         if missing:
-            said = f"{missing:,} annotations have no id, the first of them one of image {first['missing'].image_id}"
-            self._fault("missing annotation id", None, None, f"{said}; they are painted all the same")
+            which = f"{len(missing):,}, the first in image {missing[0].image_id}"
+            self._fault("missing annotation id", None, None, f"annotations without an id: {which}; they are painted anyway")
         if repeated:
-            row = first["repeated"]
-            said = f"{repeated:,} annotations have the id of an earlier one, the first of them {row.annotation_id} of image"
-            self._fault("duplicate annotation id", None, None, f"{said} {row.image_id}; they are painted all the same")
+            which = f"{len(repeated):,}, the first with id {repeated[0].annotation_id} in image {repeated[0].image_id}"
+            reason = f"annotations with the id of an earlier one: {which}; they are painted anyway"
+            self._fault("duplicate annotation id", None, None, reason)
 
 
 def _column(annotations: list[Segment], name: str) -> np.ndarray:
-    """(n,) int64; an OverflowError when a value does not fit."""
+    """A field of all annotations, (n,) int64; an OverflowError if a value does not fit, a TypeError if it is None."""
     return np.fromiter(map(attrgetter(name), annotations), np.int64, len(annotations))
 
 
@@ -240,7 +239,7 @@ def _distinct(values: np.ndarray) -> bool:
 
 
 def _blocks(spans: np.ndarray) -> Iterator[tuple[int, int]]:
-    """First and behind the last of consecutive records of at most ``_BLOCK`` bytes together; one that is longer is alone."""
+    """(first, last + 1) of consecutive records of together at most ``_BLOCK`` bytes; a longer record is a block of its own."""
     first = 0
     while first < len(spans):
         last = max(first + 1, int(np.searchsorted(spans[:, 1], spans[first, 0] + _BLOCK, "right")))

@@ -1,6 +1,6 @@
-"""The compiled loops under the tolerant JSON reader: where a value ends, where its members lie, and it again as strict JSON.
+"""The compiled loops of the lenient JSON reader: the end of a value, its members, and rewriting it as strict JSON.
 
-Text is a read-only (n,) uint8 array of bytes. A place is an index into it; where no JSON stands, ``~place`` is returned.
+``text`` is a read-only (n,) uint8 array of bytes, ``at`` an offset in it. Invalid JSON is reported as ``~offset``.
 """
 
 import numpy as np
@@ -18,75 +18,72 @@ _WORDS = b"true", b"false", b"null", b"NaN", b"Infinity", b"-Infinity"
 _LITERALS = np.array([list(word.ljust(9)) for word in _WORDS], np.uint8)
 
 DEPTH = 100
-"""What is nested so deep is rewritten as null: strict parsers recurse."""
+"""Values nested this deep are rewritten as null, because strict parsers recurse."""
 
 
 @entry()
 def skip(text, at):
-    """The place behind the JSON value at or after ``at``, whose grammar is checked to its end at any depth.
+    """The offset after the JSON value at or after ``at``; its grammar is checked completely, at any depth.
 
-    NaN, Infinity and -Infinity are taken for numbers, bytes that are no UTF-8 for characters.
+    NaN, Infinity and -Infinity count as numbers, invalid UTF-8 as characters.
     """
-    closing = np.empty(64, np.uint8)  # the bracket that ends each list and object around the place
+    closing = np.empty(64, np.uint8)  # the closing bracket of each open list or object
     depth = 0
     while True:
         at = _blank(text, at)
         if at == len(text):
             return ~at
         symbol = text[at]
-        if _opens(symbol):
+        opened = _opens(symbol)
+        if opened:
             if depth == len(closing):
                 closing = np.concatenate((closing, np.empty(depth, np.uint8)))
             closing[depth] = symbol + 2
             depth += 1
-            at = _blank(text, at + 1)
-            if at == len(text) or text[at] != symbol + 2:
-                if symbol == _OPEN_OBJECT:
-                    at = _key(text, at)
-                    if at < 0:
-                        return at
-                continue
+            at += 1
         else:
             at = _scalar(text, at)
             if at < 0:
                 return at
-        while True:  # behind a value, or at the bracket that ends one
-            if depth == 0:
-                return at
+        while depth > 0:  # go to the next value, past closing brackets and a comma
             at = _blank(text, at)
             if at == len(text):
                 return ~at
-            if text[at] == _COMMA:
+            if text[at] == closing[depth - 1]:
+                depth, at, opened = depth - 1, at + 1, False
+                continue
+            if not opened:
+                if text[at] != _COMMA:
+                    return ~at
                 at += 1
-                if closing[depth - 1] == _CLOSE_OBJECT:
-                    at = _key(text, at)
-                    if at < 0:
-                        return at
-                break
-            if text[at] != closing[depth - 1]:
-                return ~at
-            depth -= 1
-            at += 1
+            if closing[depth - 1] == _CLOSE_OBJECT:
+                at = _key(text, at)
+                if at < 0:
+                    return at
+            break
+        if depth == 0:
+            return at
 
 
 @entry()
 def blank(text, at):
-    """The place of the first byte from ``at`` on that is no white space; the length of the text where there is none."""
+    """The offset of the first byte at or after ``at`` that is not whitespace; the length of the text if there is none."""
     return _blank(text, at)
 
 
 @entry()
 def members(text, at, rows):
-    """Where the members of a list or an object lie that :func:`skip` has passed, as many as ``rows`` (n, 4) int64 takes.
+    """Find the members of a list or object that :func:`skip` has accepted, as many as fit into ``rows``, (n, 4) int64.
 
-    ``at`` is its opening bracket, or what the last call returned. A row is where key and value begin and end; a list has no
-    keys. Returns how many rows were filled, and the place of the comma before the next member, -1 when there are no more.
+    ``at`` is its opening bracket, or the offset that the last call returned. A row holds the begin and end of the key and of
+    the value; the keys of a list are empty. Returns the number of rows filled, and the offset of the comma before the next
+    member, or -1 after the last.
     """
     for row in range(len(rows)):
         at = _blank(text, at + 1)
         if text[at] == _CLOSE_LIST or text[at] == _CLOSE_OBJECT:
             return row, -1
-        value = _key(text, at)  # of a list's elements none is followed by a colon
+        value = _key(text, at)  # an element of a list is not followed by a colon
         rows[row, 0] = at
         rows[row, 1] = at if value < 0 else _string(text, at)
         rows[row, 2] = at if value < 0 else _blank(text, value)
@@ -99,10 +96,10 @@ def members(text, at, rows):
 
 @entry()
 def rewrite(text, at, end, out):
-    """Write the value between two places to ``out`` as strict parsers take it; how long that is, also where ``out`` is shorter.
+    """Write the value between two offsets to ``out`` as strict JSON; returns its length, even if ``out`` is shorter.
 
-    NaN and infinities become 1e999, which is no sound value of anything; what is nested ``DEPTH`` deep becomes null; what is no
-    UTF-8, and halves of surrogate pairs, become U+FFFD.
+    NaN and infinities become 1e999, which no field accepts; values nested ``DEPTH`` deep become null; invalid UTF-8 and lone
+    surrogates become U+FFFD.
     """
     size = depth = 0
     while at < end:
@@ -145,7 +142,7 @@ def _rewrite_string(text, at, out, size):
 
 @inner()
 def _put(source, out, size):
-    """Append bytes to ``out`` where they fit; the size with them."""
+    """Append bytes to ``out`` as far as they fit; returns the new size."""
     for offset in range(len(source)):
         if size + offset < len(out):
             out[size + offset] = source[offset]
@@ -161,7 +158,7 @@ def _blank(text, at):
 
 @inner()
 def _key(text, at):
-    """The place behind a key and its colon."""
+    """The offset after a key and its colon."""
     at = _blank(text, at)
     if at == len(text) or text[at] != _QUOTE:
         return ~at
@@ -174,7 +171,7 @@ def _key(text, at):
 
 @inner()
 def _scalar(text, at):
-    """The place behind a string, number or literal."""
+    """The offset after a string, number or literal."""
     if text[at] == _QUOTE:
         return _string(text, at)
     for literal in range(len(_LITERALS)):
@@ -243,7 +240,7 @@ def _opens(symbol):
 
 @inner()
 def _hex(text, at):
-    """The number that four hexadecimal digits make; -1 where they are none."""
+    """The value of four hexadecimal digits; -1 if they are not hexadecimal."""
     if at + 4 > len(text):
         return -1
     number = 0
@@ -261,7 +258,7 @@ def _hex(text, at):
 
 @inner()
 def _surrogates(text, at):
-    """The bytes of the escaped surrogates at a place, and whether they are a pair."""
+    """The number of bytes of the escaped surrogate or pair at an offset, and whether it is a pair."""
     paired = _hex(text, at + 2) < 0xDC00 and text[at + 6] == _BACKSLASH and text[at + 7] == _U
     if paired and 0xDC00 <= _hex(text, at + 8) < 0xE000:
         return 12, True
@@ -270,7 +267,7 @@ def _surrogates(text, at):
 
 @inner()
 def _utf8(text, at):
-    """The bytes of the character at a place that begins with 0x80 or more; 0 where it is no UTF-8."""
+    """The number of bytes of the non-ASCII character at an offset; 0 if it is not UTF-8."""
     first = text[at]
     length = 2 if 0xC2 <= first < 0xE0 else 3 if 0xE0 <= first < 0xF0 else 4 if 0xF0 <= first < 0xF5 else 0
     if length == 0 or at + length > len(text):

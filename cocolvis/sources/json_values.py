@@ -1,21 +1,21 @@
-"""Single JSON values as they stand in a file: whole numbers however they are written, and any value in a few words."""
+"""Single JSON values as they are written in a file: whole numbers in any notation, and short descriptions for messages."""
 
 from decimal import Decimal, InvalidOperation
 
 import msgspec
 
 REFUSED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises of text that it does not take."""
+"""The exceptions that msgspec raises for text that it does not accept."""
 
 _EXACT = 2**53
-"""Below this a float is the number that was written."""
+"""Below this, a float is exactly the whole number that was written."""
 
 _LONGEST_NUMBER, _LONGEST_SHOWN = 64, 40
-"""Characters of the longest decimal fraction that is looked into, and of the longest text that is repeated in a message."""
+"""The most characters of a decimal fraction that is parsed, and of a text that is quoted in a message."""
 
 
 def whole(value: int | float) -> int:
-    """The whole number that was parsed, 139 of 139.0; a ValueError where it has a fraction, or a float may be another one."""
+    """A parsed number as an int, such as 139 for 139.0; a ValueError if it has a fraction or is too large for a float."""
     if isinstance(value, int):
         return value
     if not value.is_integer() or abs(value) >= _EXACT:
@@ -24,7 +24,7 @@ def whole(value: int | float) -> int:
 
 
 def whole_number(raw: msgspec.Raw | bytes) -> int | None:
-    """The whole number that stands there, also as 139.0 or 1e2 within 64 bits; None for everything else."""
+    """The whole number in ``raw``, also one written as 139.0 or 1e2 if it fits in 64 bits; None for any other value."""
     try:
         return msgspec.json.decode(raw, type=int)
     except REFUSED:
@@ -34,8 +34,8 @@ def whole_number(raw: msgspec.Raw | bytes) -> int | None:
     return int(value)
 
 
-def shown(raw: msgspec.Raw | bytes | memoryview) -> str:
-    """The value in a few words on one line: the text 'abc', a list, null, 3.5."""
+def described(raw: msgspec.Raw | bytes | memoryview) -> str:
+    """A short description of a value on one line: the text 'abc', a list, null, 3.5."""
     start = bytes(memoryview(raw)[: 8 * _LONGEST_SHOWN])
     if start.startswith(b'"'):
         return f"the text {_short(_text(raw, start))}"
@@ -52,10 +52,10 @@ def shown(raw: msgspec.Raw | bytes | memoryview) -> str:
 
 
 def refusal(name: str, raw: msgspec.Raw | bytes, expected: str) -> ValueError:
-    """What to raise of a field ``name`` that is not what was expected; says so where it is missing."""
+    """The exception for a field ``name`` that is missing or is not what was ``expected``."""
     if not len(raw):
         return ValueError(f"it has no {name}")
-    found, value = shown(raw), _decimal(raw)
+    found, value = described(raw), _decimal(raw)
     if value is not None and "number" in expected and value == value.to_integral_value():
         found += ", which is beyond 64 bits"
     if whole_number(_unquoted(raw)) is not None and "number" in expected:
@@ -64,7 +64,7 @@ def refusal(name: str, raw: msgspec.Raw | bytes, expected: str) -> ValueError:
 
 
 def _decimal(raw: msgspec.Raw | bytes) -> Decimal | None:
-    """The finite number that stands there, exactly; None where there is none, or one of very many digits."""
+    """The finite number in ``raw``, exactly; None if it is not a number or has very many digits."""
     text = bytes(raw) if len(raw) <= _LONGEST_NUMBER else b""
     if text[:1] not in b"-0123456789" or not text:
         return None
@@ -76,7 +76,7 @@ def _decimal(raw: msgspec.Raw | bytes) -> Decimal | None:
 
 
 def _unquoted(raw: msgspec.Raw | bytes) -> bytes:
-    """The digits between quotes; nothing where there are no quotes."""
+    """The bytes between quotes; empty if there are no quotes."""
     text = bytes(raw) if len(raw) <= _LONGEST_NUMBER else b""
     return text[1:-1].strip() if text.startswith(b'"') else b""
 

@@ -1,7 +1,7 @@
-"""A JSON object of lists read as places in its bytes, where a typed parser refuses all of it for one fault.
+"""Reading a JSON object of lists as byte offsets, for files that a typed parser refuses as a whole because of one fault.
 
-Nothing is built of what is read: the memory is that of a few thousand places. Takes what Python's json takes (NaN, Infinity,
-bytes that are no UTF-8), and two things that end that one: numbers of any length, and any depth.
+No Python objects are created for what is read, so that memory is bounded by a few thousand offsets. It accepts what Python's
+json module accepts (NaN, Infinity, invalid UTF-8), and also numbers of any length and any depth of nesting.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -13,32 +13,32 @@ from cocolvis.sources import json_kernels
 from cocolvis.text import Buffer
 
 _ROWS = 1024
-"""Members whose places are found in one go."""
+"""Members whose offsets are found in one call."""
 
 _LONGEST_KEY = 256
-"""Bytes of a key in its quotes: one that is looked for is shorter, however it is escaped."""
+"""The most bytes of a key, quotes included, that is compared: the keys of interest are shorter, however they are escaped."""
 
 
 def as_text(content: Buffer) -> np.ndarray:
-    """The bytes as the read-only (n,) uint8 array that the functions here take; nothing is copied."""
+    """The bytes as a read-only (n,) uint8 array, which the functions here take; nothing is copied."""
     text = np.frombuffer(content, np.uint8)
     text.flags.writeable = False
     return text
 
 
 def lists(text: np.ndarray, keys: Collection[str]) -> list[tuple[str, int]]:
-    """The top-level lists of a JSON object under one of the ``keys``, with the place of each; a key may come several times.
+    """(key, offset) of each top-level list of a JSON object whose key is one of ``keys``; a key may occur several times.
 
-    A ValueError where the text is no JSON object, has more behind it, or breaks off.
+    A ValueError if the text is not a single complete JSON object.
     """
     start = json_kernels.blank(text, 0)
     if text[start : start + 1].tobytes() != b"{":
         raise ValueError("expected one JSON object")
     end = json_kernels.skip(text, start)
     if end < 0:
-        raise ValueError("it breaks off" if ~end == len(text) else f"what stands at byte {~end} is not expected there")
+        raise ValueError("it is cut short" if ~end == len(text) else f"byte {~end} is not expected there")
     if json_kernels.blank(text, end) < len(text):
-        raise ValueError(f"there is more behind the object, which ends at byte {end}")
+        raise ValueError(f"there is more after the object, which ends at byte {end}")
     found = []
     for rows in _members(text, start):
         possible = (rows[:, 1] - rows[:, 0] <= _LONGEST_KEY) & (text[rows[:, 2]] == ord("["))
@@ -49,14 +49,15 @@ def lists(text: np.ndarray, keys: Collection[str]) -> list[tuple[str, int]]:
     return found
 
 
-def may_repeat(content: Buffer | memoryview, keys: Collection[str], last: Sequence[msgspec.Raw]) -> bool:
-    """Whether the text may hold a key twice, as far as looking for it tells; :func:`lists` knows.
+def may_repeat(content: Buffer, keys: Collection[str], ends: Sequence[msgspec.Raw]) -> bool:
+    """Whether the text may contain a key twice, according to a quick search; :func:`lists` decides.
 
-    ``last`` are the first and the last value of the longest list that was parsed: between them nothing is looked at.
+    ``ends`` are the first and the last value of the longest list that was parsed; the bytes between them are not searched.
     """
     text = as_text(content)
-    places = [_address(raw) - _address(text) for raw in last]
-    inside = (min(places), max(places)) if places and 0 <= min(places) <= max(places) <= len(text) else (len(text), len(text))
+    offsets = [_address(raw) - _address(text) for raw in ends]
+    valid = offsets and 0 <= min(offsets) <= max(offsets) <= len(text)
+    inside = (min(offsets), max(offsets)) if valid else (len(text), len(text))
     outside = [text[: inside[0]].tobytes(), text[inside[1] :].tobytes()]
     return any(sum(part.count(b'"%b"' % key.encode()) for part in outside) > 1 for key in keys)
 
@@ -66,19 +67,19 @@ def _address(values: msgspec.Raw | np.ndarray) -> int:
 
 
 def elements(text: np.ndarray, at: int) -> Iterator[np.ndarray]:
-    """Where the elements of the list at a place begin and end, (n, 2) int64, some at a time; of an empty list an n of 0."""
+    """The begin and end of each element of the list at ``at``, as (n, 2) int64 arrays of offsets; n is 0 if it is empty."""
     return (rows[:, 2:] for rows in _members(text, at))
 
 
 def strict(text: np.ndarray, at: int, end: int) -> memoryview:
-    """A copy of the JSON value between two places as strict parsers take it, see :func:`json_kernels.rewrite`."""
+    """A copy of the JSON value between two offsets that strict parsers accept, see :func:`json_kernels.rewrite`."""
     out = np.empty(json_kernels.rewrite(text, at, end, np.empty(0, np.uint8)), np.uint8)
     json_kernels.rewrite(text, at, end, out)
     return out.data
 
 
 def _members(text: np.ndarray, at: int) -> Iterator[np.ndarray]:
-    """The members of the list or object that opens at ``at``, (n, 4) places each time; at least once."""
+    """The members of the list or object that opens at ``at``, as (n, 4) arrays of offsets; yields at least once."""
     while at >= 0:
         rows = np.empty((_ROWS, 4), np.int64)
         count, at = json_kernels.members(text, at, rows)

@@ -1,4 +1,4 @@
-"""Where the COCO and LVIS downloads keep their files: the official layout and its usual variants, unpacked or not."""
+"""Finding the files of COCO and LVIS in the official layout and its usual variants, unpacked or in zips."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,71 +14,74 @@ Roots = Path | Sequence[Path]
 SPLITS = ("train", "val")
 
 FOLDERS = tuple(f"{split}2017" for split in SPLITS)
-"""COCO's image folders."""
+"""COCO's picture folders."""
 
 _STUFF_ZIPS = ("stuff_trainval2017.zip", "stuff_annotations_trainval2017.zip")
-"""The two official archives of the stuff annotations: JSON alone, and JSON beside pixel maps."""
+"""The two official archives of the stuff annotations: JSON only, and JSON with pixel maps."""
 
 
 class Pictures:
-    """The pictures of one COCO folder (train2017, val2017): a folder on disk, or a zip."""
+    """The pictures of one COCO folder (train2017, val2017), on disk or in a zip.
+
+    A DataError if the zip cannot be read, or if all of its members are packed in an unsupported way.
+    """
 
     def __init__(self, folder: str, place: Path):
         self.folder = folder
         self.place = place
-        self._members = None
+        self._members: dict[str, Place] | None = None
         if place.suffix == ".zip":
             self._members = {name.rpartition("/")[2]: member for name, member in members(place).items()}
             unread = Counter(member.unread for member in self._members.values())
             if "" not in unread and unread:
-                said = ", ".join(f"{count:,} are {words}" for words, count in unread.most_common())
-                raise DataError(f"{place}: none of its pictures can be read: {said}; {UNPACK}")
+                packing = ", ".join(f"{count:,} are {words}" for words, count in unread.most_common())
+                raise DataError(f"{place}: none of its pictures can be read: {packing}; {UNPACK}")
 
     @property
     def root(self) -> Path:
-        """The folder in which ``train2017/000000000009.jpg`` lies; a DataError for a zip, where no path leads to it."""
+        """The folder that contains ``train2017/000000000009.jpg``; a DataError for a zip, whose pictures have no path."""
         if self._members is not None:
-            raise DataError(f"{self.place}: a picture in a zip has no path; unpack it, or take --images embed")
+            raise DataError(f"{self.place}: a picture in a zip has no path; unpack the zip, or use --images embed")
         return self.place.parents[len(PurePosixPath(self.folder).parts) - 1]
 
     def find(self, name: str) -> Place:
-        """Where a picture lies; reading the place fails when it is not there."""
+        """The location of a picture; reading it fails if the picture does not exist."""
         if self._members is None:
             return Place(str(self.place / name))
         return self._members.get(name, Place(str(self.place / name), folder=str(self.place.parent)))
 
 
 def lvis_place(roots: Roots, split: str) -> Place:
-    """``lvis_v1_{split}.json``, or the zip that holds it; a DataError that lists what was looked for."""
+    """The location of ``lvis_v1_{split}.json``, possibly in a zip; a DataError that lists where it was searched for."""
     name = f"lvis_v1_{split}.json"
     places = _annotation_places(roots, name, (f"{name}.zip",))
     return _first(places, f"LVIS annotations of split {split}", "--lvis or --split")
 
 
 def stuff_place(roots: Roots, folder: str) -> Place:
-    """``stuff_{folder}.json``, or the zip that holds it; a DataError that lists what was looked for."""
+    """The location of ``stuff_{folder}.json``, possibly in a zip; a DataError that lists where it was searched for."""
     places = _annotation_places(roots, f"stuff_{folder}.json", _STUFF_ZIPS)
     return _first(places, f"stuff annotations of {folder}", "--coco")
 
 
 def has_stuff(roots: Roots, folder: str) -> bool:
-    """Whether there are stuff annotations of ``folder``."""
+    """Whether there are stuff annotations for the images in ``folder``."""
     return any(place for place, _ in _annotation_places(roots, f"stuff_{folder}.json", _STUFF_ZIPS))
 
 
 def pictures(roots: Roots, folder: str) -> Pictures:
-    """The pictures of ``folder``; a DataError that lists what was looked for."""
+    """The pictures of ``folder``; a DataError that lists where they were searched for."""
     names = (folder, f"images/{folder}", f"{folder}.zip", f"images/{folder}.zip")
     looked = [path for name in names for path in _below(roots, name)]
     place = next((path for path in looked if (reading.is_file if path.suffix == ".zip" else reading.is_folder)(path)), None)
     if place is None:
         where = ", ".join(str(path) for path in looked) or f"{folder}.zip among the given zip files"
-        raise DataError(f"no pictures of {folder}: looked for {where}; check --coco, or take --images none")
+        raise DataError(f"no pictures of {folder}: looked for {where}; check --coco, or use --images none")
     return Pictures(folder, place)
 
 
 def _below(roots: Roots, name: str) -> Iterator[Path]:
-    """Where a file or folder of this name may be: in each folder, or, for a zip that was named itself, there."""
+    """The paths that ``name`` may have: one in each folder, and a zip that was given by its own path."""
     for root in (Path(root).resolve() for root in ([roots] if isinstance(roots, str | Path) else roots)):
         if root.suffix == ".zip":
             yield from [root] if root.name == PurePosixPath(name).name else []
@@ -87,7 +90,7 @@ def _below(roots: Roots, name: str) -> Iterator[Path]:
 
 
 def _annotation_places(roots: Roots, name: str, zips: Sequence[str]) -> Iterator[tuple[Place | None, str]]:
-    """(the place or None, what was looked for) for each place where an annotation file may lie."""
+    """(location or None, its description) for each path where an annotation file may be."""
     if not any(list(_below(roots, path)) for path in (name, *zips)):
         yield None, f"{' or '.join(zips)} among the given zip files"
     for folder in ("annotations/", ""):

@@ -1,4 +1,4 @@
-"""Which folder and file name an image record gives its picture, and in which words a name is refused."""
+"""The folder and file name of an image's picture, as its record gives them, and why a name is refused."""
 
 import re
 from collections.abc import Iterator
@@ -8,27 +8,28 @@ from cocolvis.errors import DataError
 from cocolvis.sources.locations import FOLDERS
 
 _COCO_URL = re.compile(r"https?://(?:[\w.-]+\.)?cocodataset\.org/(?:[^?#%\\]*/)?([^/?#%\\]+)/([^/?#%\\]+)", re.ASCII)
-"""An address as COCO and LVIS have them: it names folder and file."""
+"""A URL of the form that COCO and LVIS use, which ends in folder and file name."""
 
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://[^/?#]*([^?#]*)")
-"""Any address with its path; a scheme of one letter would be a drive."""
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://[^/?#]*([^?#]*)")
+"""Any URL, with its path; a scheme of a single letter would be a drive."""
 
 _DRIVE = re.compile(r"[A-Za-z]:")
 _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffd]")
-"""What no file name may hold: control characters, line ends, what UTF-8 cannot write and its stand-in."""
+"""Characters that no file name may contain: control characters, line ends, lone surrogates, the replacement character."""
 
 _LONGEST_PART, _LONGEST_NAME = 255, 1000
-"""Bytes of a file's or folder's name that file systems take, and characters of the whole that a data set takes."""
+"""The most bytes of one part of a path that file systems accept, and the most characters of a path that a data set accepts."""
 
-Place = tuple[str | None, str]
+Location = tuple[str | None, str]
+"""(folder or None, file name) of a picture."""
 
 
-def location(coco_url: str | None, file_name: str | None) -> Place:
-    """(folder or None, file name) of a picture.
+def location(coco_url: str | None, file_name: str | None) -> Location:
+    """The folder, or None if the record names none, and the file name of a picture.
 
-    Those at the end of an address of COCO's, else those of ``file_name``, else those at the end of any other address. Without
-    a folder in ``file_name``, an address that ends in the same name gives it. A DataError where none of them names a file
-    inside the image folder.
+    They come from the end of ``coco_url`` if that is a URL of COCO's own, otherwise from ``file_name``, otherwise from the end
+    of any other URL. If ``file_name`` has no folder, a URL that ends in the same name provides it. Folders above train2017 or
+    val2017 are dropped. A DataError if neither names a file inside the image folder.
     """
     official = bool(coco_url and _COCO_URL.fullmatch(coco_url))
     url, name = (_attempt(text) for text in (coco_url, file_name))
@@ -37,57 +38,61 @@ def location(coco_url: str | None, file_name: str | None) -> Place:
             if found[0] is None and isinstance(url, tuple) and url[1] == found[1] and url[0] in FOLDERS:
                 return url
             return found
-    raise name or url or DataError("it has neither coco_url nor file_name")
+    refused = [error for error in (name, url) if isinstance(error, DataError)]
+    raise refused[0] if refused else DataError("it has neither coco_url nor file_name")
 
 
-def _attempt(text: str | None) -> Place | DataError | None:
+def _attempt(text: str | None) -> Location | DataError | None:
     try:
-        return _of_address(text) if text else None
+        return _parsed(text) if text else None
     except DataError as error:
         return error
 
 
-def _of_address(text: str) -> Place:
-    """The last two parts of the path in a web address, escapes resolved; what is no address is the path of a file itself."""
-    found = _ADDRESS.match(text)
+def _parsed(text: str) -> Location:
+    """The last two parts of a URL's path, with escapes resolved; text that is not a URL is itself the path of a file."""
+    found = _URL.match(text)
     if not found:
         return _checked(text, text)
     folder, name = _checked(text, unquote(found[1]).lstrip("/"))
     return (folder.rpartition("/")[2] if folder else None), name
 
 
-def _checked(said: str, name: str) -> Place:
-    """(folder or None, file name) of a path in the image folder; a DataError that says what is wrong with it."""
-    shown = repr(said if len(said) <= 200 else said[:200] + "...")
-    path = name.replace("\\", "/")
+def _checked(original: str, path: str) -> Location:
+    """(folder or None, file name) of a path in the image folder; a DataError about ``original`` if the path is not allowed."""
+    path = path.replace("\\", "/")
     parts = [part for part in path.split("/") if part not in ("", ".")]
     for fault in _faults(path, parts):
+        shown = repr(original if len(original) <= 200 else original[:200] + "...")
         raise DataError(f"file name {shown} {fault}")
-    return "/".join(parts[:-1]) or None, parts[-1]
+    *folders, name = parts
+    if folders and folders[-1] in FOLDERS:
+        return folders[-1], name
+    return "/".join(folders) or None, name
 
 
 def _faults(path: str, parts: list[str]) -> Iterator[str]:
-    """What is wrong with a path, in words; the first is reason enough."""
+    """What is wrong with a path; the first fault is reported."""
     if found := _UNFIT.search(path):
-        what = {"\ufffd": "which stands for bytes that are not UTF-8"}.get(found[0], "which no file name may hold")
-        yield f"holds the character U+{ord(found[0]):04X}, {what}"
+        what = "which stands for bytes that are not UTF-8" if found[0] == "\ufffd" else "which no file name may contain"
+        yield f"contains the character U+{ord(found[0]):04X}, {what}"
     if path.startswith("/"):
         yield "is an absolute path; expected one inside the image folder, such as train2017/000000000009.jpg"
     if parts and _DRIVE.match(parts[0]):
         yield "names a drive; expected a path inside the image folder, such as train2017/000000000009.jpg"
     if ".." in parts:
-        yield "leaves the image folder" if _leaves(parts) else "holds '..'; expected a path without it"
+        yield "leads out of the image folder" if _leads_out(parts) else "contains '..'; expected a path without it"
     if not parts or path.endswith(("/", "/.")):
-        yield "names no file"
+        yield "does not name a file"
     longest = max((len(part.encode()) for part in parts), default=0)
     if longest > _LONGEST_PART:
-        yield f"has a part of {longest} bytes; file systems take {_LONGEST_PART}"
+        yield f"has a part of {longest} bytes; file systems accept at most {_LONGEST_PART}"
     if len(path) > _LONGEST_NAME:
-        yield f"has {len(path)} characters; at most {_LONGEST_NAME} are taken"
+        yield f"has {len(path)} characters; at most {_LONGEST_NAME} are accepted"
 
 
-def _leaves(parts: list[str]) -> bool:
-    """Whether the path is above its start at any point."""
+def _leads_out(parts: list[str]) -> bool:
+    """Whether the path is above its starting folder at any point."""
     depth = 0
     for part in parts:
         depth += -1 if part == ".." else 1

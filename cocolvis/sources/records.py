@@ -1,23 +1,25 @@
-"""The records of annotation files, typed; what each field must be, and in which words a record is refused."""
+"""The typed records of annotation files, and why a record is refused: which field is missing or wrong, and what is expected."""
+
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from cocolvis.sources import picture_names
-from cocolvis.sources.json_values import REFUSED, refusal, shown, whole, whole_number
+from cocolvis.sources.json_values import REFUSED, described, refusal, whole, whole_number
 from cocolvis.sources.lenient import strict
 
 _LONGEST_FIELD = 2**16
-"""Bytes of the longest field, but for the segmentation, that a record may have: LVIS's have some hundred."""
+"""The most bytes of any field except the segmentation; those of LVIS have a few hundred."""
 
 _SMALL = 2**18
-"""Bytes up to which a segmentation is copied out of a text that holds other things."""
+"""The most bytes of a segmentation that is copied, so that the rest of its record can be freed."""
 
 _WHOLE, _IDS = "a whole number", "a list of whole numbers"
 
 
 class Segment(msgspec.Struct, gc=False, kw_only=True):
-    """One annotation of an image: its category and its segmentation, still as it stands in the file."""
+    """One annotation of an image: its ids, and its segmentation as unparsed JSON."""
 
     annotation_id: int | None = msgspec.field(name="id", default=None)
     image_id: int
@@ -26,7 +28,7 @@ class Segment(msgspec.Struct, gc=False, kw_only=True):
 
 
 class ImageRecord(msgspec.Struct, gc=False, frozen=True):
-    """An entry of the ``images`` list; only what a build needs."""
+    """An entry of the ``images`` list, reduced to the fields that a build needs."""
 
     id: int
     height: int
@@ -36,8 +38,8 @@ class ImageRecord(msgspec.Struct, gc=False, frozen=True):
     neg_category_ids: tuple[int, ...] = ()
     not_exhaustive_category_ids: tuple[int, ...] = ()
 
-    def location(self) -> tuple[str | None, str]:
-        """(folder or None, file name) of the picture, as :func:`cocolvis.sources.picture_names.location` finds them."""
+    def location(self) -> picture_names.Location:
+        """(folder or None, file name) of the picture, see :func:`cocolvis.sources.picture_names.location`."""
         return picture_names.location(self.coco_url, self.file_name)
 
 
@@ -49,7 +51,7 @@ class Category(msgspec.Struct, gc=False):
 
 
 class ListedImage(msgspec.Struct, gc=False):
-    """An :class:`ImageRecord` as it is read: lists stay bytes until their length has been looked at."""
+    """An :class:`ImageRecord` whose lists are still JSON, so that their length can be checked before they are parsed."""
 
     id: int
     height: int
@@ -60,25 +62,30 @@ class ListedImage(msgspec.Struct, gc=False):
     not_exhaustive_category_ids: msgspec.Raw = msgspec.Raw(b"[]")
 
     def record(self) -> ImageRecord:
-        """The record; a ValueError where its lists of categories are none, or hold far more than there are categories."""
-        lists = (_category_ids(name, getattr(self, name)) for name in ("neg_category_ids", "not_exhaustive_category_ids"))
-        return ImageRecord(self.id, self.height, self.width, self.coco_url, self.file_name, *lists)
+        """The record with its lists parsed; a ValueError if they are not lists of whole numbers or are too long."""
+        neg = _category_ids("neg_category_ids", self.neg_category_ids)
+        not_exhaustive = _category_ids("not_exhaustive_category_ids", self.not_exhaustive_category_ids)
+        return ImageRecord(self.id, self.height, self.width, self.coco_url, self.file_name, neg, not_exhaustive)
 
 
-class File(msgspec.Struct, gc=False):
-    """An annotation file, but for what nobody reads."""
+Record = ListedImage | Segment | Category
+
+RECORD_TYPES: dict[str, type[Record]] = {"images": ListedImage, "annotations": Segment, "categories": Category}
+"""Name of each list of a file that is read -> the type of its elements."""
+
+LIST_TYPES: dict[str, Any] = {"images": list[ListedImage], "annotations": list[Segment], "categories": list[Category]}
+
+
+class AnnotationLists(msgspec.Struct, gc=False):
+    """An annotation file, reduced to the lists that are read."""
 
     images: list[ListedImage]
     annotations: list[Segment]
     categories: msgspec.Raw = msgspec.Raw(b"[]")
 
 
-READ = {"images": ListedImage, "annotations": Segment, "categories": Category}
-"""What the elements of each list of a file become."""
-
-
 class _Fields(msgspec.Struct, gc=False):
-    """What is read of any record, whatever it holds; of a key that comes twice the last, as Python's json does it."""
+    """The fields of any record as unparsed JSON; of a repeated key the last counts, as in Python's json module."""
 
     id: msgspec.Raw = msgspec.Raw(b"")
     image_id: msgspec.Raw = msgspec.Raw(b"")
@@ -94,22 +101,34 @@ class _Fields(msgspec.Struct, gc=False):
 
     @classmethod
     def of(cls, record: memoryview) -> "_Fields":
-        """The fields of a record in strict JSON; a ValueError where it is not an object."""
+        """The fields of a record in strict JSON; a ValueError if it is not an object."""
         try:
             return msgspec.json.decode(record, type=cls)
         except REFUSED:
-            raise ValueError(f"it is {shown(record)}; expected an object") from None
+            raise ValueError(f"it is {described(record)}; expected an object") from None
 
-    def typed(self, key: str) -> msgspec.Struct:
-        """The record as ``READ[key]``; a ValueError that says in words which field is missing or wrong."""
+    def typed(self, key: str) -> Record:
+        """The record as an element of the list ``key``; a ValueError that says which field is missing or wrong."""
         if key == "categories":
-            return Category(self._number("id"), self._text("name", required=True))
-        if key == "images":
-            numbers = (self._number(name) for name in ("id", "height", "width"))
-            lists = (self.neg_category_ids, self.not_exhaustive_category_ids)
-            for name, raw in zip(("neg_category_ids", "not_exhaustive_category_ids"), lists, strict=True):
-                _check_length(name, raw)
-            return ListedImage(*numbers, self._text("coco_url"), self._text("file_name"), *lists)
+            return self._category()
+        return self._image() if key == "images" else self._segment()
+
+    def _category(self) -> Category:
+        number = self._number("id")
+        _check_length("name", self.name)
+        try:
+            return Category(number, msgspec.json.decode(self.name, type=str))
+        except REFUSED:
+            raise refusal("name", self.name, "text") from None
+
+    def _image(self) -> ListedImage:
+        number, height, width = (self._number(name) for name in ("id", "height", "width"))
+        for name in ("neg_category_ids", "not_exhaustive_category_ids"):
+            _check_length(name, getattr(self, name))
+        url, file_name = self._optional_text("coco_url"), self._optional_text("file_name")
+        return ListedImage(number, height, width, url, file_name, self.neg_category_ids, self.not_exhaustive_category_ids)
+
+    def _segment(self) -> Segment:
         own = None if bytes(memoryview(self.id)[:5]) in (b"", b"null") else self._number("id")
         image_id, category_id = self._number("image_id"), self._number("category_id")
         if not len(self.segmentation):
@@ -123,30 +142,30 @@ class _Fields(msgspec.Struct, gc=False):
             raise refusal(name, raw, _WHOLE)
         return value
 
-    def _text(self, name: str, *, required: bool = False) -> str | None:
+    def _optional_text(self, name: str) -> str | None:
         raw = getattr(self, name)
         _check_length(name, raw)
         try:
-            return msgspec.json.decode(raw if len(raw) or required else b"null", type=str if required else str | None)
+            return msgspec.json.decode(raw, type=str | None) if len(raw) else None
         except REFUSED:
             raise refusal(name, raw, "text") from None
 
 
 class Malformed(ValueError):
-    """A record that is none; ``ids`` are (image id, annotation id) as far as they can be told."""
+    """A malformed record; ``ids`` are its image id and annotation id, None if unknown."""
 
     def __init__(self, reason: str, ids: tuple[int | None, int | None] = (None, None)):
         super().__init__(reason)
         self.ids = ids
 
 
-def read(key: str, text: np.ndarray, start: int, end: int) -> ListedImage | Segment | Category:
-    """The record of the list ``key`` between two places of a text, see :mod:`lenient`; Malformed where it is none.
+def read(key: str, text: np.ndarray, start: int, end: int) -> Record:
+    """The record of the list ``key`` between two offsets of a text, see :mod:`lenient`; a Malformed if it is refused.
 
-    A segmentation gets bytes of its own unless it is large, so that the others of the record can be let go.
+    A segmentation is copied unless it is large, so that the rest of the record can be freed.
     """
     try:
-        record = msgspec.json.decode(text[start:end].data, type=READ[key])
+        record: Record = msgspec.json.decode(text[start:end].data, type=RECORD_TYPES[key])
     except REFUSED:
         record = _of_fields(key, text, start, end)
     if isinstance(record, Segment) and len(record.segmentation) <= _SMALL:
@@ -154,7 +173,7 @@ def read(key: str, text: np.ndarray, start: int, end: int) -> ListedImage | Segm
     return record
 
 
-def _of_fields(key: str, text: np.ndarray, start: int, end: int) -> ListedImage | Segment | Category:
+def _of_fields(key: str, text: np.ndarray, start: int, end: int) -> Record:
     fields = _Fields()
     try:
         fields = _Fields.of(strict(text, start, end))
@@ -164,58 +183,64 @@ def _of_fields(key: str, text: np.ndarray, start: int, end: int) -> ListedImage 
         raise Malformed(str(error), (own, None) if key == "images" else (image, own)) from None
 
 
-def loose(key: str, block: bytes) -> list[msgspec.Struct]:
-    """The records of a JSON list in which whole numbers may be written as floats; a ValueError, or ``REFUSED``, for others."""
-    parsed = msgspec.json.decode(block, type=list[_LOOSE[key]])
-    if key == "annotations":
-        return [
-            Segment(
-                annotation_id=None if row.id is None else whole(row.id),
-                image_id=whole(row.image_id),
-                category_id=whole(row.category_id),
-                segmentation=row.segmentation,
-            )
-            for row in parsed
-        ]
-    if key == "categories":
-        return [Category(whole(row.id), row.name) for row in parsed]
-    lists = "neg_category_ids", "not_exhaustive_category_ids"
-    return [
-        ListedImage(
-            *(whole(number) for number in (row.id, row.height, row.width)),
-            row.coco_url,
-            row.file_name,
-            *(getattr(row, name) for name in lists),
-        )
-        for row in parsed
-    ]
-
-
 class _LooseSegment(msgspec.Struct, gc=False, kw_only=True):
+    """A :class:`Segment` whose whole numbers may be written as floats."""
+
     id: int | float | None = None
     image_id: int | float
     category_id: int | float
     segmentation: msgspec.Raw
 
+    def record(self) -> Segment:
+        return Segment(
+            annotation_id=None if self.id is None else whole(self.id),
+            image_id=whole(self.image_id),
+            category_id=whole(self.category_id),
+            segmentation=self.segmentation,
+        )
 
-class _LooseImage(ListedImage, gc=False):
+
+class _LooseImage(msgspec.Struct, gc=False):
+    """A :class:`ListedImage` whose whole numbers may be written as floats."""
+
     id: int | float
     height: int | float
     width: int | float
+    coco_url: str | None = None
+    file_name: str | None = None
+    neg_category_ids: msgspec.Raw = msgspec.Raw(b"[]")
+    not_exhaustive_category_ids: msgspec.Raw = msgspec.Raw(b"[]")
+
+    def record(self) -> ListedImage:
+        number, height, width = whole(self.id), whole(self.height), whole(self.width)
+        lists = self.neg_category_ids, self.not_exhaustive_category_ids
+        return ListedImage(number, height, width, self.coco_url, self.file_name, *lists)
 
 
-class _LooseCategory(Category, gc=False):
+class _LooseCategory(msgspec.Struct, gc=False):
+    """A :class:`Category` whose id may be written as a float."""
+
     id: int | float
+    name: str
+
+    def record(self) -> Category:
+        return Category(whole(self.id), self.name)
 
 
-_LOOSE = {"images": _LooseImage, "annotations": _LooseSegment, "categories": _LooseCategory}
+_LOOSE: dict[str, Any] = {"images": list[_LooseImage], "annotations": list[_LooseSegment], "categories": list[_LooseCategory]}
+
+
+def loose(key: str, block: bytes) -> list[Record]:
+    """The records of a JSON list whose whole numbers may be written as floats; a ValueError or ``REFUSED`` otherwise."""
+    return [row.record() for row in msgspec.json.decode(block, type=_LOOSE[key])]
+
 
 _CATEGORY_IDS = msgspec.json.Decoder(tuple[int, ...] | None)
 _ITEMS = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def _category_ids(name: str, raw: msgspec.Raw) -> tuple[int, ...]:
-    """Those of a list; none for null; a ValueError in words for everything else."""
+    """The category ids in a list, empty for null; a ValueError for anything else."""
     _check_length(name, raw)
     try:
         return _CATEGORY_IDS.decode(raw) or ()
@@ -225,12 +250,15 @@ def _category_ids(name: str, raw: msgspec.Raw) -> tuple[int, ...]:
         items = _ITEMS.decode(raw)
     except REFUSED:
         raise refusal(name, raw, _IDS) from None
-    found = tuple(whole_number(item) for item in items)
-    if None in found:
-        raise ValueError(f"its {name} hold {shown(items[found.index(None)])}; expected {_IDS}")
-    return found
+    found = []
+    for item in items:
+        number = whole_number(item)
+        if number is None:
+            raise ValueError(f"its {name} contain {described(item)}; expected {_IDS}")
+        found.append(number)
+    return tuple(found)
 
 
 def _check_length(name: str, raw: msgspec.Raw) -> None:
     if len(raw) > _LONGEST_FIELD:
-        raise ValueError(f"its {name} takes {len(raw):,} bytes; at most {_LONGEST_FIELD:,} are read")
+        raise ValueError(f"its {name} has {len(raw):,} bytes; at most {_LONGEST_FIELD:,} are read")

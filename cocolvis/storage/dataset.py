@@ -9,14 +9,14 @@ import numpy as np
 
 from cocolvis.disk.files import is_absent
 from cocolvis.errors import DamagedImage, DataError
-from cocolvis.progress import quiet
+from cocolvis.progress import ignore
 from cocolvis.storage import report
 from cocolvis.storage.index import is_imported, read_index
 from cocolvis.storage.open_shards import OPEN_SHARDS
 from cocolvis.storage.picture_files import read_picture
 from cocolvis.storage.samples import Sample
 from cocolvis.storage.shard_reader import ShardReader
-from cocolvis.text import line
+from cocolvis.text import one_line
 from cocolvis.vocabulary import Vocabulary, coco_lvis
 
 FORMAT = "cocolvis"
@@ -52,7 +52,7 @@ class Dataset:
         try:
             return cls(folder, index, Path(image_root) if image_root else None)
         except DataError as error:
-            raise DataError(f"{folder / INDEX}: {line(error)}") from None
+            raise DataError(f"{folder / INDEX}: {one_line(error)}") from None
 
     @property
     def is_coco_lvis(self) -> bool:
@@ -151,7 +151,7 @@ class Split:
         """The shards in order, each opened when the iterator reaches it."""
         return map(self._shard, range(len(self._paths)))
 
-    def present(self, read: Callable[[int], None] = quiet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def present(self, read: Callable[[int], None] = ignore) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(rows int64, classes uint16, pixels uint32), one entry per class and image; no mask is decoded.
 
         ``read`` is called after each shard with the number of images whose counts have been read.

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from cocolvis.disk.files import regular_file
 from cocolvis.errors import DataError
-from cocolvis.text import line, refuse_other_encodings, without_mark
+from cocolvis.text import one_line, refuse_other_encodings, without_mark
 
 MAX_INDEX = 2**28
 """Bytes of the largest dataset.json that is read; a million faults take two thirds of it."""
@@ -107,9 +107,9 @@ def read_index(path: Path, identity: tuple[str, int]) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path}: is not JSON: {line(error)}") from None
+        raise DataError(f"{path}: is not JSON: {one_line(error)}") from None
     if found != identity:
-        raise DataError(f"{path}: format and version are {line(str(found))}, expected {identity}")
+        raise DataError(f"{path}: format and version are {one_line(str(found))}, expected {identity}")
     check_index(path, index)
     return index
 
@@ -123,16 +123,18 @@ def check_index(path: Path, index: dict[str, Any]) -> None:
     try:
         checked = msgspec.convert(index, _ImportedIndex if is_imported(index) else _BuiltIndex)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise DataError(f"{path}: {line(error)}") from None
+        raise DataError(f"{path}: {one_line(error)}") from None
     seen: set[PurePosixPath] = set()
     for entry in checked.shards:
         shard = PurePosixPath(entry.file)
         if shard.is_absolute() or ".." in shard.parts or not shard.name or re.search(r"[\x00-\x1f\x7f\\]", entry.file):
-            raise DataError(f"{path}: shard {line(repr(entry.file))} is not a path inside the folder")
+            raise DataError(f"{path}: shard {one_line(repr(entry.file))} is not a path inside the folder")
         if shard in seen:
-            raise DataError(f"{path}: shard {line(entry.file)} is listed twice")
+            raise DataError(f"{path}: shard {one_line(entry.file)} is listed twice")
         if entry.split not in checked.splits:
-            raise DataError(f"{path}: shard {line(entry.file)} belongs to split {line(repr(entry.split))}, which is not listed")
+            raise DataError(
+                f"{path}: shard {one_line(entry.file)} belongs to split {one_line(repr(entry.split))}, which is not listed"
+            )
         seen.add(shard)
 
 

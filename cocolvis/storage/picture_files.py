@@ -6,7 +6,7 @@ from cocolvis.disk import reading
 from cocolvis.disk.files import regular_file
 from cocolvis.errors import DamagedImage, DataError
 from cocolvis.limits import MAX_PICTURE
-from cocolvis.text import line
+from cocolvis.text import one_line
 
 _LONGEST_PATH = 1000
 
@@ -18,7 +18,7 @@ def read_picture(root: Path, path: str) -> bytes:
     fails, which says nothing about this one picture.
     """
     if path.startswith("/") or ".." in path.split("/") or "\0" in path or len(path) > _LONGEST_PATH:
-        raise DamagedImage(f"{root}: picture {line(repr(path))} is not a path inside the folder")
+        raise DamagedImage(f"{root}: picture {one_line(repr(path))} is not a path inside the folder")
     file = root / path
     try:
         status = regular_file(file)
@@ -35,4 +35,4 @@ def read_picture(root: Path, path: str) -> bytes:
 
 
 def _concerns_one_file(error: BaseException | None) -> bool:
-    return not isinstance(error, OSError) or reading.of_the_system(error) is None
+    return not isinstance(error, OSError) or reading.system_reason(error) is None

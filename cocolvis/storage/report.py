@@ -12,7 +12,7 @@ from cocolvis.disk.files import Unwritable, regular_file, sha256, write_aside
 from cocolvis.errors import DataError
 from cocolvis.faults import Fault
 from cocolvis.storage.index import ReportedFault
-from cocolvis.text import line
+from cocolvis.text import one_line
 
 FILE = "faults.jsonl"
 """All faults, one JSON object per line; written only if dataset.json cannot list them all."""
@@ -98,4 +98,4 @@ def _read_file(path: Path) -> Iterator[dict[str, Any]]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # a ValidationError is a DecodeError
-        raise DataError(f"{path}: line {number} is not a fault: {line(error)}") from None
+        raise DataError(f"{path}: line {number} is not a fault: {one_line(error)}") from None

@@ -11,7 +11,7 @@ import numpy as np
 from cocolvis.errors import DamagedImage, DataError
 from cocolvis.masks.runlength import Runs
 from cocolvis.pictures import encoded
-from cocolvis.text import printable
+from cocolvis.text import replace_unprintable
 
 _LONGEST_PATH, _LONGEST_REASON = 150, 400
 """Characters of an image's path and of a reason that a message shows."""
@@ -82,5 +82,5 @@ def fault_line(shard: Path | None, what: str, path: str, reason: Exception | str
 
 def _shorten(text: str, most: int) -> str:
     """The text on one line, with its middle cut out if it is longer than ``most`` characters."""
-    text = printable(text)
+    text = replace_unprintable(text)
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"

@@ -9,7 +9,7 @@ import numpy as np
 
 from cocolvis.disk.files import regular_file
 from cocolvis.limits import MAX_PICTURE, MAX_PIXELS
-from cocolvis.text import line
+from cocolvis.text import one_line
 
 MAX_COLUMN = 2**28
 """Largest column in bytes that is read as a whole; enough for 8 million images."""
@@ -73,7 +73,7 @@ def find_column(file: h5py.File, name: str, dtype: str, shape: tuple[int | None,
     fits = len(sides) == len(shape) and all(b in (None, a) for a, b in zip(sides, shape, strict=True))
     if not fits or data.dtype != dtype:
         wanted = str(shape).replace("None", "N")
-        raise ValueError(f"/{name} is {line(str(data.dtype))} {data.shape}, expected {dtype} {wanted}")
+        raise ValueError(f"/{name} is {one_line(str(data.dtype))} {data.shape}, expected {dtype} {wanted}")
     size, occupied = data.nbytes, data.id.get_storage_size()
     if data.chunks is not None:
         raise ValueError(f"/{name} is stored in chunks, expected one contiguous block")

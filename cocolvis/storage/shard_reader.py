@@ -25,7 +25,7 @@ from cocolvis.storage.shard_checks import (
     read_column,
     read_offsets,
 )
-from cocolvis.text import line
+from cocolvis.text import one_line
 
 MAX_CLASS = 2**16 - 1
 """The largest class that a mask can hold."""
@@ -87,7 +87,7 @@ class ShardReader:
         except HDF5_ERRORS as error:
             if number := getattr(error, "errno", None):  # raised by the system, not by HDF5
                 raise DataError(f"{path}: cannot be read: {os.strerror(number)}") from None
-            raise DataError(f"{path}: is not a readable shard: {line(error)}; {_ADVICE}") from None
+            raise DataError(f"{path}: is not a readable shard: {one_line(error)}; {_ADVICE}") from None
 
     def _read_tables(self, file: h5py.File) -> None:
         self.attributes = read_attributes(file, {"format": FORMAT, "version": VERSION}, ("split", "images", "vocabulary"))
@@ -188,7 +188,7 @@ class ShardReader:
             check_column_size(f"/{name}", math.prod(column.shape) * column.dtype.itemsize)
             return self._read(column, 0, column.shape[0])
         except (ValueError, OSError) as error:
-            raise DataError(f"{self.path}: {line(error)}") from None
+            raise DataError(f"{self.path}: {one_line(error)}") from None
 
     def _read_row(self, group: str, column: str, row: int) -> np.ndarray:
         start, stop = self._bounds(group, row)

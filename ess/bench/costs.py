@@ -17,7 +17,7 @@ import cv2
 import torch
 
 from cocolvis.errors import DataError
-from cocolvis.memory import keep_freed
+from cocolvis.memory import keep_freed_memory
 from cocolvis.pictures.encoded import decode_rgb
 from cocolvis.storage.dataset import Dataset
 from ess.config import Config
@@ -226,7 +226,7 @@ def loading(folder: Path, config: Config, *, seconds: float = 5.0, rounds: int =
 def _decodes(folder: Path, config: Config, seconds: float) -> float:
     """Pictures a second that one process decodes."""
     cv2.setNumThreads(0)
-    keep_freed()
+    keep_freed_memory()
     split = Dataset.open(folder).split("train")
     pictures = [split[index].content for index in range(min(len(split), 200))]
     count, start = 0, time.perf_counter()

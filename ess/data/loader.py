@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from cocolvis.errors import DamagedImage, DataError
-from cocolvis.memory import keep_freed
+from cocolvis.memory import keep_freed_memory
 from cocolvis.storage.dataset import Dataset, Split
 from cocolvis.storage.samples import Sample
-from cocolvis.text import line
+from cocolvis.text import one_line
 from ess.config import Config
 from ess.data.batches import AHEAD, Packer, Parcel, Window, Windows, unpack
 from ess.data.damage import advised, replaced
@@ -63,7 +63,7 @@ class TrainingImages(TorchDataset):
         except DataError as error:
             return error
         except (OSError, MemoryError) as error:
-            return DataError(f"the loader cannot go on: {line(error)}; try fewer --workers or a smaller --batch-size")
+            return DataError(f"the loader cannot go on: {one_line(error)}; try fewer --workers or a smaller --batch-size")
 
     def _around_damage(self, items: Sequence[tuple[int, int]]) -> Parcel:
         try:
@@ -223,12 +223,12 @@ def training_batches(
         with _ended(parcels):
             yield from unpack(parcels)
     except OSError as error:
-        raise DataError(f"the loader cannot go on: {line(error)}; try --workers {config.workers // 2}") from None
+        raise DataError(f"the loader cannot go on: {one_line(error)}; try --workers {config.workers // 2}") from None
     except RuntimeError as error:
         if not any(sign in str(error) for sign in _OUT_OF_SOMETHING):
             raise
         lines = str(error).strip().splitlines()
-        reason = line(lines[-1] if lines[0].startswith("Caught") else lines[0])  # with a traceback or without one
+        reason = one_line(lines[-1] if lines[0].startswith("Caught") else lines[0])  # with a traceback or without one
         raise DataError(
             f"a loader process died ({reason}): memory, shared memory or file handles ran out;"
             f" try --workers {config.workers // 2} or a smaller --batch-size or --crop"
@@ -242,7 +242,7 @@ def _as_it_is(parcel: Parcel) -> Parcel:
 def _start_worker(number: int) -> None:
     """One thread a process. Ctrl-C and SIGTERM to the whole group are the training process's to answer: it ends the loader."""
     cv2.setNumThreads(0)
-    keep_freed()
+    keep_freed_memory()
     ignore_requests()
 
 

@@ -9,7 +9,7 @@ import torch
 
 from cocolvis.disk.files import read_json, sha256, write_json
 from cocolvis.errors import DataError
-from cocolvis.text import composed
+from cocolvis.text import nfc
 from cocolvis.vocabulary import ClassInfo, Vocabulary
 from ess.checkpoint import Checkpoint, Run
 from ess.models.network import SegmentationModel
@@ -92,14 +92,14 @@ def extended(vocabulary: Vocabulary, added: Sequence[AddedClass]) -> Vocabulary:
 def store(run: Run, new: AddedClass) -> None:
     """Put a class into added.json, for the one of the same name or at the end."""
     others = read_added(run)
-    places = [place for place, other in enumerate(others) if composed(other.name) == composed(new.name)]
+    places = [place for place, other in enumerate(others) if nfc(other.name) == nfc(new.name)]
     _write(run, [new if place in places else other for place, other in enumerate(others)] + ([] if places else [new]))
 
 
 def remove(run: Run, name: str) -> None:
     """Take a class out of added.json; those behind it move up by one id. A DataError when it is not there."""
     others = read_added(run)
-    kept = [other for other in others if composed(other.name) != composed(name)]
+    kept = [other for other in others if nfc(other.name) != nfc(name)]
     if len(kept) == len(others):
         known = ", ".join(other.name for other in others) or "none"
         raise DataError(f"{run.folder}: has no added class {name!r}; it has {known}")

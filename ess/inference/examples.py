@@ -11,7 +11,7 @@ from cocolvis.disk.folders import Similar
 from cocolvis.errors import DataError
 from cocolvis.pictures import remarks
 from cocolvis.pictures.label_files import label_pixels, open_labels
-from cocolvis.text import composed
+from cocolvis.text import nfc
 from ess.inference.inputs import Input, find_inputs
 
 Decoded = TypeVar("Decoded")
@@ -25,7 +25,7 @@ def pair(images: Sequence[str], masks: Sequence[str]) -> list[tuple[Path, Path]]
 
     A picture without a mask is no example, so that a large folder of pictures may stand beside a few masks.
     """
-    pictures, drawn = ({composed(one.path.stem): one for one in _pictures(names)} for names in (images, masks))
+    pictures, drawn = ({nfc(one.path.stem): one for one in _pictures(names)} for names in (images, masks))
     for stem, mask in drawn.items():
         if stem not in pictures:
             near = Similar(one.path.name for one in pictures.values()).find(stem)
@@ -85,7 +85,7 @@ def _pictures(names: Sequence[str]) -> list[Input]:
         if one.is_video:
             raise DataError(f"{one.path}: is a video; expected pictures")
     for one in found:
-        same = [other.path for other in found if composed(other.path.stem) == composed(one.path.stem)]
+        same = [other.path for other in found if nfc(other.path.stem) == nfc(one.path.stem)]
         if len(same) > 1:
             raise DataError(
                 f"{same[1]}: has the stem of {same[0]}; pictures and masks are paired by stem, so each must be there once"

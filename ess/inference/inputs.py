@@ -16,7 +16,7 @@ from cocolvis.disk.folders import on_disk, passed_over, walk
 from cocolvis.errors import DataError
 from cocolvis.pictures import remarks
 from cocolvis.pictures.encoded import check_pixels, decode_file
-from cocolvis.text import composed, decoded
+from cocolvis.text import decoded, nfc
 
 PICTURES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
 VIDEOS = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"))
@@ -98,9 +98,9 @@ def _like_pictures(folder: Path, files: Sequence[Path]) -> list[Path]:
 def _globbed(pattern: Path) -> tuple[Path, list[Path]]:
     """(the folder before the first wildcard, the files that a glob names, sorted); "**" are any folders, or none."""
     first = next(place for place, part in enumerate(pattern.parts) if glob.has_magic(part))
-    root, wild = on_disk(Path(*pattern.parts[:first])), [composed(part) for part in pattern.parts[first:]]
+    root, wild = on_disk(Path(*pattern.parts[:first])), [nfc(part) for part in pattern.parts[first:]]
     if "**" in wild:  # the system's own way would run around in a loop of links
-        return root, [file for file in _below(root) if _fits([composed(part) for part in file.relative_to(root).parts], wild)]
+        return root, [file for file in _below(root) if _fits([nfc(part) for part in file.relative_to(root).parts], wild)]
     files = [Path(file) for file in sorted(glob.glob(str(root.joinpath(*pattern.parts[first:]))))]
     return root, [file for file in files if not any(map(passed_over, {*file.parts[first:]} - {*pattern.parts}))]
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from cocolvis.errors import DataError
-from cocolvis.text import composed
+from cocolvis.text import nfc
 from ess.inference.added import AddedClass, scores, weights_digest
 from ess.inference.predictor import Predictor
 
@@ -28,7 +28,7 @@ def make_class(
     model, predictor = predictor.model, predictor.trained()
     if model.class_embeddings is None:
         raise DataError("the run has a dense head, which has no embeddings: a class can be added to an embedding model alone")
-    if not (name and name.isprintable()) or composed(name) in [composed(c.name) for c in predictor.vocabulary]:
+    if not (name and name.isprintable()) or nfc(name) in [nfc(c.name) for c in predictor.vocabulary]:
         raise DataError(f"the new class's name is {name!r}: expected a printable name that no class of the run has")
     pixels, marks, files = [], [], []
     for done, (file, image, marked) in enumerate(examples, 1):
@@ -45,9 +45,7 @@ def make_class(
     if model.normalize is not None:
         embedding = F.normalize(embedding, dim=0)
     radius = _best_radius(scores(pixels, embedding, model.distance), marked)
-    return AddedClass(
-        composed(name), embedding.tolist(), radius, files, int(marked.sum()), weights_digest(predictor.checkpoint)
-    )
+    return AddedClass(nfc(name), embedding.tolist(), radius, files, int(marked.sum()), weights_digest(predictor.checkpoint))
 
 
 def _best_radius(scores: torch.Tensor, marked: torch.Tensor) -> float:

@@ -20,11 +20,11 @@ from cocolvis.building import executors
 from cocolvis.building.build import build
 from cocolvis.building.merged import BuildOptions, Plan
 from cocolvis.disk import lock, owners
-from cocolvis.disk.lock import Lease, Lost, held
+from cocolvis.disk.lock import Lease, LockLost, held
 from cocolvis.disk.owners import Owner
 from cocolvis.errors import DataError
 from cocolvis.inspection.verify import verify
-from cocolvis.sources.pairing import Sources
+from cocolvis.sources.inputs import Sources
 from cocolvis.storage.dataset import Dataset
 from cocolvis.vocabulary import coco_lvis
 
@@ -32,7 +32,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 
 ELSEWHERE = """
 import sys
-from cocolvis import owners
+from cocolvis.disk import owners
 from cli.cocolvis import main
 owners._system = lambda: "another machine"
 main(sys.argv[1:])
@@ -92,11 +92,11 @@ def test_who_was_taken_over_writes_nothing_more(sample, whole, tmp_path, monkeyp
     first = Victim(sample, out, "--shard-size", 1, "--workers", workers, command=("-c", ELSEWHERE))
     assert first.wait_for(lambda: len(reports(out)) >= 2)
     first.send(signal.SIGSTOP)
-    monkeypatch.setattr(lock, "PATIENCE", 0.4)
+    monkeypatch.setattr(lock, "TAKEOVER_AFTER", 0.4)
     sources = Sources(sample.coco, sample.lvis, coco_lvis())
     build(sources, out, BuildOptions(shard_size=1), resume=True, announce=lines.append)
     waits, takes = lines[:2]
-    assert "may be at work in" in waits and "waits up to 0 s for a sign of life" in waits and "takes over" in takes
+    assert "may be running in" in waits and "waiting up to 0 s for a sign of life" in waits and "taking over" in takes
     assert contents(out) == whole
     before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.rglob("*")}
     first.send(signal.SIGCONT)
@@ -111,7 +111,7 @@ def test_a_worker_whose_lease_is_lost_writes_nothing(tree, tmp_path):
     plan = Plan.make(five_images(tree).write().sources(), BuildOptions())
     (task,) = plan.tasks(["train-00000"])
     lease = Lease(tmp_path / "gone", "0")
-    with executors.processes(1) as workers, pytest.raises(Lost):
+    with executors.processes(1) as workers, pytest.raises(LockLost):
         workers.submit(task, tmp_path / "new" / "train-00000.h5", lease).result()
     assert not (tmp_path / "new").exists()
 
@@ -171,7 +171,7 @@ def test_a_dead_owner_on_this_machine_costs_no_time(tmp_path, monkeypatch, owner
 def test_a_zombie_is_dead(tmp_path):
     process = subprocess.Popen(["true"])
     until(lambda: owners._started(process.pid) == "has ended")
-    assert Owner.current().lives() and not Owner(**{**vars_of(Owner.current()), "pid": process.pid}).lives()
+    assert Owner.current().is_alive() and not Owner(**{**vars_of(Owner.current()), "pid": process.pid}).is_alive()
     process.wait()
 
 
@@ -184,14 +184,14 @@ ELSE = [{"system": "another"}, {"system": None}, {"host": "another"}, {"started"
 
 @pytest.mark.parametrize("owner", ELSE)
 def test_an_owner_elsewhere_is_heard_or_taken_over(tmp_path, monkeypatch, owner):
-    monkeypatch.setattr(lock, "PATIENCE", 0.3)
+    monkeypatch.setattr(lock, "TAKEOVER_AFTER", 0.3)
     path, lines = left_by(tmp_path, entry(**owner)), []
 
     def beat(line):
         lines.append(line)
         path.write_bytes(path.read_bytes().replace(b"1\n", b"2\n"))
 
-    with pytest.raises(DataError, match=r"a build \(process .*\) is at work there"), held(tmp_path, None, beat):
+    with pytest.raises(DataError, match=r"a build \(process .*\) is running there"), held(tmp_path, None, beat):
         pytest.fail("held")
     assert len(lines) == 1 and locks(tmp_path) == [path]
     with held(tmp_path, None, lines.append) as lease:
@@ -200,11 +200,11 @@ def test_an_owner_elsewhere_is_heard_or_taken_over(tmp_path, monkeypatch, owner)
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]\n", b"\xff\xfe", b'{"token": 5}\n', entry(pid=-1)])
 def test_a_damaged_lock_is_taken_over_after_silence(tmp_path, monkeypatch, content):
-    monkeypatch.setattr(lock, "PATIENCE", 0.2)
+    monkeypatch.setattr(lock, "TAKEOVER_AFTER", 0.2)
     left_by(tmp_path, content)
     lines = []
     with held(tmp_path, None, lines.append):
-        assert len(lines) == 2 and "somebody whose lock file is damaged" in lines[0]
+        assert len(lines) == 2 and "a process with a damaged lock file" in lines[0]
     assert not locks(tmp_path)
 
 
@@ -216,7 +216,7 @@ def test_a_lock_that_is_a_folder_is_told(tmp_path):
 
 @pytest.mark.parametrize("dead", [False, True])
 def test_of_many_that_begin_at_once_exactly_one_wins(tmp_path, monkeypatch, dead):
-    monkeypatch.setattr(lock, "PATIENCE", 0.3)
+    monkeypatch.setattr(lock, "TAKEOVER_AFTER", 0.3)
     monkeypatch.setattr(lock, "_LOOK", 0.01)
     count = 6
     for turn in range(3):
@@ -244,7 +244,7 @@ def test_of_many_that_begin_at_once_exactly_one_wins(tmp_path, monkeypatch, dead
         for thread in threads:
             thread.join()
         assert (len(won), len(lost)) == (1, count - 1), lost
-        assert all("is at work there" in line for line in lost) and not locks(out)
+        assert all("is running there" in line for line in lost) and not locks(out)
 
 
 def test_a_lease_that_was_lost_says_so_and_pickles(tmp_path):
@@ -254,16 +254,16 @@ def test_a_lease_that_was_lost_says_so_and_pickles(tmp_path):
         again = pickle.loads(pickle.dumps(lease))
         again.check()
         lease.path.write_bytes(lease.path.read_bytes().replace(lease.token.encode(), b"0" * 32))
-        with pytest.raises(Lost, match="it stops and writes nothing more"):
+        with pytest.raises(LockLost, match="it stops and writes nothing more"):
             again.check()
         lease.path.unlink()
-        with pytest.raises(Lost):
+        with pytest.raises(LockLost):
             again.check()
     assert Lease(tmp_path / "nothing", "0").lost()
 
 
 def test_the_pulse_survives_a_failing_disk_and_ends_with_the_process(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "BEAT", 0.002)
+    monkeypatch.setattr(lock, "HEARTBEAT", 0.002)
     failures, fsync = [], os.fsync
 
     def failing(handle):
@@ -366,7 +366,7 @@ def test_an_observer_that_was_stopped_itself_does_not_take_over(tmp_path, monkey
         path.write_bytes(path.read_bytes().replace(b"1\n", b"2\n"))
 
     monkeypatch.setattr(lock, "time", type("Clock", (), {"monotonic": lambda: now[0], "sleep": sleep}))
-    with pytest.raises(DataError, match="is at work there"), held(tmp_path, None, lambda line: None):
+    with pytest.raises(DataError, match="is running there"), held(tmp_path, None, lambda line: None):
         pytest.fail("held")
     assert time.monotonic() and path.exists()
 
@@ -408,7 +408,7 @@ def test_a_claim_waits_for_those_that_may_have_looked_before_it_came(tmp_path, m
 
     monkeypatch.setattr(lock.time, "sleep", resolved)
     if wins:
-        with pytest.raises(DataError, match="is at work there"), held(tmp_path, None, pytest.fail):
+        with pytest.raises(DataError, match="is running there"), held(tmp_path, None, pytest.fail):
             pytest.fail("held")
     else:
         with held(tmp_path, None, pytest.fail):
@@ -423,5 +423,5 @@ def test_a_lock_that_is_removed_as_soon_as_it_is_written_is_a_lost_folder(tmp_pa
         Path(path).unlink()
 
     monkeypatch.setattr(os, "replace", swept)
-    with pytest.raises(Lost, match="this build has lost the folder"), held(tmp_path, None, print):
+    with pytest.raises(LockLost, match="this build has lost the folder"), held(tmp_path, None, print):
         pytest.fail("it is not ours")

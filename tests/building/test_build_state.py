@@ -20,7 +20,7 @@ from cocolvis.building.build import build, join
 from cocolvis.building.merged import BuildOptions
 from cocolvis.errors import DataError
 from cocolvis.masks.merge import MASK_RULE
-from cocolvis.sources.pairing import Sources
+from cocolvis.sources.inputs import Sources
 from cocolvis.storage.columns import VERSION
 from cocolvis.storage.dataset import Dataset
 from cocolvis.vocabulary import Vocabulary, coco_lvis

@@ -19,7 +19,7 @@ from cocolvis.building import executors
 from cocolvis.building.build import build
 from cocolvis.building.merged import BuildOptions
 from cocolvis.errors import DataError
-from cocolvis.sources.pairing import Sources
+from cocolvis.sources.inputs import Sources
 from cocolvis.storage.dataset import Dataset
 from cocolvis.vocabulary import coco_lvis
 

@@ -18,7 +18,7 @@ from cocolvis.building.merged import BuildOptions, Plan
 from cocolvis.disk.files import write_aside
 from cocolvis.errors import DataError
 from cocolvis.sample.writer import write_sample
-from cocolvis.sources.pairing import Sources
+from cocolvis.sources.inputs import Sources
 from cocolvis.storage.dataset import Dataset
 from cocolvis.vocabulary import coco_lvis
 

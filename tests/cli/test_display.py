@@ -18,9 +18,9 @@ from cocolvis.building.build import build
 from cocolvis.building.merged import BuildOptions
 from cocolvis.inspection.oracle import check
 from cocolvis.inspection.stats import statistics
-from cocolvis.sources.pairing import Sources
+from cocolvis.sources.inputs import Sources
 from cocolvis.storage.dataset import Dataset
-from cocolvis.text import human_size, plain
+from cocolvis.text import escaped, human_size
 from cocolvis.vocabulary import coco_lvis
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07 a\rb\nc\x9b31m \u202egnp.\u2066 \u200b\u200d\ufeff \u2028\u2029 \x7f\x00 \U000e0041"
@@ -93,7 +93,7 @@ def test_progress_is_a_bar_in_a_terminal(monkeypatch, capsys):
             show(done, 10)
     captured = capsys.readouterr()
     assert captured.out == "" and "10/10 images" in captured.err and "images/s" in captured.err
-    assert f"build: reading [red]{plain(HOSTILE)}"[:40] in captured.err and f"[bold]{plain(HOSTILE)}" in captured.err
+    assert f"build: reading [red]{escaped(HOSTILE)}"[:40] in captured.err and f"[bold]{escaped(HOSTILE)}" in captured.err
     assert not obeyed(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", captured.err))
 
 
@@ -126,10 +126,10 @@ def test_columns_line_up(capsys):
 
 def test_every_character_that_a_terminal_obeys_becomes_an_escape(capsys):
     every = "".join(obeyed("".join(map(chr, range(0xE1000))))) + "\n\t"
-    assert len(every) > 2000 and plain(every).isascii() and plain(every).isprintable()
-    assert plain("a\x1b[31m\u202e\u200b\n") == r"a\x1b[31m\u202e\u200b\n"
+    assert len(every) > 2000 and escaped(every).isascii() and escaped(every).isprintable()
+    assert escaped("a\x1b[31m\u202e\u200b\n") == r"a\x1b[31m\u202e\u200b\n"
     for fine in ("chaise longue", "école", "椅子", "стул", "🪑", "a\u00a0b"):
-        assert plain(fine) == fine
+        assert escaped(fine) == fine
     say(HOSTILE)
     print_table(("head",), [(HOSTILE,)])
     print_json({HOSTILE: [HOSTILE, "\U000e0041 \ud800"]})
@@ -200,7 +200,7 @@ def test_hostile_annotations_are_reported_and_do_not_steer_the_terminal(tree):
     result = CliRunner().invoke(main, ["build", *where])
     assert result.exit_code == 0 and not obeyed(result.output)
     path = tree.path("stuff_train2017")
-    assert f"{path}: holds something that COCO and LVIS do not write; it is read record by record" in result.stderr
+    assert f"{path}: contains something that the official files do not; it is read record by record" in result.stderr
 
 
 def reported(work):

@@ -1,4 +1,4 @@
-"""Other people's folders: links, loops, litter, names that nearly fit, numbers as names, and one split alone."""
+"""Users' folders: links, loops, system files, similar names, numbers as names, and single splits."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ from ess.inference.inputs import find_inputs
 
 SPLITS = ("train", "val")
 
-LITTER = [
+SYSTEM_FILES = [
     "@eaDir/{name}/SYNOPHOTO_THUMB_M{suffix}",
     *("#recycle/{file}", "$RECYCLE.BIN/S-1/{file}", ".Trash-1000/files/{file}", "lost+found/{file}", "__MACOSX/{file}"),
     *("._{file}", ".ipynb_checkpoints/{name}-checkpoint{suffix}", ".DS_Store", "Thumbs.db", "desktop.ini"),
@@ -38,8 +38,8 @@ def touch(root: Path, *names: str) -> None:
         (root / name).write_bytes(b"x")
 
 
-def mine(root: Path, names: dict[str, list[str]]) -> Path:
-    """A data set of one's own with these pictures in its splits, a mask each."""
+def custom(root: Path, names: dict[str, list[str]]) -> Path:
+    """A custom data set with these pictures in its splits, and a mask for each."""
     for split, files in names.items():
         for file in files:
             make_picture(root / "images" / split / file, (8, 9), 0)
@@ -73,7 +73,7 @@ def test_linked_folders_are_followed_and_each_folder_is_read_once(tmp_path):
     assert found.notes[0].endswith("(and 3 more like it)")
 
 
-def test_loops_of_links_end_however_many_there_are(tmp_path):
+def test_any_number_of_link_loops_terminates(tmp_path):
     for a in range(12):
         touch(tmp_path / f"{a}", "x.jpg")
         for b in range(12):
@@ -99,7 +99,7 @@ def test_a_link_to_a_folder_above_may_itself_be_walked(tmp_path):
     assert walk(tmp_path / "b/all").files == walk(tmp_path).files == ["a.jpg", "b/c.jpg"]
 
 
-def test_links_that_lead_nowhere_are_told(tmp_path):
+def test_dangling_links_are_reported(tmp_path):
     touch(tmp_path, "a.jpg", "there/b.jpg")
     (tmp_path / "b.jpg").symlink_to("/gone/b.jpg")
     (tmp_path / "city").write_text("../" + tmp_path.name + "/there")
@@ -113,10 +113,10 @@ def test_links_that_lead_nowhere_are_told(tmp_path):
     assert "/city: is a text file that names the folder ../" in note and "it is not followed" in note
 
 
-def test_litter_is_passed_over(tmp_path):
-    src = mine(tmp_path / "src", {"train": ["a.jpg"], "val": ["b.jpg"]})
+def test_system_files_are_skipped(tmp_path):
+    src = custom(tmp_path / "src", {"train": ["a.jpg"], "val": ["b.jpg"]})
     for folder, name, suffix in (("images", "a", ".jpg"), ("masks", "a", ".png")):
-        for pattern in LITTER:
+        for pattern in SYSTEM_FILES:
             touch(src / folder / "train", pattern.format(name=name, suffix=suffix, file=name + suffix))
     tree = find(src)
     assert paths(tree) == ["a.jpg"] and tree.told.faults == [] and tree.told.notes == []
@@ -147,7 +147,7 @@ def test_an_error_of_the_system_while_walking(tmp_path, monkeypatch, caplog):
 
 
 def test_an_import_follows_links_and_its_ids_are_the_numbers_of_its_names(tmp_path):
-    src = mine(tmp_path / "src", {"train": ["000000000285.jpg", "139.png"], "val": ["724.jpg"]})
+    src = custom(tmp_path / "src", {"train": ["000000000285.jpg", "139.png"], "val": ["724.jpg"]})
     for kind in ("images", "masks"):
         store = tmp_path / "store" / kind
         shutil.copytree(src / kind / "val", store)
@@ -177,8 +177,8 @@ def test_an_import_follows_links_and_its_ids_are_the_numbers_of_its_names(tmp_pa
         (["frame_5.jpg", "²3.jpg"], ["c.jpg"], [1, 2, 3], None),
     ],
 )
-def test_numbers_as_names_are_ids_where_all_are_and_differ(train, val, ids, note, tmp_path):
-    src = mine(tmp_path, {"train": train, "val": val})
+def test_names_are_ids_if_all_are_distinct_numbers(train, val, ids, note, tmp_path):
+    src = custom(tmp_path, {"train": train, "val": val})
     tree = find(src)
     assert sorted(image.image_id for split in SPLITS for image in tree.images[split]) == sorted(ids)
     told = [line for line in tree.told.notes if "counted" in line]
@@ -187,8 +187,8 @@ def test_numbers_as_names_are_ids_where_all_are_and_differ(train, val, ids, note
     assert alone == tree.images["val"]
 
 
-def test_names_match_however_they_are_composed(tmp_path):
-    src = mine(tmp_path, {"train": ["é.jpg"], "val": ["a.jpg"]})
+def test_names_match_in_any_unicode_normal_form(tmp_path):
+    src = custom(tmp_path, {"train": ["é.jpg"], "val": ["a.jpg"]})
     mask = src / "masks/train/é.png"
     decomposed = unicodedata.normalize("NFD", "é")
     mask.rename(mask.with_name(f"{decomposed}.png"))
@@ -214,15 +214,15 @@ def test_names_match_however_they_are_composed(tmp_path):
         ("masks/train/b_mask.png", None),
     ],
 )
-def test_a_mask_of_nearly_the_right_name_is_named(there, near, tmp_path):
-    src = mine(tmp_path / "src", {"train": ["a.jpg", "fine.jpg"], "val": ["b.jpg"]})
+def test_a_mask_with_a_similar_name_is_suggested(there, near, tmp_path):
+    src = custom(tmp_path / "src", {"train": ["a.jpg", "fine.jpg"], "val": ["b.jpg"]})
     (src / "masks/train/a.png").rename(src / there)
     image = next(image for image in find(src).images["train"] if image.path == "images/train/a.jpg")
     assert image.missing == "does not exist" + (f"; there is {near}" if near else "")
 
 
-def test_what_nearly_fits_is_told_in_the_report_and_where_nothing_fits_before_any_work(tmp_path):
-    src = mine(tmp_path / "src", {"train": ["a.jpg", "b.jpg", "c.jpg", "fine.jpg"], "val": ["d.jpg"]})
+def test_similar_names_are_reported_and_without_any_match_the_import_is_refused(tmp_path):
+    src = custom(tmp_path / "src", {"train": ["a.jpg", "b.jpg", "c.jpg", "fine.jpg"], "val": ["d.jpg"]})
     (src / "masks/train/a.png").rename(src / "masks/train/a_labels.png")
     (src / "images/train/b.jpg").rename(src / "images/train/b.tiff")
     (src / "images/train/c.jpg").rename(src / "images/train/c.bmp")
@@ -242,8 +242,8 @@ def test_what_nearly_fits_is_told_in_the_report_and_where_nothing_fits_before_an
     assert result.exit_code == 1 and result.stderr.splitlines() == [f"Error: {src}: {told}"]
 
 
-def test_a_file_that_has_its_own_partner_is_not_suggested(tmp_path):
-    src = mine(tmp_path, {"train": ["a.jpg", "a_2.jpg"], "val": ["b.jpg"]})
+def test_a_file_with_its_own_partner_is_not_suggested(tmp_path):
+    src = custom(tmp_path, {"train": ["a.jpg", "a_2.jpg"], "val": ["b.jpg"]})
     (src / "masks/train/a.png").unlink()
     assert find(src).images["train"][0].missing == "does not exist"
 
@@ -257,7 +257,7 @@ def test_a_file_that_has_its_own_partner_is_not_suggested(tmp_path):
         (cocostuff10k, cocostuff10k_layout, "images/*.jpg"),
     ],
 )
-def test_pictures_may_have_any_ending_of_their_format(make, layout, files, tmp_path):
+def test_pictures_may_have_any_suffix_of_their_format(make, layout, files, tmp_path):
     made = make(tmp_path)
     endings = [".JPG", ".jpeg", ".PNG"]
     for number, file in enumerate(sorted(made.src.glob(files))):
@@ -288,8 +288,8 @@ def test_one_split_needs_nothing_of_the_other(split, make, layout, train, val, t
         layout.find(made.src, SPLITS)
 
 
-def test_what_is_wrong_in_the_other_split_does_no_harm(tmp_path):
-    src = mine(tmp_path, {"train": ["a.jpg"], "val": ["b.jpg", "b.png"]})
+def test_faults_in_the_other_split_do_no_harm(tmp_path):
+    src = custom(tmp_path, {"train": ["a.jpg"], "val": ["b.jpg", "b.png"]})
     (src / "images/val/loop").symlink_to("..")
     tree = find(src, ("train",))
     assert tree.told.faults == [] and tree.told.notes == []
@@ -317,7 +317,7 @@ def test_a_build_of_one_split_needs_only_what_its_images_name(split, tree):
         (cocostuff10k, cocostuff10k_layout, "imageLists/test.txt", "images of COCO-Stuff 10k have names such as COCO_"),
     ],
 )
-def test_names_that_are_not_of_the_data_set_are_refused_with_the_way_that_takes_them(make, layout, names, told, tmp_path):
+def test_lists_with_foreign_names_are_refused_and_import_folder_is_suggested(make, layout, names, told, tmp_path):
     made = make(tmp_path)
     (made.src / names).write_text("frame 000001\nframe 000002\n")
     with pytest.raises(DataError) as error:
@@ -329,7 +329,7 @@ def test_names_that_are_not_of_the_data_set_are_refused_with_the_way_that_takes_
         layout.find(made.src, SPLITS)
 
 
-def test_a_list_may_have_paths_of_windows(tmp_path):
+def test_a_list_may_contain_windows_paths(tmp_path):
     made = voc(tmp_path)
     (made.src / "VOC2012/ImageSets/Segmentation/val.txt").write_text(
         "JPEGImages\\2007_000033.jpg SegmentationClass\\2007_000033.png\n"
@@ -352,7 +352,7 @@ def test_predict_follows_linked_folders(tmp_path, caplog):
     assert f"{tmp_path}/in/city/loop: leads to {tmp_path}/in, which is read under that name only" in caplog.text
 
 
-def test_globs_with_any_folders_between(tmp_path):
+def test_globs_across_any_number_of_folders(tmp_path):
     touch(tmp_path, "a.jpg", "x/b.jpg", "x/y/c.jpg", "x/y/d.png", "z/y/e.jpg")
 
     def named(pattern):
@@ -364,7 +364,7 @@ def test_globs_with_any_folders_between(tmp_path):
     assert named("?/**/[cd].*") == ["x/y/c.jpg", "x/y/d.png"]
 
 
-def test_examples_whose_masks_nearly_fit(tmp_path):
+def test_examples_whose_masks_have_similar_names(tmp_path):
     touch(tmp_path, "images/é.jpg", f"masks/{unicodedata.normalize('NFD', 'é')}.png", "images/cat.jpg")
     assert len(pair([str(tmp_path / "images")], [str(tmp_path / "masks")])) == 1
     touch(tmp_path, "masks/cat_mask.png")
@@ -372,7 +372,7 @@ def test_examples_whose_masks_nearly_fit(tmp_path):
         pair([str(tmp_path / "images")], [str(tmp_path / "masks")])
 
 
-def test_what_resembles_a_name():
+def test_similar_names():
     files = Similar(["m/frame_001_mask.png", "m/x.y.png", "m/Z.PNG", "other/frame_002.png"])
     assert files.find("m/frame_001") == "m/frame_001_mask.png"
     assert files.find("m/x.y_seg") == files.find("m/x") == "m/x.y.png"

@@ -1,4 +1,4 @@
-"""Text that people edited: byte order marks and Windows line ends do no harm; UTF-16 and other encodings are named."""
+"""Text files that users edited: byte order marks and Windows line ends do no harm; other encodings are named."""
 
 import codecs
 import json
@@ -10,7 +10,7 @@ from import_trees import cocostuff10k, folder_of_export, voc
 
 from cli.ess import main as ess
 from cocolvis.disk.archives import Place
-from cocolvis.disk.files import read_json, read_lines, read_text
+from cocolvis.disk.files import create_json, read_json, read_lines, read_text, write_json
 from cocolvis.errors import DataError
 from cocolvis.importers import cocostuff10k as coco_layout
 from cocolvis.importers import folder as own_layout
@@ -18,7 +18,7 @@ from cocolvis.importers import voc as voc_layout
 from cocolvis.sources import annotations
 from cocolvis.sources.annotations import AnnotationFile
 from cocolvis.storage.index import read_index
-from cocolvis.text import composed, decoded
+from cocolvis.text import decoded, nfc
 from cocolvis.vocabulary import ClassInfo, Vocabulary, coco_lvis
 from ess.config import load
 from ess.inference.inputs import find_inputs, read_list
@@ -33,7 +33,7 @@ def rewritten(path, change):
 
 
 def windows(content):
-    """As Notepad saves it."""
+    """The same text as Notepad saves it."""
     return MARK + content.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
 
 
@@ -60,7 +60,7 @@ def test_utf16_is_named(text, encoding):
 
 
 @pytest.mark.parametrize("text", ["天空\n草地\n", "Bäume", "\u0100\u4e00", "", "a" * 5000])
-def test_utf8_is_not_taken_for_utf16(text):
+def test_utf8_is_not_mistaken_for_utf16(text):
     assert decoded(text.encode(), "it") == text
     AnnotationFile(json.dumps({"images": [], "annotations": [], "info": text}, ensure_ascii=False).encode(), "it", "lvis")
 
@@ -71,10 +71,10 @@ def test_utf8_is_not_taken_for_utf16(text):
         (b"sky\nm\xe4hre\n", "line 2, byte 2: 0xe4 is not UTF-8; save it as UTF-8"),
         (MARK + b"sky\r\n\r\n\xc3\xa4\xff", "line 3, byte 3: 0xff is not UTF-8; save it as UTF-8"),
         (b"a\rb\xe4", "line 2, byte 2: 0xe4 is not UTF-8; save it as UTF-8"),
-        (b"sky\nhi\0ll and much more\n", "line 2 holds a byte 0; expected text in UTF-8"),
+        (b"sky\nhi\0ll and much more\n", "line 2 contains a NUL; expected text in UTF-8"),
     ],
 )
-def test_what_is_not_text_is_told_with_its_place(content, told):
+def test_bytes_that_are_not_text_are_reported_with_their_position(content, told):
     with pytest.raises(DataError) as error:
         decoded(content, "it")
     assert str(error.value) == f"it: {told}"
@@ -110,7 +110,7 @@ def test_lists_of_classes(name, tmp_path):
         own_layout.find(made.src, SPLITS)
 
 
-def test_a_line_separator_inside_a_name_makes_no_second_class(tmp_path):
+def test_a_line_separator_inside_a_name_does_not_make_a_second_class(tmp_path):
     made = folder_of_export(tmp_path)
     (made.src / "classes.csv").unlink()
     (made.src / "classes.txt").write_text("sky\u2028hill\nsea\nsand\n")
@@ -118,7 +118,7 @@ def test_a_line_separator_inside_a_name_makes_no_second_class(tmp_path):
         own_layout.find(made.src, SPLITS)
 
 
-def test_a_table_of_classes_that_is_no_csv(tmp_path):
+def test_a_malformed_class_table_is_refused(tmp_path):
     made = folder_of_export(tmp_path)
     (made.src / "classes.csv").write_text("name\n" + "a" * 200_000)
     with pytest.raises(DataError, match=r"classes\.csv: cannot be read as CSV: field larger"):
@@ -155,12 +155,21 @@ def test_json_and_the_index(tmp_path, sample):
             read(file)
 
 
+def test_lone_surrogates_are_written_to_json_as_escapes(tmp_path):
+    content = {"name \udcff": ["é", "\ud800.jpg", "\U0001f600"]}
+    write_json(tmp_path / "a.json", content)
+    assert create_json(tmp_path / "b.json", content)
+    for name in ("a.json", "b.json"):
+        assert read_json(tmp_path / name) == content
+        assert "é" in (tmp_path / name).read_text("utf-8") and r"\ud800.jpg" in (tmp_path / name).read_text("utf-8")
+
+
 ONE = b'{"images": [{"id": 5, "height": 4, "width": 4, "file_name": "x/5.jpg"}], "annotations": [{"id": 1, "image_id": 5,'
 ONE += b' "category_id": 2, "segmentation": [[0, 0, 4, 0, 4, 4]]}]%s}'
 
 
 @pytest.mark.parametrize("more", [b"", b', "info": NaN'], ids=["typed", "record by record"])
-def test_annotations_with_a_mark_are_read_without_a_copy(more, tmp_path, monkeypatch):
+def test_annotations_with_a_byte_order_mark_are_read_without_a_copy(more, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
         annotations, "without_mark", lambda content, real=annotations.without_mark: seen.append(real(content)) or seen[0]
@@ -179,7 +188,7 @@ def test_annotations_in_utf16_are_named(encoding):
         AnnotationFile((ONE % b"").decode().encode(encoding), "a.json", "lvis")
 
 
-def test_a_build_of_files_with_marks(tree):
+def test_a_build_from_files_with_byte_order_marks(tree):
     tree.image(1)
     tree.thing(1, 7, [[0, 0, 4, 0, 4, 4, 0, 4]])
     plain = tree.build("plain").index
@@ -195,26 +204,26 @@ def test_a_list_of_paths_on_stdin(tmp_path):
     assert read_list(b"\xff.jpg\n") == ["\udcff.jpg"]
     for content, told in (
         ("a.jpg\n".encode("utf-16"), "is UTF-16; save it as UTF-8"),
-        (b"a.jpg\0b/c d.jpg\0", "line 1 holds a byte 0"),
+        (b"a.jpg\0b/c d.jpg\0", "line 1 contains a NUL"),
     ):
         result = CliRunner().invoke(ess, ["predict", str(tmp_path / "run"), "-", "--out", str(tmp_path / "out")], input=content)
         assert result.exit_code == 1 and result.stderr.startswith(f"Error: the list of paths: {told}")
 
 
-def test_names_match_however_they_are_composed(tmp_path):
-    nfc, nfd = (unicodedata.normalize(form, "Übung é") for form in ("NFC", "NFD"))
-    assert nfc != nfd and composed(nfd) == composed(nfc) == nfc
-    vocabulary = Vocabulary([ClassInfo(1, nfd, "stuff", None, None, {"lvis": 4})])
-    assert vocabulary.id_of(nfc) == vocabulary.id_of(nfd) == 1
-    assert vocabulary.search(nfc.upper()) == vocabulary.search(nfd) == [*vocabulary]
-    vocabulary.check_categories("lvis", {4: nfc}, "a.json")
+def test_names_match_in_any_unicode_normal_form(tmp_path):
+    joined, apart = (unicodedata.normalize(form, "Übung é") for form in ("NFC", "NFD"))
+    assert joined != apart and nfc(apart) == nfc(joined) == joined
+    vocabulary = Vocabulary([ClassInfo(1, apart, "stuff", None, None, {"lvis": 4})])
+    assert vocabulary.id_of(joined) == vocabulary.id_of(apart) == 1
+    assert vocabulary.search(joined.upper()) == vocabulary.search(apart) == [*vocabulary]
+    vocabulary.check_categories("lvis", {4: joined}, "a.json")
     with pytest.raises(DataError, match="unique"):
-        Vocabulary([ClassInfo(i, name, "stuff", None, None, {}) for i, name in ((1, nfd), (2, nfc))])
+        Vocabulary([ClassInfo(i, name, "stuff", None, None, {}) for i, name in ((1, apart), (2, joined))])
     with pytest.raises(DataError, match="category 9 is 'x', the vocabulary has None"):
         vocabulary.check_categories("lvis", {9: "x"}, "a.json")
     assert coco_lvis().id_of("banner") == 50
-    (tmp_path / nfd / "x").mkdir(parents=True)
-    (tmp_path / nfd / "x" / f"{nfc}.jpg").write_bytes(b"")
-    (one,) = find_inputs([str(tmp_path / nfc / "x" / f"{nfd}.jpg")])
-    assert one.path == tmp_path / nfd / "x" / f"{nfc}.jpg"
-    assert [one.name.name for one in find_inputs([str(tmp_path / nfc / "**" / f"{nfd[:2]}*.jpg")])] == [nfc]
+    (tmp_path / apart / "x").mkdir(parents=True)
+    (tmp_path / apart / "x" / f"{joined}.jpg").write_bytes(b"")
+    (one,) = find_inputs([str(tmp_path / joined / "x" / f"{apart}.jpg")])
+    assert one.path == tmp_path / apart / "x" / f"{joined}.jpg"
+    assert [one.name.name for one in find_inputs([str(tmp_path / joined / "**" / f"{apart[:2]}*.jpg")])] == [joined]

@@ -1,4 +1,4 @@
-"""Work divided among threads: everything once, additions in order, sums that do not depend on the number of threads."""
+"""Work divided among threads: everything once, additions in order, sums independent of the number of threads."""
 
 import threading
 import time
@@ -19,14 +19,14 @@ def test_chunks_cover_every_pixel_once(pixels):
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_additions_come_in_order(threads):
+def test_additions_are_made_in_order(threads):
     added = []
 
     def worker():
         mine = []
 
         def compute(number):
-            time.sleep(0.02 if number % 3 == 0 else 0)  # a later part is often done first
+            time.sleep(0.02 if number % 3 == 0 else 0)  # a later part often finishes first
             mine.append(number)
 
         return compute, lambda: added.append(mine.pop())
@@ -36,7 +36,7 @@ def test_additions_come_in_order(threads):
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_a_failure_ends_the_work_and_is_told(threads):
+def test_a_failure_ends_the_work_and_is_raised(threads):
     computed = []
 
     def compute(number):
@@ -51,7 +51,7 @@ def test_a_failure_ends_the_work_and_is_told(threads):
 
 
 @pytest.mark.parametrize("loss", [exact_cross_entropy, knn_cross_entropy])
-def test_losses_are_the_same_bits_on_any_number_of_threads(loss):
+def test_losses_are_bit_identical_for_any_number_of_threads(loss):
     g = torch.Generator().manual_seed(0)
     embeddings = F.normalize(torch.randn(2, 12, 96, 110, generator=g), dim=1)
     labels = torch.randint(-1, 50, (2, 96, 110), generator=g)

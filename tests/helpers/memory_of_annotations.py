@@ -1,7 +1,7 @@
-"""Annotation files of many shapes, most with a fault that the typed parser refuses, and what reading each one takes of memory.
+"""The memory that reading annotation files of many shapes takes, most with a fault that the typed parser refuses.
 
-python tests/memory_of_annotations.py FOLDER BYTES prints {shape: [bytes of memory beyond the file, its size, what was found]}.
-Each is read in a process of its own, forked from one that has imported and compiled everything.
+``python tests/helpers/memory_of_annotations.py FOLDER BYTES`` prints {shape: [bytes of memory besides the file, size of the
+file, result]}. Each file is read in a separate process, forked from one that has imported and compiled everything.
 """
 
 import json
@@ -75,7 +75,7 @@ SHAPES: dict[str, Callable[[int], Iterator[str]]] = {
     "a long name": lambda n: _around(_IMAGES, _image(1, ',"file_name":"\U0001f600' + "\udcff" * n + '"')),
     "a long key": lambda n: _around(("{", "," + _LISTS[0][1:] + "NaN]}"), '"' + "\udcff" * n + '":1'),
 }
-"""Name -> the text of a file of about so many bytes."""
+"""Name -> function that takes a number of bytes and returns the text of a file of about that size."""
 
 
 def _resident(what: str) -> int:
@@ -92,7 +92,7 @@ def _read(path: Path) -> str:
 
 
 def _measured(path: Path) -> list:
-    """In a process of its own."""
+    """[bytes of memory besides the file, size of the file, result], measured in a separate process."""
     reader, writer = os.pipe()
     if not (child := os.fork()):
         Path("/proc/self/clear_refs").write_text("5")
@@ -108,8 +108,8 @@ def _measured(path: Path) -> list:
 
 
 def main(folder: Path, size: int) -> None:
-    """Write, measure and remove file after file."""
-    annotations._FAULTS = 1000  # what does not grow with the file would hide what does
+    """Write and measure one file after another."""
+    annotations._FAULTS = 1000  # a constant amount would hide what grows with the file
     path, found = folder / "file.json", {}
     path.write_text(_LISTS[0] + _annotation(1, "[NaN]") + "," + _BAD + _LISTS[1])
     _read(path)

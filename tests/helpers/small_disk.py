@@ -13,7 +13,7 @@ from pathlib import Path
 from cocolvis.building.build import build
 from cocolvis.building.merged import BuildOptions, Plan
 from cocolvis.errors import DataError
-from cocolvis.sources.pairing import Sources
+from cocolvis.sources.inputs import Sources
 from cocolvis.vocabulary import coco_lvis
 
 SHARD_SIZE = 15

@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 
 from cocolvis.building.build import build
 from cocolvis.building.merged import BuildOptions
-from cocolvis.sources.pairing import Sources
+from cocolvis.sources.inputs import Sources
 from cocolvis.storage.dataset import Dataset
 from cocolvis.vocabulary import coco_lvis
 

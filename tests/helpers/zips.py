@@ -1,4 +1,4 @@
-"""The official zip archives, written from a tree that lies unpacked, and ways to damage them."""
+"""Writing the official zip archives from an unpacked tree, and damaging them."""
 
 import struct
 import zipfile
@@ -10,7 +10,7 @@ DEFLATED, STORED = zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED
 
 
 class _Stream:
-    """A file that cannot seek: what zipfile writes to it has sizes behind the bytes only."""
+    """A file that cannot seek, so that zipfile writes the sizes of members after their bytes only."""
 
     def __init__(self, file):
         self._file = file
@@ -23,7 +23,7 @@ class _Stream:
 
 
 def write_zip(path: Path, files: dict[str, Path | bytes], packing: int = DEFLATED, *, zip64=False, streamed=False) -> Path:
-    """Member name -> file or content, as one archive; ``zip64`` puts all sizes and places into 64-bit extra fields."""
+    """Write ``files``, member name -> file or content, as a zip; ``zip64`` puts all sizes and offsets into 64-bit fields."""
     path.parent.mkdir(parents=True, exist_ok=True)
     limit = mock.patch.object(zipfile, "ZIP64_LIMIT", 0 if zip64 else zipfile.ZIP64_LIMIT)
     with limit, path.open("wb") as file, zipfile.ZipFile(_Stream(file) if streamed else file, "w", packing) as archive:
@@ -42,7 +42,7 @@ def pictures(coco: Path, split: str) -> dict[str, Path | bytes]:
 
 
 def stuff(coco: Path, inside: str = "", maps: bool = False) -> dict[str, Path | bytes]:
-    """The members of a stuff archive: JSON below ``inside``, with the pixel maps that COCO ships beside them or without."""
+    """The members of a stuff archive: JSON in the folder ``inside``, optionally with the pixel ``maps`` that COCO ships."""
     names = [f"stuff_{split}2017" for split in ("train", "val")]
     found = {f"{inside}{name}.json": coco / "annotations" / f"{name}.json" for name in names}
     return found | {f"{inside}{name}_pixelmaps.zip": b"PK\x05\x06" + bytes(18) for name in names if maps}
@@ -54,7 +54,7 @@ def lvis(folder: Path, split: str) -> dict[str, Path | bytes]:
 
 
 def write_all(built, root: Path, **how) -> None:
-    """The five archives, as they are downloaded, in coco/ and lvis/ below ``root``."""
+    """Write the five archives, as they are downloaded, to coco/ and lvis/ in ``root``."""
     for split in ("train", "val"):
         write_zip(root / "coco" / f"{split}2017.zip", pictures(built.coco, split), **how)
         write_zip(root / "lvis" / f"lvis_v1_{split}.json.zip", lvis(built.lvis, split), **how)
@@ -62,13 +62,13 @@ def write_all(built, root: Path, **how) -> None:
 
 
 _CENTRAL = struct.Struct("<4s4B4HL2L5H2L")
-"""A member's entry in the table of contents, whose fields zipfile counts from 0."""
+"""A member's entry in the central directory; the constants below are indices of its fields."""
 
 FLAGS, PACKING, CRC, PACKED, SIZE, OFFSET = 5, 6, 9, 10, 11, 18
 
 
 def edit_entries(path: Path, change: Callable[[list], None], names: Iterable[str] | None = None) -> None:
-    """Let ``change`` alter the fields of entries in the table of contents: of all members, or those with these names."""
+    """Apply ``change`` to the fields of entries in the central directory: of all members, or those with these names."""
     content = bytearray(path.read_bytes())
     with zipfile.ZipFile(path) as archive:
         at, entries = archive.start_dir, len(archive.infolist())
@@ -84,7 +84,7 @@ def edit_entries(path: Path, change: Callable[[list], None], names: Iterable[str
 
 
 def edit_zip64(path: Path, name: str, **values: int) -> None:
-    """Change ``size``, ``packed`` or ``offset`` in a member's 64-bit extra field; the first member has no offset there."""
+    """Change ``size``, ``packed`` or ``offset`` in the 64-bit extra field of a member; that of the first has no offset."""
     content = bytearray(path.read_bytes())
     with zipfile.ZipFile(path) as archive:
         at = content.index(name.encode(), archive.start_dir) + len(name)
@@ -94,7 +94,7 @@ def edit_zip64(path: Path, name: str, **values: int) -> None:
 
 
 def place_of(path: Path, name: str) -> tuple[int, int]:
-    """(first byte, length) of a member's packed bytes."""
+    """(offset, length) of a member's packed bytes."""
     with zipfile.ZipFile(path) as archive, archive.open(name) as member:
         info = archive.getinfo(name)
         return member._orig_compress_start, info.compress_size

@@ -1,6 +1,6 @@
-"""Mutated annotation files and the check of what a build makes of them; run as a program, a long batch of all that is mutated.
+"""Mutated annotation files, and the check of what a build makes of them; as a program, a batch of mutated inputs.
 
-python tests/fuzzed_files.py FOLDER SEED SEGMENTATIONS FILES
+python tests/hostile/fuzzed_files.py FOLDER SEED SEGMENTATIONS FILES
 """
 
 import json
@@ -25,7 +25,7 @@ LISTS = ("images", "annotations")
 
 
 class Playground:
-    """A tree of five images, one of whose annotation files is another one every time."""
+    """A tree of five images, one annotation file of which is replaced for each check."""
 
     def __init__(self, root: Path):
         self._tree = five_images(Tree(root))
@@ -40,7 +40,7 @@ class Playground:
         self._clean = self.masks(self._build())
 
     def _build(self) -> dict:
-        with patch.object(Vocabulary, "to_json", lambda vocabulary: {}):  # else it takes most of the time
+        with patch.object(Vocabulary, "to_json", lambda vocabulary: {}):  # it would take most of the time
             return build(self._tree.sources(), self._tree.root / "data", BuildOptions(), overwrite=True, allow_missing=True)
 
     def masks(self, index: dict) -> dict[int, np.ndarray]:
@@ -51,7 +51,10 @@ class Playground:
         return found
 
     def check(self, file: str, content: bytes) -> bool:
-        """A DataError, or a data set in which all images are as before whose records are; whether there was one."""
+        """Build with ``content`` as ``file``; returns whether a data set was built.
+
+        It must end in a DataError, or in a data set in which images with unchanged records have unchanged masks.
+        """
         self._write(file, content)
         try:
             return self._check(file, content)
@@ -59,14 +62,14 @@ class Playground:
             self._write(file, self.contents[file])
 
     def _write(self, file: str, content: bytes) -> None:
-        """Under a new inode: the old file may still be mapped."""
+        """Replace a file under a new inode, because the old one may still be mapped."""
         self._tree.path(file).unlink()
         self._tree.path(file).write_bytes(content)
 
     def _check(self, file: str, content: bytes) -> bool:
         try:
             found = _Content(content)
-        except RecursionError:  # nested too deeply for the judge
+        except RecursionError:  # nested too deeply for Python's json
             found = None
         try:
             sources = self._tree.sources()
@@ -84,12 +87,12 @@ class Playground:
             masks, before = self.masks(index), _Content(self.contents[file])
             for image_id, mask in self._clean.items():
                 if found.records(image_id) == before.records(image_id):
-                    assert np.array_equal(masks.get(image_id), mask), f"the mask of image {image_id} is another one"
+                    assert image_id in masks and np.array_equal(masks[image_id], mask), f"the mask of image {image_id} differs"
         return True
 
 
 def _vary(images: list[dict]) -> None:
-    """Image 4 has a file name with its folder, image 5 without."""
+    """Give image 4 a file name with its folder and image 5 one without, in place of the URL."""
     for image, folder in zip(images[3:], ("train2017/", ""), strict=True):
         image["file_name"] = folder + image.pop("coco_url").rpartition("/")[2]
 
@@ -97,7 +100,7 @@ def _vary(images: list[dict]) -> None:
 class _Content:
     """An annotation file as Python's json reads it.
 
-    ``usable`` says that it has the two lists and no other that matters, ``doubtful`` that readers may differ.
+    ``usable`` means that it has the two lists and no categories, ``doubtful`` that JSON readers may disagree about it.
     """
 
     def __init__(self, content: bytes):
@@ -111,7 +114,7 @@ class _Content:
         self.doubtful = read.doubtful
 
     def records(self, image_id: int) -> list[str] | None:
-        """All records of an image; None where another record bears the id of one."""
+        """All records of an image; None if another record has the id of one of them."""
         images, annotations = ([r for r in self._value[key] if isinstance(r, dict)] for key in LISTS)
         images = [r for r in images if _is(r.get("id"), image_id)]
         own = [r for r in annotations if _is(r.get("image_id"), image_id)]
@@ -125,7 +128,7 @@ def _is(value: object, number: object) -> bool:
 
 
 def annotation_file(random: Random, contents: dict[str, bytes]) -> tuple[str, bytes]:
-    """One of the files by name, mutated in its records or in its bytes."""
+    """(name, content) of one of the files, mutated in its records or in its bytes."""
     file = random.choice(list(contents))
     if random.randrange(3) == 0:
         return file, mutated(random, contents[file], list(contents.values()))
@@ -146,14 +149,14 @@ def _change_record(random: Random, records: list[str]) -> None:
         return
     at = random.randrange(len(records))
     change = random.choice([_set, _set, _set, _set, _add, _renumber, "copy", "nasty", "drop"])
-    if change == "copy":
+    if callable(change):
+        records[at] = change(random, records[at])
+    elif change == "copy":
         records.insert(random.randint(0, len(records)), records[at])
     elif change == "nasty":
         records.insert(at, random.choice(NASTY))
-    elif change == "drop":
-        del records[at]
     else:
-        records[at] = change(random, records[at])
+        del records[at]
 
 
 def _value(random: Random) -> str:
@@ -161,7 +164,7 @@ def _value(random: Random) -> str:
 
 
 def _set(random: Random, record: str) -> str:
-    """Another value for a key, or another key for a value."""
+    """Change the value of a key, or rename a key."""
     parts = _parts(record)
     if not parts:
         return record
@@ -172,20 +175,20 @@ def _set(random: Random, record: str) -> str:
 
 
 def _add(random: Random, record: str) -> str:
-    """A key that nobody reads, or one that is there already."""
+    """Add a key that is not read, or one that exists already."""
     parts = _parts(record)
     key = random.choice([*parts, "area", "note"])
     return f'{{"{key}": {_value(random)}, ' + _joined(parts)[1:] if parts else record
 
 
 def _renumber(random: Random, record: str) -> str:
-    """Another number somewhere, in the segmentation for the most part."""
+    """Change a number somewhere, mostly in the segmentation."""
     content = record.encode("utf-8", "surrogateescape")
     return mutated(random, content, [content], most=1).decode("utf-8", "surrogateescape")
 
 
 def _parts(record: str) -> dict[str, str]:
-    """Key -> JSON of its value; empty where the record is none any more."""
+    """Key -> JSON of its value; empty if the record is no longer an object."""
     try:
         parsed = json.loads(record)
     except (ValueError, RecursionError):
@@ -198,7 +201,7 @@ def _joined(parts: dict[str, str]) -> str:
 
 
 def batch(folder: Path, seed: int, segmentations: int, files: int) -> str:
-    """Check so many of each kind; the file ``input`` of the folder says what is under way: see :func:`under_way`."""
+    """Check so many inputs of each kind; the file ``input`` holds the current one, see :func:`under_way`."""
     painted = built = 0
     ground = Playground(folder / "tree")
     with (folder / "input").open("wb", buffering=0) as note:
@@ -219,7 +222,7 @@ def _note(file: BinaryIO, what: str, content: bytes) -> None:
 
 
 def under_way(folder: Path) -> str:
-    """What a batch was checking when it ended."""
+    """The input that a batch was checking when it ended."""
     note = folder / "input"
     if not note.exists() or not note.stat().st_size:
         return "its start"

@@ -1,4 +1,4 @@
-"""Mutated segmentations, what pycocotools makes of them, and the check that ``rasterize`` refuses them or does the same."""
+"""Mutated segmentations, and the check that ``rasterize`` refuses them or agrees with pycocotools."""
 
 import json
 import re
@@ -17,16 +17,16 @@ _WORDS = r"""
     false null "" "7" "\ud800" "\u0000" [] [[]] {} [7] {"id":7} 01 1. .5 +1 1e 0x10 --1
 """
 NASTY = [*_WORDS.split(), "9" * 5000, "[" * 2000 + "]" * 2000, '"a\nb"', "1" + "0" * 400, "-" + "9" * 40]
-"""JSON values, and texts that look like some."""
+"""JSON values, and texts that resemble them."""
 
 _BYTES = b'[]{}",:0123456789.-+eEPNot \\/\n\x00\x1f\x7f\x80\xc3\xed\xff'
 _NUMBER = re.compile(rb"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 _MARGIN = 6
-"""Compressed symbols of one number up to which pycocotools shifts within its integers."""
+"""The most symbols of a compressed number that pycocotools decodes without overflow."""
 
 
 def mutated(random: Random, content: bytes, others: list[bytes], most: int = 3) -> bytes:
-    """``content`` after one to ``most`` changes; most are small, some leave it as good as it was."""
+    """``content`` after one to ``most`` changes, most of them small, some harmless."""
     for _ in range(random.randint(1, most)):
         content = random.choice(_CHANGES)(random, content, others)
     return content
@@ -49,8 +49,8 @@ def _renumber_nastily(random: Random, content: bytes, others: list[bytes]) -> by
 
 
 def _balance(random: Random, content: bytes, others: list[bytes]) -> bytes:
-    """Move something from one number to the next but one: run lengths keep their sum."""
-    at = random.choice(list(re.finditer(rb"\d+", content)) or [re.match(b"", content)]).start()
+    """Subtract from one number and add to the next but one, so that run lengths keep their sum."""
+    at = random.choice([found.start() for found in re.finditer(rb"\d+", content)] or [0])
     found = re.compile(rb"(\d{1,9})(,[^,]*, ?)(\d{1,9})(?![\d.])").match(content, at)
     if not found:
         return content
@@ -140,7 +140,7 @@ _TEXTS = [text for text, _, _ in SEGMENTATIONS]
 
 
 def segmentation(random: Random) -> tuple[bytes, int, int]:
-    """A segmentation, mutated as a rule, and the size of its image."""
+    """(JSON, height, width) of a segmentation, mutated in most cases."""
     if random.randrange(2):
         text, height, width = random.choice(SEGMENTATIONS)
         return mutated(random, text, _TEXTS), height, width
@@ -151,7 +151,7 @@ def segmentation(random: Random) -> tuple[bytes, int, int]:
 
 
 def _drawn_polygons(random: Random, height: int, width: int) -> list[list[float]]:
-    """On a grid, where rounding shows, and up to as far outside as may be."""
+    """Polygons with coordinates on a grid, which exposes rounding, and as far outside the image as is allowed."""
     grid, reach = random.choice((1, 2, 5, 10, 1000)), random.choice((0, 0, 0.2, 1))
 
     def coordinate(side: int) -> float:
@@ -169,7 +169,7 @@ def _drawn_runs(random: Random, height: int, width: int) -> dict:
 
 
 class Json:
-    """Text as Python's json reads it, and whether there is doubt that any reader must read it so."""
+    """Text as Python's json reads it; ``doubtful`` means that other JSON readers may disagree."""
 
     def __init__(self, content: bytes):
         text = content.decode("utf-8", "replace")
@@ -208,8 +208,9 @@ def _polygons(parsed: list, height: int, width: int) -> np.ndarray | None:
 
 
 def _decompressed(counts: str) -> tuple[list[int], int] | None:
-    """Run lengths of compressed counts, and the most symbols that one of them takes."""
-    runs, value, place, longest = [], 0, 0, 0
+    """(run lengths, most symbols of one of them) of compressed counts; None if they are malformed."""
+    runs: list[int] = []
+    value = place = longest = 0
     for symbol in (ord(character) - 48 for character in counts):
         if not 0 <= symbol < 64:
             return None
@@ -223,14 +224,14 @@ def _decompressed(counts: str) -> tuple[list[int], int] | None:
 
 
 def _whole(value):
-    """A list with the whole numbers in it as such, however they are written."""
+    """A list with whole numbers as ints, even if they are written as floats."""
     if not isinstance(value, list):
         return value
     return [int(item) if isinstance(item, float) and item.is_integer() else item for item in value]
 
 
 def _painted_runs(parsed: dict, height: int, width: int) -> tuple[np.ndarray | None, bool]:
-    """The mask, None where there is none; and whether the coding is longer than it need be."""
+    """(mask or None, whether the counts are coded with more symbols than necessary)."""
     size, counts, longest = _whole(parsed.get("size")), _whole(parsed.get("counts")), 0
     if not isinstance(size, list) or [type(s) for s in size] != [int, int] or size != [height, width]:
         return None, False
@@ -249,7 +250,7 @@ def _painted_runs(parsed: dict, height: int, width: int) -> tuple[np.ndarray | N
 
 
 def _judged(content: bytes, height: int, width: int) -> tuple[bool, np.ndarray | None]:
-    """(whether it may be refused, the mask that it gives where it is accepted, or None)."""
+    """(whether it may be refused, the mask if it is accepted, or None)."""
     try:
         read = Json(content)
     except ValueError:
@@ -262,10 +263,10 @@ def _judged(content: bytes, height: int, width: int) -> tuple[bool, np.ndarray |
 
 
 def check_segmentation(content: bytes, height: int, width: int) -> bool:
-    """Refused, or painted as pycocotools paints it, in spans that are spans; whether it was painted."""
+    """Check that a segmentation is refused, or painted in valid spans as pycocotools paints it; whether it was painted."""
     try:
         refusable, mask = _judged(content, height, width)
-    except RecursionError:  # nested too deeply for the judge
+    except RecursionError:  # nested too deeply for Python's json
         with suppress(BadSegmentation):
             rasterize(content, height, width)
         return False

@@ -1,4 +1,4 @@
-"""Named cases of hostile annotation records: what is put into a tree, and what a build must report of it."""
+"""Named cases of hostile annotation records: what is added to a tree, and what a build must report about it."""
 
 import json
 from collections.abc import Callable
@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 IMAGE, ANNOTATION, THING, STUFF, NAME = "$IMAGE", "$ANNOTATION", "$THING", "$STUFF", "$NAME"
-"""In texts and faults: the ids of the case's image, of the record that is added, and of the image's two healthy annotations;
-in texts the image's file name without its ending."""
+"""Symbols for the ids of a case's image, of the added record, and of the image's two valid annotations; in texts, also for the
+file name of the image without its suffix."""
 
 Fault = tuple[str, str, int | str | None, int | str | None]
 """(kind, source, image id, annotation id)."""
@@ -17,11 +17,11 @@ Fault = tuple[str, str, int | str | None, int | str | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is put into a tree, as JSON texts and a change of the picture, and what comes of it.
+    """What is added to a tree, as JSON texts and a change of the picture, and the expected result.
 
-    ``thing`` and ``stuff`` are annotations that are added, ``added_image`` and ``added_listing`` image records that are added
-    to the LVIS and the stuff file, ``image`` and ``listing`` take the place of the image's records there. ``left`` says what
-    remains of the image: "all", "things" (stuff is lost), "painted" (all, and the added annotation), "nothing".
+    ``thing`` and ``stuff`` are added annotations. ``added_image`` and ``added_listing`` are image records added to the LVIS and
+    the stuff file; ``image`` and ``listing`` replace the records of the image there. ``left`` is what remains of the image:
+    "all", "things" (without stuff), "painted" (all and the added annotation) or "nothing".
     """
 
     name: str
@@ -47,7 +47,7 @@ def _runs(counts: str, size: str = "[8, 8]") -> str:
 
 
 def _compressed(*runs: int) -> str:
-    """Run lengths in COCO's compressed coding, as JSON, also such as no mask has."""
+    """Run lengths in COCO's compressed coding, as JSON; they need not be valid."""
     text = ""
     for place, run in enumerate(runs):
         value, more = run - (runs[place - 2] if place > 2 else 0), True
@@ -138,7 +138,7 @@ _REFUSED = {
     "run of 5000 digits": _runs(f"[{MANY_DIGITS}, 64]"),
     "compressed counts empty": _runs('""'),
     "compressed counts of spaces": _runs('"  "'),
-    "compressed counts that break off": _compressed(20, 44).replace('"}', 'P"}'),
+    "compressed counts that are cut short": _compressed(20, 44).replace('"}', 'P"}'),
     "compressed counts too short": _compressed(10, 10),
     "compressed counts too long": _compressed(10, 55),
     "compressed counts negative": _compressed(70, -6),
@@ -150,13 +150,13 @@ _REFUSED = {
     "compressed counts overlong": _runs('"' + "P" * 15 + '0"'),
     "compressed counts beyond ASCII": _runs(r'"P2\u00e9"'),
     "compressed counts with a lone surrogate": _runs(r'"P2\ud800"'),
-    "compressed counts that are no UTF-8": _runs('"P2\udcff\udc80"'),
+    "compressed counts that are not UTF-8": _runs('"P2\udcff\udc80"'),
     "compressed counts with NUL": _runs(r'"P2\u0000"'),
     "compressed counts of DEL": _runs(r'"\u007f"'),
     "compressed counts as Python bytes": _runs("\"b'P2'\""),
     "compressed counts of 100000 characters": _runs('"' + "o" * 100_000 + '"'),
 }
-"""Segmentations that are no good, in records that are fine otherwise."""
+"""Invalid segmentations, in otherwise valid records."""
 
 _PAINTED = {
     "star of 10000 vertices": json.dumps([_STAR + _STAR]),
@@ -182,11 +182,11 @@ _PAINTED = {
     "runs with more keys": '{"counts": [20, 44], "extra": [null, {"a": "b"}], "size": [8, 8]}',
     "runs with a key twice": '{"size": [8, 8], "counts": [64], "counts": [20, 44]}',
 }
-"""Segmentations that must be painted, as pycocotools paints them."""
+"""Valid segmentations, which must be painted as pycocotools paints them."""
 
 _BAD = "malformed annotation"
 MISSING, TWICE = (("missing annotation id", "lvis", None, None), ("duplicate annotation id", "lvis", None, None))
-"""Faults that stand for all such annotations of a file."""
+"""Faults that are reported once for all such annotations of a file."""
 _UNKNOWN = {"lvis": (0, -1, 1204, 2**40, 2**64), "stuff": (0, -1, 7, 91, 184, 1204, 2**40)}
 _NO_INTEGERS = {
     "category_id": ("7.5", "1e30", "true", '"7"', "null", "[7]", "NaN", MANY_DIGITS, DEEP),
@@ -196,7 +196,7 @@ _NO_INTEGERS = {
 
 
 def _segmentations() -> list[Case]:
-    """By turns in either file."""
+    """Cases of segmentations, alternating between the two files."""
     cases = []
     for number, (name, text) in enumerate(_REFUSED.items()):
         key, source, category = (("thing", "lvis", "7"), ("stuff", "stuff", "99"))[number % 2]
@@ -209,7 +209,7 @@ def _segmentations() -> list[Case]:
 
 
 def _fields() -> list[Case]:
-    """Records whose other fields are wrong or missing."""
+    """Cases of records with other fields that are wrong or missing."""
     cases = []
     for source, categories in _UNKNOWN.items():
         for category in categories:
@@ -228,7 +228,7 @@ def _fields() -> list[Case]:
 
 
 def short(text: str) -> str:
-    """A value as it stands in the name of a case."""
+    """A value as it appears in the name of a case."""
     return text if len(text) < 30 else f"{text[:3]}... of {len(text)} characters"
 
 
@@ -259,14 +259,14 @@ def _records() -> list[Case]:
 
 
 def _odd_records() -> dict[str, str]:
-    """Annotations that look odd and are fine."""
+    """Annotations that look odd but are valid."""
     extras = {
         "extra keys": '"": null, "area": -5, "bbox": "none", "iscrowd": [], "score": {"a": [1]}',
         "NaN in a key that is not read": '"area": NaN, "bbox": [-Infinity, Infinity, NaN]',
         "numbers out of range in a key that is not read": '"area": 1e999, "score": -1e999',
         "5000 digits in a key that is not read": f'"area": {MANY_DIGITS}, "score": NaN',
         "lone surrogates in a key that is not read": r'"note": "\ud800", "\udfff": 1',
-        "no UTF-8 in a key that is not read": '"note": "\udcff\udc80"',
+        "invalid UTF-8 in a key that is not read": '"note": "\udcff\udc80"',
         "deep nesting in a key that is not read": f'"note": {DEEP}',
         "deep objects in a key that is not read": '"note": ' + '{"a":' * 5000 + "1" + "}" * 5000,
         "long text": f'"note": "{"x" * 100_000}"',

@@ -1,4 +1,4 @@
-"""Named cases of hostile image records, file names, pictures and whole files, to go with those of the annotations."""
+"""Named cases of hostile image records, file names, pictures and whole annotation files."""
 
 import io
 import struct
@@ -137,7 +137,7 @@ def _encoded(height: int = 8, width: int = 8, extension: str = ".jpg") -> bytes:
 
 
 def _turned(height: int, width: int) -> bytes:
-    """A JPEG that is stored in this size and shown turned by 90 degrees."""
+    """A JPEG that is stored in this size and displayed rotated by 90 degrees."""
     exif, out = Image.Exif(), io.BytesIO()
     exif[0x0112] = 6
     Image.fromarray(np.resize(_PIXELS, (height, width, 3))).save(out, "JPEG", exif=exif)
@@ -172,7 +172,7 @@ def _folder(path: Path) -> None:
 
 
 def _link(target: str) -> Callable[[Path], object]:
-    """A link to a file of the same folder, NAME being its own name."""
+    """Replace a picture with a link to a file in the same folder; NAME stands for its own name."""
 
     def change(path: Path) -> None:
         path.unlink()
@@ -185,7 +185,7 @@ _JPEG, _PNG = _encoded(), _encoded(extension=".png")
 _PICTURES = {
     "unreadable image": {
         "zero bytes": _file(b""),
-        "text": _file(b"This is no picture.\n"),
+        "text": _file(b"This is not a picture.\n"),
         "NULs": _file(bytes(10_000)),
         "another format": _file(_encoded(extension=".webp")),
         "a JPEG cut in the middle": _file(_JPEG[: len(_JPEG) // 2]),
@@ -216,7 +216,7 @@ _PICTURES = {
         "a square picture turned by EXIF": _file(_turned(8, 8)),
     },
 }
-"""Kind of fault -> what stands in the place of a picture."""
+"""Kind of fault -> what replaces a picture; None for what is fine."""
 
 
 def _pictures() -> list[Case]:
@@ -271,4 +271,4 @@ FILES = {
     "picture": _JPEG,
     "folder": None,
 }
-"""What may stand in the place of an annotation file and is none; None is a folder."""
+"""What may be in place of an annotation file although it is not one; None is a folder."""

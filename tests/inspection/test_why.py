@@ -15,7 +15,7 @@ from trees import box
 from cli.cocolvis import main
 from cocolvis.errors import DataError
 from cocolvis.inspection.why import why
-from cocolvis.sources.pairing import Sources
+from cocolvis.sources.inputs import Sources
 from cocolvis.storage.dataset import Dataset
 from cocolvis.vocabulary import coco_lvis
 

@@ -1,4 +1,4 @@
-"""Annotation files: what is required, what is skipped, and that a bad record costs nothing else."""
+"""Annotation files: what is required, what is skipped, and that a bad record affects no other."""
 
 import json
 
@@ -43,7 +43,7 @@ def test_only_the_documented_keys_are_required(tmp_path):
 
 
 @pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity"])
-def test_a_literal_that_json_lacks_costs_only_its_record(tmp_path, literal):
+def test_nan_and_infinity_only_affect_their_own_record(tmp_path, literal):
     good = json.dumps(ANNOTATION | {"id": 2})
     bad = json.dumps(ANNOTATION).replace('"id": 1', f'"id": {literal}')
     kept = json.dumps(ANNOTATION | {"id": 3, "area": "x"}).replace('"x"', literal)
@@ -53,19 +53,19 @@ def test_a_literal_that_json_lacks_costs_only_its_record(tmp_path, literal):
 
 
 @pytest.mark.parametrize("wrong", [ANNOTATION | {"image_id": "7"}, ANNOTATION | {"category_id": 1.5}, 17, None, []])
-def test_a_wrong_type_costs_only_its_record(tmp_path, wrong):
+def test_a_wrong_type_only_affects_its_own_record(tmp_path, wrong):
     file = load(tmp_path, {"images": [IMAGE], "annotations": [wrong, ANNOTATION | {"id": 2}]})
     assert [s.annotation_id for s in file.segments(7)] == [2]
     assert [f.kind for f in file.faults] == ["malformed annotation"]
 
 
-def test_numbers_beyond_64_bits_cost_only_their_record(tmp_path):
+def test_numbers_beyond_64_bits_only_affect_their_own_record(tmp_path):
     file = load(tmp_path, {"images": [IMAGE], "annotations": [ANNOTATION | {"image_id": 2**70}, ANNOTATION | {"id": 2}]})
     assert [s.annotation_id for s in file.segments(7)] == [2]
     assert faults(file) == [("unlisted image", 2**70, 1)]
 
 
-def test_duplicates_and_strangers_are_reported(tmp_path):
+def test_duplicate_images_and_unlisted_images_are_reported(tmp_path):
     rows = [ANNOTATION, ANNOTATION | {"category_id": 5}, ANNOTATION | {"id": 2, "image_id": 99}]
     file = load(tmp_path, {"images": [IMAGE, IMAGE | {"height": 9}], "annotations": rows})
     assert file.images[7].height == 4
@@ -93,7 +93,7 @@ def test_impossible_images_are_reported(tmp_path, wrong):
         "\0",
     ],
 )
-def test_text_that_is_no_annotation_file_is_an_error(tmp_path, text):
+def test_text_other_than_an_annotation_file_is_an_error(tmp_path, text):
     with pytest.raises(DataError, match=r"file\.json: (cannot be read|has no list)"):
         load(tmp_path, text)
 
@@ -107,7 +107,7 @@ def test_missing_lists_and_files_are_errors(tmp_path):
     assert [f.kind for f in load(tmp_path, deep).faults] == ["malformed image"]
 
 
-def test_location_is_the_end_of_the_url_or_the_file_name():
+def test_the_location_is_the_end_of_the_url_or_the_file_name():
     def location(**record):
         return ImageRecord(id=1, height=1, width=1, **record).location()
 

@@ -1,4 +1,4 @@
-"""Hostile input, case by case and all at once: a build reports exactly what is wrong, and all else comes out as before."""
+"""Hostile input, one case at a time and all together: a build reports exactly what is wrong, and nothing else changes."""
 
 import json
 import os
@@ -26,22 +26,22 @@ from cocolvis.vocabulary import Vocabulary, coco_lvis
 
 CASES = ANNOTATIONS + IMAGES
 TARGET = 3
-"""The image of :func:`five_images` that a case is put into, or that the image of a case is a copy of."""
+"""The image of :func:`five_images` that a case is added to, or that the image of a case is a copy of."""
 
 LVIS_FILE, STUFF_FILE = "lvis_v1_train", "stuff_train2017"
 GUARD = 60
-"""Seconds after which a process of its own hangs."""
+"""Seconds after which a separate process counts as hanging."""
 
 
 class HostileTree(Tree):
-    """A tree that also holds records as literal text, such as no JSON library writes."""
+    """A tree with records given as literal text that no JSON library would write."""
 
     def __init__(self, root):
         super().__init__(root)
         self._texts: list[str] = []
 
     def put(self, case: Case, image_id: int) -> dict:
-        """Put a case into an image that has one thing and one stuff annotation; its ids by symbol."""
+        """Add a case to an image that has one thing and one stuff annotation; returns symbol -> id."""
         ids = {IMAGE: image_id, ANNOTATION: 10_000 + image_id, NAME: f"{image_id:012d}"}
         for symbol, file in ((THING, LVIS_FILE), (STUFF, STUFF_FILE)):
             ids[symbol] = next(a["id"] for a in self.json[file]["annotations"] if a["image_id"] == image_id)
@@ -59,7 +59,7 @@ class HostileTree(Tree):
         return ids
 
     def _held(self, text: str, ids: dict) -> dict:
-        """A record that stands for the text until the files are written."""
+        """A record that is replaced by the text when the files are written."""
         self._texts.append(re.sub(r"\$[A-Z]+", lambda found: str(ids[found[0]]), text))
         return {"id": None, "image_id": None, "held": len(self._texts) - 1}
 
@@ -72,7 +72,7 @@ class HostileTree(Tree):
         return self
 
     def command(self) -> list[str]:
-        """What builds the tree on a command line."""
+        """The command line that builds the tree."""
         return ["build", *map(str, ("--coco", self.coco, "--lvis", self.lvis, "--out", self.root / "data", "--workers", 1))]
 
 
@@ -88,14 +88,14 @@ def tree(tmp_path) -> HostileTree:
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory) -> dict[int, np.ndarray]:
-    """The masks of the five images without any case."""
+    """The masks of the five images without any hostile case."""
     data = five_images(Tree(tmp_path_factory.mktemp("clean"))).build()
     assert data.index["report"]["faults"] == []
     return masks(data.shard_paths("train"))
 
 
 def painted(text: str) -> np.ndarray:
-    """(8, 8) bool: what pycocotools makes of the segmentation in the text of a record."""
+    """(8, 8) bool: the segmentation in the text of a record, as pycocotools paints it."""
     found = json.JSONDecoder().raw_decode(text, text.index('"segmentation": ') + len('"segmentation": '))[0]
     if isinstance(found, dict):
         found = {k: [int(n) for n in found[k]] if isinstance(found[k], list) else found[k] for k in ("size", "counts")}
@@ -106,7 +106,7 @@ def painted(text: str) -> np.ndarray:
 
 
 def expected(case: Case, before: np.ndarray) -> np.ndarray | None:
-    """The mask of the case's image, ``before`` being that of the healthy one; None where the image is left out."""
+    """The expected mask of the image of a case, given its mask ``before``; None if the image is left out."""
     things = before == TARGET
     if case.left == "painted":
         source, category, free = ("lvis", 7, ~things) if case.thing else ("stuff", 99, before == 0)
@@ -115,7 +115,7 @@ def expected(case: Case, before: np.ndarray) -> np.ndarray | None:
 
 
 def check(report: dict, found: dict[int, np.ndarray], clean: dict[int, np.ndarray], cases: list[tuple[Case, dict]]) -> None:
-    """The faults are those of the cases and no others, with ids that are ids and a reason on one line; so are the masks."""
+    """Check that the faults, with their ids and one-line reasons, and the masks are exactly those of the cases."""
     faults = [(kind, source, ids.get(i, i), ids.get(a, a)) for case, ids in cases for kind, source, i, a in case.faults]
     of_files = {fault for fault in faults if fault[0].endswith(" annotation id")}  # one for all such annotations
     faults = [fault for fault in faults if fault not in of_files] + list(of_files)
@@ -131,16 +131,16 @@ def check(report: dict, found: dict[int, np.ndarray], clean: dict[int, np.ndarra
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_a_case_is_reported_and_costs_nothing_else(case, tree, clean):
+def test_a_case_is_reported_and_affects_nothing_else(case, tree, clean):
     ids = tree.put(case, TARGET)
     tree.write()
-    with patch.object(Vocabulary, "to_json", lambda vocabulary: {}):  # else it takes most of the time
+    with patch.object(Vocabulary, "to_json", lambda vocabulary: {}):  # it would take most of the time
         index = build(tree.sources(), tree.root / "data", BuildOptions())
     check(index["report"], masks([tree.root / "data" / shard["file"] for shard in index["shards"]]), clean, [(case, ids)])
 
 
 def crowd(tree: HostileTree) -> list[tuple[Case, dict]]:
-    """Give each case an image of its own; the cases with their ids."""
+    """Add an image for each case; returns the cases with their ids."""
     for image_id in range(100, 100 + len(CASES)):
         tree.image(image_id)
         tree.stuff(image_id, 90 + 2 * TARGET, box(0, 0, 8, TARGET))
@@ -168,7 +168,7 @@ def test_all_cases_at_once_through_the_command_line(tree, clean):
     check(data.index["report"], masks(data.shard_paths("train")), clean, cases)
 
 
-def test_a_pipe_for_a_picture_is_unreadable(tree):
+def test_a_named_pipe_in_place_of_a_picture_is_unreadable(tree):
     tree.picture(TARGET).unlink()
     os.mkfifo(tree.picture(TARGET))
     assert shell(tree.write()).returncode == 0
@@ -177,7 +177,7 @@ def test_a_pipe_for_a_picture_is_unreadable(tree):
 
 
 def break_file(tree: Tree, name: str, file: str) -> None:
-    """Put one of ``FILES`` in the place of an annotation file."""
+    """Replace an annotation file with one of ``FILES``."""
     tree.write().path(file).unlink()
     if FILES[name] is None:
         tree.path(file).mkdir()
@@ -187,14 +187,14 @@ def break_file(tree: Tree, name: str, file: str) -> None:
 
 def check_refused(tree: Tree, code: int, stdout: str, stderr: str) -> None:
     assert (code, stdout) == (1, "")
-    *told, last = stderr.splitlines()
-    assert last.startswith("Error: ") and all("read record by record" in line for line in told)
+    *before, last = stderr.splitlines()
+    assert last.startswith("Error: ") and all("read record by record" in line for line in before)
     assert not (tree.root / "data").exists()
 
 
 @pytest.mark.parametrize("file", [LVIS_FILE, STUFF_FILE])
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_is_no_annotation_file_ends_the_build(tree, name, file):
+def test_a_file_other_than_an_annotation_file_ends_the_build(tree, name, file):
     break_file(tree, name, file)
     result = CliRunner().invoke(main, tree.command())
     assert isinstance(result.exception, SystemExit), result.exception or "was accepted"
@@ -202,11 +202,11 @@ def test_a_file_that_is_no_annotation_file_ends_the_build(tree, name, file):
 
 
 @pytest.mark.parametrize("name", ["empty", "cut in the middle", "binary junk"])
-def test_a_file_that_is_no_annotation_file_leaves_no_traceback(tree, name):
+def test_a_file_other_than_an_annotation_file_leaves_no_traceback(tree, name):
     break_file(tree, name, LVIS_FILE)
     process = shell(tree)
     check_refused(tree, process.returncode, process.stdout, process.stderr)
 
 
-def test_cases_are_many_and_have_names_of_their_own():
+def test_there_are_many_cases_with_unique_names():
     assert len({case.name for case in CASES}) == len(CASES) > 250

@@ -1,4 +1,4 @@
-"""The compiled JSON reader against Python's json: what is accepted, what comes of it, and where elements lie."""
+"""The compiled JSON reader compared with Python's json: what it accepts, its values, and the offsets of elements."""
 
 import json
 from random import Random
@@ -28,7 +28,7 @@ def by_json(content: bytes):
 
 
 @pytest.mark.parametrize("rounds", [4_000, pytest.param(10**6, marks=pytest.mark.long)])
-def test_what_python_reads_is_read_and_nothing_else(rounds):
+def test_exactly_what_python_reads_is_read(rounds):
     random, accepted = Random(0), 0
     for _ in range(rounds):
         content = mutated(random)
@@ -47,7 +47,7 @@ def test_what_python_reads_is_read_and_nothing_else(rounds):
 
 
 def normal(value):
-    """A value without the differences that are meant: NaN is infinite, and replaced bytes and surrogates count as one."""
+    """A value without the intended differences: NaN counts as infinite, replaced bytes and surrogates as one character."""
     if isinstance(value, float):
         return "infinite" if value != value or abs(value) == float("inf") else value
     if isinstance(value, str):
@@ -58,7 +58,7 @@ def normal(value):
     return {normal(k): normal(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
-def test_elements_of_the_lists_that_are_asked_for():
+def test_elements_of_the_requested_lists():
     text = as_text(
         rb' {"x": [1], "im\u0061ges" : [ 1,"]\"" ,[[2]],{"images":[3]}, NaN ], "images": 4, "images": [], "y": {"z": [5]}} '
     )
@@ -70,7 +70,7 @@ def test_elements_of_the_lists_that_are_asked_for():
     assert found == [("images", [b"1", rb'"]\""', b"[[2]]", b'{"images":[3]}', b"NaN"]), ("images", [])]
 
 
-def test_long_lists_come_in_parts():
+def test_long_lists_are_read_in_parts():
     numbers = list(range(5000))
     text = as_text(json.dumps({"a": numbers}).encode())
     [(_, at)] = lists(text, ("a",))
@@ -78,7 +78,7 @@ def test_long_lists_come_in_parts():
     assert len(parts) > 2 and [int(bytes(text[a:b])) for spans in parts for a, b in spans.tolist()] == numbers
 
 
-def test_depth_has_no_limit_and_is_cut_for_strict_parsers():
+def test_depth_is_unlimited_and_is_cut_for_strict_parsers():
     deep = b"[" * 10**6 + b'"]"' + b"]" * 10**6
     assert json_kernels.skip(as_text(deep), 0) == len(deep)
     assert bytes(strict(as_text(deep), 0, len(deep))) == b"[" * 99 + b"null" + b"]" * 99

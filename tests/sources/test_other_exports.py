@@ -1,4 +1,4 @@
-"""Annotation files as other programs export them: numbers, ids, names and keys unlike COCO's, and words for the rest."""
+"""Annotation files as other programs export them: unusual numbers, ids, names and keys, and clear reasons for refusals."""
 
 import json
 
@@ -36,7 +36,7 @@ def masks(data) -> dict[int, np.ndarray]:
 
 
 def check(tree: Tree, clean: dict[int, np.ndarray], *expected: tuple) -> None:
-    """The tree builds the masks, reports what is expected, and the oracle agrees."""
+    """The tree builds the expected masks and faults, and the oracle agrees."""
     data = tree.build()
     assert faults(data) == list(expected)
     assert [i for i, mask in clean.items() if not np.array_equal(data.find(i).mask, mask)] == []
@@ -45,7 +45,7 @@ def check(tree: Tree, clean: dict[int, np.ndarray], *expected: tuple) -> None:
 
 @pytest.fixture
 def clean(tree) -> dict[int, np.ndarray]:
-    """The masks of five images, one of which has run lengths, before anything is changed."""
+    """The masks of five images, one of them with run lengths, before anything is changed."""
     five_images(tree)
     tree.thing(5, 9, {"size": [8, 8], "counts": [20, 20, 24]})
     return masks(tree.build("clean"))
@@ -81,7 +81,7 @@ def test_what_is_not_a_whole_number_is_refused(text):
     assert file.faults[0].reason.startswith("its id is ") and "; expected a whole number" in file.faults[0].reason
 
 
-def test_null_for_what_may_be_absent_is_absence(tree, clean):
+def test_null_for_an_optional_field_means_absent(tree, clean):
     for image in records(tree, "images"):
         image["file_name"] = None
         image |= dict.fromkeys(("neg_category_ids", "not_exhaustive_category_ids", "license", "flickr_url"))
@@ -129,8 +129,8 @@ def test_missing_and_repeated_ids_are_counted():
     file = read({"images": [IMAGE], "annotations": rows})
     assert len(file.segments(7)) == 4
     assert [fault.reason for fault in file.faults] == [
-        "2 annotations have no id, the first of them one of image 7; they are painted all the same",
-        "1 annotations have the id of an earlier one, the first of them 1 of image 7; they are painted all the same",
+        "annotations without an id: 2, the first in image 7; they are painted anyway",
+        "annotations with the id of an earlier one: 1, the first with id 1 in image 7; they are painted anyway",
     ]
 
 
@@ -147,6 +147,11 @@ OFFICIAL = "http://images.cocodataset.org/train2017/1.jpg"
         (None, "train2017\\x.jpg", ("train2017", "x.jpg")),
         (None, ".\\train2017\\x.jpg", ("train2017", "x.jpg")),
         (None, "train2017/12:30:x.jpg", ("train2017", "12:30:x.jpg")),
+        (None, "images/train2017/x.jpg", ("train2017", "x.jpg")),
+        (None, "data\\coco\\val2017\\x.jpg", ("val2017", "x.jpg")),
+        (None, "./coco//images/train2017/./x.jpg", ("train2017", "x.jpg")),
+        (None, "images/elsewhere/x.jpg", ("images/elsewhere", "x.jpg")),
+        (None, "train2017/inner/x.jpg", ("train2017/inner", "x.jpg")),
         (None, "train2017/a b%20c#d?.jpg", ("train2017", "a b%20c#d?.jpg")),
         (None, "https://bucket.example/train2017/x%20y.jpg?key=1", ("train2017", "x y.jpg")),
         (OFFICIAL, "val2017/2.jpg", ("train2017", "1.jpg")),
@@ -171,21 +176,25 @@ def test_where_a_picture_is(coco_url, file_name, found):
 @pytest.mark.parametrize(
     ("file_name", "reason"),
     [
-        ("../x.jpg", "leaves the image folder"),
-        ("train2017\\..\\..\\x.jpg", "leaves the image folder"),
-        ("./../x.jpg", "leaves the image folder"),
-        ("train2017/../train2017/x.jpg", "holds '..'"),
-        ("..", "leaves the image folder"),
+        ("../x.jpg", "leads out of the image folder"),
+        ("train2017\\..\\..\\x.jpg", "leads out of the image folder"),
+        ("./../x.jpg", "leads out of the image folder"),
+        ("train2017/../train2017/x.jpg", "contains '..'"),
+        ("..", "leads out of the image folder"),
         ("/data/train2017/x.jpg", "is an absolute path"),
+        ("\\data\\train2017\\x.jpg", "is an absolute path"),
+        ("images\\..\\train2017\\x.jpg", "contains '..'"),
+        ("images/../../train2017/x.jpg", "leads out of the image folder"),
+        ("D:\\coco\\train2017\\x.jpg", "names a drive"),
         ("\\\\nas\\share\\x.jpg", "is an absolute path"),
         ("C:\\data\\x.jpg", "names a drive"),
         ("./d:/x.jpg", "names a drive"),
-        ("train2017/", "names no file"),
-        ("./", "names no file"),
-        ("train2017/.", "names no file"),
-        ("train2017/a\0.jpg", "holds the character U+0000, which no file name may hold"),
-        ("a\n.jpg", "holds the character U+000A"),
-        ("a\ufffd.jpg", "holds the character U+FFFD, which stands for bytes that are not UTF-8"),
+        ("train2017/", "does not name a file"),
+        ("./", "does not name a file"),
+        ("train2017/.", "does not name a file"),
+        ("train2017/a\0.jpg", "contains the character U+0000, which no file name may contain"),
+        ("a\n.jpg", "contains the character U+000A"),
+        ("a\ufffd.jpg", "contains the character U+FFFD, which stands for bytes that are not UTF-8"),
         ("train2017/" + "é" * 128, "has a part of 256 bytes"),
         ("d/" * 600 + "x.jpg", "has 1205 characters"),
     ],
@@ -194,16 +203,29 @@ def test_why_a_file_name_is_refused(file_name, reason):
     with pytest.raises(DataError) as error:
         location(None, file_name)
     assert reason in str(error.value) and len(str(error.value).splitlines()) == 1
-    assert ("leaves" in str(error.value)) == ("leaves" in reason)
+    assert ("leads out" in str(error.value)) == ("leads out" in reason)
 
 
 def test_file_names_of_other_systems_are_found(tree, clean):
-    names = ("./train2017/{}", "train2017\\{}", ".\\train2017/./{}", "train2017//{}", "{}")
+    names = ("./train2017/{}", "images\\train2017\\{}", ".\\train2017/./{}", "data/coco/train2017//{}", "{}")
     for file in FILES:
         for image, name in zip(tree.json[file]["images"], names, strict=True):
             image["file_name"] = name.format(image["coco_url"].rpartition("/")[2])
             image["coco_url"] = "https://source.example.com/AbC/original.jpg?size=1" if image["id"] % 2 else None
     check(tree, clean)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".PNG", ".jpeg", ".JPG", ".tif", ".BMP"])
+def test_a_missing_picture_names_the_file_with_another_suffix(tree, suffix):
+    five_images(tree)
+    tree.picture(3).rename(tree.picture(3).with_suffix(suffix))
+    tree.picture(4).unlink()
+    data = tree.build()
+    assert faults(data) == [("missing image", "image", image_id, None) for image_id in (3, 4)]
+    assert [fault["reason"] for fault in data.index["report"]["faults"]] == [
+        f"train2017/000000000003.jpg: does not exist; there is 000000000003{suffix}",
+        "train2017/000000000004.jpg: does not exist",
+    ]
 
 
 def test_an_image_in_both_splits_is_reported_once_and_kept(tree):
@@ -215,7 +237,7 @@ def test_an_image_in_both_splits_is_reported_once_and_kept(tree):
     assert data.index["report"]["faults"][0]["reason"] == "the split train has an image of this id, too; both are kept"
 
 
-def test_a_category_that_is_listed_twice_is_reported():
+def test_a_repeated_category_is_reported():
     file = read({"images": [], "annotations": [], "categories": [CATEGORY, CATEGORY | {"id": 3.0}]})
     assert file.categories == {3: "airplane"}
     assert [fault[:1] + fault[2:] for fault in file.faults] == [
@@ -227,7 +249,7 @@ def test_a_category_that_is_listed_twice_is_reported():
 
 @pytest.mark.parametrize("broken", [False, True], ids=["typed", "record by record"])
 @pytest.mark.parametrize("key", ["annotations", "images", "categories"])
-def test_a_list_that_is_there_twice_is_reported_and_the_last_counts(key, broken):
+def test_a_repeated_list_is_reported_and_the_last_one_counts(key, broken):
     lists = {name: [record] for name, record in RECORDS.items()}
     first = {"images": IMAGE | {"height": 9}, "annotations": ANNOTATION | {"category_id": 9}, "categories": CATEGORY}[key]
     text = json.dumps(lists | {"info": {"images": 1, "note": '"annotations"'}})
@@ -240,7 +262,7 @@ def test_a_list_that_is_there_twice_is_reported_and_the_last_counts(key, broken)
     assert file.categories == {3: "airplane"}
 
 
-def test_a_key_elsewhere_is_not_taken_for_a_list():
+def test_a_key_elsewhere_does_not_count_as_a_list():
     lists = {name: [record | {"images": []}] for name, record in RECORDS.items()}
     assert read(lists | {"info": {"images": [], "annotations": []}}).faults == []
 
@@ -270,7 +292,7 @@ FIELDS = [(key, name) for key, record in RECORDS.items() for name in record] + [
 
 @pytest.mark.parametrize(("key", "name"), FIELDS, ids=[f"{key} {name}" for key, name in FIELDS])
 def test_reasons_are_sentences(key, name):
-    """Of each field and each wrong value: a sentence about this field, on one line, without the words of a parser."""
+    """For each field and wrong value, the reason is a sentence about this field, on one line, without a parser's jargon."""
     for what, value in WRONG.items():
         record = {field: content for field, content in RECORDS[key].items() if field != name}
         text = json.dumps(record)[:-1] + (f', "{name}": {value}}}' if value else "}")
@@ -298,7 +320,7 @@ def test_reasons_are_sentences(key, name):
 
 @pytest.mark.parametrize("key", RECORDS)
 @pytest.mark.parametrize("value", ["17", "null", "NaN", "true", '"a"', "[]", "[" * 200 + "]" * 200])
-def test_records_that_are_none_are_called_what_they_are(key, value):
+def test_records_other_than_objects_are_described(key, value):
     lists = {other: json.dumps([RECORDS[other]]) for other in RECORDS if other != key} | {key: f"[{value}]"}
     text = "{" + ", ".join(f'"{name}": {content}' for name, content in lists.items()) + "}"
     try:
@@ -308,7 +330,7 @@ def test_records_that_are_none_are_called_what_they_are(key, value):
     assert reason.endswith("; expected an object") and "it is " in reason, reason
 
 
-def test_a_build_says_it_in_words(tree):
+def test_a_build_prints_the_reasons(tree):
     five_images(tree)
     for record in records(tree, "images"):
         record["id"] = str(record["id"])
@@ -320,7 +342,7 @@ def test_a_build_says_it_in_words(tree):
     assert "Expected" not in said and "None" not in said and "`int`" not in said
 
 
-def test_the_vocabulary_names_the_category_of_a_wrong_name():
+def test_a_category_with_a_wrong_name_is_refused_with_its_id():
     with pytest.raises(DataError, match=r"file\.json: category 3 cannot be read: its name is 5; expected text"):
         of(category={"id": 3, "name": 5})
     assert coco_lvis().categories("lvis")[3] == "airplane"

@@ -1,4 +1,4 @@
-"""COCO and LVIS as they are downloaded: zips that nobody unpacked, in every layout, whole and damaged."""
+"""COCO and LVIS as downloaded: zips that are not unpacked, in every layout, intact and damaged."""
 
 import os
 import random
@@ -19,7 +19,7 @@ from cocolvis.building.build import build
 from cocolvis.building.merged import BuildOptions
 from cocolvis.disk import archives
 from cocolvis.errors import DataError
-from cocolvis.sources.pairing import Sources
+from cocolvis.sources.inputs import Sources
 from cocolvis.storage.dataset import Dataset
 from cocolvis.vocabulary import coco_lvis
 
@@ -29,7 +29,7 @@ def sources(coco, lvis):
 
 
 def line(*arguments, code=1):
-    """The last line that a command says in this process; all that it says when it fails."""
+    """The last line that a command prints, run in this process; a failure must print exactly one error."""
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == code and (result.exception is None or isinstance(result.exception, SystemExit)), result.output
     assert code == 0 or len([said for said in result.output.splitlines() if said.startswith("Error: ")]) == 1
@@ -37,13 +37,13 @@ def line(*arguments, code=1):
 
 
 def downloaded(built, root):
-    """Everything as a download leaves it: five zips in two folders."""
+    """Everything as `cocolvis download` leaves it: five zips in two folders."""
     zips.write_all(built, root)
     return [root / "coco"], [root / "lvis"]
 
 
 def stored_and_streamed(built, root):
-    """Members that are not packed, and members whose sizes follow their bytes; named one by one."""
+    """Stored members, and members whose sizes follow their bytes; the zips are given one by one."""
     zips.write_all(built, root / "stored", packing=zips.STORED)
     zips.write_all(built, root / "streamed", streamed=True)
     coco = [root / "stored" / "coco" / "train2017.zip", root / "streamed" / "coco" / "val2017.zip"]
@@ -57,7 +57,7 @@ def of_64_bits(built, root):
 
 
 def pixel_maps_and_subfolders(built, root):
-    """COCO's own stuff archive, pictures below images/, LVIS below annotations/."""
+    """COCO's own stuff archive, pictures in images/, LVIS in annotations/."""
     annotations = zips.stuff(built.coco, "annotations/", maps=True)
     zips.write_zip(root / "coco" / "annotations" / "stuff_annotations_trainval2017.zip", annotations)
     shutil.copytree(built.coco / "train2017", root / "coco" / "images" / "train2017")
@@ -68,7 +68,7 @@ def pixel_maps_and_subfolders(built, root):
 
 
 def annotations_at_the_top(built, root):
-    """Everything unpacked and in the wrong folder, COCO in two."""
+    """Everything unpacked, annotations directly in their folders, COCO in two folders."""
     shutil.copytree(built.coco / "train2017", root / "one" / "train2017")
     shutil.copytree(built.coco / "val2017", root / "two" / "val2017")
     for name in ("stuff_train2017", "stuff_val2017"):
@@ -93,18 +93,18 @@ def test_the_command_line_takes_zips_and_the_oracle_reads_them(sample, tmp_path)
     assert "40 masks" in line("verify", tmp_path / "data", "--oracle", *given, code=0)
 
 
-def test_zips_have_what_64_bit_fields_and_streams_need(sample, tmp_path):
-    """The archives of these tests are what they claim."""
+def test_the_zips_have_64_bit_fields_and_streamed_sizes(sample, tmp_path):
+    """The archives of these tests are what they claim to be."""
     content = zips.write_zip(tmp_path / "a.zip", zips.pictures(sample.coco, "val"), zip64=True).read_bytes()
     assert content.count(b"PK\x06\x06") == 1 and content.count(b"\xff\xff\xff\xff") >= 2 * 7
     with zipfile.ZipFile(zips.write_zip(tmp_path / "b.zip", zips.pictures(sample.coco, "val"), streamed=True)) as archive:
         assert all(info.flag_bits & 8 for info in archive.infolist())
 
 
-def test_paths_cannot_lead_into_a_zip(sample, tmp_path):
+def test_image_paths_into_a_zip_are_refused(sample, tmp_path):
     coco, lvis = downloaded(sample, tmp_path)
     refused = line("build", "--coco", *coco, "--lvis", *lvis, "--out", tmp_path / "data", "--images", "path")
-    reason = "a picture in a zip has no path; unpack it, or take --images embed"
+    reason = "a picture in a zip has no path; unpack the zip, or use --images embed"
     assert refused.startswith(f"Error: {tmp_path}/coco/") and refused.endswith(f"2017.zip: {reason}")
     assert not (tmp_path / "data").exists()
 
@@ -117,7 +117,7 @@ def test_paths_cannot_lead_into_a_zip(sample, tmp_path):
         ("lvis/lvis_v1_val.json.zip", ["lvis/lvis_v1_val.json", "lvis/annotations/lvis_v1_val.json", "--lvis or --split"]),
     ],
 )
-def test_what_is_missing_is_said_with_what_was_looked_for(sample, tmp_path, gone, looked_for):
+def test_a_missing_file_is_reported_with_the_paths_that_were_searched(sample, tmp_path, gone, looked_for):
     coco, lvis = downloaded(sample, tmp_path)
     (tmp_path / gone).unlink()
     said = line("build", "--coco", *coco, "--lvis", *lvis, "--out", tmp_path / "data")
@@ -130,7 +130,7 @@ def test_what_is_missing_is_said_with_what_was_looked_for(sample, tmp_path, gone
 
 
 def zipped(tree, packing=zips.DEFLATED, **how):
-    """Five images whose pictures lie in a zip; its path."""
+    """Write five images whose pictures are in a zip; returns its path."""
     five_images(tree).write()
     archive = zips.write_zip(tree.coco / "train2017.zip", zips.pictures(tree.coco, "train"), packing, **how)
     shutil.rmtree(tree.coco / "train2017")
@@ -160,7 +160,7 @@ def flip_beginning(archive):
 
 
 def bomb(archive):
-    """32 MB of zeros that the table of contents calls 100 bytes."""
+    """32 MB of zeros that the central directory declares as 100 bytes."""
     with zipfile.ZipFile(archive) as opened:
         members = {info.filename: opened.read(info) for info in opened.infolist()}
     zips.write_zip(archive, members | {third(): bytes(2**25)})
@@ -199,12 +199,12 @@ def test_a_damaged_picture_in_a_zip_is_reported_and_left_out(tree, name, packing
 
 @pytest.mark.parametrize("value", [2**32 + 1, 2**63 - 1, 2**64 - 1])
 @pytest.mark.parametrize("field", ["size", "packed", "offset"])
-def test_sizes_and_places_of_64_bits_are_refused(tree, field, value):
+def test_impossible_64_bit_sizes_and_offsets_are_refused(tree, field, value):
     zips.edit_zip64(zipped(tree, zip64=True), third(), **{field: value})
     assert faults(tree.build()) == [("unreadable image", "image", 3, None)]
 
 
-def test_a_bomb_is_not_unpacked(tree):
+def test_a_zip_bomb_is_not_unpacked(tree):
     archive = zipped(tree)
     bomb(archive)
     place = archives.members(archive)[third()]
@@ -230,7 +230,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_zip_that_changes_after_planning_costs_pictures_only(tree, name):
+def test_a_zip_that_changes_after_planning_only_loses_pictures(tree, name):
     archive, (change, kind) = zipped(tree), CHANGES[name]
     calls = iter([change])
     how = {"progress": lambda done, total: next(calls, str)(archive), "allow_missing": True}
@@ -241,26 +241,26 @@ def test_a_zip_that_changes_after_planning_costs_pictures_only(tree, name):
 
 
 @pytest.mark.parametrize("name", ["emptied", "moved on", "replaced"])
-def test_the_reason_is_that_the_zip_was_changed(tree, name):
+def test_a_changed_zip_is_given_as_the_reason(tree, name):
     archive, (change, _) = zipped(tree), CHANGES[name]
     place = archives.members(archive)[third()]
     change(archive)
     with pytest.raises(
-        ValueError, match=f"^{archive} was changed or replaced after the build had looked into it; build again$"
+        ValueError, match=f"^{archive} was changed or replaced after the build had read its directory; build again$"
     ):
         place.read()
 
 
-def test_a_zip_that_is_gone_is_named(tree):
+def test_a_removed_zip_is_named(tree):
     archive = zipped(tree)
     calls = iter([Path.unlink])
     how = {"progress": lambda done, total: next(calls, str)(archive), "allow_missing": True}
     build(tree.sources(), tree.root / "data", BuildOptions(), **how)
     reason = Dataset.open(tree.root / "data").index["report"]["faults"][0]["reason"]
-    assert reason.endswith(f": {archive} does not exist any more")
+    assert reason.endswith(f": {archive} no longer exists")
 
 
-def test_a_replaced_zip_is_looked_into_again(tree):
+def test_the_directory_of_a_replaced_zip_is_read_again(tree):
     archive = zipped(tree)
     assert len(archives.members(archive)) == 5
     zips.write_zip(archive, {"train2017/other.jpg": b"x"})
@@ -273,16 +273,18 @@ PACKED = {"LZMA": zipfile.ZIP_LZMA, "bzip2": zipfile.ZIP_BZIP2}
 
 
 @pytest.mark.parametrize("method", PACKED)
-def test_a_zip_that_is_packed_otherwise_is_told_with_its_method(tree, method):
+def test_an_unsupported_compression_method_is_named(tree, method):
     archive = zipped(tree, PACKED[method])
     build_it = ("build", "--coco", tree.coco, "--lvis", tree.lvis, "--out", tree.root / "data", "--workers", 1)
-    said = f"none of its pictures can be read: 5 are packed with {method}; unpack the zip, or pack it again with Deflate"
-    assert line(*build_it) == f"Error: {archive}: {said}"
+    reason = f"none of its pictures can be read: 5 are packed with {method}; unpack the zip, or pack it again with Deflate"
+    assert line(*build_it) == f"Error: {archive}: {reason}"
     zipped(tree)
     path = zips.write_zip(tree.lvis / "lvis_v1_train.json.zip", zips.lvis(tree.lvis, "train"), PACKED[method])
     tree.path("lvis_v1_train").unlink()
-    said = f"cannot be read: it is packed with {method}, which is not read; unpack the zip, or pack it again with Deflate"
-    assert line(*build_it) == f"Error: {path}: lvis_v1_train.json: {said}"
+    reason = (
+        f"cannot be read: it is packed with {method}, which is not supported; unpack the zip, or pack it again with Deflate"
+    )
+    assert line(*build_it) == f"Error: {path}: lvis_v1_train.json: {reason}"
     assert not (tree.root / "data").exists()
 
 
@@ -290,13 +292,13 @@ def test_a_zip_that_is_packed_otherwise_is_told_with_its_method(tree, method):
     ("number", "name"),
     [(9, "packed with Deflate64"), (20, "packed with Zstandard"), (93, "packed with Zstandard"), (99, "encrypted")],
 )
-def test_methods_have_their_names(tree, number, name):
+def test_compression_methods_have_names(tree, number, name):
     archive = zipped(tree)
     set_field(zips.PACKING, number)(archive)
     assert [place.unread for place in archives.members(archive).values()] == ["", "", name, "", ""]
 
 
-def test_zips_that_windows_wrote_are_read(sample, tmp_path):
+def test_zips_with_backslashes_from_windows_are_read(sample, tmp_path):
     for split in ("train", "val"):
         members = {name.replace("/", "\\"): content for name, content in zips.pictures(sample.coco, split).items()}
         zips.write_zip(tmp_path / "coco" / f"{split}2017.zip", members)
@@ -316,7 +318,7 @@ def set_all(field, value):
 ZIP_DAMAGES = {
     "truncated": truncated,
     "empty": lambda path: path.write_bytes(b""),
-    "no zip": lambda path: path.write_bytes(b"<html>404</html>"),
+    "not a zip": lambda path: path.write_bytes(b"<html>404</html>"),
     "bytes": lambda path: zips.flip(path, 200),
     "header": lambda path: zips.flip(path, 1),
     "crc": set_all(zips.CRC, 5),
@@ -331,11 +333,11 @@ ZIP_DAMAGES = {
 
 
 CASES = [(source, name) for source in ("stuff", "lvis") for name in ZIP_DAMAGES]
-CASES += [("pictures", name) for name in ("truncated", "empty", "no zip", "version")]
+CASES += [("pictures", name) for name in ("truncated", "empty", "not a zip", "version")]
 
 
 @pytest.mark.parametrize(("source", "name"), CASES)
-def test_a_zip_that_cannot_be_used_is_told_in_one_line(tree, name, source):
+def test_an_unusable_zip_is_reported_in_one_line(tree, name, source):
     archive = zipped(tree)
     if source == "stuff":
         archive = zips.write_zip(tree.coco / "stuff_trainval2017.zip", zips.stuff(tree.coco))
@@ -351,7 +353,7 @@ def test_a_zip_that_cannot_be_used_is_told_in_one_line(tree, name, source):
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(4))
-def test_no_change_of_a_few_bytes_in_zips_ends_in_anything_but_words(tmp_path, seed):
+def test_changing_a_few_bytes_of_a_zip_never_causes_a_traceback(tmp_path, seed):
     rng = random.Random(seed)
     for number in range(150):
         tree = Tree(tmp_path / str(number))
@@ -374,7 +376,7 @@ def test_no_change_of_a_few_bytes_in_zips_ends_in_anything_but_words(tmp_path, s
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
-def test_folders_whose_names_are_no_text_are_read_by_workers(sample, tmp_path):
+def test_folders_with_names_that_are_not_utf8_are_read_by_workers(sample, tmp_path):
     odd = tmp_path / os.fsdecode(b"\xff")
     shutil.copytree(sample.coco, odd / "coco")
     shutil.copytree(sample.lvis, odd / "lvis")

@@ -1,4 +1,4 @@
-"""The 1284 classes, derived again from the category lists of LVIS v1 and COCO-Stuff."""
+"""The 1284 classes, compared with the category lists of LVIS v1 and COCO-Stuff."""
 
 import json
 from dataclasses import replace
@@ -39,7 +39,7 @@ def test_ids_follow_from_the_category_lists():
     assert len(coco_lvis()) == 1203 + 91 - 10 == 1284
 
 
-def test_shared_classes_are_the_published_ten():
+def test_the_shared_classes_are_the_ten_published_ones():
     lookup = coco_lvis().lookup("stuff")
     for category, (name, class_id) in SHARED.items():
         assert (lookup[category], coco_lvis().name(class_id), coco_lvis()[class_id].kind) == (class_id, name, "both")
@@ -47,7 +47,7 @@ def test_shared_classes_are_the_published_ten():
     assert (lookup[94], lookup[182]) == (1204, 1284)
 
 
-def test_names_synsets_and_groups_are_those_of_the_sources():
+def test_names_synsets_and_groups_match_the_sources():
     groups = {"r": "rare", "c": "common", "f": "frequent"}
     for info, (category, name, synset, frequency, images) in zip(coco_lvis(), LVIS, strict=False):
         found = (info.id, info.name, info.synset, info.group, info.images)
@@ -58,7 +58,7 @@ def test_names_synsets_and_groups_are_those_of_the_sources():
     assert {c.group for c in coco_lvis()} == set(GROUPS)
 
 
-def test_search_looks_in_names_and_synsets():
+def test_search_covers_names_and_synsets():
     assert [c.name for c in coco_lvis().search("CABINET")] == ["cabinet", "locker", "file_cabinet"]
     assert coco_lvis().search("no such thing") == []
     with pytest.raises(DataError, match=r"did you mean .*banana"):
@@ -76,7 +76,7 @@ def test_json_round_trip_and_edited_vocabularies():
         Vocabulary.from_json({"classes": [{"class": 1}]})
 
 
-def test_ids_without_gaps_and_unique_names():
+def test_ids_must_have_no_gaps_and_names_must_be_unique():
     first, second = list(coco_lvis())[:2]
     with pytest.raises(DataError, match="without gaps"):
         Vocabulary([first, replace(second, id=3)])
@@ -92,7 +92,7 @@ def test_ids_without_gaps_and_unique_names():
     [
         (lambda names: names | {92: "flag"}, "category 92 is 'flag', the vocabulary has 'banner'"),
         (lambda names: names | {184: "glass"}, "category 184 is 'glass', the vocabulary has None"),
-        (lambda names: {k: v for k, v in names.items() if k != 100}, "lists 91 categories, expected 92; .* missing is 100"),
+        (lambda names: {k: v for k, v in names.items() if k != 100}, "lists 91 categories, expected 92; .* missing one is 100"),
     ],
 )
 def test_other_category_lists_are_refused(change, message):

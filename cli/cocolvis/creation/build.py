@@ -45,7 +45,7 @@ def build(
       cocolvis build --coco ~/coco --lvis ~/lvis --out ~/cocolvis --workers 8
     """
     from cocolvis.building.merged import BuildOptions, Plan
-    from cocolvis.sources.pairing import Sources
+    from cocolvis.sources.inputs import Sources
     from cocolvis.vocabulary import coco_lvis
 
     splits = tuple(dict.fromkeys(splits))

@@ -48,7 +48,7 @@ def download(out: Path, names: tuple[str, ...], mirror: str | None, yes: bool, a
     if not yes and any(job.left for job in jobs):
         _ask()
     with progress("download", BYTES) as show:
-        records = official.download(out, names, mirror, progress=show, note=show.line, phase=show.phase)
+        records = official.download(out, names, mirror, progress=show, announce=show.line, phase=show.phase)
     if as_json:
         print_json({"out": str(out), "files": [asdict(record) for record in records]})
         return
@@ -62,7 +62,7 @@ def _print_plan(out: Path, jobs: "Sequence[Job]", free: int) -> None:
     """Print to stderr what is left to fetch; stdout is for the result."""
     sizes = [(job.size, job.have, job.left) for job in jobs]
     *_, left = totals = [sum(column) for column in zip(*sizes, strict=True)]
-    rows = [(job.remote.file, *map(Size, row), job.state) for job, row in zip(jobs, sizes, strict=True)]
+    rows = [(job.archive.file, *map(Size, row), job.state) for job, row in zip(jobs, sizes, strict=True)]
     print_table(("file", "size", "there", "left", ""), [*rows, ("total", *map(Size, totals), "")], err=True)
     say(err=True)
     say(f"{out}: {human_size(left)} are left to fetch; the disk has {human_size(free)} free", err=True)

@@ -31,7 +31,7 @@ def why(dir: Path, image_id: int, x: int, y: int, coco: tuple[Path, ...], lvis: 
       cocolvis why ~/cocolvis 139 320 240 --coco ~/coco --lvis ~/lvis
     """
     from cocolvis.inspection.why import why as explain
-    from cocolvis.sources.pairing import Sources
+    from cocolvis.sources.inputs import Sources
     from cocolvis.storage.dataset import Dataset
     from cocolvis.vocabulary import coco_lvis
 

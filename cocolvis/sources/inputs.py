@@ -1,4 +1,4 @@
-"""The COCO and LVIS annotations of a build, and which image of LVIS has which stuff and which picture."""
+"""The input of a COCO+LVIS build: the annotation files, read once, and the picture and stuff annotations of each image."""
 
 import hashlib
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from cocolvis.disk.archives import Place
 from cocolvis.errors import DataError
-from cocolvis.progress import Announce, Phase, quiet
+from cocolvis.progress import Announce, Phase, ignore
 from cocolvis.sources import locations
 from cocolvis.sources.annotations import AnnotationFile, ImageRecord, Segment
 from cocolvis.sources.locations import FOLDERS, Pictures, Roots
@@ -15,13 +15,13 @@ from cocolvis.vocabulary import Vocabulary
 
 
 class Sources:
-    """COCO (images, stuff annotations) and LVIS, read lazily and once.
+    """COCO (pictures and stuff annotations) and LVIS, each file read when it is first needed, and only once.
 
-    ``coco`` and ``lvis`` are a folder each, or several folders and zip files. A category list that differs from ``vocabulary``
-    raises a DataError as soon as its file is read. ``phase`` is told which file is read, ``announce`` where that takes long.
+    ``coco`` and ``lvis`` are each a folder, or several folders and zip files. Reading a file raises a DataError if its category
+    list differs from ``vocabulary``. ``phase`` reports which file is being read, ``announce`` why that takes long.
     """
 
-    def __init__(self, coco: Roots, lvis: Roots, vocabulary: Vocabulary, announce: Announce = quiet, phase: Phase = quiet):
+    def __init__(self, coco: Roots, lvis: Roots, vocabulary: Vocabulary, announce: Announce = ignore, phase: Phase = ignore):
         self._coco = coco
         self._lvis = lvis
         self._vocabulary = vocabulary
@@ -33,7 +33,7 @@ class Sources:
         self._hashing = ThreadPoolExecutor(1, "sha256")
 
     def things(self, split: str) -> AnnotationFile:
-        """The LVIS annotations of a split; its images are the images of the data set's split."""
+        """The LVIS annotations of a split; their images are those of the data set's split."""
         if split not in self._things:
             self._things[split] = self._read(locations.lvis_place(self._lvis, split), "lvis")
         return self._things[split]
@@ -45,13 +45,17 @@ class Sources:
         return self._stuff[folder]
 
     def pictures(self, folder: str) -> Pictures:
-        """Where the pictures of ``folder`` lie; a DataError that lists what was looked for."""
+        """The pictures of ``folder``; a DataError that lists where they were searched for."""
         if folder not in self._pictures:
             self._pictures[folder] = locations.pictures(self._coco, folder)
         return self._pictures[folder]
 
     def locate(self, image: ImageRecord, split: str) -> tuple[str, str]:
-        """(folder, file name) of an LVIS image: as its record says, else where the stuff list has it, else the split's."""
+        """(folder, file name) of the picture of an LVIS image.
+
+        The folder is the one in its record, otherwise the one whose stuff file lists the image, otherwise that of the split. A
+        DataError if the record names no usable file, or a folder without stuff annotations.
+        """
         folder, name = image.location()
         if folder is not None and folder not in FOLDERS and not locations.has_stuff(self._coco, folder):
             raise DataError(f"its folder is {folder!r}, which has no stuff annotations; expected {' or '.join(FOLDERS)}")
@@ -67,16 +71,16 @@ class Sources:
         return self.stuff(folder).segments(image_id)
 
     def digests(self) -> dict[str, str]:
-        """File name -> SHA-256 of the JSON of each annotation file that was read; a data set is built from these."""
+        """File name -> SHA-256 of the JSON, for each annotation file that was read."""
         return {name: digest.result() for name, digest in sorted(self._digests.items())}
 
     def _read(self, place: Place, source: str) -> AnnotationFile:
         name = PurePosixPath((place.member or "").replace("\\", "/") or place.path).name
-        read = partial(self._phase, f"reading {name}")
-        read(0, 0)  # it may have to be unpacked
+        progress = partial(self._phase, f"reading {name}")
+        progress(0, 0)  # before the file is unpacked, which may take long
         content = place.map()
         self._digests[name] = self._hashing.submit(lambda: hashlib.sha256(content).hexdigest())
-        annotations = AnnotationFile(content, str(place), source, self._announce, read)
+        annotations = AnnotationFile(content, str(place), source, self._announce, progress)
         if annotations.categories:
             self._vocabulary.check_categories(source, annotations.categories, str(place))
         return annotations
