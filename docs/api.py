@@ -99,7 +99,7 @@ def _definition(home: Module, name: str) -> Iterator[str]:
 def _entry(homes: Sequence[Module], code: str, node: Definition) -> Iterator[str]:
     """The code of a definition, the constants that it or its docstring mentions, and the docstring."""
     words = dict.fromkeys(re.findall(r"\b[A-Z]\w+", f"{code}\n{ast.get_docstring(node)}"))
-    constants = [line for word in words for home in homes if (line := home.constant(word))]
+    constants = dict.fromkeys(line for word in words for home in homes if (line := home.constant(word)))
     listed = "\n".join([*constants, "", "", code] if constants else [code])
     yield f"```python\n{listed}\n```\n\n{_prose(node)}\n"
 

@@ -158,7 +158,7 @@ def shop(root: Path, text: str) -> str:
 
 
 def test_the_reference_shows_signatures_fields_and_docstrings(tmp_path):
-    assert shop(tmp_path, SHOP).endswith(SECTIONS)
+    assert shop(tmp_path, SHOP).partition("[buy](#cocolvisbuy)\n")[2] == SECTIONS
 
 
 def test_long_signatures_get_one_parameter_per_line(tmp_path):
