@@ -1,4 +1,4 @@
-"""The documents are true: every module and dependency is named, and the two set-up commands come first."""
+"""The documents match the code: they name every module and dependency, and open with the two set-up commands."""
 
 import re
 import tomllib

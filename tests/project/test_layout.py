@@ -1,4 +1,4 @@
-"""The folders show the way of the data: what imports run between them is derived, and runs one way."""
+"""Folders import each other in one direction only, and none holds too many modules."""
 
 import ast
 from collections import Counter
@@ -10,17 +10,17 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("cocolvis", "ess", "cli")
 MOST = 12
-"""Modules that a folder may hold."""
+"""The largest number of modules in a folder."""
 
 
 def modules(root: Path = ROOT) -> dict[str, Path]:
-    """Dotted name -> file, for the three packages; a package by the name of its ``__init__``."""
+    """Dotted name -> file of every module in the three packages; the file of a package is its ``__init__``."""
     files = [path for package in PACKAGES for path in sorted((root / package).rglob("*.py"))]
     return {".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
 
 
 def imports(root: Path = ROOT) -> dict[str, set[str]]:
-    """Module -> the modules of the packages that it imports anywhere, inside functions and for types alone included."""
+    """Module -> the modules of the packages it imports, including imports inside functions and for types only."""
     known = modules(root)
     found: dict[str, set[str]] = {}
     for name, path in known.items():
@@ -38,7 +38,7 @@ def imports(root: Path = ROOT) -> dict[str, set[str]]:
 
 
 def folders(root: Path = ROOT) -> dict[str, set[str]]:
-    """Folder -> the folders whose modules it imports. The front door of a package, its ``__init__``, stands for itself."""
+    """Folder -> the folders whose modules it imports. The ``__init__`` of a package is a node of its own."""
     known = modules(root)
 
     def folder(name: str) -> str:
@@ -51,14 +51,14 @@ def folders(root: Path = ROOT) -> dict[str, set[str]]:
 
 
 def ordered(graph: dict[str, set[str]]) -> list[str]:
-    """The nodes, each behind all that it imports; fails with the circle where there is one."""
+    """The nodes, each after everything it imports; fails and names the cycle if there is one."""
     try:
         return [*TopologicalSorter(graph).static_order()]
     except CycleError as error:
-        pytest.fail(f"imports go in a circle: {' -> '.join(error.args[1])}")
+        pytest.fail(f"imports form a cycle: {' -> '.join(error.args[1])}")
 
 
-def test_no_module_imports_itself_by_way_of_others():
+def test_no_module_imports_itself_through_others():
     assert set(ordered(imports())) == set(modules())
 
 
@@ -78,7 +78,7 @@ def test_an_import_against_the_direction_is_found(tmp_path, added):
         copy.write_text(path.read_text() + (f"\n{added}\n" if name == "cocolvis.disk.files" else ""))
     assert "cocolvis/building" in folders(tmp_path)["cocolvis/disk"]
     for graph in (imports(tmp_path), folders(tmp_path)):
-        with pytest.raises(pytest.fail.Exception, match="in a circle"):
+        with pytest.raises(pytest.fail.Exception, match="form a cycle"):
             ordered(graph)
 
 
