@@ -34,6 +34,7 @@ quick: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/python -m pytest -n $(JOBS) -m "not long"
 
 test-long: $(VENV)/.ready

@@ -1,22 +1,66 @@
 """Embedding-based scalable segmentation: more than a thousand classes on a single GPU.
 
-``ess.Predictor`` and the losses are importable from here; they load torch when they are first asked for.
+Every name below is imported from its module on first use, so that ``import ess`` does not load torch.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
 
-_EXPORTS = {
+if TYPE_CHECKING:
+    from ess.checkpoint import Checkpoint, Run
+    from ess.config import Config, preset
+    from ess.evaluation.evaluate import evaluate
+    from ess.inference.predictor import Predictor
+    from ess.inference.views import Inference
+    from ess.losses.cross_entropy import dense_cross_entropy, exact_cross_entropy, knn_cross_entropy, margin_penalty
+    from ess.losses.neighbours import nearest
+    from ess.models.network import SegmentationModel, build_model
+    from ess.training.loop import train
+
+__all__ = [
+    "Checkpoint",
+    "Config",
+    "Inference",
+    "Predictor",
+    "Run",
+    "SegmentationModel",
+    "build_model",
+    "dense_cross_entropy",
+    "evaluate",
+    "exact_cross_entropy",
+    "knn_cross_entropy",
+    "margin_penalty",
+    "nearest",
+    "preset",
+    "train",
+]
+
+_MODULES = {
+    "Checkpoint": "ess.checkpoint",
+    "Config": "ess.config",
+    "Inference": "ess.inference.views",
     "Predictor": "ess.inference.predictor",
+    "Run": "ess.checkpoint",
+    "SegmentationModel": "ess.models.network",
+    "build_model": "ess.models.network",
+    "dense_cross_entropy": "ess.losses.cross_entropy",
+    "evaluate": "ess.evaluation.evaluate",
     "exact_cross_entropy": "ess.losses.cross_entropy",
     "knn_cross_entropy": "ess.losses.cross_entropy",
     "margin_penalty": "ess.losses.cross_entropy",
+    "nearest": "ess.losses.neighbours",
+    "preset": "ess.config",
+    "train": "ess.training.loop",
 }
+"""The module that defines each name; type checkers read the imports above instead, and report a name that is not there."""
 
-__all__ = ["Predictor", "exact_cross_entropy", "knn_cross_entropy", "margin_penalty"]
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(_MODULES[name]), name)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_EXPORTS[name]), name)
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

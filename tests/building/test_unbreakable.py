@@ -309,7 +309,7 @@ def test_a_broken_annotation_file_is_told_in_one_line_before_any_work(tree, how,
     assert not (tree.root / "data").exists()
 
 
-def check_estimate(built, out, most, **settings):
+def assert_estimate_fits(built, out, most, **settings):
     """The estimate against a data set that was built with the same settings."""
     plan = Plan.make(Sources(built.coco, built.lvis, coco_lvis()), BuildOptions(**settings))
     needed, taken = plan.bytes_needed(plan.shard_counts()), sum(map(len, contents(out).values()))
@@ -320,10 +320,10 @@ def check_estimate(built, out, most, **settings):
 @pytest.mark.parametrize(("images", "most"), [("embed", 2), ("path", 5), ("none", 5)])
 def test_the_estimate_of_the_disk_is_enough_and_not_far_too_much(sample, tmp_path, images, most, shard_size):
     sample.rebuild(tmp_path / "data", images=images, shard_size=shard_size)
-    check_estimate(sample, tmp_path / "data", most, images=images, shard_size=shard_size)
+    assert_estimate_fits(sample, tmp_path / "data", most, images=images, shard_size=shard_size)
 
 
 def test_the_estimate_fits_real_data(real, tmp_path):
-    check_estimate(real, real.data, 2)
+    assert_estimate_fits(real, real.data, 2)
     real.rebuild(tmp_path / "data", images="none", shard_size=50)
-    check_estimate(real, tmp_path / "data", 5, images="none", shard_size=50)
+    assert_estimate_fits(real, tmp_path / "data", 5, images="none", shard_size=50)

@@ -11,7 +11,7 @@ from typing import BinaryIO
 from unittest.mock import patch
 
 import numpy as np
-from fuzzed_segmentations import NASTY, Json, check_segmentation, mutated, segmentation
+from fuzzed_segmentations import NASTY, Json, assert_refused_or_painted, mutated, segmentation
 from trees import Tree, five_images, rle
 
 from cocolvis.building.build import build
@@ -208,7 +208,7 @@ def batch(folder: Path, seed: int, segmentations: int, files: int) -> str:
         for number in range(segmentations):
             content, height, width = segmentation(Random(f"{seed}-{number}"))
             _note(note, f"segmentation {number} of seed {seed}, {height} x {width}", content)
-            painted += check_segmentation(content, height, width)
+            painted += assert_refused_or_painted(content, height, width)
         for number in range(files):
             file, content = annotation_file(Random(f"{seed}-file-{number}"), ground.contents)
             _note(note, f"file {number} of seed {seed}, {file}", content)

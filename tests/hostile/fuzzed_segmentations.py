@@ -262,7 +262,7 @@ def _judged(content: bytes, height: int, width: int) -> tuple[bool, np.ndarray |
     return mask is None or doubtful or read.doubtful, mask
 
 
-def check_segmentation(content: bytes, height: int, width: int) -> bool:
+def assert_refused_or_painted(content: bytes, height: int, width: int) -> bool:
     """Check that a segmentation is refused, or painted in valid spans as pycocotools paints it; whether it was painted."""
     try:
         refusable, mask = _judged(content, height, width)

@@ -51,7 +51,7 @@ def colours(classes: int, **settings) -> SegmentationModel:
     return SegmentationModel(Colours(), Joined(), classes, 6, multiple=8, **settings)
 
 
-def check(predictor: Predictor, path, kind: str) -> None:
+def assert_file_agrees(predictor: Predictor, path, kind: str) -> None:
     """The file agrees on its own picture, and at other sizes."""
     assert exporting.export(predictor, path, kind) > 0.999
     run = exporting.load(path, kind)
@@ -62,20 +62,20 @@ def check(predictor: Predictor, path, kind: str) -> None:
         assert (found == predictor(image)).mean() > 0.999
 
 
-def check_pair(arch: str, encoder: str, head: str, kind: str, path) -> None:
+def assert_export_agrees(arch: str, encoder: str, head: str, kind: str, path) -> None:
     torch.manual_seed(0)
-    check(predictor_of(build_model(arch, encoder, classes=300, dim=6, head=head), 300), path, kind)
+    assert_file_agrees(predictor_of(build_model(arch, encoder, classes=300, dim=6, head=head), 300), path, kind)
 
 
 @pytest.mark.parametrize(("arch", "encoder", "head", "kind"), QUICK)
 def test_a_file_gives_the_predictors_classes_at_any_size(arch, encoder, head, kind, tmp_path):
-    check_pair(arch, encoder, head, kind, tmp_path / "model")
+    assert_export_agrees(arch, encoder, head, kind, tmp_path / "model")
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("arch", "encoder", "head", "kind"), LONG)
 def test_a_file_of_every_kind_of_network(arch, encoder, head, kind, tmp_path):
-    check_pair(arch, encoder, head, kind, tmp_path / "model")
+    assert_export_agrees(arch, encoder, head, kind, tmp_path / "model")
 
 
 @pytest.mark.parametrize("bins", [2, 3, 6])
@@ -104,7 +104,7 @@ def test_every_distance_with_many_classes_and_added_ones(kind, settings, tmp_pat
     added = [AddedClass(f"new {n}", seen[n].tolist(), radius, [], 1, "") for n in (0, 3000)]
     predictor = predictor_of(model, 300, added)
     assert {301, 302} <= set(np.unique(predictor(photo(*SIZES[0]))).tolist())
-    check(predictor, tmp_path / "model", kind)
+    assert_file_agrees(predictor, tmp_path / "model", kind)
 
 
 def test_a_file_says_what_its_classes_are_and_holds_no_code_of_ours(tmp_path):

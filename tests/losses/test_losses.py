@@ -47,7 +47,7 @@ def nearest_others(k):
     return lambda z, t: [c for c in z.argsort(descending=True).tolist() if c != t][:k]
 
 
-def compare(loss, truth, embeddings, classes):
+def assert_matches(loss, truth, embeddings, classes):
     """Relative error of value and gradients in float32 against the float64 truth."""
     a, b = (x.detach().clone().requires_grad_() for x in (embeddings, classes))
     c, d = (x.detach().double().requires_grad_() for x in (embeddings, classes))
@@ -64,7 +64,7 @@ def compare(loss, truth, embeddings, classes):
 def test_exact_is_the_definition(classes, dim, distance):
     embeddings, labels, e = problem(classes, dim)
     for temperature in (20.0, 3.0):
-        compare(
+        assert_matches(
             lambda o, e, t=temperature: exact_cross_entropy(o, labels, e, temperature=t, distance=distance),
             lambda o, e, t=temperature: definition(o, labels, e, t, distance).mean(),
             embeddings,
@@ -98,7 +98,7 @@ def test_many_classes_come_in_groups(distance, extras, monkeypatch):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
     if not extras:
         monkeypatch.setattr("ess.kernels.exact_cpu._ONCE", 500)
-        compare(
+        assert_matches(
             lambda a, b: exact_cross_entropy(a, labels, b, distance=distance),
             lambda a, b: definition(a, labels, b, 20.0, distance).mean(),
             embeddings,
@@ -111,7 +111,7 @@ def test_many_classes_come_in_groups(distance, extras, monkeypatch):
 def test_knn_is_the_definition(classes, dim, k, distance):
     embeddings, labels, e = problem(classes, dim)
     for search in ("faiss", "torch"):
-        compare(
+        assert_matches(
             lambda o, e, s=search: knn_cross_entropy(o, labels, e, k=k, distance=distance, search=s),
             lambda o, e: definition(o, labels, e, 20.0, distance, nearest_others(k)).mean(),
             embeddings,
@@ -126,7 +126,7 @@ def test_confident_pixels_keep_their_precision(loss, near):
     noise = torch.randn(2, 5, 3, 12, generator=torch.Generator().manual_seed(1))
     embeddings = F.normalize(e[labels.long()] + near * noise, dim=3).permute(0, 3, 1, 2)
     pick = nearest_others(7) if loss is knn_cross_entropy else None
-    compare(
+    assert_matches(
         lambda o, e: loss(o, labels, e),
         lambda o, e: definition(o, labels, e, 20.0, "euclidean", pick).mean(),
         embeddings,

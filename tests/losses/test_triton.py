@@ -172,7 +172,7 @@ def error(found, truth):
     return ((found.double() - truth).norm() / truth.norm().clamp_min(1e-300)).item()
 
 
-def compare(arguments, bounds=(1e-5, 1e-4, 1e-4, 1e-4), temperature=10.0, distance=EUCLIDEAN):
+def assert_matches(arguments, bounds=(1e-5, 1e-4, 1e-4, 1e-4), temperature=10.0, distance=EUCLIDEAN):
     found, truth = (f(*arguments, temperature, distance) for f in (run, definition))
     assert len(found) == len(truth)
     for mine, theirs, bound in zip(found, truth, bounds, strict=False):
@@ -187,7 +187,7 @@ def compare(arguments, bounds=(1e-5, 1e-4, 1e-4, 1e-4), temperature=10.0, distan
 def test_exact_is_the_definition(classes, dim, size, names, distance):
     o, labels, e = problem(classes, dim, size)
     weights, bias, mask = extras(classes, size, names)
-    compare((o, labels, weights, e, bias, mask), distance=distance)
+    assert_matches((o, labels, weights, e, bias, mask), distance=distance)
 
 
 @kernel
@@ -195,14 +195,14 @@ def test_exact_is_the_definition(classes, dim, size, names, distance):
 @pytest.mark.parametrize("near", [0.1, 1e-2, 1e-4, 0.0])
 def test_confident_pixels_keep_their_precision(near, distance):
     o, labels, e = problem(75, 12, 40, near)
-    compare((o, labels, torch.ones(2, 40), e, None, None), temperature=20.0, distance=distance)
+    assert_matches((o, labels, torch.ones(2, 40), e, None, None), temperature=20.0, distance=distance)
 
 
 @kernel
 @pytest.mark.parametrize("near", [0.1, 1e-2, 1e-4, 0.0])
 def test_pixels_near_other_classes_keep_their_precision(near):
     o, labels, e = problem(75, 12, 40, near)
-    compare((o, torch.where(labels < 0, labels, (labels + 1) % 75), torch.ones(2, 40), e, None, None))
+    assert_matches((o, torch.where(labels < 0, labels, (labels + 1) % 75), torch.ones(2, 40), e, None, None))
 
 
 @kernel
@@ -210,7 +210,7 @@ def test_pixels_near_other_classes_keep_their_precision(near):
 def test_duplicate_classes(distance):
     o, labels, e = problem(20, 4, 40, 0.0)
     e = torch.cat([e, e])
-    compare((o, labels, *extras(40, 40)[:1], e, None, None), distance=distance)
+    assert_matches((o, labels, *extras(40, 40)[:1], e, None, None), distance=distance)
 
 
 @kernel
@@ -255,7 +255,7 @@ def test_half_precision_costs_the_gradients_one_rounding(dim, distance, dtype, s
     o, e = o.to(dtype), e.to(dtype)
     o[0, :, :20] = e[labels[0, :20].clamp_min(0)].T + 0.1 * o[0, :, :20]
     weights = extras(75, 40)[0] / 2**20  # as of a mean over many pixels
-    found = compare((o, labels, weights, e, None, None), (1e-5, 2 * step, 2 * step), distance=distance)
+    found = assert_matches((o, labels, weights, e, None, None), (1e-5, 2 * step, 2 * step), distance=distance)
     assert [x.dtype for x in found[1:]] == [torch.float32 if dtype == torch.float16 else dtype, torch.float32]
 
 
@@ -263,8 +263,8 @@ def test_half_precision_costs_the_gradients_one_rounding(dim, distance, dtype, s
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_of_two_types_the_wider_one_counts(dtype):
     o, labels, e = problem(75, 12, 40)
-    compare((o.to(dtype), labels, torch.ones(2, 40), e, None, None), (1e-5, 2**-7, 1e-4))
-    compare((o, labels, torch.ones(2, 40), e.to(dtype), None, None))
+    assert_matches((o.to(dtype), labels, torch.ones(2, 40), e, None, None), (1e-5, 2**-7, 1e-4))
+    assert_matches((o, labels, torch.ones(2, 40), e.to(dtype), None, None))
 
 
 @kernel
@@ -281,7 +281,7 @@ def test_losses_near_zero_keep_their_digits():
 @pytest.mark.parametrize(("distance", "temperature"), [(EUCLIDEAN, 10.0), (SQUARED, 0.5), (COSINE, 0.5)])
 def test_long_embeddings_do_not_overflow(distance, temperature):
     o, labels, e = problem(40, 5, 40)
-    compare((30 * o, labels, torch.ones(2, 40), 30 * e, None, None), temperature=temperature, distance=distance)
+    assert_matches((30 * o, labels, torch.ones(2, 40), 30 * e, None, None), temperature=temperature, distance=distance)
 
 
 @kernel

@@ -34,7 +34,7 @@ def small() -> SegmentationModel:
     return build_model("fpn", SMALL, classes=20, dim=6).eval()
 
 
-def check_pair(arch, encoder):
+def assert_pair_works(arch, encoder):
     """Forward and backward at 64x64: shape, unit length, a gradient for every parameter; any size; what is saved is all."""
     torch.manual_seed(0)
     model = build_model(arch, encoder, classes=20, dim=6).train()
@@ -56,8 +56,8 @@ def check_pair(arch, encoder):
     assert model.predict(images).shape == (1, 61, 83)
 
 
-def check_structure(arch, encoder):
-    """The shapes and the gradients of :func:`check_pair` at odd sizes, without a number computed: no memory, little time."""
+def assert_structure_works(arch, encoder):
+    """The shapes and gradients of :func:`assert_pair_works` at odd sizes, on the meta device, which computes no numbers."""
     with torch.device("meta"):
         model = build_model(arch, encoder, classes=20, dim=6)
         for size in ((13, 9), (61, 83)):
@@ -71,19 +71,19 @@ def check_structure(arch, encoder):
 @pytest.mark.parametrize(("arch", "encoder"), QUICK)
 def test_pair(arch, encoder):
     assert (arch, encoder) in pairs()
-    check_pair(arch, encoder)
+    assert_pair_works(arch, encoder)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("arch", "encoder"), [pair for pair in pairs() if pair[1] in SMALLEST])
 def test_every_architecture_with_the_smallest_of_every_family(arch, encoder):
-    check_pair(arch, encoder)
+    assert_pair_works(arch, encoder)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("arch", "encoder"), pairs())
 def test_the_structure_of_every_pair(arch, encoder):
-    check_structure(arch, encoder)
+    assert_structure_works(arch, encoder)
 
 
 LARGE = "vit_large_patch14_reg4_dinov2.lvd142m"
@@ -91,7 +91,7 @@ LARGE = "vit_large_patch14_reg4_dinov2.lvd142m"
 
 @pytest.mark.parametrize(("arch", "encoder"), [("upernet", LARGE), ("dpt", LARGE), ("pspnet", "pvt_v2_b0")])
 def test_the_structure_of_pairs_with_demands(arch, encoder):
-    check_structure(arch, encoder)
+    assert_structure_works(arch, encoder)
 
 
 def test_every_encoder_gets_the_statistics_that_its_weights_were_trained_with():

@@ -1,4 +1,4 @@
-"""One direction: cocolvis knows nothing of ess or torch, and both commands start without heavy imports."""
+"""Imports run in one direction: cocolvis uses neither ess nor torch, and both commands start without heavy imports."""
 
 import ast
 import pkgutil

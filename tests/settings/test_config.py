@@ -1,4 +1,4 @@
-"""Settings: precedence, refusals, presets."""
+"""Settings: which source wins, which values are refused, and what the presets hold."""
 
 import math
 from typing import get_args, get_type_hints

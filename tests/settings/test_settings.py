@@ -1,4 +1,4 @@
-"""Each setting of a training is seen to have its effect, or to have none; and a training hands all of them on."""
+"""Every training setting has a test of its effect, or of having none, and a training passes all of them on."""
 
 import copy
 import importlib
@@ -22,13 +22,13 @@ from ess.training.objective import Objective
 from ess.training.state import TrainingState, set_learning_rates
 
 MODULES = [importlib.import_module(path.stem) for path in sorted(Path(__file__).parent.glob("test_settings_*.py"))]
-"""The tests that fill the two tables, which happens when they are imported."""
+"""The test modules that fill the two tables when they are imported."""
 
 KNOWN = [field.name for field in fields(Config)]
 
 
 @pytest.mark.parametrize("name", [*KNOWN, *sorted({*CHANGING, *HARMLESS} - {*KNOWN})])
-def test_every_setting_stands_in_one_table(name):
+def test_every_setting_is_in_one_table(name):
     assert name in KNOWN, f"a test is marked with {name!r}, but ess.config.Config has no such setting"
     assert name in CHANGING or name in HARMLESS, (
         f"no test sees what the setting {name!r} does. Write one in tests/test_settings_*.py that fails when it is ignored,"
@@ -38,7 +38,7 @@ def test_every_setting_stands_in_one_table(name):
     assert not (name in CHANGING and name in HARMLESS), f"the setting {name!r} cannot both change a step and leave it alone"
 
 
-def test_what_the_tables_name_are_tests_that_run():
+def test_the_tables_name_tests_that_run():
     found = {test for module in MODULES for name, test in inspect.getmembers(module) if name.startswith("test_")}
     assert all(test in found for table in (CHANGING, HARMLESS) for tests in table.values() for test in tests)
 
@@ -72,8 +72,8 @@ RICH = {
 }
 
 
-def test_a_training_hands_every_setting_on(dataset, tmp_path, monkeypatch):
-    """Its weights, bit by bit, are those of its parts called one after another with the same settings."""
+def test_a_training_passes_every_setting_on(dataset, tmp_path, monkeypatch):
+    """Training gives the same weights, bit for bit, as calling its parts one after another with the same settings."""
     monkeypatch.setattr(training, "model_from_config", tiny)
     found = trained(dataset, tmp_path / "run", **RICH)
     chosen = config(**RICH, device="cpu", track="none")
@@ -95,7 +95,7 @@ def test_a_training_hands_every_setting_on(dataset, tmp_path, monkeypatch):
 
 
 def test_each_process_draws_random_numbers_of_its_own(dataset, tmp_path, monkeypatch):
-    """What dropout and random negatives draw from, in a step of the first process of two and of the second."""
+    """Compares the generators of dropout and random negatives in one step of two processes."""
     drawn = {}
     for rank in (0, 1):
         monkeypatch.setattr(Accelerator, "num_processes", 2)
@@ -119,7 +119,7 @@ OTHERS = {
 }
 
 
-def test_a_resumed_training_takes_the_settings_that_it_is_given(dataset, tmp_path, monkeypatch):
+def test_a_resumed_training_uses_the_settings_it_is_given(dataset, tmp_path, monkeypatch):
     steps = Steps(monkeypatch)
     trained(dataset, tmp_path / "run", steps=2)
     resumed = trained(dataset, tmp_path / "run", steps=4, keep=1, lr=0.5, crop=32, resume=True)

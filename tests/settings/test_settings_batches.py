@@ -1,4 +1,4 @@
-"""What the settings of the batches make of them: which images, how large, scaled, mirrored and coloured how."""
+"""The effect of the settings on batches: which images, their size, scale, mirroring and colours."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from ess.data.transforms import Placement
 
 
 def windows(dataset, steps=4, **settings) -> list:
-    """The windows of some steps, with pixels of their own."""
+    """The windows of some steps, with copies of their pixels."""
     chosen = config(**{"crop": 32} | settings)
     made = training_batches(dataset.split("train"), chosen, steps)
     return [each._replace(pixels=each.pixels.clone()) for each in made]
@@ -25,7 +25,7 @@ def places(dataset, **settings) -> list[Placement]:
 
 @changes("batch_size", "crop")
 @pytest.mark.parametrize(("batch_size", "crop"), [(3, 48), (5, 32)])
-def test_a_step_has_so_many_crops_of_this_side(dataset, tmp_path, monkeypatch, batch_size, crop):
+def test_a_step_has_batch_size_crops_of_the_given_side(dataset, tmp_path, monkeypatch, batch_size, crop):
     steps = Steps(monkeypatch)
     trained(dataset, tmp_path / "run", batch_size=batch_size, crop=crop)
     for step in steps:
@@ -36,7 +36,7 @@ def test_a_step_has_so_many_crops_of_this_side(dataset, tmp_path, monkeypatch, b
 
 @changes("scale_min", "scale_max")
 @pytest.mark.parametrize(("least", "most"), [(0.5, 2.0), (0.5, 0.7), (1.7, 2.0), (3.0, 3.0)])
-def test_pictures_are_scaled_by_factors_between_the_two(dataset, least, most):
+def test_pictures_are_scaled_by_factors_in_the_given_range(dataset, least, most):
     found = [
         (into.stop - into.start) / (of.stop - of.start)
         for place in places(dataset, steps=20, scale_min=least, scale_max=most)
@@ -48,7 +48,7 @@ def test_pictures_are_scaled_by_factors_between_the_two(dataset, least, most):
 
 
 @changes("flip")
-def test_mirrored_crops_are_the_others_from_right_to_left(dataset):
+def test_mirrored_crops_are_the_plain_crops_from_right_to_left(dataset):
     plain, mirrored = ([w.crops(32, CPU) for w in windows(dataset, flip=flip)] for flip in (0.0, 1.0))
     for one, other in zip(plain, mirrored, strict=True):
         assert torch.equal(one.images.flip(3), other.images) and torch.equal(one.labels.flip(2), other.labels)
@@ -58,7 +58,7 @@ def test_mirrored_crops_are_the_others_from_right_to_left(dataset):
 
 
 def factors(before: torch.Tensor, after: torch.Tensor) -> tuple[float, float, float] | None:
-    """Brightness, contrast and saturation that made ``after`` of ``before``, (N,) uint8 both; None of too few colours.
+    """The brightness, contrast and saturation that turn ``before`` into ``after``, (N,) uint8; None of too few colours.
 
     Colours come out as b * c * (s * x + (1 - s) * luma(x)) + b * (1 - c) * grey, where grey is the picture's mean luma.
     """
@@ -69,7 +69,7 @@ def factors(before: torch.Tensor, after: torch.Tensor) -> tuple[float, float, fl
     solved, _, _, values = np.linalg.lstsq(columns[inside], y[inside], rcond=None)
     if len(values) < 3 or values[-1] < 25:
         return None
-    assert np.abs(columns[inside] @ solved - y[inside]).max() < 1  # what rounding leaves
+    assert np.abs(columns[inside] @ solved - y[inside]).max() < 1  # the error of rounding
     own, grey, shift = solved
     brightness = own + grey + shift / luma.mean()
     return brightness, (own + grey) / brightness, own / (own + grey)
@@ -77,8 +77,8 @@ def factors(before: torch.Tensor, after: torch.Tensor) -> tuple[float, float, fl
 
 @changes("color_jitter")
 @pytest.mark.parametrize("strength", [0.2, 0.5])
-def test_colours_change_by_such_factors_and_labels_do_not(dataset, strength):
-    whole = {"crop": 64, "scale_min": 1.0, "scale_max": 1.0}  # whole pictures, which contrast is about
+def test_colours_change_by_factors_in_the_given_range_and_labels_do_not(dataset, strength):
+    whole = {"crop": 64, "scale_min": 1.0, "scale_max": 1.0}  # whole pictures: contrast depends on all of their pixels
     plain, coloured = (windows(dataset, steps=20, color_jitter=jitter, **whole) for jitter in (0.0, strength))
     found = []
     for one, other in zip(plain, coloured, strict=True):
@@ -109,7 +109,7 @@ def test_the_seed_decides_weights_order_augmentation_and_dropout(dataset, tmp_pa
 
 
 @changes("skip_damaged")
-def test_damaged_images_end_a_training_or_others_take_their_places(dataset, tmp_path, monkeypatch):
+def test_damaged_images_end_a_training_or_are_replaced(dataset, tmp_path, monkeypatch):
     bad = {name: int(dataset.split(name).image_ids()[6]) for name in ("train", "val")}
     settings = {"steps": 10, "eval_every": 10}  # an epoch
     steps, original = Steps(monkeypatch), Sample.image
@@ -127,7 +127,7 @@ def test_damaged_images_end_a_training_or_others_take_their_places(dataset, tmp_
     assert ((sound != around) == (sound == bad["train"])).all() and (sound == bad["train"]).sum() == 1
     scores = run.listed()[-1].scores
     assert (scores["images"], scores["skipped"]) == (9, 1)
-    for name in ("train", "val"):  # what meets the image first
+    for name in ("train", "val"):  # the part that reads the image first
         with pytest.raises(DamagedImage, match=f"image {bad[name]} .*the picture is torn"):
             trained(dataset, tmp_path / name, **settings)
         bad.pop(name)

@@ -1,4 +1,4 @@
-"""Settings that must not change what is learned; and that they are put in force all the same."""
+"""Settings that take effect and must not change what is learned."""
 
 import contextlib
 import multiprocessing
@@ -23,13 +23,13 @@ CLASSES = 9
 
 
 def curves(folder: Path) -> EventAccumulator:
-    """What TensorBoard shows of a run."""
+    """The scalars that TensorBoard shows for a run."""
     board = EventAccumulator(str(next(path for path in (folder / "tensorboard").iterdir() if path.is_dir())))
     return board.Reload()
 
 
 @harmless("device", "workers", "track", "log_every", "eval_every", "eval_limit", "save_every", "keep")
-def test_what_a_training_says_and_keeps_leaves_its_weights_alone(dataset, tmp_path, monkeypatch):
+def test_logging_and_checkpoints_leave_the_weights_alone(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "model_from_config", tiny)
     monkeypatch.setattr(journal, "PICTURES", 1)
     shared = {"color_jitter": 0.2, "steps": 4}
@@ -42,7 +42,7 @@ def test_what_a_training_says_and_keeps_leaves_its_weights_alone(dataset, tmp_pa
 
 @harmless("log_every", "track")
 @pytest.mark.parametrize(("log_every", "lines"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (20, [5])])
-def test_lines_and_points_come_every_so_many_steps_and_at_the_end(dataset, tmp_path, monkeypatch, caplog, log_every, lines):
+def test_lines_and_points_come_at_the_given_interval_and_at_the_end(dataset, tmp_path, monkeypatch, caplog, log_every, lines):
     clock = {"now": 0.0}
     monkeypatch.setattr(journal, "time", SimpleNamespace(monotonic=lambda: clock["now"]))
     Steps(monkeypatch, lambda model: clock.update(now=clock["now"] + 2.0))
@@ -66,18 +66,18 @@ def test_curves_go_to_the_trackers(dataset, tmp_path, monkeypatch):
 
 
 def test_points_that_a_killed_run_made_after_its_checkpoint_are_gone(dataset, tmp_path, monkeypatch):
-    """TensorBoard leaves out what lies after the step that a resumed run goes on from, and keeps all before."""
+    """TensorBoard drops the points after the step that a resumed run starts from, and keeps all earlier ones."""
     shared = {"track": "tensorboard", "log_every": 1, "save_every": 2, "steps": 6, "eval_every": 2, "eval_limit": 1}
     monkeypatch.setattr(journal, "PICTURES", 1)
     steps = Steps(monkeypatch, lambda model: 1 / (len(steps) - 4))
     with pytest.raises(ZeroDivisionError):
         trained(dataset, tmp_path / "run", **shared)
-    for file in (tmp_path / "run/tensorboard").rglob("events.*"):  # TensorBoard reads in the order of names
+    for file in (tmp_path / "run/tensorboard").rglob("events.*"):  # TensorBoard reads files in the order of their names
         file.rename(file.with_name(file.name.replace("tfevents.", "tfevents.0")))
     before = curves(tmp_path / "run")
     assert [point.step for point in before.Scalars("train/loss")] == [1, 2, 3]
     for name in ("step", "evaluation", "pictures", "classes"):
-        monkeypatch.setattr(journal.Journal, name, lambda *_: None)  # else its points would take the place of the old ones
+        monkeypatch.setattr(journal.Journal, name, lambda *_: None)  # otherwise its points would replace the old ones
     trained(dataset, tmp_path / "run", **shared, resume=True)
     after = curves(tmp_path / "run")
     assert [point.step for point in after.Scalars("train/loss")] == [1, 2]
@@ -97,7 +97,7 @@ def test_points_that_a_killed_run_made_after_its_checkpoint_are_gone(dataset, tm
         ({"save_every": 4, "keep": 9, "eval_every": 5}, [0, 4, 5, 7], {5: 10, 7: 10}),
     ],
 )
-def test_checkpoints_and_evaluations_come_every_so_many_steps(dataset, tmp_path, monkeypatch, settings, kept, evaluated):
+def test_checkpoints_and_evaluations_come_at_the_given_intervals(dataset, tmp_path, monkeypatch, settings, kept, evaluated):
     assert len(dataset.split("val")) == 10
     Steps(monkeypatch)
     run = trained(dataset, tmp_path / "run", steps=7, **settings)
@@ -107,8 +107,8 @@ def test_checkpoints_and_evaluations_come_every_so_many_steps(dataset, tmp_path,
 
 @harmless("workers", "start_method")
 @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.long)])
-def test_batches_come_from_so_many_processes_and_are_the_same(dataset, method):
-    chosen, steps = config(batch_size=4), 14  # so many that memory is used again
+def test_batches_are_the_same_for_every_number_of_processes(dataset, method):
+    chosen, steps = config(batch_size=4), 14  # enough for memory to be reused
     other = config(batch_size=4, workers=2, start_method=method)
     split = dataset.split("train")
     before = {*multiprocessing.active_children()}
@@ -140,7 +140,7 @@ def batch() -> Batch:
 
 
 def stepped(batch, watch=lambda objective: None, **settings):
-    """(loss, objective) after a step of a small network whose parts see the same whatever they are."""
+    """(loss, objective) after a step of a small network, for which the division into parts makes no difference."""
     chosen = config(**{"dropout": 0.0, "margin": 1.5} | settings)
     torch.manual_seed(0)
     objective = Objective(tiny(chosen, CLASSES), chosen).eval()

@@ -1,4 +1,4 @@
-"""What the settings of the loss and of the long tail make of it, against plain formulas."""
+"""The effect of the loss and long-tail settings, compared with plain formulas."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def batch() -> Batch:
 
 
 def computed(batch, seed=0, classes=CLASSES, tail=None, **settings):
-    """(loss, penalty, output (P, D), class embeddings or None, Objective) of a small network under some settings."""
+    """(loss, penalty, output (P, D), class embeddings or None, Objective) of a small network with these settings."""
     chosen = config(**{"dim": 4, "dropout": 0.0} | settings)
     torch.manual_seed(0)
     objective = Objective(tiny(chosen, classes), chosen, *([tail] if tail else [])).train()
@@ -42,7 +42,7 @@ def computed(batch, seed=0, classes=CLASSES, tail=None, **settings):
 
 
 def logits(output, classes, temperature=20.0, distance="euclidean"):
-    """Of each pixel and class, (P, C)."""
+    """The logits (P, C) of every pixel and class."""
     if distance == "cosine":
         return temperature * output @ classes.T
     d = torch.linalg.vector_norm(output[:, None] - classes, dim=2)
@@ -74,7 +74,7 @@ def test_the_loss_is_the_formula(batch, monkeypatch, loss, temperature, distance
         z = logits(output, classes, **chosen)
     full, few = F.cross_entropy(z, targets, ignore_index=-1, reduction="sum"), among(z, targets, nearest_others(z, targets, 2))
     torch.testing.assert_close(found, few if loss == "knn" else full, rtol=1e-4, atol=1e-4)
-    assert (full - few).abs() > 0.001 * full  # ten times what is tolerated
+    assert (full - few).abs() > 0.001 * full  # ten times the tolerance
     for most in (CLASSES, CLASSES - 1):
         monkeypatch.setattr(cross_entropy, "EXACT_UP_TO", most)
         again = computed(batch, loss=loss, k=2, **chosen)[0]
@@ -82,7 +82,7 @@ def test_the_loss_is_the_formula(batch, monkeypatch, loss, temperature, distance
 
 
 @changes("distance")
-def test_predictions_are_by_the_distance():
+def test_predictions_use_the_distance():
     o, found = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)), {}
     for distance in ("euclidean", "cosine"):
         torch.manual_seed(0)
@@ -96,7 +96,7 @@ def test_predictions_are_by_the_distance():
 @changes("k", "negatives", "query_stride")
 @pytest.mark.parametrize("k", [7, 2])
 @pytest.mark.parametrize("negatives", ["nearest", "published", "random"])
-def test_the_negatives_are_so_many_of_this_kind(batch, k, negatives):
+def test_the_negatives_have_the_given_number_and_kind(batch, k, negatives):
     found, _, output, classes, _ = computed(batch, k=k, negatives=negatives)
     z, targets = logits(output, classes), batch.labels.flatten().long()
     if negatives == "nearest":
@@ -108,7 +108,7 @@ def test_the_negatives_are_so_many_of_this_kind(batch, k, negatives):
         torch.manual_seed(0)
         maps = output.view(2, SIDE, SIDE, -1).permute(0, 3, 1, 2)
         expected = cross_entropy.knn_cross_entropy(maps, batch.labels, classes, k=k, negatives="random", reduction="sum")
-        assert expected != computed(batch, k=k, negatives=negatives, seed=1)[0]  # drawn anew in each step
+        assert expected != computed(batch, k=k, negatives=negatives, seed=1)[0]  # drawn again in each step
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -124,8 +124,8 @@ def test_one_pixel_of_each_block_searches(batch):
 
 
 @harmless("search")
-def test_whoever_searches_finds_the_same_neighbours(batch, monkeypatch):
-    """But for "clustered", which is approximate: of it the test sees only that it is asked."""
+def test_every_search_finds_the_same_neighbours(batch, monkeypatch):
+    """The approximate "clustered" only has to be called."""
     asked = []
     original = cross_entropy.nearest
     monkeypatch.setattr(

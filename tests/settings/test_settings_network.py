@@ -1,4 +1,4 @@
-"""What the settings of the network make of it."""
+"""The effect of the network settings."""
 
 from collections import Counter
 
@@ -95,7 +95,7 @@ def test_batch_norm_of_the_encoder_moves_by_its_momentum(momentum):
         layer.register_forward_pre_hook(lambda module, inputs: means.update({module: inputs[0].detach().mean(dim=(0, 2, 3))}))
     model(pictures())
     for layer, mean in means.items():
-        expected = mean * (0.1 if layer in layers["decoder"] else momentum)  # from 0 on
+        expected = mean * (0.1 if layer in layers["decoder"] else momentum)  # starting from 0
         torch.testing.assert_close(layer.running_mean, expected, rtol=1e-4, atol=1e-6)
     assert len(means) == 3
 
@@ -117,7 +117,7 @@ def test_batch_norm_of_the_encoder_learns_and_counts_unless_it_is_frozen(frozen)
 
 @changes("dropout")
 @pytest.mark.parametrize(("dropout", "expected"), [(None, 0.1), (0.0, 0.0), (0.6, 0.6)])
-def test_the_decoder_drops_such_a_share(dropout, expected):
+def test_the_decoder_drops_the_given_share(dropout, expected):
     model = tiny(config(), CLASSES)
     model.encoder.append(nn.Dropout(0.3))
     Objective(model, config(dropout=dropout)).train()
@@ -130,14 +130,14 @@ def test_the_decoder_drops_such_a_share(dropout, expected):
 
 @changes("dim")
 @pytest.mark.parametrize("dim", [12, 5])
-def test_embeddings_are_so_long(dim):
+def test_embeddings_have_the_given_length(dim):
     model = network(dim=dim).eval()
     assert model(pictures()).shape == (2, dim, 64, 64) and model.classes().shape == (CLASSES, dim)
 
 
 @changes("normalize")
 @pytest.mark.parametrize("normalize", ["full", "quarter", "none"])
-def test_embeddings_become_unit_vectors_there(normalize):
+def test_embeddings_become_unit_vectors_at_the_given_resolution(normalize):
     model, decoded = network(normalize=normalize).eval(), []
     model.decoder.register_forward_hook(lambda module, inputs, output: decoded.append(output))
     embeddings, learned = model(pictures()), model.class_embeddings

@@ -1,4 +1,4 @@
-"""The network's precision, and of float16 the loss scale: gradients are scaled, steps with infinite ones left out."""
+"""The precision of the network, and the loss scale of float16: gradients are scaled, and infinite ones skip the step."""
 
 import copy
 
@@ -27,7 +27,7 @@ def batch() -> Batch:
 @changes("precision")
 @pytest.mark.parametrize("precision", KINDS)
 @pytest.mark.parametrize("loss", ["knn", "exact", "dense"])
-def test_precision_is_that_of_the_network_and_of_nothing_else(batch, monkeypatch, precision, loss):
+def test_precision_applies_to_the_network_alone(batch, monkeypatch, precision, loss):
     seen = []
     model = tiny(config(loss=loss), CLASSES)
     for layer in (model.encoder[0], model.decoder[3]):
@@ -57,7 +57,7 @@ def test_float16_alone_scales_its_losses(dataset, tmp_path, monkeypatch, precisi
 
 @pytest.fixture
 def step(batch, tmp_path):
-    """What makes a step of a float16 training; and a copy of the objective."""
+    """A function that makes one step of a float16 training, and a copy of the objective."""
     chosen = config(precision="fp16", device="cpu", track="none", loss="exact", dropout=0.0, temperature=0.5)
     joined = team.join(chosen, tmp_path)
     torch.manual_seed(0)
@@ -66,7 +66,7 @@ def step(batch, tmp_path):
     return (joined, wrapped, optimizer, batch), copy.deepcopy(objective)
 
 
-def test_gradients_are_scaled_on_their_way_and_unscaled_for_the_step(step, batch):
+def test_gradients_are_scaled_in_the_backward_pass_and_unscaled_for_the_step(step, batch):
     arguments, plain = step
     joined, objective = arguments[:2]
     seen, before = [], objective.model.class_embeddings.detach().clone()
@@ -96,7 +96,7 @@ def test_a_step_with_an_infinite_gradient_is_left_out_and_the_scale_falls(step):
     assert not torch.equal(objective.model.class_embeddings, plain.model.class_embeddings)
 
 
-def test_the_scale_stands_in_checkpoints_and_goes_on(dataset, tmp_path, monkeypatch):
+def test_the_scale_is_stored_in_checkpoints_and_restored(dataset, tmp_path, monkeypatch):
     steps = Steps(monkeypatch, lambda model: steps[-1].team.scaler.load_state_dict(reached))
     reached = torch.amp.GradScaler("cpu").state_dict() | {"scale": 1024.0, "_growth_tracker": 5}
     run = trained(dataset, tmp_path / "run", precision="fp16", steps=1)

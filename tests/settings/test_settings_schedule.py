@@ -1,4 +1,4 @@
-"""How long a training is, at which rates it steps, what it averages: against the formulas, on the steps that it makes."""
+"""The length, learning rates and averaged weights of a training, compared with the formulas step by step."""
 
 import numpy as np
 import pytest
@@ -57,8 +57,8 @@ def test_an_epoch_sees_each_image_as_often_as_it_is_repeated(dataset, tmp_path, 
 
 @changes("ema")
 @pytest.mark.parametrize(("ema", "averages"), [(0.0, [(2.0, 3.0), (3.0, 2.0)]), (0.75, [(1.25, 3.75), (1.6875, 3.3125)])])
-def test_averaged_weights_are_what_is_evaluated_shown_and_kept(dataset, tmp_path, monkeypatch, ema, averages):
-    """Steps move weights from where every pixel is of one class to where it is of another; the average lags behind."""
+def test_averaged_weights_are_evaluated_shown_and_kept(dataset, tmp_path, monkeypatch, ema, averages):
+    """Steps move weights that predict one class everywhere to weights that predict another; the average lags behind."""
     masks = [dataset.split("val").mask(index).ravel() for index in range(4)]
     pixels = np.bincount(np.concatenate(masks), minlength=1285)[1:]
     one, other = (int(c) for c in np.argsort(-pixels)[:2])
@@ -66,7 +66,7 @@ def test_averaged_weights_are_what_is_evaluated_shown_and_kept(dataset, tmp_path
 
     @torch.no_grad()
     def put(model, *places):
-        """Pixels at 0, two classes at these places, all others far away."""
+        """Pixels at 0, two classes at the given places, all others far away."""
         model.class_embeddings.fill_(50.0)[[one, other]] = torch.tensor(places)[:, None]
         for parameter in model.decoder[3].parameters():
             parameter.zero_()

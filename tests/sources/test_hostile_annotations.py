@@ -185,7 +185,7 @@ def break_file(tree: Tree, name: str, file: str) -> None:
         tree.path(file).write_bytes(FILES[name])
 
 
-def check_refused(tree: Tree, code: int, stdout: str, stderr: str) -> None:
+def assert_refused(tree: Tree, code: int, stdout: str, stderr: str) -> None:
     assert (code, stdout) == (1, "")
     *before, last = stderr.splitlines()
     assert last.startswith("Error: ") and all("read record by record" in line for line in before)
@@ -198,14 +198,14 @@ def test_a_file_other_than_an_annotation_file_ends_the_build(tree, name, file):
     break_file(tree, name, file)
     result = CliRunner().invoke(main, tree.command())
     assert isinstance(result.exception, SystemExit), result.exception or "was accepted"
-    check_refused(tree, result.exit_code, result.stdout, result.stderr)
+    assert_refused(tree, result.exit_code, result.stdout, result.stderr)
 
 
 @pytest.mark.parametrize("name", ["empty", "cut in the middle", "binary junk"])
 def test_a_file_other_than_an_annotation_file_leaves_no_traceback(tree, name):
     break_file(tree, name, LVIS_FILE)
     process = shell(tree)
-    check_refused(tree, process.returncode, process.stdout, process.stderr)
+    assert_refused(tree, process.returncode, process.stdout, process.stderr)
 
 
 def test_there_are_many_cases_with_unique_names():

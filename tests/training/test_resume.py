@@ -159,7 +159,7 @@ def started(dataset: Dataset, out: Path, **settings) -> subprocess.Popen:
     return subprocess.Popen([*command, *flags(**settings)], start_new_session=True, stderr=subprocess.PIPE, text=True)
 
 
-def check_that_kills_change_nothing(dataset, folder, numbers, delays):
+def assert_kills_change_nothing(dataset, folder, numbers, delays):
     """Kill a training once for each of ``numbers``, ``delays`` seconds after it kept a step; the end must be the same."""
     settings = {"steps": 3 + 2 * len(numbers), "save_every": 1, "keep": 2, "workers": 1, "ema": 0.9, "class_crop": 0.5}
     whole = train(dataset, folder / "whole", config(**settings))
@@ -191,7 +191,7 @@ def steps(out: Path) -> list[int]:
 
 
 def test_killed_trainings_end_with_the_same_bits(dataset, tmp_path):
-    check_that_kills_change_nothing(dataset, tmp_path, [signal.SIGKILL], [0.1])
+    assert_kills_change_nothing(dataset, tmp_path, [signal.SIGKILL], [0.1])
 
 
 @pytest.mark.long
@@ -199,4 +199,4 @@ def test_killed_trainings_end_with_the_same_bits(dataset, tmp_path):
 def test_trainings_killed_at_many_moments_end_with_the_same_bits(dataset, tmp_path, seed):
     rng = random.Random(seed)
     numbers = rng.choices([signal.SIGKILL, signal.SIGTERM, signal.SIGINT], weights=[3, 1, 1], k=6)
-    check_that_kills_change_nothing(dataset, tmp_path, numbers, [rng.uniform(0, 0.4) for _ in numbers])
+    assert_kills_change_nothing(dataset, tmp_path, numbers, [rng.uniform(0, 0.4) for _ in numbers])

@@ -141,7 +141,7 @@ def test_out_of_memory_names_batch_and_crop(dataset, tmp_path, monkeypatch):
         train(dataset, tmp_path / "run", config())
 
 
-def check_preset(dataset, folder, name, **settings):
+def assert_preset_trains(dataset, folder, name, **settings):
     """Two steps at 64 pixels without downloaded weights, one of them after a resume; then an evaluation."""
     flags = {"weights": "none", "steps": 1, "batch_size": 2, "crop": 64, "workers": 0, "eval_every": None, "keep": 1}
     train(dataset, folder, load(name, None, flags | settings))
@@ -161,27 +161,27 @@ def all_or_few(names):
 
 @pytest.mark.parametrize("name", all_or_few(preset_names()))
 def test_every_preset_trains_is_resumed_and_evaluated(dataset, tmp_path, name):
-    check_preset(dataset, tmp_path / "run", name, **SMALL_ENCODER)
+    assert_preset_trains(dataset, tmp_path / "run", name, **SMALL_ENCODER)
 
 
 @pytest.mark.parametrize("name", all_or_few(variant_names()))
 def test_every_variant_trains_is_resumed_and_evaluated(dataset, tmp_path, name):
     encoder = SIBLINGS.get(variant(name).get("encoder"), "mobilenetv2_100")
-    check_preset(dataset, tmp_path / "run", f"coco-lvis+{name}", encoder=encoder)
+    assert_preset_trains(dataset, tmp_path / "run", f"coco-lvis+{name}", encoder=encoder)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in preset_names() if name != "demo"])
 @pytest.mark.parametrize("system", ["", "+baseline", "+group-norm", "+baseline+group-norm"])
 def test_every_system_of_the_paper(dataset, tmp_path, name, system):
-    check_preset(dataset, tmp_path / "run", name + system)
+    assert_preset_trains(dataset, tmp_path / "run", name + system)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("encoder", ["mobilenetv2_100", "resnet50", "resnet101"])
 @pytest.mark.parametrize("output_stride", [8, 16])
 def test_every_network_of_the_paper(dataset, tmp_path, encoder, output_stride):
-    check_preset(dataset, tmp_path / "run", "coco-lvis", encoder=encoder, output_stride=output_stride)
+    assert_preset_trains(dataset, tmp_path / "run", "coco-lvis", encoder=encoder, output_stride=output_stride)
 
 
 def test_the_papers_preset_trains_on_real_images(real, tmp_path):
