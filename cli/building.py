@@ -12,7 +12,7 @@ from cli.listings import print_summary
 from cli.options import cores, json_option, path_option
 
 if TYPE_CHECKING:
-    from cocolvis.building.base import ShardPlan
+    from cocolvis.building.shard_plan import ShardPlan
 
 _IMAGES = {"embed": "the pictures' bytes", "path": "only their paths", "none": "masks alone (then no image folder is needed)"}
 
@@ -91,6 +91,8 @@ def run_build(
     workers: int | None,
     scheduler: str | None,
     part: tuple[int, int] | None,
+    resume: bool,
+    overwrite: bool,
     as_json: bool,
     **how: Any,
 ) -> None:
@@ -98,19 +100,21 @@ def run_build(
 
     ``make_plan`` gets the progress to which it can tell what it reads.
     """
-    from cocolvis.building.build import run
+    from cocolvis.building.build import Build, Mode, Part
     from cocolvis.storage.dataset import Dataset
 
     if scheduler and workers:
         raise click.UsageError("--workers and --scheduler exclude each other: the cluster has its own workers")
-    if part and (how["overwrite"] or scheduler):
+    if part and (overwrite or scheduler):
         raise click.UsageError("--shard goes neither with --overwrite nor with --scheduler")
-    how |= {"workers": workers or min(cores(), 8), "scheduler": scheduler, "part": part}
+    if resume and overwrite:
+        raise click.UsageError("--resume and --overwrite exclude each other")
+    mode = Part(*part) if part else Mode.OVERWRITE if overwrite else Mode.RESUME if resume else Mode.FRESH
+    how |= {"mode": mode, "workers": scheduler or workers or min(cores(), 8)}
     with progress(label) as show:
-        index = run(lambda: make_plan(show), out, progress=show, announce=show.line, phase=show.phase, **how)
-    if index is None:
-        number, parts = part
-        say(f"part {number} of {parts} is built; when all are, complete the data set with `cocolvis join {out}`")
+        Build(progress=show, announce=show.line, phase=show.phase, **how).run(lambda: make_plan(show), out)
+    if isinstance(mode, Part):
+        say(f"part {mode.number} of {mode.count} is built; when all are, complete the data set with `cocolvis join {out}`")
         return
     print_summary(Dataset.open(out), as_json)
     if not as_json:

@@ -45,16 +45,16 @@ def build(coco, lvis, out, splits, limit, images, shard_size, decode, overlap, c
     Example:
       cocolvis build --coco ~/coco --lvis ~/lvis --out ~/cocolvis --workers 8
     """
-    from cocolvis.building.merged import BuildOptions, Plan
+    from cocolvis.building.coco_lvis import CocoLvisOptions, CocoLvisPlan
     from cocolvis.sources.pairing import Sources
     from cocolvis.vocabulary import coco_lvis
 
     splits = tuple(dict.fromkeys(splits))
     kept = {"limit": limit, "images": images, "shard_size": shard_size, "decode": decode}
-    options = BuildOptions(splits=splits, overlap=overlap, compat=compat, **kept)
+    options = CocoLvisOptions(splits=splits, overlap=overlap, compat=compat, **kept)
 
-    def make_plan(show: Progress) -> Plan:
-        return Plan.make(Sources(coco, lvis, coco_lvis(), show.line, show.phase), options)
+    def make_plan(show: Progress) -> CocoLvisPlan:
+        return CocoLvisPlan.make(Sources(coco, lvis, coco_lvis(), show.line, show.phase), options)
 
     run_build("build", make_plan, out, **how)
 

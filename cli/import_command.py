@@ -42,18 +42,18 @@ def _shared(command: Callable) -> Callable:
 
 
 def _run(name: str, find: Callable, src: Path, out: Path, splits, limit, images, shard_size, decode, **how) -> None:
-    from cocolvis.importers.labelled import ImportOptions, ImportPlan
+    from cocolvis.importers.labelled import LabelOptions, LabelPlan
 
     splits = tuple(dict.fromkeys(splits))
     kept = {"limit": limit, "images": images, "shard_size": shard_size, "decode": decode}
-    options = ImportOptions(dataset=name, splits=splits, **kept)
+    options = LabelOptions(dataset=name, splits=splits, **kept)
 
-    def make_plan(show: Progress) -> ImportPlan:
+    def make_plan(show: Progress) -> LabelPlan:
         show.phase(f"looking for pictures and label files in {src}", 0, 0)
         tree = find(src, splits)
-        for note in tree.told.notes:
+        for note in tree.findings.notes:
             show.line(note)
-        return ImportPlan(tree, options)
+        return LabelPlan(tree, options)
 
     run_build("import", make_plan, out, **how)
 

@@ -9,7 +9,7 @@ from PIL import Image
 from trees import box, faults, five_images
 
 from cocolvis.building.build import build
-from cocolvis.building.merged import BuildOptions
+from cocolvis.building.coco_lvis import CocoLvisOptions
 from cocolvis.errors import DataError
 from cocolvis.vocabulary import coco_lvis
 
@@ -138,10 +138,10 @@ def test_other_category_lists_and_missing_files_are_errors_before_any_work(tree,
         tree.build("other")
     tree.path("stuff_train2017").unlink()
     with pytest.raises(DataError, match=r"no stuff annotations of train2017: looked for .*; check --coco"):
-        build(tree.sources(), tmp_path / "other", BuildOptions())
+        build(tree.sources(), tmp_path / "other", CocoLvisOptions())
     tree.path("lvis_v1_train").unlink()
     with pytest.raises(DataError, match=r"no LVIS annotations of split train: looked for .*; check --lvis or --split"):
-        build(tree.sources(), tmp_path / "other", BuildOptions())
+        build(tree.sources(), tmp_path / "other", CocoLvisOptions())
     assert not (tmp_path / "other").exists()
 
 

@@ -14,8 +14,8 @@ from trees import box, faults, five_images
 from victims import contents, kept
 
 from cocolvis.building import lost_images
-from cocolvis.building.build import build
-from cocolvis.building.merged import BuildOptions
+from cocolvis.building.build import Mode, build
+from cocolvis.building.coco_lvis import CocoLvisOptions
 from cocolvis.disk import archives, reading
 from cocolvis.errors import DataError
 from cocolvis.faults import Fault
@@ -113,11 +113,11 @@ def test_a_folder_of_pictures_that_is_not_mounted_is_not_about_one_file(tree, ha
     calls = iter([harm])
     how = {"progress": lambda done, total: next(calls, str)(tree.coco / "train2017")}
     with pytest.raises(DataError, match=f"train2017 {said}; is its disk mounted[?]; finished shards are kept"):
-        build(tree.sources(), tree.root / "data", BuildOptions(images="path"), **how)
+        build(tree.sources(), tree.root / "data", CocoLvisOptions(images="path"), **how)
     emptied(tree.coco / "train2017") if (tree.coco / "train2017").exists() else (tree.coco / "train2017").mkdir()
     with pytest.raises(DataError, match="train2017 is empty"):  # when the disk that is needed is reckoned
-        build(tree.sources(), tree.root / "data", BuildOptions(images="embed"), overwrite=True)
-    index = build(tree.sources(), tree.root / "data", BuildOptions(), overwrite=True, allow_missing=True)
+        build(tree.sources(), tree.root / "data", CocoLvisOptions(images="embed"), mode=Mode.OVERWRITE)
+    index = build(tree.sources(), tree.root / "data", CocoLvisOptions(), mode=Mode.OVERWRITE, allow_missing=True)
     assert index["report"]["counts"] == {"missing image": 5}
 
 
@@ -128,9 +128,9 @@ def test_a_zip_that_vanishes_is_not_about_one_file(tree):
     calls = iter([lambda path: path.rename(path.with_suffix(".away"))])
     how = {"progress": lambda done, total: next(calls, str)(archive)}
     with pytest.raises(DataError, match=r"train2017\.zip: .*1\.jpg: cannot be read: No such file or directory; finished"):
-        build(tree.sources(), tree.root / "data", BuildOptions(), **how)
+        build(tree.sources(), tree.root / "data", CocoLvisOptions(), **how)
     archive.with_suffix(".away").rename(archive)
-    assert build(tree.sources(), tree.root / "data", BuildOptions(), resume=True)["splits"]["train"]["images"] == 5
+    assert build(tree.sources(), tree.root / "data", CocoLvisOptions(), mode=Mode.RESUME)["splits"]["train"]["images"] == 5
 
 
 def test_planning_is_patient_too(tree, monkeypatch):
@@ -145,7 +145,7 @@ def test_planning_is_patient_too(tree, monkeypatch):
 
     monkeypatch.setattr(archives.os, "stat", stale)
     with pytest.raises(DataError, match=r"3\.jpg: cannot be read: Stale file handle; "):
-        build(tree.sources(), tree.root / "data", BuildOptions())
+        build(tree.sources(), tree.root / "data", CocoLvisOptions())
     assert len(calls) == 5 and not (tree.root / "data").exists()
 
 
@@ -179,12 +179,12 @@ def test_how_much_a_split_may_lose(images, missing, fine):
         half = images // 2
         shards = {"train-0": half, "train-1": images - half, "val-0": 10**6}
         reports = {"train-0": lost(half, missing // 2, kind), "train-1": lost(images - half, missing - missing // 2, kind)}
-        found = lost_images.losses(shards, reports | {"val-0": lost(10**6, 0)}, {})
+        found = lost_images.reasons_to_refuse(shards, reports | {"val-0": lost(10**6, 0)}, {})
         assert (found == []) == fine
         if not fine and missing >= 10:
             assert found[0].startswith(f"split train lost {missing} of {images} images to missing or unreadable files: image 0")
     other = lost(images, missing, "wrong image size")
-    assert lost_images.losses({"train-0": images}, {"train-0": other}, {}) == (
+    assert lost_images.reasons_to_refuse({"train-0": images}, {"train-0": other}, {}) == (
         [f"split train keeps none of its {images} images"] if images == missing else []
     )
 
@@ -212,7 +212,9 @@ def test_a_split_that_lost_its_pictures_is_refused_until_that_is_allowed(tree):
     out = many(tree).root / "data"
     line = run(*command(tree, *SHARDS), code=1)
     assert line.startswith(f"Error: {out}: split train lost 10 of 12 images to missing or unreadable files: image 2: train")
-    assert line.endswith("finished shards are kept: --resume reads them again, --resume --allow-missing does without")
+    assert line.endswith(
+        "finished shards are kept: --resume reads them again, --resume --allow-missing leaves these images out"
+    )
     assert not (out / "dataset.json").exists()
     before = stamps(out)
     assert len(before) == 5
@@ -235,7 +237,7 @@ def test_pictures_that_came_back_are_read_on_resume(tree):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build(tree.sources(), out, BuildOptions(shard_size=3), resume=True, progress=interrupted)
+        build(tree.sources(), out, CocoLvisOptions(shard_size=3), mode=Mode.RESUME, progress=interrupted)
     assert "2 of the finished shards lack images" in run(*command(tree, *SHARDS, "--resume"))
     tree.build("whole", shard_size=3)
     assert contents(out) == contents(tree.root / "whole")
@@ -249,7 +251,7 @@ def test_parts_are_checked_when_they_are_joined(tree):
         run(*command(tree, *SHARDS, "--shard", part))
     line = run("join", out, code=1)
     assert "split train lost 10 of 12 images" in line
-    assert line.endswith("parts that run again read them again, `join --allow-missing` does without")
+    assert line.endswith("parts that run again read them again, `join --allow-missing` leaves these images out")
     assert not (out / "dataset.json").exists()
     shutil.copytree(out, tree.root / "allowed")
     run("join", tree.root / "allowed", "--allow-missing")

@@ -17,8 +17,8 @@ from victims import Victim, contents, reports, until
 
 from cli.cocolvis import main
 from cocolvis.building import executors
-from cocolvis.building.build import build
-from cocolvis.building.merged import BuildOptions, Plan
+from cocolvis.building.build import Mode, Part, build
+from cocolvis.building.coco_lvis import CocoLvisOptions, CocoLvisPlan
 from cocolvis.disk import lock, owners
 from cocolvis.disk.lock import Lease, Lost, held
 from cocolvis.disk.owners import Owner
@@ -32,8 +32,8 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 
 ELSEWHERE = """
 import sys
-from cocolvis import owners
 from cli.cocolvis import main
+from cocolvis.disk import owners
 owners._system = lambda: "another machine"
 main(sys.argv[1:])
 """
@@ -81,7 +81,7 @@ def test_a_second_build_is_refused_while_the_first_lives_and_a_killed_one_goes_o
     assert contents(out) == before
     first.kill("all")
     first.ended()
-    sample.rebuild(out, resume=True, shard_size=1)
+    sample.rebuild(out, mode=Mode.RESUME, shard_size=1)
     assert contents(out) == whole
 
 
@@ -94,7 +94,7 @@ def test_who_was_taken_over_writes_nothing_more(sample, whole, tmp_path, monkeyp
     first.send(signal.SIGSTOP)
     monkeypatch.setattr(lock, "PATIENCE", 0.4)
     sources = Sources(sample.coco, sample.lvis, coco_lvis())
-    build(sources, out, BuildOptions(shard_size=1), resume=True, announce=lines.append)
+    build(sources, out, CocoLvisOptions(shard_size=1), mode=Mode.RESUME, announce=lines.append)
     waits, takes = lines[:2]
     assert "may be at work in" in waits and "waits up to 0 s for a sign of life" in waits and "takes over" in takes
     assert contents(out) == whole
@@ -108,7 +108,7 @@ def test_who_was_taken_over_writes_nothing_more(sample, whole, tmp_path, monkeyp
 
 
 def test_a_worker_whose_lease_is_lost_writes_nothing(tree, tmp_path):
-    plan = Plan.make(five_images(tree).write().sources(), BuildOptions())
+    plan = CocoLvisPlan.make(five_images(tree).write().sources(), CocoLvisOptions())
     (task,) = plan.tasks(["train-00000"])
     lease = Lease(tmp_path / "gone", "0")
     with executors.processes(1) as workers, pytest.raises(Lost):
@@ -309,7 +309,7 @@ def test_parts_go_together_and_all_else_does_not(sample, whole, tmp_path):
     assert line == f"Error: {out}: was begun with other inputs or options; resume with the same, or replace it with --overwrite"
     with held(out, None, print):
         assert "a build (process" in refused(*arguments(sample, out, "--shard", "1/2"))
-    sample.rebuild(out, resume=True, shard_size=1)
+    sample.rebuild(out, mode=Mode.RESUME, shard_size=1)
     assert contents(out) == whole
 
 
@@ -329,7 +329,7 @@ def test_of_two_parts_with_other_options_that_begin_at_once_one_is_refused(tree,
     half.parent.mkdir(parents=True)
     half.touch()
     with pytest.raises(DataError, match="was begun with other inputs or options"):
-        build(tree.sources(), tmp_path / "data", BuildOptions(), part=(1, 2))
+        build(tree.sources(), tmp_path / "data", CocoLvisOptions(), mode=Part(1, 2))
     assert list((tmp_path / "data" / "shards").iterdir()) == [half]
 
 
@@ -375,13 +375,13 @@ def test_a_part_that_is_refused_sweeps_nothing_of_others(tree, tmp_path):
     """Its shards have the names of those that a part of the other build is just writing."""
     five_images(tree).write()
     out = tmp_path / "data"
-    build(tree.sources(), out, BuildOptions(), part=(1, 2))
+    build(tree.sources(), out, CocoLvisOptions(), mode=Part(1, 2))
     half = out / "shards" / ".train-00000.h5.0123456789ab.tmp"
     half.touch()
     with held(out, (2, 2), print), pytest.raises(DataError, match="was begun with other inputs or options"):
-        build(tree.sources(), out, BuildOptions(limit=3), part=(1, 2))
+        build(tree.sources(), out, CocoLvisOptions(limit=3), mode=Part(1, 2))
     assert half.exists()
-    build(tree.sources(), out, BuildOptions(), part=(1, 2))
+    build(tree.sources(), out, CocoLvisOptions(), mode=Part(1, 2))
     assert not half.exists()
 
 

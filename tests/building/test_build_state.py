@@ -15,9 +15,9 @@ from trees import five_images
 from victims import contents
 
 from cli.cocolvis import main
-from cocolvis.building import base, state
-from cocolvis.building.build import build, join
-from cocolvis.building.merged import BuildOptions
+from cocolvis.building import index, resume, shard_plan, shard_task, state
+from cocolvis.building.build import Mode, Part, build, join
+from cocolvis.building.coco_lvis import CocoLvisOptions
 from cocolvis.errors import DataError
 from cocolvis.masks.merge import MASK_RULE
 from cocolvis.sources.pairing import Sources
@@ -34,11 +34,11 @@ def finished(sample, tmp_path_factory):
     root = tmp_path_factory.mktemp("finished")
     sample.rebuild(root / "whole", shard_size=2)
 
-    def killed(self, reports, vocabulary):
+    def killed(state, reports):
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(state.BuildState, "complete", killed)
+        patch.setattr(index, "write", killed)
         sample.rebuild(root / "begun", shard_size=2)
     assert len(list((root / "begun" / ".build").iterdir())) == SHARDS + 1
     return root
@@ -50,8 +50,8 @@ def begun(finished, tmp_path) -> Path:
     return Path(shutil.copytree(finished / "begun", tmp_path / "data"))
 
 
-def resume(sample, out, **how):
-    return build(Sources(sample.coco, sample.lvis, coco_lvis()), out, BuildOptions(shard_size=2), resume=True, **how)
+def resumed(sample, out, mode=Mode.RESUME):
+    return build(Sources(sample.coco, sample.lvis, coco_lvis()), out, CocoLvisOptions(shard_size=2), mode=mode)
 
 
 def changed(path: Path, **values) -> None:
@@ -131,7 +131,7 @@ def test_a_shard_whose_report_is_broken_is_built_again(sample, finished, begun, 
         damage(path)
     with pytest.raises(DataError, match=f"{len(damages)} of 20 shards are missing or damaged: train-00000, train-00001, "):
         join(begun)
-    resume(sample, begun)
+    resumed(sample, begun)
     assert contents(begun) == contents(finished / "whole")
     after = {path.stem: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (begun / "shards").iterdir()}
     assert {name for name in shards if after[name] != shards[name]} == {path.stem for path in damages}
@@ -140,7 +140,7 @@ def test_a_shard_whose_report_is_broken_is_built_again(sample, finished, begun, 
 def test_a_broken_plan_is_told_in_one_line(sample, begun):
     plan, kept = begun / ".build" / "plan.json", contents(begun / "shards")
     whole = plan.read_bytes()
-    attempts = cycle([partial(join, begun), partial(resume, sample, begun), partial(resume, sample, begun, part=(1, 2))])
+    attempts = cycle([partial(join, begun), partial(resumed, sample, begun), partial(resumed, sample, begun, Part(1, 2))])
     for damage, attempt in zip(ANY_FILE + PLANS, attempts, strict=False):
         damage(plan)
         with pytest.raises(DataError) as raised:
@@ -155,7 +155,7 @@ def test_a_broken_plan_is_told_in_one_line(sample, begun):
 def test_a_broken_plan_is_overwritten(sample, finished, begun):
     for damage in (cut, instead(Path.mkdir)):
         damage(begun / ".build" / "plan.json")
-        build(Sources(sample.coco, sample.lvis, coco_lvis()), begun, BuildOptions(shard_size=2), overwrite=True)
+        build(Sources(sample.coco, sample.lvis, coco_lvis()), begun, CocoLvisOptions(shard_size=2), mode=Mode.OVERWRITE)
         assert contents(begun) == contents(finished / "whole")
         shutil.rmtree(begun)
         shutil.copytree(finished / "begun", begun)
@@ -182,16 +182,16 @@ def test_options_that_were_edited_are_of_another_build(begun):
     assert not (begun / "dataset.json").exists()
 
 
-@pytest.mark.parametrize("going_on", [lambda sample, out: join(out), resume])
+@pytest.mark.parametrize("going_on", [lambda sample, out: join(out), resumed])
 def test_shards_of_another_build_are_refused(sample, finished, begun, tmp_path, going_on):
     """The same images with other options: names, images and faults are the same."""
     other = tmp_path / "other"
 
-    def killed(self, reports, vocabulary):
+    def killed(state, reports):
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(state.BuildState, "complete", killed)
+        patch.setattr(index, "write", killed)
         sample.rebuild(other, shard_size=2, overlap="small-on-top")
     for name in ("train-00001", "val-00002"):
         shutil.copy(other / ".build" / f"{name}.json", begun / ".build")
@@ -217,7 +217,7 @@ def test_a_shard_that_is_not_what_its_report_says_is_not_indexed(begun):
     assert not (begun / "dataset.json").exists()
 
 
-@pytest.mark.parametrize("going_on", [lambda sample, out: join(out), resume])
+@pytest.mark.parametrize("going_on", [lambda sample, out: join(out), resumed])
 def test_shards_of_another_rule_or_version_are_refused(sample, begun, monkeypatch, going_on):
     for name in ("train-00001", "train-00002", "val-00000"):
         changed(begun / ".build" / f"{name}.json", mask_rule=MASK_RULE + 1)
@@ -225,11 +225,12 @@ def test_shards_of_another_rule_or_version_are_refused(sample, begun, monkeypatc
     other = f"mask rule {MASK_RULE + 1} and format version {VERSION}"
     with pytest.raises(DataError, match=rf"3 of 20 shards were built by {other}, .*{advice}"):
         going_on(sample, begun)
-    for module in (state, base, base):
+    modules = (state, resume, shard_plan, shard_task)
+    for module in modules:
         monkeypatch.setattr(module, "MASK_RULE", MASK_RULE + 1)
     with pytest.raises(DataError, match=rf"was begun, with 20 finished shards, by mask rule {MASK_RULE} .*{advice}"):
         going_on(sample, begun)
-    for module in (state, base, base):
+    for module in modules:
         monkeypatch.setattr(module, "MASK_RULE", MASK_RULE)
         monkeypatch.setattr(module, "VERSION", VERSION + 1)
     with pytest.raises(DataError, match=rf"was begun, with 20 .* and format version {VERSION}, .*{advice}"):
@@ -243,14 +244,14 @@ def test_a_build_that_an_older_version_began_is_refused(sample, begun):
     shards = {name: shard["images"] for name, shard in plan["shards"].items()}
     (begun / ".build" / "plan.json").write_text(json.dumps({"description": description, "shards": shards, "faults": []}))
     with pytest.raises(DataError, match=r"20 finished shards, by mask rule not recorded .*`cocolvis build --overwrite`"):
-        resume(sample, begun)
+        resumed(sample, begun)
 
 
 def test_a_worker_of_another_version_is_refused(sample, begun, monkeypatch):
     (begun / ".build" / "train-00000.json").unlink()
-    monkeypatch.setattr(base, "MASK_RULE", MASK_RULE + 1)
+    monkeypatch.setattr(shard_task, "MASK_RULE", MASK_RULE + 1)
     with pytest.raises(DataError, match=rf"train-00000.h5: was built by a worker by mask rule {MASK_RULE + 1}"):
-        resume(sample, begun)
+        resumed(sample, begun)
 
 
 def test_the_index_has_the_rule_and_one_without_it_opens_but_is_not_resumed(sample, finished, tmp_path):
@@ -260,7 +261,7 @@ def test_the_index_has_the_rule_and_one_without_it_opens_but_is_not_resumed(samp
     assert len(Dataset.open(out).split("train")) and "mask_rule" not in Dataset.open(out).index
     told = rf"its 20 shards have mask rule not recorded, .* {MASK_RULE}; .*`cocolvis build --overwrite`"
     with pytest.raises(DataError, match=told):
-        resume(sample, out)
+        resumed(sample, out)
     changed(out / "dataset.json", mask_rule="one")
     with pytest.raises(DataError, match="mask_rule"):
         Dataset.open(out)
@@ -298,7 +299,7 @@ def put(out: Path, files: dict[str, bytes]) -> None:
 
 def overwritten(tree, out: Path, **options) -> list[str]:
     lines: list[str] = []
-    build(tree.write().sources(), out, BuildOptions(**options), overwrite=True, announce=lines.append)
+    build(tree.write().sources(), out, CocoLvisOptions(**options), mode=Mode.OVERWRITE, announce=lines.append)
     return lines
 
 
@@ -390,7 +391,7 @@ def test_a_finished_build_leaves_what_others_keep_in_its_folders(tree, tmp_path)
     def leave(done, total):
         put(out, {".build/debug.yaml": b"mine", "notes.txt": b"mine"})
 
-    build(five_images(tree).write().sources(), out, BuildOptions(), progress=leave)
+    build(five_images(tree).write().sources(), out, CocoLvisOptions(), progress=leave)
     assert contents(out).keys() == {".build/debug.yaml", "notes.txt", "dataset.json", "shards/train-00000.h5"}
 
 
@@ -404,7 +405,7 @@ def test_join_of_a_folder_that_is_not_there_makes_none(tmp_path):
 def test_a_broken_index_is_told_in_one_line(sample, finished, begun, damage):
     shutil.copy(finished / "whole" / "dataset.json", begun)
     damage(begun / "dataset.json")
-    for attempt in (partial(join, begun), partial(resume, sample, begun)):
+    for attempt in (partial(join, begun), partial(resumed, sample, begun)):
         with pytest.raises(DataError, match=r"dataset.json: .*; build it anew with `cocolvis build --overwrite`"):
             attempt()
     assert len(list((begun / ".build").iterdir())) == SHARDS + 1

@@ -16,8 +16,8 @@ import pytest
 from victims import GUARD, Victim, check_unfinished, contents, kept, reports, until
 
 from cocolvis.building import executors
-from cocolvis.building.build import build
-from cocolvis.building.merged import BuildOptions
+from cocolvis.building.build import Mode, build
+from cocolvis.building.coco_lvis import CocoLvisOptions
 from cocolvis.errors import DataError
 from cocolvis.sources.pairing import Sources
 from cocolvis.storage.dataset import Dataset
@@ -30,7 +30,7 @@ SHARDS = 40
 HURRIED = """
 import sys
 from cli.cocolvis import main
-from cocolvis import executors
+from cocolvis.building import executors
 executors._PATIENCE = {}
 main(sys.argv[1:])
 """
@@ -98,7 +98,7 @@ def completed_here(sample, out, whole):
     check_unfinished(out)
     before = kept(out)
     assert 1 <= len(before) < SHARDS
-    sample.rebuild(out, resume=True, shard_size=1)
+    sample.rebuild(out, mode=Mode.RESUME, shard_size=1)
     assert contents(out) == whole
     found = {name: (out / "shards" / f"{name}.h5").stat() for name in before}
     assert {name: (status.st_ino, status.st_mtime_ns) for name, status in found.items()} == before
@@ -192,4 +192,4 @@ def test_no_scheduler_is_told_in_one_line(sample, tmp_path, listener):
 def test_what_is_no_address_is_told_in_one_line(sample, tmp_path, monkeypatch, address):
     monkeypatch.setattr(executors, "_PATIENCE", 0.5)
     with pytest.raises(DataError, match=f"--scheduler {address}: no scheduler answers"):
-        build(Sources(sample.coco, sample.lvis, coco_lvis()), tmp_path / "data", BuildOptions(), scheduler=address)
+        build(Sources(sample.coco, sample.lvis, coco_lvis()), tmp_path / "data", CocoLvisOptions(), workers=address)

@@ -13,8 +13,8 @@ from trees import faults, five_images
 from victims import Victim, check_unfinished, contents, halves, kept, reports, until
 
 from cli.cocolvis import main
-from cocolvis.building.build import build
-from cocolvis.building.merged import BuildOptions, Plan
+from cocolvis.building.build import Mode, build
+from cocolvis.building.coco_lvis import CocoLvisOptions, CocoLvisPlan
 from cocolvis.disk.files import write_aside
 from cocolvis.errors import DataError
 from cocolvis.sample.writer import write_sample
@@ -81,7 +81,7 @@ class Chase:
 
     def finish(self, whole) -> None:
         """Complete the data set undisturbed; it must be the one that was never disturbed, and nothing may live on."""
-        self.tree.rebuild(self.out, resume=True, shard_size=1)
+        self.tree.rebuild(self.out, mode=Mode.RESUME, shard_size=1)
         self.check_kept()
         assert contents(self.out) == whole
         until(lambda: all(victim.gone() for victim in self._victims))
@@ -169,7 +169,7 @@ def test_what_others_left_half_written_is_swept_and_nothing_else(tree, tmp_path)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
 
-    build(tree.sources(), out, BuildOptions(), progress=leave)
+    build(tree.sources(), out, CocoLvisOptions(), progress=leave)
     assert [path.exists() for path in (*mine, *theirs)] == [True, True, False, False]
     assert sorted(path.name for path in out.iterdir()) == [".notes.tmp", "dataset.json", "shards", "sub"]
 
@@ -263,7 +263,7 @@ def test_a_shard_that_cannot_take_its_name_is_told_in_one_line(sample, tmp_path,
     assert not halves(tmp_path / "data" / "shards")
     blocked.rmdir()
     blocked.parent.rmdir()
-    sample.rebuild(tmp_path / "data", shard_size=10, resume=True)
+    sample.rebuild(tmp_path / "data", shard_size=10, mode=Mode.RESUME)
     sample.rebuild(tmp_path / "whole", shard_size=10)
     assert contents(tmp_path / "data") == contents(tmp_path / "whole")
 
@@ -311,7 +311,7 @@ def test_a_broken_annotation_file_is_told_in_one_line_before_any_work(tree, how,
 
 def check_estimate(built, out, most, **settings):
     """The estimate against a data set that was built with the same settings."""
-    plan = Plan.make(Sources(built.coco, built.lvis, coco_lvis()), BuildOptions(**settings))
+    plan = CocoLvisPlan.make(Sources(built.coco, built.lvis, coco_lvis()), CocoLvisOptions(**settings))
     needed, taken = plan.bytes_needed(plan.shard_counts()), sum(map(len, contents(out).values()))
     assert taken <= needed <= most * taken
 

@@ -10,8 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cocolvis.building.build import build
-from cocolvis.building.merged import BuildOptions, Plan
+from cocolvis.building.build import Mode, build
+from cocolvis.building.coco_lvis import CocoLvisOptions, CocoLvisPlan
 from cocolvis.errors import DataError
 from cocolvis.sources.pairing import Sources
 from cocolvis.vocabulary import coco_lvis
@@ -47,7 +47,7 @@ def digests(folder: Path) -> dict[str, str]:
 def attempt(built: tuple[Path, Path], out: Path, **settings) -> str | None:
     """What a build says when it fails."""
     try:
-        build(Sources(*built, coco_lvis()), out, BuildOptions(shard_size=SHARD_SIZE), **settings)
+        build(Sources(*built, coco_lvis()), out, CocoLvisOptions(shard_size=SHARD_SIZE), **settings)
     except DataError as error:
         return str(error)
     return None
@@ -74,7 +74,7 @@ def broken_off(built: tuple[Path, Path], out: Path, breaking, mending) -> dict:
     before, left = finished(out), [path.name for path in out.rglob("*.tmp")]
     indexed = (out / "dataset.json").exists()
     mending()
-    again = attempt(built, out, resume=True)
+    again = attempt(built, out, mode=Mode.RESUME)
     after = {name: (s.st_ino, s.st_mtime_ns) for name in before for s in [(out / "shards" / f"{name}.h5").stat()]}
     return {
         "said": said,
@@ -99,14 +99,14 @@ def too_small(folder: Path, built: tuple[Path, Path]) -> dict:
 def overwrites(folder: Path, built: tuple[Path, Path]) -> dict:
     """--overwrite of a small data set by one that does not fit, and where there is room for one data set but not for two."""
     mount(folder, "size=450k")
-    build(Sources(*built, coco_lvis()), folder / "data", BuildOptions(limit=1))
+    build(Sources(*built, coco_lvis()), folder / "data", CocoLvisOptions(limit=1))
     before = digests(folder)
-    facts = {"small": attempt(built, folder / "data", overwrite=True), "same": digests(folder) == before}
+    facts = {"small": attempt(built, folder / "data", mode=Mode.OVERWRITE), "same": digests(folder) == before}
     mount(folder, "size=1100k")
-    plan = Plan.make(Sources(*built, coco_lvis()), BuildOptions(shard_size=SHARD_SIZE))
+    plan = CocoLvisPlan.make(Sources(*built, coco_lvis()), CocoLvisOptions(shard_size=SHARD_SIZE))
     facts["first"] = attempt(built, folder / "data")
     facts["room for two"] = shutil.disk_usage(folder).free > plan.bytes_needed(plan.shard_counts())
-    return facts | {"second": attempt(built, folder / "data", overwrite=True)}
+    return facts | {"second": attempt(built, folder / "data", mode=Mode.OVERWRITE)}
 
 
 def fills_up(folder: Path, built: tuple[Path, Path], room: str) -> dict:
@@ -129,7 +129,7 @@ def read_only(folder: Path, built: tuple[Path, Path]) -> dict:
 
     facts = broken_off(built, folder / "data", lambda: remount("ro"), lambda: remount("rw"))
     remount("ro")
-    return facts | {"new": attempt(built, folder / "new"), "over": attempt(built, folder / "data", overwrite=True)}
+    return facts | {"new": attempt(built, folder / "new"), "over": attempt(built, folder / "data", mode=Mode.OVERWRITE)}
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from cocolvis.building.build import build
-from cocolvis.building.merged import BuildOptions
+from cocolvis.building.build import Mode, build
+from cocolvis.building.coco_lvis import CocoLvisOptions
 from cocolvis.sources.pairing import Sources
 from cocolvis.storage.dataset import Dataset
 from cocolvis.vocabulary import coco_lvis
@@ -91,8 +91,8 @@ class Tree:
     def build(self, out: str = "data", *, workers: int = 1, strict: bool = False, allow_missing=False, **options) -> Dataset:
         """Write and build; the data set."""
         self.write()
-        how = {"workers": workers, "strict": strict, "allow_missing": allow_missing, "overwrite": True}
-        build(self.sources(), self.root / out, BuildOptions(**options), **how)
+        how = {"workers": workers, "strict": strict, "allow_missing": allow_missing, "mode": Mode.OVERWRITE}
+        build(self.sources(), self.root / out, CocoLvisOptions(**options), **how)
         return Dataset.open(self.root / out)
 
     def mask(self, image_id: int, **options) -> np.ndarray:

@@ -16,7 +16,7 @@ from victims import contents, until
 from cli.cocolvis import main
 from cocolvis.errors import DataError
 from cocolvis.importers.ade20k import find as find_ade20k
-from cocolvis.importers.labelled import ImportOptions, ImportPlan
+from cocolvis.importers.labelled import LabelOptions, LabelPlan
 from cocolvis.inspection.verify import verify
 from cocolvis.storage.dataset import Dataset
 from cocolvis.storage.shards import ShardReader
@@ -81,7 +81,7 @@ def test_the_commands_that_look_at_a_data_set(tmp_path):
     out, other = tmp_path / "data", tmp_path / "other"
     said = run(*made.arguments(out, "--workers", 1))
     assert "21 classes; dataset voc, images embed" in said.stdout
-    assert "train_aug.txt is left aside; --augmented takes it" in said.stderr
+    assert "train_aug.txt is not used; --augmented takes it" in said.stderr
     assert json.loads(run("info", out, "--json").stdout)["options"]["dataset"] == "voc"
     table = run("stats", out, "--plot", tmp_path / "plot.png").stdout
     assert "background" in table and "group" not in table and Image.open(tmp_path / "plot.png").size[0] > 500
@@ -262,7 +262,7 @@ def test_two_imports_never_mix(tmp_path):
 @pytest.mark.parametrize("make", TREES)
 def test_what_is_no_such_data_set_is_told_in_one_line(make, tmp_path):
     made = make(tmp_path / "there")
-    for src, told in ((tmp_path / "absent", "is no folder; expected "), (tmp_path, ": holds no ")):
+    for src, told in ((tmp_path / "absent", "is not a directory; expected "), (tmp_path, ": holds no ")):
         said = run("import", made.name, src, "--out", tmp_path / "data", code=1).stderr.splitlines()
         assert len(said) == 1 and said[-1].startswith(f"Error: {src}: ") and told in said[-1]
     assert not (tmp_path / "data").exists()
@@ -315,7 +315,7 @@ def test_what_the_augmented_list_needs(tmp_path):
 def test_an_ignored_label_cannot_be_that_of_a_class(tmp_path):
     made = folder_of_export(tmp_path)
     said = run(*made.arguments(tmp_path / "data", "--ignore", 3), code=1).stderr
-    assert "label 3 is ignored and that of a class: they have 1..3" in said
+    assert "label 3 is ignored and also that of a class: classes have 1..3" in said
     (made.src / "classes.txt").write_text("sky\n")
     assert "holds classes.txt and classes.csv; expected one" in run(*made.arguments(tmp_path / "data"), code=1).stderr
 
@@ -336,6 +336,6 @@ def test_the_estimate_of_the_disk_is_enough_and_not_far_too_much(tmp_path):
     made = nine_images(tmp_path)
     for images in ("embed", "path"):
         imported(made, tmp_path / images, "--images", images, "--shard-size", 3)
-        plan = ImportPlan(find_ade20k(made.src, ("train", "val")), ImportOptions(dataset="ade20k", images=images, shard_size=3))
+        plan = LabelPlan(find_ade20k(made.src, ("train", "val")), LabelOptions(dataset="ade20k", images=images, shard_size=3))
         taken = sum(entry["bytes"] for entry in Dataset.open(tmp_path / images).index["shards"])
         assert taken <= plan.bytes_needed(plan.shard_counts()) <= 2 * taken + 300_000

@@ -82,7 +82,7 @@ def test_files_of_an_import_that_vanish_after_it_began_make_no_other_import(tmp_
         made.harm("images", "gone")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cocolvis.importers.labelled.ImportPlan.warm_up", stop)
+        patch.setattr("cocolvis.importers.labelled.LabelPlan.warm_up", stop)
         assert "lost 10 of 12" in run(*made.command(), code=1)
     before = stamps(made.out)
     emptied(made.src / "images/train")
@@ -229,7 +229,7 @@ def no_memory_of_opencv(*_, **__):
 )
 def test_memory_that_runs_out_over_a_file_is_not_its_fault(tmp_path, monkeypatch, place, fails, named, kind):
     made = Folder(tmp_path, ".jpg" if "jpeg" in place else ".png")
-    monkeypatch.setattr("cocolvis.importers.labelled.ImportPlan.warm_up", lambda plan: None)
+    monkeypatch.setattr("cocolvis.importers.labelled.LabelPlan.warm_up", lambda plan: None)
     with monkeypatch.context() as patch:
         if "png.check" in place:
             patch.setattr(
@@ -345,6 +345,6 @@ def test_nothing_is_reported_once_the_folder_is_lost(tmp_path, monkeypatch):
         return []
 
     (made.src / "images/train/deep/03.png").unlink()
-    monkeypatch.setattr("cocolvis.building.lost_images.losses", lost)
+    monkeypatch.setattr("cocolvis.building.index.reasons_to_refuse", lost)
     assert "this build has lost the folder" in run(*made.command(), code=1)
     assert (made.out / "faults.jsonl").read_text() == "another's" and not (made.out / "dataset.json").exists()

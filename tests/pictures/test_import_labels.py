@@ -17,7 +17,7 @@ from PIL import Image
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 from torchvision.models.segmentation import DeepLabV3_ResNet50_Weights
 
-from cocolvis.importers.labelled import ImportOptions, ImportTask
+from cocolvis.importers.labelled import LabelOptions, LabelTask
 from cocolvis.importers.tables import table
 from cocolvis.importers.tree import LabelledImage
 from cocolvis.pictures.label_files import label_pixels, open_labels, read_labels, to_classes
@@ -291,7 +291,7 @@ def test_a_matrix_of_another_size_than_its_picture_is_never_inflated(tmp_path):
     assert tracemalloc.get_traced_memory()[1] < 5 * 10**6  # of which are the files themselves
     tracemalloc.stop()
     faults = []
-    made = ImportTask(name="a", split="val", images=[], options=ImportOptions(dataset="cocostuff10k"), vocabulary="", known={})
+    made = LabelTask(name="a", split="val", images=[], options=LabelOptions(dataset="cocostuff10k"), vocabulary="", known={})
     (tmp_path / "a.mat").write_bytes(bomb)
     cv2.imwrite(str(tmp_path / "a.jpg"), np.zeros((30, 40, 3), np.uint8))
     tracemalloc.start()

@@ -108,9 +108,9 @@ def test_black_and_white_masks_are_imported_with_the_option_that_is_told(tmp_pat
     [
         (("--label", "sky=300000"), 2, "is no name with a label in 0..65535"),
         (("--label", "car"), 2, "is no name with a label"),
-        (("--label", "sky=9"), 1, "--label names 'sky', which is no class there"),
-        (("--label", "car=1"), 1, "'road' and 'car' have both the label 1; give each with --label"),
-        (("--label", "car=9", "--ignore", "9"), 1, "label 9 is ignored and that of a class: they have 1..9"),
+        (("--label", "sky=9"), 1, "--label names 'sky', which is not a class in that list"),
+        (("--label", "car=1"), 1, "'road' and 'car' both have the label 1; change one with --label"),
+        (("--label", "car=9", "--ignore", "9"), 1, "label 9 is ignored and also that of a class: classes have 1..9"),
     ],
 )
 def test_labels_that_cannot_be_given_are_refused(given, code, told, tmp_path):

@@ -16,7 +16,7 @@ from victims import contents
 
 from cli.cocolvis import main
 from cocolvis.building.build import build
-from cocolvis.building.merged import BuildOptions
+from cocolvis.building.coco_lvis import CocoLvisOptions
 from cocolvis.disk import archives
 from cocolvis.errors import DataError
 from cocolvis.sources.pairing import Sources
@@ -81,7 +81,7 @@ LAYOUTS = (downloaded, stored_and_streamed, of_64_bits, pixel_maps_and_subfolder
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_zips_and_folders_make_the_same_bytes(sample, tmp_path, layout):
-    build(sources(*layout(sample, tmp_path)), tmp_path / "data", BuildOptions(shard_size=15))
+    build(sources(*layout(sample, tmp_path)), tmp_path / "data", CocoLvisOptions(shard_size=15))
     assert contents(tmp_path / "data") == contents(sample.data)
 
 
@@ -234,7 +234,7 @@ def test_a_zip_that_changes_after_planning_costs_pictures_only(tree, name):
     archive, (change, kind) = zipped(tree), CHANGES[name]
     calls = iter([change])
     how = {"progress": lambda done, total: next(calls, str)(archive), "allow_missing": True}
-    build(tree.sources(), tree.root / "data", BuildOptions(), **how)
+    build(tree.sources(), tree.root / "data", CocoLvisOptions(), **how)
     data = Dataset.open(tree.root / "data")
     assert faults(data) == [(kind, "image", image_id, None) for image_id in range(1, 6)]
     assert data.splits == {"train": 0, "val": 0}
@@ -255,9 +255,9 @@ def test_a_zip_that_is_gone_is_named(tree):
     archive = zipped(tree)
     calls = iter([Path.unlink])
     how = {"progress": lambda done, total: next(calls, str)(archive), "allow_missing": True}
-    build(tree.sources(), tree.root / "data", BuildOptions(), **how)
+    build(tree.sources(), tree.root / "data", CocoLvisOptions(), **how)
     reason = Dataset.open(tree.root / "data").index["report"]["faults"][0]["reason"]
-    assert reason.endswith(f": {archive} does not exist any more")
+    assert reason.endswith(f": {archive} no longer exists")
 
 
 def test_a_replaced_zip_is_looked_into_again(tree):
@@ -301,7 +301,7 @@ def test_zips_that_windows_wrote_are_read(sample, tmp_path):
         members = {name.replace("/", "\\"): content for name, content in zips.pictures(sample.coco, split).items()}
         zips.write_zip(tmp_path / "coco" / f"{split}2017.zip", members)
     zips.write_zip(tmp_path / "coco" / "stuff_trainval2017.zip", zips.stuff(sample.coco, "annotations\\"))
-    build(sources([tmp_path / "coco"], [sample.lvis]), tmp_path / "data", BuildOptions(shard_size=15))
+    build(sources([tmp_path / "coco"], [sample.lvis]), tmp_path / "data", CocoLvisOptions(shard_size=15))
     assert contents(tmp_path / "data") == contents(sample.data)
 
 
@@ -364,7 +364,7 @@ def test_no_change_of_a_few_bytes_in_zips_ends_in_anything_but_words(tmp_path, s
         for _ in range(rng.choice([1, 1, 3])):
             zips.flip(path, min(len(content) - 1, max(0, start) + rng.randrange(600)))
         try:
-            build(tree.sources(), tmp_path / str(number) / "data", BuildOptions(images="embed"), allow_missing=True)
+            build(tree.sources(), tmp_path / str(number) / "data", CocoLvisOptions(images="embed"), allow_missing=True)
         except DataError as error:
             assert str(path) in str(error) and len(str(error).splitlines()) == 1
         else:
@@ -378,5 +378,5 @@ def test_folders_whose_names_are_no_text_are_read_by_workers(sample, tmp_path):
     odd = tmp_path / os.fsdecode(b"\xff")
     shutil.copytree(sample.coco, odd / "coco")
     shutil.copytree(sample.lvis, odd / "lvis")
-    build(sources(odd / "coco", odd / "lvis"), tmp_path / "data", BuildOptions(shard_size=15), workers=2)
+    build(sources(odd / "coco", odd / "lvis"), tmp_path / "data", CocoLvisOptions(shard_size=15), workers=2)
     assert contents(tmp_path / "data") == contents(sample.data)
