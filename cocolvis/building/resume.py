@@ -19,7 +19,7 @@ from cocolvis.storage.shards import VERSION
 
 def check(state: BuildState, plan: ShardPlan) -> bool:
     """Whether input files were mended since the build was begun; a DataError if going on would mix two builds."""
-    has_shards = state.shards.exists() and any(state.shards.glob("*.h5"))  # looked at first: another part may just be beginning
+    has_shards = state.shards.exists() and any(state.shards.glob("*.h5"))  # before plan.json: another part may write both now
     if not state.is_begun():
         if has_shards:
             advice = "choose another folder, or replace it with --overwrite"

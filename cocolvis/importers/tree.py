@@ -21,7 +21,7 @@ PICTURES = (".jpg", ".jpeg", ".png")
 """File endings that every import takes for pictures, in upper or lower case."""
 
 OWN_DATA = (
-    "`cocolvis import folder` reads data sets of your own, whatever made them: images/{train,val}, masks/{train,val}"
+    "import a data set of your own, whatever made it, with `cocolvis import folder`: images/{train,val}, masks/{train,val}"
     " and a list of classes"
 )
 """What to do with a data set that only looks like a published one: its classes are others."""
@@ -127,9 +127,9 @@ def paired(
         similar = [either.unpaired(whole) for either in both] if len(whole) < len(names) else []
         found[split] = [_image(root, name, paths, both, similar) for name in names]
         if wanted and names and not whole and not reading.allowed():
-            first = found[split][0]
-            absent = first.picture if names[0] in labels.named else first.labels
-            why = reading.wrong_with(absent.folder) or f"{absent.path.removeprefix(f'{root}/')} {first.missing}"
+            image = found[split][0]
+            absent = image.picture if names[0] in labels.named else image.labels
+            why = reading.wrong_with(absent.folder) or f"{absent.path.removeprefix(f'{root}/')} {image.missing}"
             raise DataError(f"{root}: split {split} has no picture with its mask: {why}")
     return _numbered(found, findings)
 
@@ -256,13 +256,13 @@ def _number(path: str) -> int | None:
 
 def _why_counted(numbers: Sequence[int | None], images: Sequence[LabelledImage]) -> str:
     """Why the numbers cannot be ids; "" if they can."""
-    first: dict[int, str] = {}
+    paths: dict[int, str] = {}
     for number, image in zip(numbers, images, strict=True):
         if number is None:
             return f"the name of {image.path} is not a number below {_IDS}"
-        if number in first:
-            return f"{first[number]} and {image.path} have the same number"
-        first[number] = image.path
+        if number in paths:
+            return f"{paths[number]} and {image.path} have the same number"
+        paths[number] = image.path
     return ""
 
 

@@ -1,4 +1,4 @@
-"""The build: interrupted, killed, resumed, in any number of processes."""
+"""Builds that are interrupted, killed and resumed, in any number of processes."""
 
 import json
 import os
@@ -9,10 +9,12 @@ import time
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from trees import five_images
 
+from cli.cocolvis import main
 from cocolvis.building import executors
-from cocolvis.building.build import Mode, build
+from cocolvis.building.build import Build, Mode, Part, build
 from cocolvis.building.coco_lvis import CocoLvisOptions
 from cocolvis.errors import DataError
 from cocolvis.storage.dataset import Dataset
@@ -66,7 +68,7 @@ def test_an_interrupted_build_resumes_where_it_was(sample, tmp_path, workers):
 
 
 def killed_build(sample, out, ready, workers):
-    """Start a build in a process, kill -9 it when ``ready()``, and complete it here."""
+    """Start a build in another process, kill -9 it when ``ready()`` says so, and complete it in this one."""
     command = [sys.executable, "-m", "cli.cocolvis", "build", "--coco", sample.coco, "--lvis", sample.lvis, "--out", out]
     process = subprocess.Popen([*command, "--shard-size", "1", "--workers", str(workers)], stderr=subprocess.DEVNULL)
     while not ready() and process.poll() is None:
@@ -141,7 +143,7 @@ def test_existing_folders_are_left_alone_without_overwrite(tree, tmp_path):
         build(tree.sources(), tmp_path / "other" / "notes.txt", CocoLvisOptions())
 
 
-def test_a_full_disk_or_unwritable_folder_is_told_in_one_line(tree, tmp_path, monkeypatch):
+def test_a_full_disk_or_unwritable_folder_is_reported_in_one_line(tree, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -152,7 +154,7 @@ def test_a_full_disk_or_unwritable_folder_is_told_in_one_line(tree, tmp_path, mo
     assert not list((tmp_path / "data").rglob("*.tmp"))
 
 
-def test_a_dead_worker_is_told_in_one_line(tree, tmp_path, monkeypatch):
+def test_a_dead_worker_is_reported_in_one_line(tree, tmp_path, monkeypatch):
     five_images(tree).write()
     monkeypatch.setattr(executors, "_work", die)
     with pytest.raises(DataError, match=r"a worker process died .* go on with --resume"):
@@ -161,6 +163,26 @@ def test_a_dead_worker_is_told_in_one_line(tree, tmp_path, monkeypatch):
 
 def die(task, shard, lease):
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: Part(0, 2), "part 0 of 2: expected parts 1 to N of N"),
+        (lambda: Part(3, 2), "part 3 of 2: expected parts 1 to N of N"),
+        (lambda: Build(workers=0), "workers is 0; expected 1 or more, or the address of a scheduler"),
+    ],
+)
+def test_impossible_values_are_refused(make, reason):
+    with pytest.raises(DataError, match=f"^{reason}$"):
+        make()
+
+
+@pytest.mark.parametrize("options", [("--resume", "--overwrite"), ("--overwrite", "--shard", "1/2")])
+def test_modes_exclude_each_other(sample, tmp_path, options):
+    command = ["build", "--coco", sample.coco, "--lvis", sample.lvis, "--out", tmp_path / "data", *options]
+    done = CliRunner().invoke(main, list(map(str, command)))
+    assert done.exit_code == 2 and not (tmp_path / "data").exists()
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -1,4 +1,4 @@
-"""Disks that stumble, folders that are not mounted, and splits that lost their pictures."""
+"""Builds from failing disks and unmounted folders, and of splits that lost their pictures."""
 
 import ast
 import errno
@@ -38,7 +38,7 @@ def command(tree, *options):
     return ["build", "--coco", tree.coco, "--lvis", tree.lvis, "--out", tree.root / "data", "--workers", 1, *options]
 
 
-def test_what_is_not_about_one_file_ends_a_build_that_can_be_resumed(tree, monkeypatch):
+def test_an_error_that_is_not_about_one_file_ends_a_build_that_can_be_resumed(tree, monkeypatch):
     five_images(tree).build("whole", shard_size=2)
     errors = [(name, of_number(name)) for name in NOT_OF_ONE_FILE.split() if hasattr(errno, name)]
     for name, error in [*errors, ("ENOMEM", MemoryError()), ("", OSError("no number"))]:
@@ -57,7 +57,7 @@ def test_what_is_not_about_one_file_ends_a_build_that_can_be_resumed(tree, monke
     assert before == {"train-00000": (status.st_ino, status.st_mtime_ns)}
 
 
-def test_what_passes_by_costs_nothing(tree, monkeypatch):
+def test_an_error_that_goes_away_costs_nothing(tree, monkeypatch):
     five_images(tree).build("whole")
     disk = Disk(monkeypatch, "3.jpg", of_number("EIO"), times=4)
     tree.build("data")
@@ -70,7 +70,7 @@ def test_pauses_grow_and_are_a_few_seconds():
 
 
 @pytest.mark.parametrize("name", OF_ONE_FILE)
-def test_what_is_about_one_file_is_a_fault_at_once(tree, monkeypatch, name):
+def test_an_error_about_one_file_is_a_fault_at_once(tree, monkeypatch, name):
     disk = Disk(monkeypatch, "3.jpg", of_number(name))
     assert faults(five_images(tree).build()) == [(OF_ONE_FILE[name], "image", 3, None)]
     assert disk.calls == 1
@@ -84,7 +84,7 @@ def test_allowed_errors_are_faults_after_the_tries(tree, monkeypatch):
     assert "allow_missing" not in data.index["options"]
 
 
-def test_nobody_waits_again_before_something_could_be_read(tree, monkeypatch):
+def test_no_read_is_retried_again_until_one_succeeds(tree, monkeypatch):
     waited = []
     monkeypatch.setattr(reading.time, "sleep", waited.append)
     Disk(monkeypatch, ".jpg", of_number("ESTALE"))
@@ -92,7 +92,7 @@ def test_nobody_waits_again_before_something_could_be_read(tree, monkeypatch):
     assert len(waited) == 4
 
 
-def test_a_folder_that_nobody_may_search_is_not_about_one_file(tree, monkeypatch):
+def test_a_folder_that_may_not_be_searched_is_not_about_one_file(tree, monkeypatch):
     Disk(monkeypatch, "3.jpg", of_number("EACCES"))
 
     lstat = os.lstat
@@ -115,7 +115,7 @@ def test_a_folder_of_pictures_that_is_not_mounted_is_not_about_one_file(tree, ha
     with pytest.raises(DataError, match=f"train2017 {said}; is its disk mounted[?]; finished shards are kept"):
         build(tree.sources(), tree.root / "data", CocoLvisOptions(images="path"), **how)
     emptied(tree.coco / "train2017") if (tree.coco / "train2017").exists() else (tree.coco / "train2017").mkdir()
-    with pytest.raises(DataError, match="train2017 is empty"):  # when the disk that is needed is reckoned
+    with pytest.raises(DataError, match="train2017 is empty"):  # while the disk space is estimated
         build(tree.sources(), tree.root / "data", CocoLvisOptions(images="embed"), mode=Mode.OVERWRITE)
     index = build(tree.sources(), tree.root / "data", CocoLvisOptions(), mode=Mode.OVERWRITE, allow_missing=True)
     assert index["report"]["counts"] == {"missing image": 5}
@@ -133,7 +133,7 @@ def test_a_zip_that_vanishes_is_not_about_one_file(tree):
     assert build(tree.sources(), tree.root / "data", CocoLvisOptions(), mode=Mode.RESUME)["splits"]["train"]["images"] == 5
 
 
-def test_planning_is_patient_too(tree, monkeypatch):
+def test_planning_retries_too(tree, monkeypatch):
     five_images(tree).write()
     stat, calls = os.stat, []
 
@@ -150,7 +150,7 @@ def test_planning_is_patient_too(tree, monkeypatch):
 
 
 @linux
-def test_processes_say_it_in_one_line_and_allow_it(tree):
+def test_worker_processes_report_it_in_one_line_or_allow_it(tree):
     five_images(tree).write()
     tree.picture(3).unlink()
     tree.picture(3).symlink_to("/proc/self/mem")  # an input/output error, also for root
@@ -166,7 +166,7 @@ def test_processes_say_it_in_one_line_and_allow_it(tree):
 
 
 def lost(images, missing, kind="missing image"):
-    """The report of a shard of so many images, of which so many are lost."""
+    """The report of a shard that lost ``missing`` of its ``images``."""
     return {"images": images - missing, "faults": [Fault(kind, "image", i, None, f"{i}.jpg: no") for i in range(missing)]}
 
 
@@ -190,7 +190,7 @@ def test_how_much_a_split_may_lose(images, missing, fine):
 
 
 def many(tree, count=12, gone=range(2, 12)):
-    """So many images in shards of 3, some of whose pictures are put aside."""
+    """``count`` images in shards of 3; the pictures of those in ``gone`` are put aside."""
     for image_id in range(1, count + 1):
         tree.image(image_id)
         tree.stuff(image_id, 94, box(0, 0, 8, 8))
@@ -225,7 +225,7 @@ def test_a_split_that_lost_its_pictures_is_refused_until_that_is_allowed(tree):
     assert not (out / "dataset.json").exists()
 
 
-def test_pictures_that_came_back_are_read_on_resume(tree):
+def test_pictures_that_are_back_are_read_on_resume(tree):
     out = many(tree, 30, range(2, 12)).root / "data"
     run(*command(tree, *SHARDS), code=1)
     before = stamps(out)

@@ -1,4 +1,4 @@
-"""What a build finds in its folder: state files in any condition, shards of other builds and versions, and files of others."""
+"""What may be in the folder of a build: damaged state files, shards of other builds and versions, and files of others."""
 
 import json
 import os
@@ -30,7 +30,7 @@ SHARDS = 20
 
 @pytest.fixture(scope="module")
 def finished(sample, tmp_path_factory):
-    """A data set of the sample in 20 shards, and beside it the folder of the same build just before its index."""
+    """A folder with the sample's data set in 20 shards, and the folder of the same build just before its index."""
     root = tmp_path_factory.mktemp("finished")
     sample.rebuild(root / "whole", shard_size=2)
 
@@ -46,7 +46,7 @@ def finished(sample, tmp_path_factory):
 
 @pytest.fixture
 def begun(finished, tmp_path) -> Path:
-    """A copy of it that lacks nothing but the index."""
+    """A copy of the build that lacks only dataset.json."""
     return Path(shutil.copytree(finished / "begun", tmp_path / "data"))
 
 
@@ -62,7 +62,7 @@ def changed(path: Path, **values) -> None:
 
 
 def instead(make):
-    """Something else has the name."""
+    """Replace a file with something else of the same name."""
 
     def damage(path: Path) -> None:
         path.unlink()
@@ -137,7 +137,7 @@ def test_a_shard_whose_report_is_broken_is_built_again(sample, finished, begun, 
     assert {name for name in shards if after[name] != shards[name]} == {path.stem for path in damages}
 
 
-def test_a_broken_plan_is_told_in_one_line(sample, begun):
+def test_a_broken_plan_is_reported_in_one_line(sample, begun):
     plan, kept = begun / ".build" / "plan.json", contents(begun / "shards")
     whole = plan.read_bytes()
     attempts = cycle([partial(join, begun), partial(resumed, sample, begun), partial(resumed, sample, begun, Part(1, 2))])
@@ -165,7 +165,7 @@ NO_CLASSES = Vocabulary([]).to_json()
 
 
 @pytest.mark.parametrize("vocabulary", [{}, {"digest": 5, "classes": [], "ignored": {}}, NO_CLASSES])
-def test_broken_classes_are_told_in_one_line(begun, vocabulary):
+def test_broken_classes_are_reported_in_one_line(begun, vocabulary):
     changed(begun / ".build" / "plan.json", vocabulary=vocabulary)
     with pytest.raises(DataError, match=r"plan.json: .*vocabulary.*`cocolvis build --overwrite`"):
         join(begun)
@@ -198,7 +198,7 @@ def test_shards_of_another_build_are_refused(sample, finished, begun, tmp_path, 
         shutil.copy(other / "shards" / f"{name}.h5", begun / "shards")
     with pytest.raises(DataError, match="2 of 20 shards were built from other inputs or options: train-00001, val-00002"):
         going_on(sample, begun)
-    for kept in ("shards/{}.h5", ".build/{}.json"):  # neither is one of another place in the same build
+    for kept in ("shards/{}.h5", ".build/{}.json"):  # nor are shards from another place in the same build
         shutil.copy(finished / "begun" / kept.format("train-00003"), begun / kept.format("train-00001"))
         shutil.copy(finished / "begun" / kept.format("val-00002"), begun / kept.format("val-00002"))
     with pytest.raises(DataError, match="1 of 20 shards were built from other inputs or options: train-00001"):
@@ -207,7 +207,7 @@ def test_shards_of_another_build_are_refused(sample, finished, begun, tmp_path, 
 
 
 def test_a_shard_that_is_not_what_its_report_says_is_not_indexed(begun):
-    """Size and SHA-256 fit, but it is another shard."""
+    """Its size and SHA-256 are as reported, but it is another shard."""
     ours, other = json.loads((begun / ".build/train-00000.json").read_text()), begun / "shards/val-00000.h5"
     theirs = json.loads((begun / ".build/val-00000.json").read_text())
     shutil.copy(other, begun / "shards/train-00000.h5")
@@ -259,15 +259,15 @@ def test_the_index_has_the_rule_and_one_without_it_opens_but_is_not_resumed(samp
     assert Dataset.open(out).index["mask_rule"] == MASK_RULE
     changed(out / "dataset.json", mask_rule=None)
     assert len(Dataset.open(out).split("train")) and "mask_rule" not in Dataset.open(out).index
-    told = rf"its 20 shards have mask rule not recorded, .* {MASK_RULE}; .*`cocolvis build --overwrite`"
-    with pytest.raises(DataError, match=told):
+    reason = rf"its 20 shards have mask rule not recorded, .* {MASK_RULE}; .*`cocolvis build --overwrite`"
+    with pytest.raises(DataError, match=reason):
         resumed(sample, out)
     changed(out / "dataset.json", mask_rule="one")
     with pytest.raises(DataError, match="mask_rule"):
         Dataset.open(out)
 
 
-def test_the_version_of_hdf5_is_that_of_who_wrote_a_shard(sample, finished, begun):
+def test_each_shard_records_the_version_of_hdf5_that_wrote_it(sample, finished, begun):
     index = Dataset.open(finished / "whole").index
     assert {entry["hdf5"] for entry in index["shards"]} == {h5py.version.hdf5_version} and "hdf5" not in index
     changed(begun / ".build" / "train-00003.json", hdf5="1.8.0")
@@ -304,7 +304,7 @@ def overwritten(tree, out: Path, **options) -> list[str]:
 
 
 @pytest.mark.parametrize("there", ["nothing", "a data set", "a begun one", "a broken index", "no index"])
-def test_overwrite_loses_nothing_of_others(tree, tmp_path, there):
+def test_overwrite_keeps_the_files_of_others(tree, tmp_path, there):
     out = tmp_path / "data"
     five_images(tree)
     if there != "nothing":
@@ -372,7 +372,7 @@ def test_overwrite_removes_a_link_and_not_what_it_leads_to(tree, tmp_path):
     assert not shard.is_symlink() and (tmp_path / "large.h5").read_bytes() == before
 
 
-def test_an_index_names_only_shards_of_ours_to_be_removed(tree, tmp_path):
+def test_no_file_but_a_shard_is_removed_because_an_index_lists_it(tree, tmp_path):
     out = tmp_path / "data"
     five_images(tree).build()
     put(out, {"thesis.txt": b"mine", "shards/thesis.txt": b"mine"})
@@ -385,7 +385,7 @@ def test_an_index_names_only_shards_of_ours_to_be_removed(tree, tmp_path):
     assert tree.picture(1).exists()
 
 
-def test_a_finished_build_leaves_what_others_keep_in_its_folders(tree, tmp_path):
+def test_a_finished_build_leaves_the_files_of_others_in_its_folders(tree, tmp_path):
     out = tmp_path / "data"
 
     def leave(done, total):
@@ -402,7 +402,7 @@ def test_join_of_a_folder_that_is_not_there_makes_none(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [text(""), cut, text("[]"), instead(Path.mkdir), instead(os.mkfifo)])
-def test_a_broken_index_is_told_in_one_line(sample, finished, begun, damage):
+def test_a_broken_index_is_reported_in_one_line(sample, finished, begun, damage):
     shutil.copy(finished / "whole" / "dataset.json", begun)
     damage(begun / "dataset.json")
     for attempt in (partial(join, begun), partial(resumed, sample, begun)):

@@ -1,4 +1,4 @@
-"""Builds on a file system of their own that is small, full or read-only: a script, run where it may mount one.
+"""Builds on a small, full or read-only file system of their own: a script, run in a namespace where it may mount one.
 
 ``python small_disk.py SCENARIO FOLDER COCO LVIS`` mounts a tmpfs on FOLDER, for itself alone, and prints what happened as JSON.
 """
@@ -18,11 +18,11 @@ from cocolvis.vocabulary import coco_lvis
 
 SHARD_SIZE = 15
 WAYS = (["unshare", "--mount"], ["unshare", "--map-root-user", "--mount"])
-"""A mount namespace as root, and as anybody else."""
+"""How to get a mount namespace as root, and as another user."""
 
 
 def run(scenario: str, folder: Path, built) -> dict | None:
-    """What a scenario did in a new process; None where nobody may mount."""
+    """Run a scenario in a new process; what it printed, or None if mounting is not allowed here."""
     folder.mkdir(exist_ok=True)
     for way in WAYS if shutil.which("unshare") else ():
         probe = subprocess.run([*way, "mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True, check=False)
@@ -45,7 +45,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def attempt(built: tuple[Path, Path], out: Path, **settings) -> str | None:
-    """What a build says when it fails."""
+    """Build; the message if that fails, otherwise None."""
     try:
         build(Sources(*built, coco_lvis()), out, CocoLvisOptions(shard_size=SHARD_SIZE), **settings)
     except DataError as error:
@@ -54,14 +54,14 @@ def attempt(built: tuple[Path, Path], out: Path, **settings) -> str | None:
 
 
 def finished(out: Path) -> dict[str, tuple[int, int]]:
-    """Shard -> inode and time of the last change, of those with a report."""
+    """Name of each shard that has a report -> inode and time of the last change."""
     names = [path.stem for path in (out / ".build").glob("*-*.json")]
     found = {name: (out / "shards" / f"{name}.h5").stat() for name in names}
     return {name: (status.st_ino, status.st_mtime_ns) for name, status in found.items()}
 
 
 def broken_off(built: tuple[Path, Path], out: Path, breaking, mending) -> dict:
-    """A build that ``breaking()`` stops once its first shard is finished, and its completion after ``mending()``."""
+    """Call ``breaking()`` once the first shard of a build is finished, and complete the build after ``mending()``."""
     broken = False
 
     def progress(done: int, total: int) -> None:
@@ -97,7 +97,7 @@ def too_small(folder: Path, built: tuple[Path, Path]) -> dict:
 
 
 def overwrites(folder: Path, built: tuple[Path, Path]) -> dict:
-    """--overwrite of a small data set by one that does not fit, and where there is room for one data set but not for two."""
+    """--overwrite by a data set that does not fit, and on a disk that has room for one data set but not for two."""
     mount(folder, "size=450k")
     build(Sources(*built, coco_lvis()), folder / "data", CocoLvisOptions(limit=1))
     before = digests(folder)
@@ -110,7 +110,7 @@ def overwrites(folder: Path, built: tuple[Path, Path]) -> dict:
 
 
 def fills_up(folder: Path, built: tuple[Path, Path], room: str) -> dict:
-    """Something else takes the disk but for ``room`` bytes."""
+    """Fill the disk, except for ``room`` bytes, while a build runs."""
     mount(folder, "size=2m")
     ballast = folder / "ballast"
 
@@ -121,7 +121,7 @@ def fills_up(folder: Path, built: tuple[Path, Path], room: str) -> dict:
 
 
 def read_only(folder: Path, built: tuple[Path, Path]) -> dict:
-    """The disk becomes read-only in mid-build; and what is said where it is so from the beginning."""
+    """Make the disk read-only while a build runs; also start builds on a disk that is read-only already."""
     mount(folder, "size=2m")
 
     def remount(mode: str) -> None:
