@@ -84,13 +84,9 @@ class Build:
         with lock.held(out, part, self.announce) as lease, reading.allowing(self.allow_missing), _advice_to_resume():
             self._check_content(out)
             plan = make_plan()
-            if self._resumes and (out / dataset.INDEX).exists():
+            if self.mode is not Mode.OVERWRITE and (out / dataset.INDEX).exists():
                 return index.resumed(out, plan.description())
             return self._run(plan, BuildState(out, lease))
-
-    @property
-    def _resumes(self) -> bool:
-        return self.mode is Mode.RESUME or isinstance(self.mode, Part)
 
     def _check_content(self, out: Path) -> None:
         """A DataError if the mode rules out what is in the folder."""

@@ -30,7 +30,7 @@ def complete(state: BuildState, reports: Reports, announce: Announce, advice: st
         raise DataError(f"{state.out}: {', and '.join(reasons)}; finished shards are kept: {advice}")
     vocabulary = state.vocabulary
     index = write(state, reports)
-    seen = sum((Counter(found.get("seen", {})) for found in reports.values()), Counter[str]())
+    seen = sum((Counter(shard.get("seen", {})) for shard in reports.values()), Counter[str]())
     for line in (*remarks.lines(seen), *numbering_advice(seen, vocabulary)):
         announce(line)
     versions = Counter(entry["hdf5"] for entry in index["shards"])
@@ -103,8 +103,8 @@ def _leaves(state: BuildState, name: str, split: str, images: int) -> list[bytes
     """The digests of a shard's images; a DataError if it is not the shard that the build made."""
     reader = ShardReader(state.shard(name))
     expected = {"split": split, "vocabulary": state.record["description"]["vocabulary"]}
-    found = {key: reader.attributes.get(key) for key in expected}
-    if (found, len(reader)) != (expected, images):
+    attributes = {key: reader.attributes.get(key) for key in expected}
+    if (attributes, len(reader)) != (expected, images):
         raise DataError(f"{reader.path}: is not the shard that its report describes; {OVERWRITE}")
     leaves = [row.tobytes() for row in reader.digests()]
     reader.close()

@@ -114,10 +114,10 @@ class BuildState:
 
     def replace(self, names: Collection[str], announce: Callable[[str], None]) -> None:
         """Remove the data set or unfinished build that is here, before one that consists of the named shards is begun."""
-        found = overwrite.inventory(self.out)
-        found.refuse_foreign(names)
+        files = overwrite.inventory(self.out)
+        files.refuse_foreign(names)
         self.lease.check()
-        found.remove(announce)
+        files.remove(announce)
         self._record = None
 
     def shard(self, name: str) -> Path:
@@ -126,7 +126,8 @@ class BuildState:
 
     def reports(self) -> dict[str, dict[str, Any]]:
         """Shard name -> report, for all shards that have a readable one, whether or not the shards are still whole."""
-        return {name: found for name in self.record["shards"] if (found := self.report(name)) is not None}
+        reports = {name: self.report(name) for name in self.record["shards"]}
+        return {name: content for name, content in reports.items() if content is not None}
 
     def report(self, name: str) -> dict[str, Any] | None:
         """The report of a shard; None if there is none, or none that can be read."""
@@ -140,11 +141,11 @@ class BuildState:
         text = json.dumps([self.record["description"], name, self.record["shards"][name]["rows"]], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def finish(self, name: str, found: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the report of a shard that is whole, and return it; a DataError if a worker of another version made it."""
-        if made_by(found) != (MASK_RULE, VERSION):
-            refuse_other_version(self.shard(name), "was built by a worker", made_by(found))
-        return self._write_report(name, {**found, "build": self.made_from(name)})
+    def finish(self, name: str, written: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep the report of a shard that was ``written``, and return it; a DataError if another version wrote the shard."""
+        if made_by(written) != (MASK_RULE, VERSION):
+            refuse_other_version(self.shard(name), "was built by a worker", made_by(written))
+        return self._write_report(name, {**written, "build": self.made_from(name)})
 
     def build_again(self, names: Collection[str], reports: Mapping[str, Mapping[str, Any]]) -> None:
         """Record that finished shards have to be built once more, so that a later process does it if this one is stopped."""

@@ -149,7 +149,7 @@ def listed(
         ids = _listed_ids(root, names, pattern, advice, findings)
         for paths in map(tuple, layout):
             if paths not in matched:
-                matched[paths] = _matching(root, paths, Findings(notes=findings.notes))  # no list names the faulty files
+                matched[paths] = _matching(root, paths, Findings(notes=findings.notes))  # unlisted files may be faulty
         both = [matched[tuple(paths)] for paths in layout]
         whole = both[0].named.keys() & both[1].named.keys()
         similar = [either.unpaired(ids.keys()) for either in both] if ids.keys() - whole else []

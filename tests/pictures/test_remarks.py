@@ -43,7 +43,7 @@ def classes(*labels: int, ignored: tuple[int, ...] = ()) -> Vocabulary:
         (classes(1, 2, 3), (0, 1, 2, 3, 255), "1 mask holds label 255, .* --ignore 255$"),
         (classes(1, 2, 3), (1, 65535), "1 mask holds label 65535, .* --ignore 65535$"),
         (classes(1, 2, 3, ignored=(255,)), (1, 3, 255), None),
-        (classes(1), (0, 255), "no other labels than 0 and 255, .* if it stands for 'a', import them with --label a=255$"),
+        (classes(1), (0, 255), "only the labels 0 and 255, .* if it stands for 'a', import them with --label a=255$"),
         (classes(1, 2), (0, 255), "stands for 'b', import them with --first-label 0 --label b=255$"),
         (classes(1, 2, 3), (0, 65535), "the class NAME, import them with --label NAME=65535$"),
         (classes(1, 255), (0, 255), None),
