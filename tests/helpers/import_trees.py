@@ -7,6 +7,7 @@ import struct
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -49,7 +50,10 @@ def make_picture(path: Path, size: tuple[int, int], seed: int) -> Path:
         image = image.convert("L")
     if seed % 3 == 2:
         exif[0x0112] = 6
-    image.save(path, **({"exif": exif, "quality": 90} if path.suffix.lower() in (".jpg", ".jpeg") else {}))
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        image.save(path, exif=exif, quality=90)
+    else:
+        image.save(path)
     return path
 
 
@@ -64,7 +68,7 @@ def write_labels(path: Path, labels: np.ndarray, palette: bool = False) -> Path:
     return path
 
 
-def write_matlab(path: Path, labels: np.ndarray, compressed: bool = True, order: str = "<") -> Path:
+def write_matlab(path: Path, labels: np.ndarray, compressed: bool = True, order: Literal["<", ">"] = "<") -> Path:
     """Write a MATLAB 5 file with a text, S, and another matrix, following the published description of the format."""
 
     def element(kind: int, body: bytes) -> bytes:

@@ -92,7 +92,7 @@ def too_small(folder: Path, built: tuple[Path, Path]) -> dict:
     mount(folder, "size=300k")
     sources = ["--coco", built[0], "--lvis", built[1]]
     command = [sys.executable, "-m", "cli.cocolvis", "build", *sources, "--out", folder / "data"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     return {"code": done.returncode, "said": done.stderr, "there": [str(path) for path in folder.rglob("*")]}
 
 

@@ -42,7 +42,7 @@ class Tree:
 
     def __init__(self, root: Path):
         self.coco, self.lvis, self.root = root / "coco", root / "lvis", root
-        self.json = {name: {"images": [], "annotations": []} for name in FILES}
+        self.json: dict[str, dict[str, list]] = {name: {"images": [], "annotations": []} for name in FILES}
         self._annotations = 0
 
     def image(self, image_id: int, split: str = "train", folder: str = "train2017", *, listed: bool = True, size=(8, 8)) -> int:

@@ -66,8 +66,8 @@ class Victim:
         self.out, self._log = out, out.with_name(f"{out.name}-{uuid.uuid4().hex}.log")
         arguments = [*command, "build", "--coco", built.coco, "--lvis", built.lvis, "--out", out, *options]
         with self._log.open("wb") as log:
-            streams = {"stdout": log, "stderr": log, "start_new_session": True}
-            self._process = subprocess.Popen([sys.executable, *map(str, arguments)], **streams)
+            whole = [sys.executable, *map(str, arguments)]
+            self._process = subprocess.Popen(whole, stdout=log, stderr=log, start_new_session=True)
 
     def wait_for(self, ready: Callable[[], object]) -> bool:
         """Wait until ``ready()`` or until the build ends; whether it still runs."""
