@@ -27,7 +27,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from cocolvis.building.build import build
-from cocolvis.building.merged import BuildOptions, ImageTask, Plan, warm_up
+from cocolvis.building.coco_lvis import AnnotatedImage, CocoLvisOptions, CocoLvisPlan, warm_up
 from cocolvis.masks.merge import Region, merge
 from cocolvis.masks.rasterize import rasterize
 from cocolvis.memory import keep_freed_memory
@@ -61,9 +61,9 @@ class Bench:
         return Sources(root / "coco", root / "lvis", coco_lvis())
 
     @cache  # noqa: B019
-    def tasks(self, count: int) -> list[ImageTask]:
+    def tasks(self, count: int) -> list[AnnotatedImage]:
         """Image tasks as a worker gets them."""
-        plan = Plan.make(self.sources(self.images), BuildOptions(splits=("train",), images="none", limit=count))
+        plan = CocoLvisPlan.make(self.sources(self.images), CocoLvisOptions(splits=("train",), images="none", limit=count))
         return [image for task in plan.tasks(plan.shard_counts()) for image in task.images]
 
     def build(self, count: int, **settings: Any) -> tuple[float, Path]:
@@ -72,11 +72,11 @@ class Bench:
         out = self.folder / "data"
         shutil.rmtree(out, ignore_errors=True)
         start = time.perf_counter()
-        build(self.sources(count), out, BuildOptions(splits=("train",), **settings), **how)
+        build(self.sources(count), out, CocoLvisOptions(splits=("train",), **settings), **how)
         return time.perf_counter() - start, out
 
 
-def merged(task: ImageTask) -> np.ndarray:
+def merged(task: AnnotatedImage) -> np.ndarray:
     """A mask as the builder makes it: from segmentation bytes to (H, W) uint16."""
     layers = (
         [Region(s.category_id, rasterize(s.segmentation, task.height, task.width)) for s in source]
@@ -85,7 +85,7 @@ def merged(task: ImageTask) -> np.ndarray:
     return merge(*layers, task.height, task.width)
 
 
-def plainly_merged(task: ImageTask) -> np.ndarray:
+def plainly_merged(task: AnnotatedImage) -> np.ndarray:
     """The same mask by a pycocotools mask of each annotation and arithmetic on whole images."""
     mask = np.zeros((task.height, task.width), np.int64)
     for source in (task.stuff, task.things):

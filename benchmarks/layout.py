@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 
 from cocolvis.building.build import build
-from cocolvis.building.merged import BuildOptions
+from cocolvis.building.coco_lvis import CocoLvisOptions
 from cocolvis.masks import runlength
 from cocolvis.pictures.encoded import decode_rgb
 from cocolvis.sample.writer import write_sample
@@ -180,7 +180,7 @@ def main(coco, lvis, images, as_json) -> None:
         if coco is None or lvis is None:
             coco, lvis = folder / "coco", folder / "lvis"
             write_sample(folder, images=120, classes=120, size=256, seed=0)
-        build(Sources(coco, lvis, coco_lvis()), folder / "data", BuildOptions())
+        build(Sources(coco, lvis, coco_lvis()), folder / "data", CocoLvisOptions())
         dataset = Dataset.open(folder / "data")
         samples = [sample for name in dataset.splits for sample in dataset.split(name)]
         samples = (samples * (-(-images // len(samples))))[:images]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cocolvis.building.build import build, join
-    from cocolvis.building.merged import BuildOptions
+    from cocolvis.building.coco_lvis import CocoLvisOptions
     from cocolvis.errors import DamagedImage, DataError
     from cocolvis.inspection.export import export_png
     from cocolvis.inspection.render import colourise, overlay
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from cocolvis.masks.merge import Region, merge
     from cocolvis.masks.rasterize import BadSegmentation, Spans, rasterize
     from cocolvis.sample.writer import write_sample
-    from cocolvis.sources.pairing import Sources
+    from cocolvis.sources.inputs import Sources
     from cocolvis.storage.dataset import Dataset, Split
-    from cocolvis.storage.shards import Sample
+    from cocolvis.storage.samples import Sample
     from cocolvis.vocabulary import ClassInfo, Vocabulary, coco_lvis
 
 __all__ = [
     "BadSegmentation",
-    "BuildOptions",
     "ClassInfo",
+    "CocoLvisOptions",
     "DamagedImage",
     "DataError",
     "Dataset",
@@ -51,14 +51,14 @@ __all__ = [
 
 _MODULES = {
     "BadSegmentation": "cocolvis.masks.rasterize",
-    "BuildOptions": "cocolvis.building.merged",
+    "CocoLvisOptions": "cocolvis.building.coco_lvis",
     "ClassInfo": "cocolvis.vocabulary",
     "DamagedImage": "cocolvis.errors",
     "DataError": "cocolvis.errors",
     "Dataset": "cocolvis.storage.dataset",
     "Region": "cocolvis.masks.merge",
-    "Sample": "cocolvis.storage.shards",
-    "Sources": "cocolvis.sources.pairing",
+    "Sample": "cocolvis.storage.samples",
+    "Sources": "cocolvis.sources.inputs",
     "Spans": "cocolvis.masks.rasterize",
     "Split": "cocolvis.storage.dataset",
     "Vocabulary": "cocolvis.vocabulary",

@@ -11,7 +11,7 @@ import pytest
 from trees import Tree
 
 from cocolvis.building.build import build
-from cocolvis.building.merged import BuildOptions
+from cocolvis.building.coco_lvis import CocoLvisOptions
 from cocolvis.sample.writer import write_sample
 from cocolvis.sources.inputs import Sources
 from cocolvis.storage.dataset import Dataset
@@ -32,9 +32,9 @@ class Built(NamedTuple):
     data: Path
 
     def rebuild(self, out: Path, **settings) -> Dataset:
-        """Build the same tree again, elsewhere or otherwise; takes what ``build`` and ``BuildOptions`` take."""
-        how = {name: settings.pop(name) for name in ("workers", "resume", "progress") if name in settings}
-        build(Sources(self.coco, self.lvis, coco_lvis()), out, BuildOptions(**settings), **how)
+        """Build the same tree again, elsewhere or otherwise; takes what ``build`` and ``CocoLvisOptions`` take."""
+        how = {name: settings.pop(name) for name in ("workers", "mode", "progress") if name in settings}
+        build(Sources(self.coco, self.lvis, coco_lvis()), out, CocoLvisOptions(**settings), **how)
         return Dataset.open(out)
 
 

@@ -107,7 +107,7 @@ def _data_set(folder: Path | None) -> Iterator[Path]:
         yield folder
         return
     from cocolvis.building.build import build
-    from cocolvis.building.merged import BuildOptions
+    from cocolvis.building.coco_lvis import CocoLvisOptions
     from cocolvis.sample.writer import write_sample
     from cocolvis.sources.inputs import Sources
     from cocolvis.vocabulary import coco_lvis
@@ -118,7 +118,7 @@ def _data_set(folder: Path | None) -> Iterator[Path]:
             write_sample(root / "sample", images=96, classes=60, size=512, progress=show)
         with progress("build") as show:
             sources = Sources(root / "sample" / "coco", root / "sample" / "lvis", coco_lvis())
-            build(sources, root / "data", BuildOptions(), progress=show)
+            build(sources, root / "data", CocoLvisOptions(), progress=show)
         yield root / "data"
 
 

@@ -1,1 +1,1 @@
-"""From annotations and pictures to a data set: plans, the work of a shard, who does it, and what is kept."""
+"""Building a data set from annotations and pictures: the plan, the work on each shard, what survives an interruption."""

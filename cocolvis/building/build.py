@@ -1,28 +1,23 @@
-"""The build: runs the plan's shard tasks, keeps what is finished whatever happens, and writes the index at the end."""
+"""The build: plans, runs the tasks of the shards, keeps what is finished whatever happens, and writes the index at the end."""
 
 import shutil
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from enum import Enum
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cocolvis.building import executors
-from cocolvis.building.base import ShardPlan, run_shard
-from cocolvis.building.completeness import refuse, to_read_again
-from cocolvis.building.merged import BuildOptions, Plan
-from cocolvis.building.numbering import advice
-from cocolvis.building.overwrite import forget, inventory
-from cocolvis.building.state import BuildState, first
+from cocolvis.building import executors, index, resume
+from cocolvis.building.coco_lvis import CocoLvisOptions, CocoLvisPlan
+from cocolvis.building.overwrite import inventory
+from cocolvis.building.shard_plan import ShardPlan
+from cocolvis.building.state import BuildState
 from cocolvis.disk import lock, reading
-from cocolvis.disk.files import Unwritable, is_absent
+from cocolvis.disk.files import Unwritable
 from cocolvis.errors import DataError
 from cocolvis.faults import Fault
-from cocolvis.pictures import remarks
 from cocolvis.progress import Announce, Phase, Progress, ignore
 from cocolvis.sources.inputs import Sources
 from cocolvis.storage import dataset
@@ -30,118 +25,143 @@ from cocolvis.text import human_size
 
 _NO_PARTS = "holds no shards of `cocolvis build --shard I/N`"
 
-_AHEAD = 2
-"""Tasks a worker that are prepared before they are needed: bounds the memory of the planning process."""
 
+class Mode(Enum):
+    """What a build does with a folder that already holds something."""
 
-def build(sources: Sources, out: Path, options: BuildOptions, **how: Any) -> dict | None:
-    """Build COCO+LVIS in ``out``; ``how`` and what is returned are those of :func:`run`."""
-    return run(partial(Plan.make, sources, options), out, **how)
-
-
-def run(
-    make_plan: Callable[[], ShardPlan],
-    out: Path,
-    *,
-    workers: int = 1,
-    scheduler: str | None = None,
-    part: tuple[int, int] | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    strict: bool = False,
-    allow_missing: bool = False,
-    progress: Progress = ignore,
-    announce: Announce = ignore,
-    phase: Phase = ignore,
-) -> dict | None:
-    """Write the data set that a plan describes to ``out`` and return its index, as in dataset.json.
-
-    An existing folder is completed with ``resume``, replaced with ``overwrite``, and otherwise left alone with a DataError,
-    before ``make_plan`` is called. So is a folder in which another build is at work.
-    ``strict`` makes any fault of the input a DataError. Shards that are finished stay finished whatever is raised.
-    Input that cannot be read for a reason that is not its own, such as a disk that is gone, and a split that lost too many
-    images, are DataErrors; with ``allow_missing`` what cannot be read is left out, however much it is.
-    The work is done by ``workers`` processes, or by the dask.distributed cluster at ``scheduler``. ``part`` (i, n) with
-    1 <= i <= n builds every n-th shard from the i-th on, resumes by itself, and returns None: :func:`join` completes the data
-    set.
-    ``progress`` counts images, ``phase`` is told how much of the finished shards was read, and ``announce`` gets lines for the
-    user.
-    """
-    out = out.absolute()
-    _check_folder(out)
-    with lock.held(out, part, announce) as lease, reading.allowing_missing(allow_missing), _told_what_is_kept():
-        resume = resume or part is not None
-        _check_target(out, resume, overwrite)
-        plan = make_plan()
-        state = BuildState(out, lease)
-        if resume and (out / dataset.INDEX).exists():
-            return _finished_index(state, plan.description())
-        if strict:
-            _refuse(plan.faults)
-        found = not overwrite and state.check(plan)
-        names = list(plan.shard_counts())[part[0] - 1 :: part[1]] if part else list(plan.shard_counts())
-        work = _Work(plan, state, scheduler, workers, strict, progress, announce, phase)
-        with state.swept(names if part else None):
-            reports = work.run(names, overwrite, found)
-            if part:
-                return None
-            refuse(state, reports, "--resume reads them again, --resume --allow-missing does without")
-            return _complete(state, reports, announce)
-
-
-@contextmanager
-def _told_what_is_kept() -> Iterator[None]:
-    """Faults of the machine end a build in a DataError that says how to go on."""
-    try:
-        yield
-    except MemoryError:
-        raise DataError(f"memory does not suffice; take fewer --workers; {executors.KEPT}") from None
-    except Unwritable as error:
-        raise DataError(f"{error}; {executors.KEPT}") from None
+    FRESH = "leave it alone: a DataError"
+    RESUME = "complete the build that was begun there, and keep its finished shards"
+    OVERWRITE = "replace the data set or the unfinished build that is there"
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What is to be done, and how."""
+class Part:
+    """One of ``count`` jobs that build a data set together: it builds every ``count``-th shard, from the ``number``-th on.
 
-    plan: ShardPlan
-    state: BuildState
-    scheduler: str | None
-    workers: int
-    strict: bool
-    progress: Progress
-    announce: Announce
-    phase: Phase
+    A part that runs again goes on where it was stopped. :func:`join` completes the data set. 1 <= ``number`` <= ``count``.
+    """
 
-    def run(self, names: list[str], overwrite: bool, found: bool) -> dict[str, dict]:
-        """Build the named shards that are not finished, or lack files that were ``found`` again; the reports of all."""
-        plan, state = self.plan, self.state
-        reports = {} if overwrite else state.finished(names, self.phase)
-        for name in to_read_again(plan, state, reports, found, self.announce):
-            del reports[name]
+    number: int
+    count: int
+
+    def __post_init__(self):
+        if not 1 <= self.number <= self.count:
+            raise DataError(f"part {self.number} of {self.count}: expected parts 1 to N of N")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """How to build: what becomes of a folder that is not empty, who does the work, and which faults end it.
+
+    ``workers`` is the number of processes, 1 for this process alone, or the address of a dask.distributed scheduler whose
+    cluster does the work. With ``strict`` any fault of the input is a DataError. With ``allow_missing`` whatever cannot be read
+    is left out, for whatever reason and however much it is. ``progress`` is called with numbers of images, ``phase`` with how
+    much of the finished shards has been checked, and ``announce`` with lines for the user.
+    """
+
+    mode: Mode | Part = Mode.FRESH
+    workers: int | str = 1
+    strict: bool = False
+    allow_missing: bool = False
+    progress: Progress = ignore
+    announce: Announce = ignore
+    phase: Phase = ignore
+
+    def __post_init__(self):
+        if isinstance(self.workers, int) and self.workers < 1:
+            raise DataError(f"workers is {self.workers}; expected 1 or more, or the address of a scheduler")
+
+    def run(self, make_plan: Callable[[], ShardPlan], out: Path) -> dict[str, Any] | None:
+        """Write the data set of a plan to ``out`` and return its index, as in dataset.json; None after a single part.
+
+        Shards that are finished stay finished whatever is raised. A DataError, before ``make_plan`` is called, if the mode
+        rules out what is in the folder, or if another build is at work there. A DataError too if input cannot be read for a
+        reason that is not about that one file, such as a lost disk, or if a split lost too many images, unless that is allowed.
+        """
+        out = out.absolute()
+        _check_is_folder(out)
+        part = (self.mode.number, self.mode.count) if isinstance(self.mode, Part) else None
+        with lock.held(out, part, self.announce) as lease, reading.allowing_missing(self.allow_missing), _advice_to_resume():
+            self._check_content(out)
+            plan = make_plan()
+            if self.mode is not Mode.OVERWRITE and (out / dataset.INDEX).exists():
+                return index.resumed(out, plan.description())
+            return self._run(plan, BuildState(out, lease))
+
+    def _check_content(self, out: Path) -> None:
+        """A DataError if the mode rules out what is in the folder."""
+        if self.mode is Mode.OVERWRITE:
+            inventory(out)  # refuses links that lead out of the folder
+        if self.mode is not Mode.FRESH:
+            return
+        if (out / dataset.INDEX).exists():
+            raise DataError(f"{out}: already holds a data set; replace it with --overwrite")
+        if not all(lock.is_lock(path) for path in out.iterdir()):
+            raise DataError(f"{out}: is not empty; complete an interrupted build with --resume, replace it with --overwrite")
+
+    def _run(self, plan: ShardPlan, state: BuildState) -> dict[str, Any] | None:
+        if self.strict:
+            _refuse(plan.faults)
+        mended = self.mode is not Mode.OVERWRITE and resume.check(state, plan)
+        names = [*plan.shard_counts()]
+        if isinstance(self.mode, Part):
+            names = names[self.mode.number - 1 :: self.mode.count]
+            with state.swept(names):
+                self._build_shards(plan, state, names, mended)
+            return None
+        with state.swept():
+            reports = self._build_shards(plan, state, names, mended)
+            advice = "--resume reads them again, --resume --allow-missing leaves these images out"
+            return index.complete(state, reports, self.announce, advice)
+
+    def _build_shards(self, plan: ShardPlan, state: BuildState, names: list[str], mended: bool) -> dict[str, dict[str, Any]]:
+        """Build those of the named shards that are not finished, or lack files that were ``mended``; the reports of all."""
+        reports, freed = {}, 0
+        if self.mode is Mode.OVERWRITE:
+            freed = inventory(state.out).bytes
+        else:
+            reports = resume.kept(state, plan, names, mended, self.phase, self.announce)
         left = [name for name in names if name not in reports]
-        _check_disk(plan, state.out, left, inventory(state.out).bytes if overwrite else 0, self.announce)
-        if overwrite:
+        _check_disk(plan, state.out, left, freed, self.announce)
+        if self.mode is Mode.OVERWRITE:
             state.replace(names, self.announce)
-        state.begin(plan)
+        resume.begin(state, plan)
         counts = plan.shard_counts()
         done, total = sum(counts[name] for name in reports), sum(counts[name] for name in names)
-        for name, report in _reports(plan, state, left, self._runner(), lambda images: self.progress(done + images, total)):
+        for name, report in self._work(plan, state, left, lambda images: self.progress(done + images, total)):
             reports[name] = state.finish(name, report)
             if self.strict:
                 _refuse([Fault(*fault) for fault in report["faults"]])
         return reports
 
-    def _runner(self) -> AbstractContextManager | None:
-        if self.scheduler:
-            return executors.cluster(self.scheduler)
-        return executors.processes(self.workers) if self.workers > 1 else None
+    def _work(
+        self, plan: ShardPlan, state: BuildState, names: Collection[str], progress: Callable[[int], None]
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(shard name, report) of each named shard as soon as it is written."""
+        progress(0)
+        if not names:
+            return
+        with executors.interrupts_deferred():
+            plan.warm_up()
+        tasks = (replace(task, allow_missing=reading.missing_allowed()) for task in plan.tasks(names))
+        if self.workers == 1:
+            yield from executors.run_here(tasks, state.shard, state.lease, progress)
+        else:
+            yield from executors.run_in(self._workers(), tasks, state.shard, state.lease, progress)
+
+    def _workers(self) -> AbstractContextManager[executors.Workers]:
+        return executors.cluster(self.workers) if isinstance(self.workers, str) else executors.processes(self.workers)
 
 
-def join(out: Path, announce: Announce = ignore, phase: Phase = ignore, *, allow_missing: bool = False) -> dict:
-    """Complete a data set whose shards were built in parts; its index. A DataError that says what is missing.
+def build(sources: Sources, out: Path, options: CocoLvisOptions, **how: Any) -> dict[str, Any] | None:
+    """Build COCO+LVIS in ``out``; ``how`` are the fields of :class:`Build`, and the result is that of :meth:`Build.run`."""
+    return Build(**how).run(partial(CocoLvisPlan.make, sources, options), out)
 
-    A split that lost too many images is a DataError too, unless they are ``allow_missing``.
+
+def join(out: Path, announce: Announce = ignore, phase: Phase = ignore, *, allow_missing: bool = False) -> dict[str, Any]:
+    """Complete a data set whose shards were built in parts, and return its index.
+
+    A DataError that names what is missing; also if a split lost too many images, unless ``allow_missing`` is set.
     """
     out = out.absolute()
     if not out.is_dir():
@@ -149,36 +169,33 @@ def join(out: Path, announce: Announce = ignore, phase: Phase = ignore, *, allow
     with lock.held(out, None, announce, "a join") as lease, reading.allowing_missing(allow_missing):
         state = BuildState(out, lease)
         if (out / dataset.INDEX).exists():
-            return _opened(out)
-        if is_absent(state.folder / "plan.json"):
+            return index.opened(out)
+        if not state.is_begun():
             raise DataError(f"{out}: {_NO_PARTS}")
         with state.swept():
             state.check_maker()
-            names = state.plan["shards"]
-            reports = state.finished(names, phase)
+            names = state.record["shards"]
+            reports = resume.finished(state, names, phase)
             missing = [name for name in names if name not in reports]
             if missing:
-                reason = f"{len(missing)} of {len(names)} shards are missing or damaged: {first(missing)}"
+                reason = f"{len(missing)} of {len(names)} shards are missing or damaged: {resume.shortened(missing)}"
                 raise DataError(f"{out}: {reason}; run the parts again that hold them, with `cocolvis build ... --shard I/N`")
-            refuse(state, reports, "parts that run again read them again, `join --allow-missing` does without")
-            return _complete(state, reports, announce)
+            advice = "parts that run again read them again, `join --allow-missing` leaves these images out"
+            return index.complete(state, reports, announce, advice)
 
 
-def _complete(state: BuildState, reports: dict[str, dict], announce: Announce) -> dict:
-    """Write the index; say what is worth a word, and where different versions of HDF5 wrote the shards."""
-    vocabulary = state.vocabulary
-    index = state.complete(reports, vocabulary)
-    seen = sum((Counter(report.get("seen", {})) for report in reports.values()), Counter())
-    for line in (*remarks.lines(seen), *advice(seen, vocabulary)):
-        announce(line)
-    found = Counter(entry["hdf5"] for entry in index["shards"])
-    if len(found) > 1:
-        said = ", ".join(f"{version} ({count} shards)" for version, count in sorted(found.items()))
-        announce(f"different versions of HDF5 wrote the shards: {said}; their bytes may differ from those of another build")
-    return index
+@contextmanager
+def _advice_to_resume() -> Iterator[None]:
+    """Turn failures of the machine into a DataError that says how to go on."""
+    try:
+        yield
+    except MemoryError:
+        raise DataError(f"memory ran out; take fewer --workers; {executors.KEPT}") from None
+    except Unwritable as error:
+        raise DataError(f"{error}; {executors.KEPT}") from None
 
 
-def _check_folder(out: Path) -> None:
+def _check_is_folder(out: Path) -> None:
     try:
         if out.exists() and not out.is_dir():
             raise DataError(f"{out}: is a file; expected a folder to write the data set to")
@@ -186,103 +203,21 @@ def _check_folder(out: Path) -> None:
         raise DataError(f"{out}: cannot be a folder: {error.strerror}") from None
 
 
-def _check_target(out: Path, resume: bool, overwrite: bool) -> None:
-    if overwrite:
-        inventory(out)  # refuses folders that lead elsewhere
-    if resume or overwrite:
-        return
-    if (out / dataset.INDEX).exists():
-        raise DataError(f"{out}: already holds a data set; replace it with --overwrite")
-    if not all(lock.is_lock(path) for path in out.iterdir()):
-        raise DataError(f"{out}: is not empty; complete an interrupted build with --resume, replace it with --overwrite")
-
-
-def _opened(out: Path) -> dict:
-    """The index of a finished data set; a DataError that says how to go on where it is damaged."""
-    try:
-        return dataset.Dataset.open(out).index
-    except DataError as error:
-        raise DataError(f"{error}; build it anew with `cocolvis build --overwrite`, or `import`") from None
-
-
-def _finished_index(state: BuildState, description: dict) -> dict:
-    index, out = _opened(state.out), state.out
-    rule = index.get("mask_rule", "not recorded")
-    if rule != description["mask_rule"]:
-        found = f"its {len(index['shards'])} shards have mask rule {rule}, this cocolvis has {description['mask_rule']}"
-        raise DataError(f"{out}: is a finished data set, but {found}; make it anew with `cocolvis build --overwrite`")
-    forget(out)
-    if any(index[key] != description[key] for key in ("options", "inputs")) or (
-        index["vocabulary"]["digest"] != description["vocabulary"]
-    ):
-        raise DataError(f"{out}: is a finished data set of other inputs or options; replace it with --overwrite")
-    return index
-
-
 def _refuse(faults: list[Fault]) -> None:
+    """A DataError that counts the faults and describes the first, if there is one."""
     if faults:
-        first = faults[0]
-        named = (("image", first.image_id), ("annotation", first.annotation_id))
-        where = ", ".join(f"{what} {number}" for what, number in named if number is not None) or first.source
-        raise DataError(f"--strict: {len(faults)} faults, the first: {first.kind}: {where}: {first.reason}")
+        fault = faults[0]
+        ids = (("image", fault.image_id), ("annotation", fault.annotation_id))
+        where = ", ".join(f"{what} {number}" for what, number in ids if number is not None) or fault.source
+        raise DataError(f"--strict: {len(faults)} faults, the first: {fault.kind}: {where}: {fault.reason}")
 
 
 def _check_disk(plan: ShardPlan, out: Path, names: Collection[str], freed: int, announce: Announce) -> None:
-    """Refuse before anything is written, or removed, where the disk cannot hold what is to come."""
-    there = next(path for path in (out, *out.parents) if path.exists())
-    usage, needed = shutil.disk_usage(there), plan.bytes_needed(names)
+    """Refuse before anything is written or removed if the disk cannot hold the named shards; ``freed`` bytes come back."""
+    existing = next(path for path in (out, *out.parents) if path.exists())
+    usage, needed = shutil.disk_usage(existing), plan.bytes_needed(names)
     free = usage.free + freed
     sizes = f"about {human_size(needed)} in {out}, where {human_size(free)} are free"
     if usage.total and needed > free:  # some network file systems say 0
         raise DataError(f"the build needs {sizes}; make room, choose another --out, or store less (--images path)")
     announce(f"needs {sizes}")
-
-
-def _reports(
-    plan: ShardPlan,
-    state: BuildState,
-    names: Collection[str],
-    runner: AbstractContextManager | None,
-    progress: Callable[[int], None],
-) -> Iterator[tuple[str, dict]]:
-    """(shard name, report) as the shards are finished."""
-    progress(0)
-    if not names:
-        return
-    with executors.interrupts_deferred():
-        plan.warm_up()
-    tasks = (replace(task, allow_missing=reading.missing_allowed()) for task in plan.tasks(names))
-    if runner is None:
-        yield from _reports_here(tasks, state, progress)
-        return
-    waiting: dict[Future, str] = {}
-    done = 0
-    with runner as workers:
-        while True:
-            for task in islice(tasks, max(0, _AHEAD * workers.count - len(waiting))):
-                waiting[workers.submit(task, state.shard(task.name), state.lease)] = task.name
-            if not waiting:
-                return
-            finished = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED).done
-            if not finished:
-                workers.check()
-            for future in finished:
-                report = future.result()
-                done += report["images"]
-                yield waiting.pop(future), report
-            progress(workers.images() if workers.images else done)
-
-
-def _reports_here(tasks, state: BuildState, progress: Callable[[int], None]) -> Iterator[tuple[str, dict]]:
-    images = 0
-
-    def tick() -> None:
-        nonlocal images
-        images += 1
-        check()
-        progress(images)
-
-    for task in tasks:
-        with executors.interrupts_deferred() as check:
-            report = run_shard(task, state.shard(task.name), state.lease, tick)
-        yield task.name, report

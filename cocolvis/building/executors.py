@@ -1,4 +1,4 @@
-"""Who does the work of a build: this process, processes of this machine, or the workers of a dask.distributed cluster."""
+"""Running shard tasks: in this process, in processes of this machine, or on the workers of a dask.distributed cluster."""
 
 import logging
 import os
@@ -6,48 +6,105 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
-from cocolvis.building.base import ShardTask, run_shard
+from cocolvis.building.shard_task import ShardTask, run_shard
 from cocolvis.disk.lock import Lease
 from cocolvis.errors import DataError
 from cocolvis.memory import keep_freed_memory
 
 _PATIENCE = 30
-"""Seconds to wait for a scheduler to answer, and for it to have a worker, also when it has lost them all."""
+"""Seconds to wait until a scheduler answers, and until it has a worker, at the start and when it has lost all of them."""
+
+_AHEAD = 2
+"""Tasks that are prepared for each worker: this bounds the memory of the planning process."""
 
 KEPT = "finished shards are kept: go on with --resume"
+
+Report = dict[str, Any]
+"""What :func:`cocolvis.building.shard_task.run_shard` returns."""
 
 
 @dataclass(frozen=True)
 class Workers:
     """``submit`` starts a shard task and returns a future of its report; ``count`` tasks run at a time.
 
-    ``images`` is the number of images done so far, also in tasks that still run; None where workers cannot tell.
-    ``check`` raises when nobody is left to do what was submitted.
+    ``images`` returns the number of images done so far, including those of tasks that still run; it is None if the workers
+    cannot count them. ``check`` raises if no worker is left to do what was submitted.
     """
 
-    submit: Callable[[ShardTask, Path, Lease], Future]
+    submit: Callable[[ShardTask, Path, Lease], Future[Report]]
     count: int
     images: Callable[[], int] | None = None
     check: Callable[[], None] = lambda: None
 
 
+def run_here(
+    tasks: Iterator[ShardTask], path: Callable[[str], Path], lease: Lease, progress: Callable[[int], None]
+) -> Iterator[tuple[str, Report]]:
+    """Run the tasks one after another in this process; (shard name, report) of each.
+
+    ``path`` maps the name of a shard to its file. ``progress`` is called with the number of images done so far.
+    """
+    images = 0
+
+    def tick() -> None:
+        nonlocal images
+        images += 1
+        check()
+        progress(images)
+
+    for task in tasks:
+        with interrupts_deferred() as check:
+            report = run_shard(task, path(task.name), lease, tick)
+        yield task.name, report
+
+
+def run_in(
+    starting: AbstractContextManager[Workers],
+    tasks: Iterator[ShardTask],
+    path: Callable[[str], Path],
+    lease: Lease,
+    progress: Callable[[int], None],
+) -> Iterator[tuple[str, Report]]:
+    """Run the tasks on workers, which are started first; (shard name, report) of each as soon as it is finished.
+
+    ``path`` and ``progress`` are those of :func:`run_here`.
+    """
+    names: dict[Future[Report], str] = {}
+    done = 0
+    with starting as workers:
+        while True:
+            for task in islice(tasks, max(0, _AHEAD * workers.count - len(names))):
+                names[workers.submit(task, path(task.name), lease)] = task.name
+            if not names:
+                return
+            finished = wait(names, timeout=0.2, return_when=FIRST_COMPLETED).done
+            if not finished:
+                workers.check()
+            for future in finished:
+                report = future.result()
+                done += report["images"]
+                yield names.pop(future), report
+            progress(workers.images() if workers.images else done)
+
+
 @contextmanager
 def processes(count: int) -> Iterator[Workers]:
-    """Processes of this machine, started afresh (spawned). After an exception they end at once; a dead one is a DataError."""
+    """Processes of this machine, spawned, not forked. They end at once after an exception; a DataError if one of them dies."""
     context = get_context("spawn")
     ticks, stop = context.Value("q", 0), context.Event()
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(ticks, stop))
 
-    def submit(task: ShardTask, shard: Path, lease: Lease) -> Future:
+    def submit(task: ShardTask, shard: Path, lease: Lease) -> Future[Report]:
         with _interrupts_held():
             return pool.submit(_work, task, shard, lease)
 
@@ -64,17 +121,17 @@ def processes(count: int) -> Iterator[Workers]:
 
 @contextmanager
 def interrupts_deferred() -> Iterator[Callable[[], None]]:
-    """Ctrl-C waits for the next call of the function that this yields: in the midst of compiled code it would get lost."""
-    came = threading.Event()
+    """Delay Ctrl-C until the function that this yields is called, or to the end: inside compiled code it would get lost."""
+    interrupted = threading.Event()
 
     def check() -> None:
-        if came.is_set():
+        if interrupted.is_set():
             raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
         yield check
         return
-    before = signal.signal(signal.SIGINT, lambda *_: came.set())
+    before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
     try:
         yield check
     finally:
@@ -84,7 +141,7 @@ def interrupts_deferred() -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Processes that are started meanwhile never see Ctrl-C; here it waits until the end."""
+    """Delay Ctrl-C in this process; processes that are started meanwhile never see it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -92,25 +149,26 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_ticks = None
+_ticks: Any = None
+"""In a worker process: the number of images that all workers have done, shared with the parent."""
 
 
-def _start_worker(ticks, stop) -> None:
-    """Count images for the parent, and end at once when it says so or is gone."""
+def _start_worker(ticks: Any, stop: Any) -> None:
+    """Prepare to count images for the parent, and end at once when the parent says so or is gone."""
     global _ticks
     _ticks = ticks
     keep_freed_memory()
     parent = parent_process()
 
     def watch() -> None:
-        while parent.is_alive() and not stop.is_set():
+        while parent and parent.is_alive() and not stop.is_set():
             parent.join(timeout=0.2)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _work(task: ShardTask, shard: Path, lease: Lease) -> dict:
+def _work(task: ShardTask, shard: Path, lease: Lease) -> Report:
     def tick() -> None:
         with _ticks.get_lock():
             _ticks.value += 1
@@ -119,19 +177,19 @@ def _work(task: ShardTask, shard: Path, lease: Lease) -> dict:
 
 
 _CHATTY = ("distributed", "distributed.client", "tornado", "tornado.application", "asyncio", "concurrent.futures")
-"""Loggers that report every lost connection and cancelled task."""
+"""Loggers that write about every lost connection and every cancelled task."""
 
 
 @contextmanager
 def cluster(address: str) -> Iterator[Workers]:
-    """The workers of a dask.distributed scheduler, which see the same folders; the scheduler replaces those that die."""
+    """The workers of a dask.distributed scheduler, which must see the same folders; if one dies, the others go on."""
     try:
         import dask
         from distributed import Client, KilledWorker
         from distributed.comm import get_address_host_port
     except ImportError:
         raise DataError("--scheduler needs dask.distributed: pip install 'cocolvis-ess[cluster]'") from None
-    large = {"distributed.admin.large-graph-warning-threshold": "1 TiB"}  # a task holds its annotations: some MB
+    large = {"distributed.admin.large-graph-warning-threshold": "1 TiB"}  # a task holds its annotations, several MB
     with _silenced(*_CHATTY), dask.config.set(large):
         try:
             get_address_host_port(address)
@@ -152,8 +210,8 @@ def cluster(address: str) -> Iterator[Workers]:
 
 
 def _within(seconds: float, call: Callable) -> Any:
-    """What ``call`` returns; a TimeoutError when it takes longer: a client waits for ever where another service listens."""
-    result = Future()
+    """What ``call`` returns; a TimeoutError if it takes longer: a client waits forever for a service that is no scheduler."""
+    result: Future[Any] = Future()
 
     def run() -> None:
         try:
@@ -169,26 +227,29 @@ def _within(seconds: float, call: Callable) -> Any:
     return result.result()
 
 
-def _cluster_workers(client, executor: Executor, address: str) -> Workers:
+def _cluster_workers(client: Any, executor: Executor, address: str) -> Workers:
     try:
         client.wait_for_workers(1, timeout=_PATIENCE)
     except TimeoutError:
         raise DataError(f"--scheduler {address}: has no workers; start some with `dask worker {address}`") from None
-    check = partial(_check_workers, client, [time.monotonic()])
-    return Workers(partial(executor.submit, run_shard), sum(client.nthreads().values()), check=check)
+
+    def submit(task: ShardTask, shard: Path, lease: Lease) -> Future[Report]:
+        return executor.submit(run_shard, task, shard, lease)
+
+    return Workers(submit, sum(client.nthreads().values()), check=partial(_check_workers, client, [time.monotonic()]))
 
 
-def _check_workers(client, seen: list[float]) -> None:
-    """A TimeoutError once there have been no workers for long: the scheduler would wait for new ones for ever."""
+def _check_workers(client: Any, last_seen: list[float]) -> None:
+    """A TimeoutError if there have been no workers for some time: the scheduler would wait for new ones forever."""
     if client.nthreads():
-        seen[0] = time.monotonic()
-    elif time.monotonic() - seen[0] > _PATIENCE:
+        last_seen[0] = time.monotonic()
+    elif time.monotonic() - last_seen[0] > _PATIENCE:
         raise TimeoutError(f"no worker for {_PATIENCE} s")
 
 
 @contextmanager
 def _silenced(*names: str) -> Iterator[None]:
-    """Keep what these loggers report of lost connections from burying the one line that says what to do."""
+    """Silence these loggers, so that the one line that says what to do is not buried under lost connections."""
     loggers = [logging.getLogger(name) for name in names]
     before = [logger.level for logger in loggers]
     for logger in loggers:

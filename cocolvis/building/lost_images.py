@@ -1,4 +1,4 @@
-"""Images that a build lost because files were missing or unreadable: which shards lack some, and when a split lost too many."""
+"""Images that a build lost because files were missing or unreadable: which shards lack some, and how many are too many."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,43 +6,43 @@ from typing import Any
 from cocolvis.faults import Fault
 
 LOST = ("missing image", "unreadable image", "missing mask", "unreadable mask")
-"""Kinds of faults that cost an image because a file is not there or cannot be read."""
+"""Kinds of faults that cost an image because a file is missing or cannot be read."""
 
 _NAMED = 3
-"""Lost pictures that are named where a split lost too many."""
+"""Lost images that are named in the line about a split that lost too many."""
 
-_LOST_SHARE, _LOST_LEAST = 0.01, 10
-"""A split may lose this share of its pictures, and fewer than this number whatever the share."""
+_SHARE, _COUNT = 0.01, 10
+"""A split may lose this share of its images; a loss of fewer than this number is accepted whatever the share."""
 
 Reports = Mapping[str, Mapping[str, Any]]
-"""Shard name -> report of a finished shard."""
+"""Shard name -> report of the finished shard."""
 
 
-def losses(planned: Mapping[str, int], reports: Reports, unusable: Mapping[str, int]) -> list[str]:
-    """One line for each split that lost too much, in the finished shards that ``reports`` are of; none where all is well.
+def reasons_to_refuse(planned: Mapping[str, int], reports: Reports, unusable: Mapping[str, int]) -> list[str]:
+    """One line for each split that lost too many images in the finished shards; an empty list if none did.
 
-    ``planned`` has the images of each shard before anything was lost, ``unusable`` how many more the annotations of each split
-    list in records that are none.
+    ``planned`` has the number of images that each shard would hold if none were lost, ``unusable`` the number that the
+    annotations of each split list in records too broken to be planned.
     """
-    found = []
+    reasons = []
     for split in dict.fromkeys([*map(split_of, planned), *unusable]):
-        own = [name for name in planned if split_of(name) == split and name in reports]
-        images, kept = sum(planned[name] for name in own), sum(reports[name]["images"] for name in own)
-        lost = [Fault(*fault) for name in own for fault in reports[name]["faults"] if fault[0] in LOST]
-        first = "; ".join(f"image {fault.image_id}: {fault.reason}" for fault in lost[:_NAMED])
-        said = f": {first}{'; ...' if len(lost) > _NAMED else ''}" if lost else ""
-        if len(lost) >= _LOST_LEAST and len(lost) > _LOST_SHARE * images:
-            found.append(f"split {split} lost {len(lost)} of {images} images to missing or unreadable files{said}")
+        names = [name for name in planned if split_of(name) == split and name in reports]
+        images, kept = sum(planned[name] for name in names), sum(reports[name]["images"] for name in names)
+        lost = [Fault(*fault) for name in names for fault in reports[name]["faults"] if fault[0] in LOST]
+        examples = "; ".join(f"image {fault.image_id}: {fault.reason}" for fault in lost[:_NAMED])
+        named = f": {examples}{'; ...' if len(lost) > _NAMED else ''}" if lost else ""
+        if len(lost) >= _COUNT and len(lost) > _SHARE * images:
+            reasons.append(f"split {split} lost {len(lost)} of {images} images to missing or unreadable files{named}")
         elif kept == 0 and (images := images + unusable.get(split, 0)) > 0:
-            found.append(f"split {split} keeps none of its {images} images{said}")
-    return found
+            reasons.append(f"split {split} keeps none of its {images} images{named}")
+    return reasons
 
 
-def lossy(reports: Reports) -> list[str]:
-    """The finished shards that lack an image because a file was missing or could not be read."""
+def incomplete(reports: Reports) -> list[str]:
+    """The names of the finished shards that lack an image because a file was missing or could not be read."""
     return [name for name, report in reports.items() if any(fault[0] in LOST for fault in report["faults"])]
 
 
 def split_of(shard: str) -> str:
-    """The split of a shard by its name."""
+    """The split of a shard, from its name."""
     return shard.rpartition("-")[0]

@@ -1,4 +1,4 @@
-"""Whether the labels that masks of one's own hold fit the classes, and which option to import them with where they do not."""
+"""Whether the labels in users' own masks fit their list of classes, and which option of the import helps if they do not."""
 
 import re
 import shlex
@@ -7,17 +7,18 @@ from collections.abc import Collection, Iterable, Mapping
 from cocolvis.vocabulary import Vocabulary
 
 SOURCE = "folder"
-"""The numbering that `cocolvis import folder` gives to classes."""
+"""The name of the labels that `cocolvis import folder` gives to classes."""
 
 _KEY = "label {}"
 _WHITE = (255, 65535)
-"""What programs that know no labels write for "yes", and others for "no class"."""
+"""White in 8 and 16 bits: some programs write it for "yes" in black-and-white masks, and others for "no class"."""
 
 _NAMED = 8
+"""Unknown labels that a line lists."""
 
 
 def keys(labels: Iterable[int], known: Collection[int]) -> list[str]:
-    """The keys under which an image's labels are counted: those that are ``known``, and the first few of the others."""
+    """The keys under which the labels of an image are counted: the ``known`` ones, and the first few of the others."""
     labels = list(labels)
     others = [label for label in labels if label not in known]
     kept = {*others[:_NAMED], *(label for label in _WHITE if label in others)}
@@ -25,8 +26,9 @@ def keys(labels: Iterable[int], known: Collection[int]) -> list[str]:
 
 
 def advice(seen: Mapping[str, int], vocabulary: Vocabulary) -> list[str]:
-    """A line for the user where the labels that were ``seen``, by :func:`keys`, look shifted by one, or black and white."""
-    images = {int(found[1]): count for key, count in seen.items() if (found := re.fullmatch(_KEY.format(r"(\d+)"), key))}
+    """Lines for the user if the labels that were ``seen``, counted by :func:`keys`, are not those of the classes."""
+    pattern = _KEY.format(r"(\d+)")
+    images = {int(match[1]): count for key, count in seen.items() if (match := re.fullmatch(pattern, key))}
     classes = {c.sources[SOURCE]: c.name for c in vocabulary if SOURCE in c.sources}
     if not images or len(classes) < len(vocabulary):
         return []
@@ -35,33 +37,33 @@ def advice(seen: Mapping[str, int], vocabulary: Vocabulary) -> list[str]:
     if white and images.keys() <= {0, white[0]}:
         return [_black_and_white(white[0], classes)]
     others = [label for label in unknown if label not in white]
-    found = [_ignored(label, images[label]) for label in white]
+    lines = [_white(label, images[label]) for label in white]
     if list(classes) in ([*range(len(classes))], [*range(1, len(classes) + 1)]):  # no class was given a label of its own
         shifted = _shifted(images.keys() - set(white), others, classes)
-        return found + (shifted if shifted or not others else [_unknown(others, classes)])
-    return found + ([_unknown(others, classes)] if others else [])
+        return lines + (shifted if shifted or not others else [_unknown(others, classes)])
+    return lines + ([_unknown(others, classes)] if others else [])
 
 
 def _black_and_white(white: int, classes: Mapping[int, str]) -> str:
-    said = f"the masks hold no other labels than 0 and {white}, as pictures in black and white do, and no class has {white}"
+    reason = f"the masks hold only the labels 0 and {white}, as black-and-white pictures do, and no class has {white}"
     name = list(classes.values())[-1] if len(classes) <= 2 else "NAME"
-    first = "--first-label 0 " if len(classes) == 2 else ""
-    return f"{said}: if it stands for {_quoted(name)}, import them with {first}--label {shlex.quote(f'{name}={white}')}"
+    first_label = "--first-label 0 " if len(classes) == 2 else ""
+    return f"{reason}: if it stands for {_quoted(name)}, import them with {first_label}--label {shlex.quote(f'{name}={white}')}"
 
 
 def _quoted(name: str) -> str:
     return "the class NAME" if name == "NAME" else repr(name)
 
 
-def _ignored(label: int, images: int) -> str:
+def _white(label: int, images: int) -> str:
     where = f"{images} masks hold" if images > 1 else "1 mask holds"
     return f"{where} label {label}, which no class has: if it means that a pixel has none, import them with --ignore {label}"
 
 
-def _shifted(found: Collection[int], unknown: list[int], classes: Mapping[int, str]) -> list[str]:
-    """What to say of labels that would fit if the first class had another one."""
+def _shifted(labels: Collection[int], unknown: list[int], classes: Mapping[int, str]) -> list[str]:
+    """A line if the labels would fit if the first class had another label; [] if they would not."""
     (first, name), last = next(iter(classes.items())), max(classes)
-    if first == 1 and not unknown and set(found) == set(range(last)):
+    if first == 1 and not unknown and set(labels) == set(range(last)):
         held = f"the masks hold the labels {_span(0, last - 1)}, and none holds {last}, the last class's ({classes[last]!r})"
         return [f"{held}: if 0 stands for the first class {name!r}, import them with --first-label 0"]
     if unknown != [last + 1]:

@@ -1,4 +1,4 @@
-"""What of a folder cocolvis wrote, so that ``--overwrite`` removes that and nothing else."""
+"""Which files of a folder cocolvis wrote: ``--overwrite`` removes these and no others."""
 
 import os
 import re
@@ -21,17 +21,17 @@ from cocolvis.text import one_line
 _SHARD = re.compile(r"\w[\w-]*-\d{5,}\.h5")
 _REPORT = re.compile(r"\w[\w-]*-\d{5,}\.json")
 _STATE = re.compile(rf"(plan|files|vocabulary)\.json|{_REPORT.pattern}")
-_HALF = re.compile(r"\..*\.[0-9a-f]{12}\.tmp")
-_MARK = re.compile(rb'\s*\{\s*"format"\s*:\s*"cocolvis"')
-"""How dataset.json begins, also where its rest is damaged."""
+_HALF_WRITTEN = re.compile(r"\..*\.[0-9a-f]{12}\.tmp")
+_INDEX_START = re.compile(rb'\s*\{\s*"format"\s*:\s*"cocolvis"')
+"""The beginning of dataset.json, by which a damaged one is recognized."""
 
 _NAMED = 5
-"""Files of others that a line names."""
+"""Files of others that are listed in a line."""
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """The files of a folder: ``ours`` in the order of their removal, the index first and the plan last; ``others`` stay."""
+    """The files of a folder: ``ours`` in the order of removal, dataset.json first and plan.json last; ``others`` stay."""
 
     out: Path
     ours: list[Path]
@@ -39,11 +39,11 @@ class Inventory:
 
     @property
     def bytes(self) -> int:
-        """What removing ``ours`` frees."""
+        """The number of bytes that removing ``ours`` frees."""
         return sum(path.lstat().st_size for path in self.ours)
 
     def refuse_foreign(self, names: Collection[str]) -> None:
-        """A DataError where a build of shards with these names would replace a file that is not ours."""
+        """A DataError if a build of shards with these names would replace a file that is not ours."""
         places = [self.out / name for name in (dataset.INDEX, report.FILE, ".build/plan.json", ".build/files.json")]
         places += [self.out / "shards" / f"{name}.h5" for name in names]
         foreign = next((path for path in places if path in set(self.others)), None)
@@ -52,7 +52,7 @@ class Inventory:
             raise DataError(f"{foreign}: is not known to be cocolvis's own, and the build would replace it; {advice}")
 
     def remove(self, announce: Callable[[str], None]) -> None:
-        """Remove what is ours, and name what stays."""
+        """Remove what is ours, and announce what stays."""
         if self.others:
             named = ", ".join(one_line(str(path.relative_to(self.out))) for path in self.others[:_NAMED])
             more = f", ... ({len(self.others)} in all)" if len(self.others) > _NAMED else ""
@@ -65,11 +65,11 @@ class Inventory:
 
 
 def inventory(out: Path) -> Inventory:
-    """Who wrote what in a folder. A DataError where ``shards`` or ``.build`` leads elsewhere or is no folder.
+    """Tell the files of cocolvis in a folder from all others. A DataError if ``shards`` or ``.build`` is a link, or a file.
 
-    A shard is ours if a readable dataset.json or plan.json lists it. Where neither can be read, it is ours if it has the name
-    of a shard and says of itself that it is one. An index that cannot be read is ours if it begins like one, or lies beside a
-    plan or such shards.
+    A shard is ours if a readable dataset.json or plan.json lists it. If neither can be read, it is ours if it has the name of a
+    shard and its content says that it is one. A dataset.json that cannot be read is ours if it begins like one, or if there is
+    a readable plan.json or a shard of ours.
     """
     shards, state = out / "shards", out / ".build"
     for folder in (shards, state):
@@ -77,37 +77,38 @@ def inventory(out: Path) -> Inventory:
             why = "is a symbolic link, which --overwrite does not follow"
             raise DataError(f"{folder}: {why}; remove it, or choose another --out")
     inside = {folder: sorted(_inside(folder)) for folder in (shards, state)}
-    lists = [_listed(out / dataset.INDEX, _of_index), _listed(state / "plan.json", _of_plan)]
-    listed = {name for names in lists for name in names or ()}
-    known = any(names is not None for names in lists)
+    in_index = _listed(out / dataset.INDEX, _shards_of_index)
+    in_record = _listed(state / "plan.json", _shards_of_record)
+    readable = in_index is not None or in_record is not None
+    listed = {*(in_index or ()), *(in_record or ())}
     named = [path for path in inside[shards] if _SHARD.fullmatch(path.name) and not path.is_dir()]
-    mine = [path for path in named if (path.name in listed if known else is_shard(path))]
-    beside = bool(mine) or lists[1] is not None
-    top = [out / dataset.INDEX] if lists[0] is not None or _is_index(out / dataset.INDEX, beside) else []
-    top += [out / report.FILE] if (top or beside) and os.path.isfile(out / report.FILE) else []
-    ours = [*top, *mine, *state_files(out)]
-    there = (path for path in sorted(_inside(out)) if path not in inside and not is_lock(path))
-    others = [path for path in (*there, *inside[shards], *inside[state]) if path not in set(ours)]
+    own = [path for path in named if (path.name in listed if readable else is_shard(path))]
+    has_build = bool(own) or in_record is not None
+    top = [out / dataset.INDEX] if in_index is not None or _is_index(out / dataset.INDEX, has_build) else []
+    top += [out / report.FILE] if (top or has_build) and os.path.isfile(out / report.FILE) else []
+    ours = [*top, *own, *state_files(out)]
+    at_top = (path for path in sorted(_inside(out)) if path not in inside and not is_lock(path))
+    others = [path for path in (*at_top, *inside[shards], *inside[state]) if path not in set(ours)]
     return Inventory(out, ours, others)
 
 
 def state_files(out: Path) -> list[Path]:
-    """The files of ``.build`` that are ours, the plan last; a folder that has the name of one is, where it is empty."""
+    """The files of ``.build`` that are ours, plan.json last; so is an empty folder that has the name of one of them."""
     found = []
     for path in sorted(_inside(out / ".build")):
         blocked = not path.is_symlink() and path.is_dir() and any(path.iterdir())
-        if (_STATE.fullmatch(path.name) or _HALF.fullmatch(path.name)) and not blocked:
+        if (_STATE.fullmatch(path.name) or _HALF_WRITTEN.fullmatch(path.name)) and not blocked:
             found.append(path)
     return sorted(found, key=lambda path: path.name == "plan.json")
 
 
 def is_report(path: Path) -> bool:
-    """Whether a path has the name of a finished shard's report."""
+    """Whether a path has the name of the report of a finished shard."""
     return _REPORT.fullmatch(path.name) is not None
 
 
 def forget(out: Path) -> None:
-    """Remove what is ours of ``.build``, and the folder where nothing is left in it; what cannot be removed stays."""
+    """Remove what is ours in ``.build``, and the folder itself if nothing is left in it; what cannot be removed stays."""
     with suppress(OSError, DataError):
         Inventory(out, state_files(out), []).remove(lambda line: None)
         (out / ".build").rmdir()
@@ -123,7 +124,7 @@ def _inside(folder: Path) -> Iterator[Path]:
 
 
 def _listed(path: Path, names: Callable[[Any], Collection[Any]]) -> set[str] | None:
-    """The names of the files in shards/ that a readable index or plan lists, else None."""
+    """The names of the files in shards/ that a JSON file lists; None if it cannot be read."""
     try:
         if regular_file(path).st_size > MAX_INDEX:
             return None
@@ -132,19 +133,19 @@ def _listed(path: Path, names: Callable[[Any], Collection[Any]]) -> set[str] | N
         return None
 
 
-def _of_index(content: dict) -> list:
+def _shards_of_index(content: dict[str, Any]) -> list[str]:
     if content["format"] != dataset.FORMAT:
         raise ValueError
     files = [entry["file"] for entry in content["shards"]]
     return [file.removeprefix("shards/") for file in files if file.startswith("shards/")]
 
 
-def _of_plan(content: dict) -> list:
+def _shards_of_record(content: dict[str, Any]) -> list[str]:
     return [f"{name}.h5" for name in dict(content["shards"]) if "options" in content["description"]]
 
 
-def _is_index(path: Path, beside: bool) -> bool:
-    """Whether a dataset.json that cannot be understood is ours."""
+def _is_index(path: Path, has_build: bool) -> bool:
+    """Whether a dataset.json that cannot be read as one is ours; ``has_build`` says whether a build of ours is beside it."""
     if is_absent(path) or (path.is_dir() and not path.is_symlink()):
         return False
     try:
@@ -152,5 +153,5 @@ def _is_index(path: Path, beside: bool) -> bool:
         with path.open("rb") as file:
             start = file.read(200)
     except (DataError, OSError):
-        return beside
-    return beside or not start or _MARK.match(start) is not None
+        return has_build
+    return has_build or not start or _INDEX_START.match(start) is not None

@@ -1,229 +1,170 @@
-"""The folder of a build on its way: what is being built, which shards are whole, and in the end the index."""
+"""The folder ``.build`` of an unfinished build: the record of what is being built, and a report for each finished shard."""
 
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
+from typing import Any, NoReturn
 
 from cocolvis.building import overwrite
-from cocolvis.building.base import ShardPlan
-from cocolvis.building.lost_images import lossy, split_of
-from cocolvis.building.state_files import Begun, Files, Plan, Report, read
-from cocolvis.disk.files import create_json, is_absent, regular_file, sha256, sweep, write_json
+from cocolvis.building.shard_plan import ShardPlan
+from cocolvis.building.state_files import AnyBuildRecord, BuildRecord, FilesRecord, ShardReport, read
+from cocolvis.disk.files import create_json, is_absent, sweep, write_json
 from cocolvis.disk.lock import Lease, is_of_lock
 from cocolvis.errors import DataError
-from cocolvis.faults import Fault
 from cocolvis.masks.merge import MASK_RULE
-from cocolvis.progress import Phase, count_bytes, ignore
-from cocolvis.storage import dataset, digest, report
+from cocolvis.storage import dataset, report
 from cocolvis.storage.columns import VERSION
-from cocolvis.storage.index import check_index
-from cocolvis.storage.shard_reader import ShardReader
 from cocolvis.text import one_line
 from cocolvis.vocabulary import Vocabulary, coco_lvis
 
-_OVERWRITE = "replace it with `cocolvis build --overwrite`, or `import`"
-_UNKNOWN = f"what was begun here is not known any more: {_OVERWRITE}"
+OVERWRITE = "replace it with `cocolvis build --overwrite`, or `import`"
+_UNKNOWN = f"what was begun here is not known any more: {OVERWRITE}"
 
 
 class BuildState:
-    """The folder ``.build`` of an unfinished build: what is being built (plan.json), and a report for each finished shard.
+    """The files of an unfinished build in ``out``: plan.json, files.json and the reports in ``.build``, and the shards.
 
-    ``plan`` holds the description of the build, the shards with their images, the faults known before any mask was painted, and
-    the classes. Nothing is written once the ``lease`` of the folder is lost.
+    Nothing is written once the ``lease`` of the folder is lost.
     """
 
     def __init__(self, out: Path, lease: Lease):
         self.out = out
         self.folder = out / ".build"
         self.shards = out / "shards"
-        self._recorded, self._noted_files = self.folder / "plan.json", self.folder / "files.json"
         self.lease = lease
-        self._plan: dict | None = None
-        self._known = False  # whether what is recorded is the build that this process is at work on
+        self.is_this_build = False
+        """Whether plan.json is known to record the build that this process is at work on."""
+        self._record_path, self._files_path = self.folder / "plan.json", self.folder / "files.json"
+        self._record: dict[str, Any] | None = None
+
+    def is_begun(self) -> bool:
+        """Whether there is a plan.json, whatever it holds."""
+        return not is_absent(self._record_path)
 
     @property
-    def plan(self) -> dict:
-        """{"description", "shards", "faults", "vocabulary", "unusable"} as recorded; a DataError without them."""
-        if self._plan is None:
+    def record(self) -> dict[str, Any]:
+        """The content of plan.json: {"description", "shards", "faults", "vocabulary", "unusable"}; a DataError without it."""
+        if self._record is None:
             try:
-                self._plan = read(self._recorded, Plan)
+                self._record = read(self._record_path, BuildRecord)
             except DataError as error:
                 raise DataError(f"{error}; {_UNKNOWN}") from None
-        return self._plan
+        return self._record
 
     def planned(self) -> dict[str, int]:
-        """Shard name -> images that it would have if none were lost."""
-        return {name: shard["images"] for name, shard in self.plan["shards"].items()}
+        """Shard name -> number of images that it holds if none is lost."""
+        return {name: shard["images"] for name, shard in self.record["shards"].items()}
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The classes of the build; a DataError where they are not those that it was begun with."""
-        recorded, digest = self.plan["vocabulary"], self.plan["description"]["vocabulary"]
+        """The classes of the build; a DataError if they are not those that it was begun with."""
+        recorded, digest = self.record["vocabulary"], self.record["description"]["vocabulary"]
         try:
             vocabulary = coco_lvis() if recorded is None else Vocabulary.from_json(recorded)
             if vocabulary.digest != digest:
                 raise DataError(f"the vocabulary has digest {vocabulary.digest}, the build was begun with {digest}")
         except DataError as error:
-            raise DataError(f"{self._recorded}: {one_line(error)}; {_OVERWRITE}") from None
+            raise DataError(f"{self._record_path}: {one_line(error)}; {OVERWRITE}") from None
         return vocabulary
 
-    def check(self, plan: ShardPlan) -> bool:
-        """Whether files were found again since the build was begun; a DataError where going on would mix two builds."""
-        unknown = self.shards.exists() and any(self.shards.glob("*.h5"))  # before the plan, which another part may just write
-        if not is_absent(self._recorded):
-            self.check_maker()
-            settled = self.noted()
-            unsettled = {*self.plan["shards"]} - {*settled} | {*lossy(settled)}
-            found = plan.resumed(self.plan["description"], self._files(), unsettled)
-            if found is None:
-                advice = "resume with the same, or replace it with --overwrite"
-                raise DataError(f"{self.out}: was begun with other inputs or options; {advice}")
-            self._known = True
-            return found
-        if unknown:
-            raise DataError(
-                f"{self.out}: holds shards of an unknown build; choose another folder, or replace it with --overwrite"
-            )
-        return False
-
-    def _files(self) -> dict | None:
-        """What was noted of the files that the build reads, if anything was; a DataError where it is damaged."""
-        if is_absent(self._noted_files):
-            return None
-        try:
-            return read(self._noted_files, Files)
-        except DataError as error:
-            raise DataError(f"{error}; {_UNKNOWN}") from None
-
-    def note_files(self, plan: ShardPlan) -> None:
-        """Note what the plan says of the files that it reads."""
-        if (files := plan.files()) is not None:
-            write_json(self._noted_files, files, self.lease.check)
-
     def check_maker(self) -> None:
-        """A DataError where another version of cocolvis began the build, whose masks or files are not those of this one."""
+        """A DataError if a version of cocolvis began the build whose masks or files differ from those of this version."""
         try:
-            begun = read(self._recorded, Begun)["description"]
+            begun = read(self._record_path, AnyBuildRecord)["description"]
         except DataError:
-            begun = self.plan["description"]  # which says what to do
-        made_by = tuple(begun.get(key, "not recorded") for key in ("mask_rule", "version"))
-        if made_by != (MASK_RULE, VERSION):
+            begun = self.record["description"]  # its error says what to do
+        if made_by(begun) != (MASK_RULE, VERSION):
             finished = sum(overwrite.is_report(path) for path in overwrite.state_files(self.out))
-            raise DataError(f"{self.out}: {_other_maker(f'was begun, with {finished} finished shards,', *made_by)}")
+            refuse_other_version(self.out, f"was begun, with {finished} finished shards,", made_by(begun))
 
-    def begin(self, plan: ShardPlan) -> None:
-        """Make the folders and note what is being built, unless that was done before, or another part just did it."""
-        if is_absent(self._recorded):
-            self._record(plan)
-            self._known = True
-        if is_absent(self._noted_files):  # after the plan, so that parts that begin together note the files of the same one
-            self.note_files(plan)
-
-    def _record(self, plan: ShardPlan) -> None:
+    def create(self, plan: ShardPlan) -> bool:
+        """Make the folders and write plan.json; False if there is one, which another part may have written just now."""
         rows = plan.shard_rows()
         shards = {name: {"images": images, "rows": rows[name]} for name, images in plan.shard_counts().items()}
-        vocabulary = None if plan.vocabulary.digest == coco_lvis().digest else plan.vocabulary.to_json()
-        noted = {"description": plan.description(), "shards": shards, "faults": plan.faults, "unusable": plan.unusable()}
-        noted |= {"vocabulary": vocabulary}
+        content = {
+            "description": plan.description(),
+            "shards": shards,
+            "faults": plan.faults,
+            "unusable": plan.unusable(),
+            "vocabulary": None if plan.vocabulary.digest == coco_lvis().digest else plan.vocabulary.to_json(),
+        }
         self.lease.check()
         try:
             self.shards.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"{self.out}: cannot be written: {error.strerror}") from None
-        if not create_json(self._recorded, noted, self.lease.check):
-            self.check(plan)
+        self.is_this_build = create_json(self._record_path, content, self.lease.check)
+        return self.is_this_build
+
+    def files_record(self) -> dict[str, Any] | None:
+        """The content of files.json, None if there is no such file; a DataError if it is damaged."""
+        if is_absent(self._files_path):
+            return None
+        try:
+            return read(self._files_path, FilesRecord)
+        except DataError as error:
+            raise DataError(f"{error}; {_UNKNOWN}") from None
+
+    def write_files_record(self, plan: ShardPlan) -> None:
+        """Write files.json if the plan keeps a record of its input files."""
+        if (content := plan.files_record()) is not None:
+            write_json(self._files_path, content, self.lease.check)
 
     def replace(self, names: Collection[str], announce: Callable[[str], None]) -> None:
-        """Remove the files of the data set or build that is here, before one of shards with these names is begun."""
-        found = overwrite.inventory(self.out)
-        found.refuse_foreign(names)
+        """Remove the data set or unfinished build that is here, before one that consists of the named shards is begun."""
+        files = overwrite.inventory(self.out)
+        files.refuse_foreign(names)
         self.lease.check()
-        found.remove(announce)
-        self._plan = None
+        files.remove(announce)
+        self._record = None
 
     def shard(self, name: str) -> Path:
-        """Where a shard lies."""
+        """The path of a shard."""
         return self.shards / f"{name}.h5"
 
-    def finished(self, names: Collection[str], phase: Phase = ignore) -> dict[str, dict]:
-        """Shard name -> report, for the shards that are whole; one without a report, or not as it says, is built again.
+    def reports(self) -> dict[str, dict[str, Any]]:
+        """Shard name -> report, for all shards that have a readable one, whether or not the shards are still whole."""
+        reports = {name: self.report(name) for name in self.record["shards"]}
+        return {name: content for name, content in reports.items() if content is not None}
 
-        ``phase`` is told how much of them was read. A DataError where reports are of another build or another version of
-        cocolvis.
-        """
-        reports, others = {}, []
-        if is_absent(self._recorded):
-            return {}
-        noted = {name: found for name in names if (found := self._report(name)) is not None}
-        size = sum(found["bytes"] for found in noted.values())
-        read = count_bytes(partial(phase, "checking finished shards"), size) if noted else ignore
-        for name, found in noted.items():
-            if not self._is_whole(name, found, read):
-                continue
-            reports[name] = found
-            if found["build"] != self._made_from(name):
-                others.append(name)
-        for found in reports.values():
-            made_by = found["mask_rule"], found["version"]
-            if made_by != (MASK_RULE, VERSION):
-                count = sum((other["mask_rule"], other["version"]) == made_by for other in reports.values())
-                raise DataError(f"{self.out}: {_other_maker(f'{count} of {len(names)} shards were built', *made_by)}")
-        if others:
-            reason = f"{len(others)} of {len(names)} shards were built from other inputs or options: {first(others)}"
-            raise DataError(f"{self.out}: {reason}; {_OVERWRITE}")
-        return reports
-
-    def noted(self) -> dict[str, dict]:
-        """Shard name -> report, for the shards that were finished, whether or not they are still whole."""
-        return {name: found for name in self.plan["shards"] if (found := self._report(name)) is not None}
-
-    def _report(self, name: str) -> dict | None:
+    def report(self, name: str) -> dict[str, Any] | None:
+        """The report of a shard; None if there is none, or none that can be read."""
         try:
-            return read(self.folder / f"{name}.json", Report)
+            return read(self.folder / f"{name}.json", ShardReport)
         except DataError:
             return None
 
-    def _is_whole(self, name: str, found: dict, read: Callable[[int], None]) -> bool:
-        shard = self.shard(name)
-        try:
-            return found["bytes"] == regular_file(shard).st_size and found["sha256"] == sha256(shard, read)
-        except DataError:
-            return False
-
-    def _made_from(self, name: str) -> str:
-        """SHA-256 of all that a shard is made from: the description of the build, and which images it holds."""
-        plan = self.plan
-        text = json.dumps([plan["description"], name, plan["shards"][name]["rows"]], sort_keys=True)
+    def made_from(self, name: str) -> str:
+        """SHA-256 of everything that a shard is made from: the description of the build, and which images the shard holds."""
+        text = json.dumps([self.record["description"], name, self.record["shards"][name]["rows"]], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def finish(self, name: str, found: dict) -> dict:
-        """Note that a shard is whole; the report as noted. A DataError where a worker of another version wrote the shard."""
-        made_by = tuple(found.get(key, "not recorded") for key in ("mask_rule", "version"))
-        if made_by != (MASK_RULE, VERSION):
-            raise DataError(f"{self.shard(name)}: {_other_maker('was built by a worker', *made_by)}")
-        return self._note(name, found | {"build": self._made_from(name)})
+    def finish(self, name: str, written: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep the report of a shard that was ``written``, and return it; a DataError if another version wrote the shard."""
+        if made_by(written) != (MASK_RULE, VERSION):
+            refuse_other_version(self.shard(name), "was built by a worker", made_by(written))
+        return self._write_report(name, {**written, "build": self.made_from(name)})
 
-    def mark(self, names: Collection[str], reports: Mapping[str, dict]) -> None:
-        """Note that finished shards are to be built again, however much of that an interruption leaves undone."""
+    def build_again(self, names: Collection[str], reports: Mapping[str, Mapping[str, Any]]) -> None:
+        """Record that finished shards have to be built once more, so that a later process does it if this one is stopped."""
         for name in names:
-            self._note(name, reports[name] | {"again": True})
+            self._write_report(name, {**reports[name], "again": True})
 
-    def _note(self, name: str, noted: dict) -> dict:
+    def _write_report(self, name: str, content: dict[str, Any]) -> dict[str, Any]:
         path = self.folder / f"{name}.json"
         if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
             path.rmdir()
-        write_json(path, noted, self.lease.check)
-        return noted
+        write_json(path, content, self.lease.check)
+        return content
 
     @contextmanager
     def swept(self, names: Collection[str] | None = None) -> Iterator[None]:
-        """Remove before and after what killed processes left half-written of these shards, or of the whole folder.
+        """Remove what killed processes left half-written, of the named shards or of the whole folder, before and after.
 
-        Nobody else may be at work on them, and of another build no single shards are swept, which parts of it may be writing.
-        What a stopped process was about to rename goes with it.
+        No other process may be at work on them. Single shards are only swept if the recorded build is this one: parts of
+        another build may be writing shards of the same names. A file that a stopped process was about to rename is removed too.
         """
         try:
             self._sweep(names)
@@ -233,71 +174,22 @@ class BuildState:
                 self._sweep(names)
 
     def _sweep(self, names: Collection[str] | None) -> None:
-        if names is not None and not self._known:
+        if names is not None and not self.is_this_build:
             return
         sweep(self.shards, lambda name: names is None or name.removesuffix(".h5") in names)
         sweep(self.folder, lambda name: names is None or name.removesuffix(".json") in names)
         if names is None:
             sweep(self.out, lambda name: name in (dataset.INDEX, report.FILE) or is_of_lock(name))
 
-    def complete(self, reports: Mapping[str, dict], vocabulary: Vocabulary) -> dict:
-        """Write the index of a build whose shards are all there, and forget the state; the index."""
-        index = self._index(reports, vocabulary)
-        check_index(self.out / dataset.INDEX, index)
-        write_json(self.out / dataset.INDEX, index, self.lease.check)
-        overwrite.forget(self.out)
-        return index
 
-    def _leaves(self, name: str, split: str, images: int) -> list[bytes]:
-        """The digests of a shard's images; a DataError where it is not the shard that the build made."""
-        reader = ShardReader(self.shard(name))
-        expected = {"split": split, "vocabulary": self.plan["description"]["vocabulary"]}
-        found = {key: reader.attributes.get(key) for key in expected}
-        if (found, len(reader)) != (expected, images):
-            raise DataError(f"{reader.path}: is not the shard that its report describes; {_OVERWRITE}")
-        leaves = [row.tobytes() for row in reader.digests()]
-        reader.close()
-        return leaves
-
-    def _index(self, reports: Mapping[str, dict], vocabulary: Vocabulary) -> dict:
-        """The content of dataset.json."""
-        plan = self.plan
-        description = plan["description"]
-        kept = ("images", "bytes", "sha256", "hdf5")
-        entries = {
-            name: {"file": f"shards/{name}.h5", "split": split_of(name)} | {key: reports[name][key] for key in kept}
-            for name in plan["shards"]
-        }
-        splits, leaves = {}, {}
-        for split in description["options"]["splits"]:
-            own = {name: entry for name, entry in entries.items() if entry["split"] == split}
-            splits[split] = {"images": sum(entry["images"] for entry in own.values()), "shards": len(own)}
-            leaves[split] = [leaf for name, e in own.items() for leaf in self._leaves(name, split, e["images"])]
-        faults = [
-            Fault(*fault)
-            for fault in (*plan["faults"], *(fault for name in plan["shards"] for fault in reports[name]["faults"]))
-        ]
-        return {
-            "format": dataset.FORMAT,
-            "version": dataset.VERSION,
-            "mask_rule": description["mask_rule"],
-            "digest": digest.of_dataset(leaves, description["vocabulary"]),
-            "splits": splits,
-            "shards": list(entries.values()),
-            "options": description["options"],
-            "inputs": (self._files() or description)["inputs"],
-            "report": report.write(self.out, faults, self.lease.check),
-            "vocabulary": vocabulary.to_json(),
-        }
+def made_by(content: Mapping[str, Any]) -> tuple[object, object]:
+    """The mask rule and the format version of whoever made a build or a shard."""
+    return content.get("mask_rule", "not recorded"), content.get("version", "not recorded")
 
 
-def first(names: Collection[str], most: int = 5) -> str:
-    """The first few of some names."""
-    return ", ".join(list(names)[:most]) + (", ..." if len(names) > most else "")
-
-
-def _other_maker(what: str, rule: object, version: object) -> str:
-    return (
-        f"{what} by mask rule {rule} and format version {version}, this cocolvis has {MASK_RULE} and {VERSION}: "
-        f"go on with the cocolvis that began it, or {_OVERWRITE}"
+def refuse_other_version(path: Path, made: str, maker: tuple[object, object]) -> NoReturn:
+    """A DataError about what another version of cocolvis made; ``made`` is the verb, such as "was begun"."""
+    raise DataError(
+        f"{path}: {made} by mask rule {maker[0]} and format version {maker[1]}, this cocolvis has {MASK_RULE} and {VERSION}: "
+        f"go on with the cocolvis that began it, or {OVERWRITE}"
     )

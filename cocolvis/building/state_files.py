@@ -1,4 +1,4 @@
-"""The files of ``.build``, which may be damaged or of another version: what they must hold, and how they are read."""
+"""What the files of ``.build`` must hold: they may be damaged, or come from another version of cocolvis."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,34 +28,35 @@ class _Description(msgspec.Struct):
     vocabulary: str
 
 
-class _Planned(msgspec.Struct):
+class _ShardRecord(msgspec.Struct):
     images: _Count
     rows: _Hash
 
 
-class Plan(msgspec.Struct):
-    """plan.json; ``rows`` of a shard is a SHA-256 of which images it holds, ``unusable`` those of a split that none does.
+class BuildRecord(msgspec.Struct):
+    """plan.json, the record of what is being built.
 
-    ``vocabulary`` is None for that of COCO+LVIS.
+    ``rows`` of a shard is a SHA-256 of which images it holds. ``unusable`` has the number of images of each split whose records
+    are too broken to be planned. ``vocabulary`` is None for the classes of COCO+LVIS.
     """
 
     description: _Description
-    shards: dict[_ShardName, _Planned]
+    shards: dict[_ShardName, _ShardRecord]
     faults: list[Fault]
     vocabulary: dict[str, Any] | None
     unusable: dict[str, _Count] = {}
 
 
-class Begun(msgspec.Struct):
-    """What plan.json of any version says of who began the build."""
+class AnyBuildRecord(msgspec.Struct):
+    """What can be read from plan.json whichever version of cocolvis wrote it."""
 
     description: dict[str, Any]
 
 
-class Report(msgspec.Struct):
-    """What is noted of a finished shard; ``build`` is a SHA-256 of all that it was made from.
+class ShardReport(msgspec.Struct):
+    """The report of a finished shard. ``build`` is a SHA-256 of everything that the shard was made from.
 
-    A shard that is to be built ``again`` lacks images.
+    With ``again``, the shard lacks images and has to be built once more.
     """
 
     images: _Count
@@ -70,22 +71,22 @@ class Report(msgspec.Struct):
     seen: dict[str, _Count] = {}
 
 
-class Files(msgspec.Struct):
-    """files.json: what an import notes of its files, as :meth:`cocolvis.building.base.ShardPlan.files` has it."""
+class FilesRecord(msgspec.Struct):
+    """files.json, the record of the input files, as :meth:`cocolvis.building.shard_plan.ShardPlan.files_record` makes it."""
 
     inputs: dict[str, _Hash]
     names: _Hash
     sizes: dict[str, list[tuple[_Count, _Count]]]
 
 
-def read(path: Path, kind: type) -> dict:
-    """A JSON file as parsed; a DataError that names it unless it has the shape that it must have."""
+def read(path: Path, shape: type[msgspec.Struct]) -> dict[str, Any]:
+    """The content of a JSON file, which must have the given shape; a DataError that names the file if it does not."""
     size = regular_file(path).st_size
     if size > MAX_INDEX:
         raise DataError(f"{path}: has {size} bytes; at most {MAX_INDEX} are read")
     try:
         content = msgspec.json.decode(path.read_bytes())
-        msgspec.convert(content, kind)
+        msgspec.convert(content, shape)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

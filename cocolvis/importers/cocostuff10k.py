@@ -1,10 +1,10 @@
-"""COCO-Stuff 10k, version 1.1: 91 things, of which 11 never occur, and 91 stuff classes; its split test becomes val."""
+"""COCO-Stuff 10k, version 1.1: 91 thing classes, 11 of which never occur, and 91 stuff classes; its split test becomes val."""
 
 from collections.abc import Collection
 from pathlib import Path
 
 from cocolvis.importers.tables import table
-from cocolvis.importers.tree import OWN_DATA, PICTURES, Told, Tree, find_root, listed
+from cocolvis.importers.tree import OWN_DATA, PICTURES, Findings, Tree, find_root, listed
 
 EXPECTED = "images/*.jpg, annotations/*.mat (or .png) and imageLists/{train,test}.txt, as in cocostuff-10k-v1.1.zip"
 
@@ -15,9 +15,9 @@ _ADVICE = f"images of COCO-Stuff 10k have names such as COCO_train2014_000000000
 
 
 def find(src: Path, splits: Collection[str]) -> Tree:
-    """The tree at ``src``; a DataError where a folder, or the list of one of the ``splits``, is missing."""
+    """The tree at ``src``; a DataError if a folder, or the list of one of the ``splits``, is missing."""
     root = find_root(src, ["images", "annotations", *(_LISTS[split] for split in splits)], ["cocostuff-10k-v1.1"], EXPECTED)
     layout = [f"images/{{}}{ending}" for ending in PICTURES], ["annotations/{}.mat", "annotations/{}.png"]
-    told = Told()
-    images = listed(root, {split: (_LISTS[split], layout) for split in splits}, _NAME, _ADVICE, told)
-    return Tree(root, table("cocostuff10k"), "cocostuff10k", images, told)
+    findings = Findings()
+    images = listed(root, {split: (_LISTS[split], layout) for split in splits}, _NAME, _ADVICE, findings)
+    return Tree(root, table("cocostuff10k"), "cocostuff10k", images, findings)

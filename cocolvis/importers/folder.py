@@ -1,4 +1,4 @@
-"""A data set of one's own: pictures, label files of the same names, and a list of classes."""
+"""Data sets of users' own: pictures, label files of the same names, and a list of classes."""
 
 import csv
 from collections.abc import Collection, Iterator, Mapping
@@ -9,7 +9,7 @@ from cocolvis.building.numbering import SOURCE
 from cocolvis.disk import reading
 from cocolvis.disk.files import read_json, read_lines, read_text
 from cocolvis.errors import DataError
-from cocolvis.importers.tree import PICTURES, Told, Tree, find_root, paired
+from cocolvis.importers.tree import PICTURES, Findings, Tree, find_root, paired
 from cocolvis.pictures.label_files import LABELS
 from cocolvis.sources.locations import SPLITS
 from cocolvis.text import nfc
@@ -27,23 +27,24 @@ def find(
     ignored: Collection[int] = (),
     labels: Mapping[str, int] | None = None,
 ) -> Tree:
-    """The tree at ``src``; a DataError where a folder of ``splits`` or the classes are missing, or these are malformed.
+    """The tree at ``src``; a DataError if a folder of one of the ``splits`` or the list of classes is missing or malformed.
 
-    The first class has the label ``first_label``, 0 or 1, in the masks, and the others follow, but for those whose name is
-    among ``labels``. Labels ``ignored`` are unlabelled, and 0 is where it is no class.
+    The first class has the label ``first_label``, 0 or 1, in the masks, and the others count on from there; classes named in
+    ``labels`` have the label given there instead. Pixels with an ``ignored`` label are unlabelled, and so are those with 0 if
+    no class has that label.
     """
     root = find_root(src, [f"{kind}/{split}" for split in splits for kind in ("images", "masks")], [], EXPECTED)
     vocabulary = _vocabulary(root, first_label, ignored, labels or {})
-    told = Told()
+    findings = Findings()
     layout = {s: ([f"images/{s}/{{}}{end}" for end in PICTURES], [f"masks/{s}/{{}}.png"]) for s in SPLITS}
-    return Tree(root, vocabulary, SOURCE, paired(root, layout, splits, told), told)
+    return Tree(root, vocabulary, SOURCE, paired(root, layout, splits, findings), findings)
 
 
 def _vocabulary(root: Path, first_label: int, ignored: Collection[int], given: Mapping[str, int]) -> Vocabulary:
-    there = [name for name in _CLASSES if reading.exists(root / name)]
-    if len(there) != 1:
-        raise DataError(f"{root}: holds {' and '.join(there) or 'no list of classes'}; expected one of {', '.join(_CLASSES)}")
-    path = root / there[0]
+    lists = [name for name in _CLASSES if reading.exists(root / name)]
+    if len(lists) != 1:
+        raise DataError(f"{root}: holds {' and '.join(lists) or 'no list of classes'}; expected one of {', '.join(_CLASSES)}")
+    path = root / lists[0]
     read = {".txt": _lines, ".csv": _table, ".json": _json}[path.suffix]
     given, classes = {nfc(name): label for name, label in given.items()}, []
     for number, (name, kind) in enumerate(read(path), 1):
@@ -56,7 +57,9 @@ def _vocabulary(root: Path, first_label: int, ignored: Collection[int], given: M
     if not 0 < len(classes) <= LABELS - 1:
         raise DataError(f"{path}: lists {len(classes)} classes; expected 1 to {LABELS - 1}")
     if clash := [label for label in ignored if label in labels]:
-        raise DataError(f"{path}: label {clash[0]} is ignored and that of a class: they have {min(labels)}..{max(labels)}")
+        raise DataError(
+            f"{path}: label {clash[0]} is ignored and also that of a class: classes have {min(labels)}..{max(labels)}"
+        )
     names = dict.fromkeys(ignored, "ignored") | ({} if 0 in labels else {0: "unlabelled"})
     try:
         return Vocabulary(classes, {SOURCE: names})
@@ -65,38 +68,36 @@ def _vocabulary(root: Path, first_label: int, ignored: Collection[int], given: M
 
 
 def _labels(path: Path, classes: list[ClassInfo], given: Mapping[str, int]) -> dict[int, str]:
-    """Label -> class; a DataError where two classes have the same, or one is given to no class."""
+    """Label -> name of the class; a DataError if two classes have the same label, or a label is given to an unknown class."""
     labels: dict[int, str] = {}
     for c in classes:
         if (label := c.sources[SOURCE]) in labels:
-            raise DataError(f"{path}: {labels[label]!r} and {c.name!r} have both the label {label}; give each with --label")
+            raise DataError(f"{path}: {labels[label]!r} and {c.name!r} both have the label {label}; change one with --label")
         labels[label] = c.name
     if strange := given.keys() - labels.values():
-        raise DataError(f"{path}: --label names {min(strange)!r}, which is no class there; expected one of its names")
+        raise DataError(f"{path}: --label names {min(strange)!r}, which is not a class in that list; expected one of its names")
     return labels
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """A name a line; a line left empty at the end is none."""
+    """One name on each line; an empty last line does not count."""
     return ((name, "stuff") for name in read_lines(path))
 
 
 def _table(path: Path) -> Iterator[tuple[str, str]]:
-    """A column "name" and, where there is one, "kind"."""
+    """A column "name" and, optionally, "kind"."""
     try:
         rows = csv.DictReader(StringIO(read_text(path), newline=""))
         if "name" not in (rows.fieldnames or ()):
-            raise DataError(
-                f"{path}: has columns {rows.fieldnames}; expected a column 'name', and 'kind' where kinds are known"
-            )
+            raise DataError(f"{path}: has columns {rows.fieldnames}; expected a column 'name', and 'kind' if kinds are known")
         yield from ((row["name"], row.get("kind") or "stuff") for row in rows)
     except csv.Error as error:
         raise DataError(f"{path}: cannot be read as CSV: {error}") from None
 
 
 def _json(path: Path) -> Iterator[tuple[str, str]]:
-    """A list of names, or of objects with "name" and, where it is known, "kind"."""
+    """A list of names, or of objects with "name" and, optionally, "kind"."""
     content = read_json(path)
     if not isinstance(content, list) or not all(isinstance(c, str) or (isinstance(c, dict) and "name" in c) for c in content):
-        raise DataError(f"{path}: expected a list of names, or of objects with 'name' and, where known, 'kind'")
+        raise DataError(f"{path}: expected a list of names, or of objects with 'name' and, if known, 'kind'")
     return ((c, "stuff") if isinstance(c, str) else (c["name"], c.get("kind") or "stuff") for c in content)

@@ -1,4 +1,4 @@
-"""An import: the plan of its shards, and the work of one of them."""
+"""Data sets with a label file for each picture: the plan of their shards, and the task that reads the label files."""
 
 import hashlib
 import os
@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from cocolvis.building import numbering
-from cocolvis.building.base import ROW_BYTES, ShardOptions, ShardPlan, ShardTask, read_picture
+from cocolvis.building.shard_plan import ROW_BYTES, Match, ShardPlan
+from cocolvis.building.shard_task import ShardOptions, ShardTask, read_picture
 from cocolvis.disk import reading
 from cocolvis.errors import DataError
 from cocolvis.faults import Fault
@@ -24,140 +25,142 @@ from cocolvis.storage.samples import Sample
 from cocolvis.text import nfc
 
 _SHARD_SIZE, _SHARD_BYTES = 500, 2**27
-"""Images a shard, and bytes of pictures, that a shard has at most where nobody says otherwise: it is put together in memory."""
+"""The most images, and the most bytes of pictures, in a shard whose size the plan chooses: it is put together in memory."""
 
 _SAMPLED, _SAFE = 24, 1.5
-"""Masks of a split that are decoded to estimate the disk that all will take, and what is added to be on the safe side."""
+"""Masks of a split that are decoded to estimate the disk space that all of them will take; safety factor of the estimate."""
 
 _LISTED = 8
-"""Unknown labels of an image that are named."""
+"""Unknown labels of an image that its fault lists."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImportOptions(ShardOptions):
-    """What decides the shards of an import, but for the input: ``dataset`` is what it was imported as.
+class LabelOptions(ShardOptions):
+    """Everything besides the pictures and label files that decides the shards; ``dataset`` is the name of the importer.
 
-    Without ``shard_size``, a shard has 500 images, or fewer where that would be more than 128 MiB of pictures.
+    Without a ``shard_size``, a shard has 500 images, or fewer if these were more than 128 MiB of pictures.
     """
 
     shard_size: int | None = None
     dataset: str
 
-    def __post_init__(self):
-        if self.shard_size is not None:
-            ShardOptions.__post_init__(self)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImportTask(ShardTask):
-    """A shard of an import; ``known`` maps what label files hold to class ids, 0 for what is ignored."""
+class LabelTask(ShardTask[LabelledImage]):
+    """The task of a shard; ``known`` maps the labels in label files to class ids, and ignored labels to 0."""
 
     images: list[LabelledImage]
-    options: ImportOptions
+    options: LabelOptions
     known: Mapping[int, int]
 
     def sample(self, image: LabelledImage, faults: list[Fault], seen: Counter[str]) -> Sample | None:
-        """The image with its mask; None, and a fault, where picture or label file is absent, broken or of another size.
+        """The image with its mask; None and a fault if its picture or label file is absent, broken or of another size.
 
-        Pixels with an unknown label are unlabelled, and a fault. ``seen`` counts labels, too (:mod:`importers.numbering`).
+        Pixels with an unknown label become unlabelled, which is a fault. ``seen`` also counts labels
+        (:mod:`cocolvis.building.numbering`).
         """
-        opened = _labels(image, faults)
+        opened = _open_or_fault(image, faults)
         if opened is None:
             return None
-        expected, said = opened.size, "its mask is"
-        content = read_picture(image, expected, said, faults, image.missing, decode=self.options.decode, seen=seen)
+        decode, source = self.options.decode, "its mask is"
+        content = read_picture(image, opened.size, source, faults, image.missing, decode=decode, seen=seen)
         if content is None:
             return None
-        labels = _decoded(image, opened, faults)
+        labels = _decode_or_fault(image, opened, faults)
         if labels is None:
             return None
-        mask, found = to_classes(labels, self.known), label_pixels(labels)
-        seen.update(numbering.keys(found, self.known))
-        unknown = {label: count for label, count in found.items() if label not in self.known}
+        mask, pixels = to_classes(labels, self.known), label_pixels(labels)
+        seen.update(numbering.keys(pixels, self.known))
+        unknown = {label: count for label, count in pixels.items() if label not in self.known}
         if unknown:
-            named = ", ".join(map(str, list(unknown)[:_LISTED])) + (", ..." if len(unknown) > _LISTED else "")
-            reason = f"{image.labels_path}: {sum(unknown.values())} pixels have labels that no class has: {named}"
-            faults.append(Fault("unknown label", "labels", image.image_id, None, reason))
+            listed = ", ".join(map(str, list(unknown)[:_LISTED])) + (", ..." if len(unknown) > _LISTED else "")
+            reason = f"{sum(unknown.values())} pixels have labels that no class has: {listed}"
+            _add_fault(image, faults, "unknown label", reason)
         none = np.zeros(0, np.uint16)
         kept = content if self.options.images == "embed" else b""
         return Sample(image_id=image.image_id, path=image.path, runs=Runs.of(mask), content=kept, neg=none, not_exhaustive=none)
 
 
-class ImportPlan(ShardPlan):
-    """The plan of a tree that was found, a DataError where a split of it is empty; a row is one image."""
+class LabelPlan(ShardPlan[LabelledImage]):
+    """The plan of a data set that was found in a folder; a DataError if one of its splits is empty."""
 
-    def __init__(self, tree: Tree, options: ImportOptions):
+    options: LabelOptions
+
+    def __init__(self, tree: Tree, options: LabelOptions):
         for split in options.splits:
             if not tree.images[split]:
-                raise DataError(f"{tree.root}: split {split} has no images; check what lies there")
-        self.tree, self.vocabulary, self.faults = tree, tree.vocabulary, list(tree.told.faults)
+                raise DataError(f"{tree.root}: split {split} has no images; check what is there")
+        self.tree, self.vocabulary, self.faults = tree, tree.vocabulary, list(tree.findings.faults)
         self._sizes = {split: _sizes(tree.images[split]) for split in options.splits}
         self.images = {split: list(tree.images[split][: options.limit]) for split in options.splits}
         self.options, self._chooses_size = options, options.shard_size is None
         if options.shard_size is None:
-            self.options = replace(options, shard_size=self._shard_size())
+            self.options = replace(options, shard_size=self._choose_shard_size())
 
     def inputs(self) -> dict[str, str]:
-        """Split -> SHA-256 over path and size of each picture and label file, in order; contents are not read for it."""
+        """Split -> SHA-256 over the path and the size of each picture and label file, in order; their contents are not read."""
         return {split: _digest(self.tree.images[split], sizes) for split, sizes in self._sizes.items()}
 
-    def files(self) -> dict[str, Any]:
-        """A digest of the ids and names of all images, and the sizes of their pictures and label files, 0 for what is lost."""
+    def files_record(self) -> dict[str, Any]:
+        """A digest of the ids and names of all images, and the sizes of their pictures and label files; 0 for a lost file."""
         names = (f"{split}\t{_name(image)}\n" for split in self._sizes for image in self.tree.images[split])
         digest = hashlib.sha256("".join(names).encode()).hexdigest()
         return {"inputs": self.inputs(), "names": digest, "sizes": self._sizes}
 
-    def resumed(self, begun: dict[str, Any], files: dict[str, Any] | None, unsettled: Collection[str]) -> bool | None:
-        """The same images are the same build where files are lost since; those found again, or mended, must be of the
-        ``unsettled`` shards. The size of shards stays what it was.
+    def compare(self, begun: dict[str, Any], files: dict[str, Any] | None, unsettled: Collection[str]) -> Match:
+        """Compare this plan with an unfinished build of the same images, whose files may have changed since it was begun.
+
+        Files may have been lost. Files that were restored or mended must belong to ``unsettled`` shards. This plan takes over
+        the shard size, unless the user has set one, and the recorded sizes of files that are lost.
         """
-        if files is None or files["names"] != self.files()["names"]:
-            return ShardPlan.resumed(self, begun, files, unsettled)
+        if files is None or files["names"] != self.files_record()["names"]:
+            return super().compare(begun, files, unsettled)
         if self._chooses_size:
             self.options = replace(self.options, shard_size=begun["options"]["shard_size"])
         if self.description() | {"inputs": None} != begun | {"inputs": None}:
-            return None
-        noted = {split: files["sizes"].get(split, []) for split in self._sizes}
-        if any(len(noted[split]) != len(sizes) for split, sizes in self._sizes.items()):
-            return None
-        found = False
+            return Match.OTHER
+        recorded = {split: files["sizes"].get(split, []) for split in self._sizes}
+        if any(len(recorded[split]) != len(sizes) for split, sizes in self._sizes.items()):
+            return Match.OTHER
+        match = Match.SAME
         for split, sizes in self._sizes.items():
-            for row, (size, then) in enumerate(zip(sizes, noted[split], strict=True)):
-                other = [before for now, before in zip(size, then, strict=True) if now and now != before]
-                if any(other) and self.shard_name(split, row) not in unsettled:
-                    return None
-                found |= bool(other)
-                sizes[row] = tuple(now or before for now, before in zip(size, then, strict=True))
-        return found
+            for row, (size, old) in enumerate(zip(sizes, recorded[split], strict=True)):
+                changed = [before for after, before in zip(size, old, strict=True) if after and after != before]
+                if any(changed) and self.shard_name(split, row) not in unsettled:
+                    return Match.OTHER
+                match = Match.MENDED if changed else match
+                sizes[row] = size[0] or old[0], size[1] or old[1]
+        return match
 
     def image_root(self) -> Path | None:
-        """The data set's folder, where pictures are referred to."""
+        """The folder of the data set, if its shards refer to the pictures there."""
         return self.tree.root if self.options.images == "path" else None
 
-    def task(self, name: str, split: str, rows: list[LabelledImage]) -> ImportTask:
+    def task(self, name: str, split: str, rows: list[LabelledImage]) -> LabelTask:
         """The task of one shard."""
         known, digest = self.vocabulary.lookup(self.tree.source), self.vocabulary.digest
-        return ImportTask(name=name, split=split, images=rows, options=self.options, vocabulary=digest, known=known)
+        return LabelTask(name=name, split=split, images=rows, options=self.options, vocabulary=digest, known=known)
 
     def row_bytes(self, split: str, rows: list[LabelledImage]) -> int:
-        """Pictures by their files, masks by those of a few images."""
-        looked_at = rows[:: max(1, len(rows) // _SAMPLED)]
-        masks = len(rows) * sum(map(_mask_bytes, looked_at)) / len(looked_at)
+        """An estimate from the sizes of all picture files, and from the masks of a few images."""
+        sampled = rows[:: max(1, len(rows) // _SAMPLED)]
+        masks = len(rows) * sum(map(_mask_bytes, sampled)) / len(sampled)
         return len(rows) * ROW_BYTES + int(_SAFE * masks) + self._picture_bytes(rows)
 
     def row_name(self, row: LabelledImage) -> tuple[int, str]:
-        """The image's id, and its path from the data set's folder."""
+        """The image's id, and the path of its picture below the folder of the data set."""
         return row.image_id, row.path
 
     def warm_up(self) -> None:
-        """Compile or load the kernels that code masks, and those that look into pictures."""
+        """Compile the kernels that code masks, and those that look for damage if asked to, or load them from their cache."""
         runlength.pixel_counts(*runlength.encode(np.zeros((1, 1), np.uint16)))
         if self.options.decode:
             encoded.warm_up()
 
-    def _shard_size(self) -> int:
+    def _choose_shard_size(self) -> int:
         count = sum(map(len, self.images.values()))
-        return max(1, min(_SHARD_SIZE, _SHARD_BYTES * count // max(1, sum(map(self._picture_bytes, self.images.values())))))
+        total = sum(map(self._picture_bytes, self.images.values()))
+        return max(1, min(_SHARD_SIZE, _SHARD_BYTES * count // max(1, total)))
 
     def _picture_bytes(self, rows: list[LabelledImage]) -> int:
         return sum(image.picture.length() for image in rows) if self.options.images == "embed" else 0
@@ -168,7 +171,7 @@ def _sizes(images: Sequence[LabelledImage]) -> list[tuple[int, int]]:
 
 
 def _name(image: LabelledImage) -> str:
-    """Id and path of an image without what one that is lost does not tell: its ending, and how its characters are composed."""
+    """Id and path of an image, as far as known even if the file is lost: without ending, its characters composed."""
     return f"{image.image_id}\t{nfc(os.path.splitext(image.path)[0])}"
 
 
@@ -178,9 +181,9 @@ def _digest(images: Sequence[LabelledImage], sizes: Sequence[tuple[int, int]]) -
 
 
 def _mask_bytes(image: LabelledImage) -> int:
-    """Of a label file as large as its picture; 0 for any other, which will be left out."""
+    """The bytes of an image's mask in a shard; 0 if the image will be left out because its files do not fit together."""
     try:
-        labels = _opened(image)
+        labels = _open(image)
         if labels.size != encoded.image_size(image.picture.read()):
             return 0
         with reading.decoding(image.labels):
@@ -190,34 +193,36 @@ def _mask_bytes(image: LabelledImage) -> int:
     return classes.nbytes + lengths.nbytes
 
 
-def _opened(image: LabelledImage) -> Labels:
+def _open(image: LabelledImage) -> Labels:
     content = image.labels.read()
     with reading.decoding(image.labels):
         return open_labels(content)
 
 
-def _labels(image: LabelledImage, faults: list[Fault]) -> Labels | None:
-    """The label file of an image, not decoded yet; None, and a fault, where there is none."""
+def _open_or_fault(image: LabelledImage, faults: list[Fault]) -> Labels | None:
+    """The label file of an image, not decoded yet; None and a fault if it cannot be opened."""
     try:
-        return _opened(image)
+        return _open(image)
     except (FileNotFoundError, NotADirectoryError):
-        return _fault(image, faults, "missing mask", image.missing)
+        _add_fault(image, faults, "missing mask", image.missing)
     except OSError as error:
-        return _fault(image, faults, "unreadable mask", f"cannot be read: {reading.strerror(error)}")
+        _add_fault(image, faults, "unreadable mask", f"cannot be read: {reading.strerror(error)}")
     except ValueError as error:
-        return _fault(image, faults, "unreadable mask", str(error))
+        _add_fault(image, faults, "unreadable mask", str(error))
+    return None
 
 
-def _decoded(image: LabelledImage, labels: Labels, faults: list[Fault]) -> np.ndarray | None:
-    """The (H, W) labels of a file that was opened; None, and a fault, where they are broken."""
+def _decode_or_fault(image: LabelledImage, labels: Labels, faults: list[Fault]) -> np.ndarray | None:
+    """The (H, W) labels of a file that was opened; None and a fault if they are broken."""
     try:
         with reading.decoding(image.labels):
             return labels.read()
     except OSError as error:
-        return _fault(image, faults, "unreadable mask", f"cannot be read: {reading.strerror(error)}")
+        _add_fault(image, faults, "unreadable mask", f"cannot be read: {reading.strerror(error)}")
     except ValueError as error:
-        return _fault(image, faults, "unreadable mask", str(error))
+        _add_fault(image, faults, "unreadable mask", str(error))
+    return None
 
 
-def _fault(image: LabelledImage, faults: list[Fault], kind: str, reason: str) -> None:
+def _add_fault(image: LabelledImage, faults: list[Fault], kind: str, reason: str) -> None:
     faults.append(Fault(kind, "labels", image.image_id, None, f"{image.labels_path}: {reason}"))

@@ -1,4 +1,4 @@
-"""The reviewed tables of classes beside the importers, as vocabularies."""
+"""The reviewed tables of classes in this folder, as vocabularies."""
 
 import csv
 from functools import cache
@@ -11,13 +11,14 @@ from cocolvis.vocabulary import ClassInfo, Vocabulary
 def table(name: str) -> Vocabulary:
     """The vocabulary of ``{name}.csv``.
 
-    Every column after class, name and kind is a source: what label files hold for the class. A row without a class is a label
-    that is known and ignored.
+    Every column after class, name and kind is a source: the labels that stand for the classes in label files. A row without a
+    class is a label that is known and ignored.
     """
     text = files("cocolvis.importers").joinpath(f"{name}.csv").read_text(encoding="utf-8")
     rows = list(csv.DictReader(text.splitlines()))
     numberings = [column for column in rows[0] if column not in ("class", "name", "kind")]
-    classes, ignored = [], {source: {} for source in numberings}
+    classes: list[ClassInfo] = []
+    ignored: dict[str, dict[int, str]] = {source: {} for source in numberings}
     for row in rows:
         labels = {source: int(row[source]) for source in numberings if row[source]}
         if row["class"]:

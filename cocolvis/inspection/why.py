@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from cocolvis.building.merged import BuildOptions, ImageTask, Plan, regions
+from cocolvis.building.coco_lvis import AnnotatedImage, CocoLvisOptions, CocoLvisPlan, regions
 from cocolvis.errors import DataError
 from cocolvis.faults import Fault
 from cocolvis.masks.merge import Region, stacked
@@ -107,7 +107,7 @@ def why(dataset: Dataset, sources: Sources, image_id: int, x: int, y: int) -> Ex
 
 def _task(
     dataset: Dataset, sources: Sources, split: str, image_id: int, shape: tuple[int, ...]
-) -> tuple[ImageTask, BuildOptions, list[Fault]]:
+) -> tuple[AnnotatedImage, CocoLvisOptions, list[Fault]]:
     """What a build makes the image's mask from: its annotations, the options, and the faults found while reading them."""
     things = sources.things(split)
     record = things.images.get(image_id)
@@ -117,8 +117,8 @@ def _task(
         raise DataError(f"image {image_id} is {shape[0]} x {shape[1]} in the data set, the annotations {listed}")
     folder, name = sources.locate(record, split)
     recorded = dataset.index["options"]
-    options = BuildOptions(images="none", overlap=recorded["overlap"], compat=recorded["compat"])
-    image = Plan(sources, options).image_task(things, record, folder, name)
+    options = CocoLvisOptions(images="none", overlap=recorded["overlap"], compat=recorded["compat"])
+    image = CocoLvisPlan(sources, options).annotated_image(things, record, folder, name)
     _check_inputs(dataset, sources)
     lost = [fault for file in (things, sources.stuff(folder)) for fault in file.faults if fault.image_id == image_id]
     return image, options, lost

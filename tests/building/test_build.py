@@ -1,4 +1,4 @@
-"""The build: interrupted, killed, resumed, in any number of processes."""
+"""Builds that are interrupted, killed and resumed, in any number of processes."""
 
 import json
 import os
@@ -9,11 +9,13 @@ import time
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from trees import five_images
 
+from cli.cocolvis import main
 from cocolvis.building import executors
-from cocolvis.building.build import build
-from cocolvis.building.merged import BuildOptions
+from cocolvis.building.build import Build, Mode, Part, build
+from cocolvis.building.coco_lvis import CocoLvisOptions
 from cocolvis.errors import DataError
 from cocolvis.storage.dataset import Dataset
 from cocolvis.vocabulary import coco_lvis
@@ -52,12 +54,12 @@ def test_an_interrupted_build_resumes_where_it_was(sample, tmp_path, workers):
     with pytest.raises(DataError, match=r"holds no dataset\.json yet: complete it with .* --resume"):
         Dataset.open(out)
     with pytest.raises(DataError, match="begun with other inputs or options"):
-        sample.rebuild(out, resume=True, shard_size=4)
+        sample.rebuild(out, mode=Mode.RESUME, shard_size=4)
     with pytest.raises(DataError, match="is not empty; complete an interrupted build with --resume"):
         sample.rebuild(out, shard_size=3)
     names = [report.stem for report in (out / ".build").glob("*-*.json")]
     finished = {name: (out / "shards" / f"{name}.h5").stat().st_ino for name in names}
-    data = sample.rebuild(out, resume=True, shard_size=3)
+    data = sample.rebuild(out, mode=Mode.RESUME, shard_size=3)
     assert len(finished) >= 2
     assert {name: (out / "shards" / f"{name}.h5").stat().st_ino for name in finished} == finished
     sample.rebuild(tmp_path / "whole", shard_size=3)
@@ -66,14 +68,14 @@ def test_an_interrupted_build_resumes_where_it_was(sample, tmp_path, workers):
 
 
 def killed_build(sample, out, ready, workers):
-    """Start a build in a process, kill -9 it when ``ready()``, and complete it here."""
+    """Start a build in another process, kill -9 it when ``ready()`` says so, and complete it in this one."""
     command = [sys.executable, "-m", "cli.cocolvis", "build", "--coco", sample.coco, "--lvis", sample.lvis, "--out", out]
     process = subprocess.Popen([*command, "--shard-size", "1", "--workers", str(workers)], stderr=subprocess.DEVNULL)
     while not ready() and process.poll() is None:
         time.sleep(0.002)
     process.kill()
     process.wait()
-    sample.rebuild(out, resume=True, shard_size=1)
+    sample.rebuild(out, mode=Mode.RESUME, shard_size=1)
 
 
 def test_a_killed_build_resumes(sample, tmp_path):
@@ -117,7 +119,7 @@ def test_a_damaged_shard_is_built_again_on_resume(sample, tmp_path):
         sample.rebuild(out, progress=stop, shard_size=5)
     shard = out / "shards" / "train-00001.h5"
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
-    sample.rebuild(out, resume=True, shard_size=5)
+    sample.rebuild(out, mode=Mode.RESUME, shard_size=5)
     sample.rebuild(tmp_path / "whole", shard_size=5)
     assert contents(out) == contents(tmp_path / "whole")
 
@@ -126,41 +128,61 @@ def test_existing_folders_are_left_alone_without_overwrite(tree, tmp_path):
     five_images(tree).build("data")
     before = contents(tmp_path / "data")
     with pytest.raises(DataError, match="already holds a data set; replace it with --overwrite"):
-        build(tree.sources(), tmp_path / "data", BuildOptions())
-    assert build(tree.sources(), tmp_path / "data", BuildOptions(), resume=True)["splits"]["train"]["images"] == 5
+        build(tree.sources(), tmp_path / "data", CocoLvisOptions())
+    assert build(tree.sources(), tmp_path / "data", CocoLvisOptions(), mode=Mode.RESUME)["splits"]["train"]["images"] == 5
     with pytest.raises(DataError, match="finished data set of other inputs or options"):
-        build(tree.sources(), tmp_path / "data", BuildOptions(limit=2), resume=True)
+        build(tree.sources(), tmp_path / "data", CocoLvisOptions(limit=2), mode=Mode.RESUME)
     assert contents(tmp_path / "data") == before
-    build(tree.sources(), tmp_path / "data", BuildOptions(limit=2, shard_size=1), overwrite=True)
+    build(tree.sources(), tmp_path / "data", CocoLvisOptions(limit=2, shard_size=1), mode=Mode.OVERWRITE)
     assert sorted(contents(tmp_path / "data")) == ["dataset.json", "shards/train-00000.h5", "shards/train-00001.h5"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
     with pytest.raises(DataError, match="is not empty"):
-        build(tree.sources(), tmp_path / "other", BuildOptions())
+        build(tree.sources(), tmp_path / "other", CocoLvisOptions())
     with pytest.raises(DataError, match="is a file"):
-        build(tree.sources(), tmp_path / "other" / "notes.txt", BuildOptions())
+        build(tree.sources(), tmp_path / "other" / "notes.txt", CocoLvisOptions())
 
 
-def test_a_full_disk_or_unwritable_folder_is_told_in_one_line(tree, tmp_path, monkeypatch):
+def test_a_full_disk_or_unwritable_folder_is_reported_in_one_line(tree, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     five_images(tree).write()
     monkeypatch.setattr("cocolvis.disk.files.os.replace", full)
     with pytest.raises(DataError, match="cannot be written: No space left on device"):
-        build(tree.sources(), tmp_path / "data", BuildOptions())
+        build(tree.sources(), tmp_path / "data", CocoLvisOptions())
     assert not list((tmp_path / "data").rglob("*.tmp"))
 
 
-def test_a_dead_worker_is_told_in_one_line(tree, tmp_path, monkeypatch):
+def test_a_dead_worker_is_reported_in_one_line(tree, tmp_path, monkeypatch):
     five_images(tree).write()
     monkeypatch.setattr(executors, "_work", die)
     with pytest.raises(DataError, match=r"a worker process died .* go on with --resume"):
-        build(tree.sources(), tmp_path / "data", BuildOptions(), workers=2)
+        build(tree.sources(), tmp_path / "data", CocoLvisOptions(), workers=2)
 
 
 def die(task, shard, lease):
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: Part(0, 2), "part 0 of 2: expected parts 1 to N of N"),
+        (lambda: Part(3, 2), "part 3 of 2: expected parts 1 to N of N"),
+        (lambda: Build(workers=0), "workers is 0; expected 1 or more, or the address of a scheduler"),
+    ],
+)
+def test_impossible_values_are_refused(make, reason):
+    with pytest.raises(DataError, match=f"^{reason}$"):
+        make()
+
+
+@pytest.mark.parametrize("options", [("--resume", "--overwrite"), ("--overwrite", "--shard", "1/2")])
+def test_modes_exclude_each_other(sample, tmp_path, options):
+    command = ["build", "--coco", sample.coco, "--lvis", sample.lvis, "--out", tmp_path / "data", *options]
+    done = CliRunner().invoke(main, list(map(str, command)))
+    assert done.exit_code == 2 and not (tmp_path / "data").exists()
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -1,4 +1,4 @@
-"""What a build does with input as it really is: broken records, odd pictures, missing files, minimal keys."""
+"""Builds of input as it occurs in practice: broken records, odd pictures, missing files, records with few keys."""
 
 from collections import Counter
 
@@ -9,12 +9,12 @@ from PIL import Image
 from trees import box, faults, five_images
 
 from cocolvis.building.build import build
-from cocolvis.building.merged import BuildOptions
+from cocolvis.building.coco_lvis import CocoLvisOptions
 from cocolvis.errors import DataError
 from cocolvis.vocabulary import coco_lvis
 
 
-def test_bad_records_are_listed_and_cost_nothing_else(tree):
+def test_bad_records_are_listed_and_do_no_other_harm(tree):
     before = five_images(tree).build()
     clean = {i: before.find(i).mask for i in range(1, 6)}
     tree.image(6)
@@ -95,7 +95,7 @@ def test_grayscale_cmyk_and_rotated_pictures_are_three_channels_as_stored(tree):
     assert (cmyk[..., 0] > 200).all() and (cmyk[..., 1:] < 60).all()
 
 
-def test_pictures_are_embedded_as_they_came_or_left_where_they_are(tree):
+def test_pictures_are_embedded_unchanged_or_left_where_they_are(tree):
     original = five_images(tree).picture(1).read_bytes()
     assert tree.build(images="embed").find(1).content == original
     by_path = tree.build(images="path")
@@ -111,7 +111,7 @@ def test_pictures_are_embedded_as_they_came_or_left_where_they_are(tree):
         none.find(1).image()
 
 
-def test_file_names_serve_where_there_is_no_url(tree):
+def test_file_names_are_used_if_there_is_no_url(tree):
     five_images(tree)
     tree.image(9, "val", "train2017")
     tree.stuff(9, 94, box(0, 0, 8, 8), "train2017")
@@ -138,10 +138,10 @@ def test_other_category_lists_and_missing_files_are_errors_before_any_work(tree,
         tree.build("other")
     tree.path("stuff_train2017").unlink()
     with pytest.raises(DataError, match=r"no stuff annotations of train2017: looked for .*; check --coco"):
-        build(tree.sources(), tmp_path / "other", BuildOptions())
+        build(tree.sources(), tmp_path / "other", CocoLvisOptions())
     tree.path("lvis_v1_train").unlink()
     with pytest.raises(DataError, match=r"no LVIS annotations of split train: looked for .*; check --lvis or --split"):
-        build(tree.sources(), tmp_path / "other", BuildOptions())
+        build(tree.sources(), tmp_path / "other", CocoLvisOptions())
     assert not (tmp_path / "other").exists()
 
 

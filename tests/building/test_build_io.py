@@ -1,4 +1,4 @@
-"""Disks that stumble, folders that are not mounted, and splits that lost their pictures."""
+"""Builds from failing disks and unmounted folders, and of splits that lost their pictures."""
 
 import ast
 import errno
@@ -14,8 +14,8 @@ from trees import box, faults, five_images
 from victims import contents, kept
 
 from cocolvis.building import lost_images
-from cocolvis.building.build import build
-from cocolvis.building.merged import BuildOptions
+from cocolvis.building.build import Mode, build
+from cocolvis.building.coco_lvis import CocoLvisOptions
 from cocolvis.disk import archives, reading
 from cocolvis.errors import DataError
 from cocolvis.faults import Fault
@@ -38,7 +38,7 @@ def command(tree, *options):
     return ["build", "--coco", tree.coco, "--lvis", tree.lvis, "--out", tree.root / "data", "--workers", 1, *options]
 
 
-def test_what_is_not_about_one_file_ends_a_build_that_can_be_resumed(tree, monkeypatch):
+def test_an_error_that_is_not_about_one_file_ends_a_build_that_can_be_resumed(tree, monkeypatch):
     five_images(tree).build("whole", shard_size=2)
     errors = [(name, of_number(name)) for name in NOT_OF_ONE_FILE.split() if hasattr(errno, name)]
     for name, error in [*errors, ("ENOMEM", MemoryError()), ("", OSError("no number"))]:
@@ -57,7 +57,7 @@ def test_what_is_not_about_one_file_ends_a_build_that_can_be_resumed(tree, monke
     assert before == {"train-00000": (status.st_ino, status.st_mtime_ns)}
 
 
-def test_what_passes_by_costs_nothing(tree, monkeypatch):
+def test_an_error_that_goes_away_costs_nothing(tree, monkeypatch):
     five_images(tree).build("whole")
     disk = Disk(monkeypatch, "3.jpg", of_number("EIO"), times=4)
     tree.build("data")
@@ -70,7 +70,7 @@ def test_pauses_grow_and_are_a_few_seconds():
 
 
 @pytest.mark.parametrize("name", OF_ONE_FILE)
-def test_what_is_about_one_file_is_a_fault_at_once(tree, monkeypatch, name):
+def test_an_error_about_one_file_is_a_fault_at_once(tree, monkeypatch, name):
     disk = Disk(monkeypatch, "3.jpg", of_number(name))
     assert faults(five_images(tree).build()) == [(OF_ONE_FILE[name], "image", 3, None)]
     assert disk.calls == 1
@@ -84,7 +84,7 @@ def test_allowed_errors_are_faults_after_the_tries(tree, monkeypatch):
     assert "allow_missing" not in data.index["options"]
 
 
-def test_nobody_waits_again_before_something_could_be_read(tree, monkeypatch):
+def test_no_read_is_retried_again_until_one_succeeds(tree, monkeypatch):
     waited = []
     monkeypatch.setattr(reading.time, "sleep", waited.append)
     Disk(monkeypatch, ".jpg", of_number("ESTALE"))
@@ -92,7 +92,7 @@ def test_nobody_waits_again_before_something_could_be_read(tree, monkeypatch):
     assert len(waited) == 4
 
 
-def test_a_folder_that_nobody_may_search_is_not_about_one_file(tree, monkeypatch):
+def test_a_folder_that_may_not_be_searched_is_not_about_one_file(tree, monkeypatch):
     Disk(monkeypatch, "3.jpg", of_number("EACCES"))
 
     lstat = os.lstat
@@ -113,11 +113,11 @@ def test_a_folder_of_pictures_that_is_not_mounted_is_not_about_one_file(tree, ha
     calls = iter([harm])
     how = {"progress": lambda done, total: next(calls, str)(tree.coco / "train2017")}
     with pytest.raises(DataError, match=f"train2017 {said}; is its disk mounted[?]; finished shards are kept"):
-        build(tree.sources(), tree.root / "data", BuildOptions(images="path"), **how)
+        build(tree.sources(), tree.root / "data", CocoLvisOptions(images="path"), **how)
     emptied(tree.coco / "train2017") if (tree.coco / "train2017").exists() else (tree.coco / "train2017").mkdir()
-    with pytest.raises(DataError, match="train2017 is empty"):  # when the disk that is needed is reckoned
-        build(tree.sources(), tree.root / "data", BuildOptions(images="embed"), overwrite=True)
-    index = build(tree.sources(), tree.root / "data", BuildOptions(), overwrite=True, allow_missing=True)
+    with pytest.raises(DataError, match="train2017 is empty"):  # while the disk space is estimated
+        build(tree.sources(), tree.root / "data", CocoLvisOptions(images="embed"), mode=Mode.OVERWRITE)
+    index = build(tree.sources(), tree.root / "data", CocoLvisOptions(), mode=Mode.OVERWRITE, allow_missing=True)
     assert index["report"]["counts"] == {"missing image": 5}
 
 
@@ -128,12 +128,12 @@ def test_a_zip_that_vanishes_is_not_about_one_file(tree):
     calls = iter([lambda path: path.rename(path.with_suffix(".away"))])
     how = {"progress": lambda done, total: next(calls, str)(archive)}
     with pytest.raises(DataError, match=r"train2017\.zip: .*1\.jpg: cannot be read: No such file or directory; finished"):
-        build(tree.sources(), tree.root / "data", BuildOptions(), **how)
+        build(tree.sources(), tree.root / "data", CocoLvisOptions(), **how)
     archive.with_suffix(".away").rename(archive)
-    assert build(tree.sources(), tree.root / "data", BuildOptions(), resume=True)["splits"]["train"]["images"] == 5
+    assert build(tree.sources(), tree.root / "data", CocoLvisOptions(), mode=Mode.RESUME)["splits"]["train"]["images"] == 5
 
 
-def test_planning_is_patient_too(tree, monkeypatch):
+def test_planning_retries_too(tree, monkeypatch):
     five_images(tree).write()
     stat, calls = os.stat, []
 
@@ -145,12 +145,12 @@ def test_planning_is_patient_too(tree, monkeypatch):
 
     monkeypatch.setattr(archives.os, "stat", stale)
     with pytest.raises(DataError, match=r"3\.jpg: cannot be read: Stale file handle; "):
-        build(tree.sources(), tree.root / "data", BuildOptions())
+        build(tree.sources(), tree.root / "data", CocoLvisOptions())
     assert len(calls) == 5 and not (tree.root / "data").exists()
 
 
 @linux
-def test_processes_say_it_in_one_line_and_allow_it(tree):
+def test_worker_processes_report_it_in_one_line_or_allow_it(tree):
     five_images(tree).write()
     tree.picture(3).unlink()
     tree.picture(3).symlink_to("/proc/self/mem")  # an input/output error, also for root
@@ -166,7 +166,7 @@ def test_processes_say_it_in_one_line_and_allow_it(tree):
 
 
 def lost(images, missing, kind="missing image"):
-    """The report of a shard of so many images, of which so many are lost."""
+    """The report of a shard that lost ``missing`` of its ``images``."""
     return {"images": images - missing, "faults": [Fault(kind, "image", i, None, f"{i}.jpg: no") for i in range(missing)]}
 
 
@@ -179,18 +179,18 @@ def test_how_much_a_split_may_lose(images, missing, fine):
         half = images // 2
         shards = {"train-0": half, "train-1": images - half, "val-0": 10**6}
         reports = {"train-0": lost(half, missing // 2, kind), "train-1": lost(images - half, missing - missing // 2, kind)}
-        found = lost_images.losses(shards, reports | {"val-0": lost(10**6, 0)}, {})
+        found = lost_images.reasons_to_refuse(shards, reports | {"val-0": lost(10**6, 0)}, {})
         assert (found == []) == fine
         if not fine and missing >= 10:
             assert found[0].startswith(f"split train lost {missing} of {images} images to missing or unreadable files: image 0")
     other = lost(images, missing, "wrong image size")
-    assert lost_images.losses({"train-0": images}, {"train-0": other}, {}) == (
+    assert lost_images.reasons_to_refuse({"train-0": images}, {"train-0": other}, {}) == (
         [f"split train keeps none of its {images} images"] if images == missing else []
     )
 
 
 def many(tree, count=12, gone=range(2, 12)):
-    """So many images in shards of 3, some of whose pictures are put aside."""
+    """``count`` images in shards of 3; the pictures of those in ``gone`` are put aside."""
     for image_id in range(1, count + 1):
         tree.image(image_id)
         tree.stuff(image_id, 94, box(0, 0, 8, 8))
@@ -212,7 +212,9 @@ def test_a_split_that_lost_its_pictures_is_refused_until_that_is_allowed(tree):
     out = many(tree).root / "data"
     line = run(*command(tree, *SHARDS), code=1)
     assert line.startswith(f"Error: {out}: split train lost 10 of 12 images to missing or unreadable files: image 2: train")
-    assert line.endswith("finished shards are kept: --resume reads them again, --resume --allow-missing does without")
+    assert line.endswith(
+        "finished shards are kept: --resume reads them again, --resume --allow-missing leaves these images out"
+    )
     assert not (out / "dataset.json").exists()
     before = stamps(out)
     assert len(before) == 5
@@ -223,7 +225,7 @@ def test_a_split_that_lost_its_pictures_is_refused_until_that_is_allowed(tree):
     assert not (out / "dataset.json").exists()
 
 
-def test_pictures_that_came_back_are_read_on_resume(tree):
+def test_pictures_that_are_back_are_read_on_resume(tree):
     out = many(tree, 30, range(2, 12)).root / "data"
     run(*command(tree, *SHARDS), code=1)
     before = stamps(out)
@@ -235,7 +237,7 @@ def test_pictures_that_came_back_are_read_on_resume(tree):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build(tree.sources(), out, BuildOptions(shard_size=3), resume=True, progress=interrupted)
+        build(tree.sources(), out, CocoLvisOptions(shard_size=3), mode=Mode.RESUME, progress=interrupted)
     assert "2 of the finished shards lack images" in run(*command(tree, *SHARDS, "--resume"))
     tree.build("whole", shard_size=3)
     assert contents(out) == contents(tree.root / "whole")
@@ -249,7 +251,7 @@ def test_parts_are_checked_when_they_are_joined(tree):
         run(*command(tree, *SHARDS, "--shard", part))
     line = run("join", out, code=1)
     assert "split train lost 10 of 12 images" in line
-    assert line.endswith("parts that run again read them again, `join --allow-missing` does without")
+    assert line.endswith("parts that run again read them again, `join --allow-missing` leaves these images out")
     assert not (out / "dataset.json").exists()
     shutil.copytree(out, tree.root / "allowed")
     run("join", tree.root / "allowed", "--allow-missing")

@@ -1,7 +1,8 @@
-"""Builds in one folder at the same time: who may, who is refused, and what becomes of one whose folder was taken over."""
+"""Builds in one folder at the same time: which may go on, which are refused, and what one does whose folder was taken over."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,8 @@ from victims import Victim, contents, reports, until
 
 from cli.cocolvis import main
 from cocolvis.building import executors
-from cocolvis.building.build import build
-from cocolvis.building.merged import BuildOptions, Plan
+from cocolvis.building.build import Mode, Part, build
+from cocolvis.building.coco_lvis import CocoLvisOptions, CocoLvisPlan
 from cocolvis.disk import lock, owners
 from cocolvis.disk.lock import Lease, LockLost, held
 from cocolvis.disk.owners import Owner
@@ -32,8 +33,8 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 
 ELSEWHERE = """
 import sys
-from cocolvis.disk import owners
 from cli.cocolvis import main
+from cocolvis.disk import owners
 owners._system = lambda: "another machine"
 main(sys.argv[1:])
 """
@@ -52,7 +53,7 @@ def locks(out: Path) -> list[Path]:
 
 
 def refused(*arguments) -> str:
-    """The only line that a command says which ends with exit code 1."""
+    """The only line of output of a command, which must end with exit code 1."""
     done = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert done.exit_code == 1 and isinstance(done.exception, SystemExit), done.output
     (line,) = done.output.splitlines()
@@ -69,7 +70,7 @@ def folder_import(root: Path, out: Path) -> list:
 
 
 @linux
-def test_a_second_build_is_refused_while_the_first_lives_and_a_killed_one_goes_on_at_once(sample, whole, tmp_path):
+def test_a_second_build_is_refused_while_the_first_lives_and_a_killed_one_can_be_resumed_at_once(sample, whole, tmp_path):
     out = tmp_path / "data"
     first = Victim(sample, out, "--shard-size", 1, "--workers", 1)
     assert first.wait_for(lambda: len(reports(out)) >= 2)
@@ -81,20 +82,20 @@ def test_a_second_build_is_refused_while_the_first_lives_and_a_killed_one_goes_o
     assert contents(out) == before
     first.kill("all")
     first.ended()
-    sample.rebuild(out, resume=True, shard_size=1)
+    sample.rebuild(out, mode=Mode.RESUME, shard_size=1)
     assert contents(out) == whole
 
 
 @linux
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
-def test_who_was_taken_over_writes_nothing_more(sample, whole, tmp_path, monkeypatch, workers):
+def test_a_build_whose_folder_was_taken_over_writes_nothing_more(sample, whole, tmp_path, monkeypatch, workers):
     out, lines = tmp_path / "data", []
     first = Victim(sample, out, "--shard-size", 1, "--workers", workers, command=("-c", ELSEWHERE))
     assert first.wait_for(lambda: len(reports(out)) >= 2)
     first.send(signal.SIGSTOP)
     monkeypatch.setattr(lock, "TAKEOVER_AFTER", 0.4)
     sources = Sources(sample.coco, sample.lvis, coco_lvis())
-    build(sources, out, BuildOptions(shard_size=1), resume=True, announce=lines.append)
+    build(sources, out, CocoLvisOptions(shard_size=1), mode=Mode.RESUME, announce=lines.append)
     waits, takes = lines[:2]
     assert "may be running in" in waits and "waiting up to 0 s for a sign of life" in waits and "taking over" in takes
     assert contents(out) == whole
@@ -108,7 +109,7 @@ def test_who_was_taken_over_writes_nothing_more(sample, whole, tmp_path, monkeyp
 
 
 def test_a_worker_whose_lease_is_lost_writes_nothing(tree, tmp_path):
-    plan = Plan.make(five_images(tree).write().sources(), BuildOptions())
+    plan = CocoLvisPlan.make(five_images(tree).write().sources(), CocoLvisOptions())
     (task,) = plan.tasks(["train-00000"])
     lease = Lease(tmp_path / "gone", "0")
     with executors.processes(1) as workers, pytest.raises(LockLost):
@@ -117,7 +118,7 @@ def test_a_worker_whose_lease_is_lost_writes_nothing(tree, tmp_path):
 
 
 def test_a_stopped_rename_fails_once_the_folder_was_taken_over(tmp_path):
-    """Between the last look at the lock and the rename: what was written aside is swept before the successor begins."""
+    """The process is stopped between the last look at the lock and the rename: the successor sweeps the temporary file."""
     from cocolvis.building.state import BuildState
     from cocolvis.disk.files import Unwritable, write_json
 
@@ -137,7 +138,7 @@ def test_a_stopped_rename_fails_once_the_folder_was_taken_over(tmp_path):
 
 
 def entry(**of_owner) -> bytes:
-    """A lock file of somebody else."""
+    """The content of the lock file of another process."""
     owner = Owner.current()
     values = {"host": owner.host, "system": owner.system, "pid": owner.pid, "started": owner.started} | of_owner
     return (
@@ -208,7 +209,7 @@ def test_a_damaged_lock_is_taken_over_after_silence(tmp_path, monkeypatch, conte
     assert not locks(tmp_path)
 
 
-def test_a_lock_that_is_a_folder_is_told(tmp_path):
+def test_a_lock_that_is_a_folder_is_reported(tmp_path):
     (tmp_path / f".build-{'0' * 32}.lock").mkdir()
     with pytest.raises(DataError, match=r"lock: cannot be read: Is a directory; remove it"), held(tmp_path, None, print):
         pytest.fail("held")
@@ -283,7 +284,7 @@ def test_the_pulse_survives_a_failing_disk_and_ends_with_the_process(tmp_path, m
 
 
 @pytest.mark.parametrize("end", [None, DataError("wrong"), KeyboardInterrupt()])
-def test_a_lock_goes_with_its_build_and_with_it_the_folders_that_it_made(tmp_path, end):
+def test_a_lock_and_the_folders_made_for_it_are_removed_when_the_build_ends(tmp_path, end):
     out = tmp_path / "a" / "b"
     with suppress(DataError, KeyboardInterrupt), held(out, None, print):
         assert len(locks(out)) == 1
@@ -292,7 +293,7 @@ def test_a_lock_goes_with_its_build_and_with_it_the_folders_that_it_made(tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_parts_go_together_and_all_else_does_not(sample, whole, tmp_path):
+def test_parts_may_build_together_and_nothing_else_may(sample, whole, tmp_path):
     out = tmp_path / "data"
     with held(out, (1, 2), print):
         for command in (
@@ -309,7 +310,7 @@ def test_parts_go_together_and_all_else_does_not(sample, whole, tmp_path):
     assert line == f"Error: {out}: was begun with other inputs or options; resume with the same, or replace it with --overwrite"
     with held(out, None, print):
         assert "a build (process" in refused(*arguments(sample, out, "--shard", "1/2"))
-    sample.rebuild(out, resume=True, shard_size=1)
+    sample.rebuild(out, mode=Mode.RESUME, shard_size=1)
     assert contents(out) == whole
 
 
@@ -325,12 +326,26 @@ def test_of_two_parts_with_other_options_that_begin_at_once_one_is_refused(tree,
         return create(path, noted, permit)
 
     monkeypatch.setattr(state, "create_json", late)
-    half = tmp_path / "data" / "shards" / ".train-00000.h5.0123456789ab.tmp"  # the other part is just writing it
+    half = tmp_path / "data" / "shards" / ".train-00000.h5.0123456789ab.tmp"  # the other part is writing it
     half.parent.mkdir(parents=True)
     half.touch()
     with pytest.raises(DataError, match="was begun with other inputs or options"):
-        build(tree.sources(), tmp_path / "data", BuildOptions(), part=(1, 2))
+        build(tree.sources(), tmp_path / "data", CocoLvisOptions(), mode=Part(1, 2))
     assert list((tmp_path / "data" / "shards").iterdir()) == [half]
+
+
+def test_a_part_is_refused_if_one_with_other_options_begins_while_it_plans(tree, tmp_path):
+    """plan.json is written after this part has looked for it, and before it writes its own."""
+    out, options = tmp_path / "data", {"shard_size": 1}
+    build(five_images(tree).write().sources(), tmp_path / "other", CocoLvisOptions(limit=3, **options), mode=Part(1, 2))
+
+    def begin_other(line):
+        (out / ".build").mkdir()
+        shutil.copy(tmp_path / "other" / ".build" / "plan.json", out / ".build")
+
+    with pytest.raises(DataError, match="was begun with other inputs or options"):
+        build(tree.sources(), out, CocoLvisOptions(**options), mode=Part(2, 2), announce=begin_other)
+    assert not list(out.rglob("*.h5")) and [path.name for path in (out / ".build").iterdir()] == ["plan.json"]
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -358,7 +373,7 @@ def test_of_many_that_create_a_file_one_does(tmp_path, monkeypatch, links):
 
 
 def test_an_observer_that_was_stopped_itself_does_not_take_over(tmp_path, monkeypatch):
-    """Time passes while it does not look; the owner has given signs of life meanwhile."""
+    """Time passes while it is stopped, and the owner gives signs of life meanwhile."""
     path, now = left_by(tmp_path, entry(system="another")), [0.0]
 
     def sleep(seconds):
@@ -372,20 +387,20 @@ def test_an_observer_that_was_stopped_itself_does_not_take_over(tmp_path, monkey
 
 
 def test_a_part_that_is_refused_sweeps_nothing_of_others(tree, tmp_path):
-    """Its shards have the names of those that a part of the other build is just writing."""
+    """Its shards have the same names as those that a part of the other build is writing."""
     five_images(tree).write()
     out = tmp_path / "data"
-    build(tree.sources(), out, BuildOptions(), part=(1, 2))
+    build(tree.sources(), out, CocoLvisOptions(), mode=Part(1, 2))
     half = out / "shards" / ".train-00000.h5.0123456789ab.tmp"
     half.touch()
     with held(out, (2, 2), print), pytest.raises(DataError, match="was begun with other inputs or options"):
-        build(tree.sources(), out, BuildOptions(limit=3), part=(1, 2))
+        build(tree.sources(), out, CocoLvisOptions(limit=3), mode=Part(1, 2))
     assert half.exists()
-    build(tree.sources(), out, BuildOptions(), part=(1, 2))
+    build(tree.sources(), out, CocoLvisOptions(), mode=Part(1, 2))
     assert not half.exists()
 
 
-def test_a_lock_that_cannot_be_removed_does_not_hinder_its_own_process(tmp_path, monkeypatch):
+def test_a_lock_that_cannot_be_removed_does_not_block_its_own_process(tmp_path, monkeypatch):
     def read_only(path, **_):
         raise OSError(30, "Read-only file system")
 

@@ -1,4 +1,4 @@
-"""What a build finds in its folder: state files in any condition, shards of other builds and versions, and files of others."""
+"""What may be in the folder of a build: damaged state files, shards of other builds and versions, and files of others."""
 
 import json
 import os
@@ -15,9 +15,9 @@ from trees import five_images
 from victims import contents
 
 from cli.cocolvis import main
-from cocolvis.building import base, state
-from cocolvis.building.build import build, join
-from cocolvis.building.merged import BuildOptions
+from cocolvis.building import index, resume, shard_plan, shard_task, state
+from cocolvis.building.build import Mode, Part, build, join
+from cocolvis.building.coco_lvis import CocoLvisOptions
 from cocolvis.errors import DataError
 from cocolvis.masks.merge import MASK_RULE
 from cocolvis.sources.inputs import Sources
@@ -30,15 +30,15 @@ SHARDS = 20
 
 @pytest.fixture(scope="module")
 def finished(sample, tmp_path_factory):
-    """A data set of the sample in 20 shards, and beside it the folder of the same build just before its index."""
+    """A folder with the sample's data set in 20 shards, and the folder of the same build just before its index."""
     root = tmp_path_factory.mktemp("finished")
     sample.rebuild(root / "whole", shard_size=2)
 
-    def killed(self, reports, vocabulary):
+    def killed(state, reports):
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(state.BuildState, "complete", killed)
+        patch.setattr(index, "write", killed)
         sample.rebuild(root / "begun", shard_size=2)
     assert len(list((root / "begun" / ".build").iterdir())) == SHARDS + 1
     return root
@@ -46,12 +46,12 @@ def finished(sample, tmp_path_factory):
 
 @pytest.fixture
 def begun(finished, tmp_path) -> Path:
-    """A copy of it that lacks nothing but the index."""
+    """A copy of the build that lacks only dataset.json."""
     return Path(shutil.copytree(finished / "begun", tmp_path / "data"))
 
 
-def resume(sample, out, **how):
-    return build(Sources(sample.coco, sample.lvis, coco_lvis()), out, BuildOptions(shard_size=2), resume=True, **how)
+def resumed(sample, out, mode=Mode.RESUME):
+    return build(Sources(sample.coco, sample.lvis, coco_lvis()), out, CocoLvisOptions(shard_size=2), mode=mode)
 
 
 def changed(path: Path, **values) -> None:
@@ -62,7 +62,7 @@ def changed(path: Path, **values) -> None:
 
 
 def instead(make):
-    """Something else has the name."""
+    """Replace a file with something else of the same name."""
 
     def damage(path: Path) -> None:
         path.unlink()
@@ -131,16 +131,16 @@ def test_a_shard_whose_report_is_broken_is_built_again(sample, finished, begun, 
         damage(path)
     with pytest.raises(DataError, match=f"{len(damages)} of 20 shards are missing or damaged: train-00000, train-00001, "):
         join(begun)
-    resume(sample, begun)
+    resumed(sample, begun)
     assert contents(begun) == contents(finished / "whole")
     after = {path.stem: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (begun / "shards").iterdir()}
     assert {name for name in shards if after[name] != shards[name]} == {path.stem for path in damages}
 
 
-def test_a_broken_plan_is_told_in_one_line(sample, begun):
+def test_a_broken_plan_is_reported_in_one_line(sample, begun):
     plan, kept = begun / ".build" / "plan.json", contents(begun / "shards")
     whole = plan.read_bytes()
-    attempts = cycle([partial(join, begun), partial(resume, sample, begun), partial(resume, sample, begun, part=(1, 2))])
+    attempts = cycle([partial(join, begun), partial(resumed, sample, begun), partial(resumed, sample, begun, Part(1, 2))])
     for damage, attempt in zip(ANY_FILE + PLANS, attempts, strict=False):
         damage(plan)
         with pytest.raises(DataError) as raised:
@@ -155,7 +155,7 @@ def test_a_broken_plan_is_told_in_one_line(sample, begun):
 def test_a_broken_plan_is_overwritten(sample, finished, begun):
     for damage in (cut, instead(Path.mkdir)):
         damage(begun / ".build" / "plan.json")
-        build(Sources(sample.coco, sample.lvis, coco_lvis()), begun, BuildOptions(shard_size=2), overwrite=True)
+        build(Sources(sample.coco, sample.lvis, coco_lvis()), begun, CocoLvisOptions(shard_size=2), mode=Mode.OVERWRITE)
         assert contents(begun) == contents(finished / "whole")
         shutil.rmtree(begun)
         shutil.copytree(finished / "begun", begun)
@@ -165,7 +165,7 @@ NO_CLASSES = Vocabulary([]).to_json()
 
 
 @pytest.mark.parametrize("vocabulary", [{}, {"digest": 5, "classes": [], "ignored": {}}, NO_CLASSES])
-def test_broken_classes_are_told_in_one_line(begun, vocabulary):
+def test_broken_classes_are_reported_in_one_line(begun, vocabulary):
     changed(begun / ".build" / "plan.json", vocabulary=vocabulary)
     with pytest.raises(DataError, match=r"plan.json: .*vocabulary.*`cocolvis build --overwrite`"):
         join(begun)
@@ -182,23 +182,23 @@ def test_options_that_were_edited_are_of_another_build(begun):
     assert not (begun / "dataset.json").exists()
 
 
-@pytest.mark.parametrize("going_on", [lambda sample, out: join(out), resume])
+@pytest.mark.parametrize("going_on", [lambda sample, out: join(out), resumed])
 def test_shards_of_another_build_are_refused(sample, finished, begun, tmp_path, going_on):
     """The same images with other options: names, images and faults are the same."""
     other = tmp_path / "other"
 
-    def killed(self, reports, vocabulary):
+    def killed(state, reports):
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(state.BuildState, "complete", killed)
+        patch.setattr(index, "write", killed)
         sample.rebuild(other, shard_size=2, overlap="small-on-top")
     for name in ("train-00001", "val-00002"):
         shutil.copy(other / ".build" / f"{name}.json", begun / ".build")
         shutil.copy(other / "shards" / f"{name}.h5", begun / "shards")
     with pytest.raises(DataError, match="2 of 20 shards were built from other inputs or options: train-00001, val-00002"):
         going_on(sample, begun)
-    for kept in ("shards/{}.h5", ".build/{}.json"):  # neither is one of another place in the same build
+    for kept in ("shards/{}.h5", ".build/{}.json"):  # nor are shards from another place in the same build
         shutil.copy(finished / "begun" / kept.format("train-00003"), begun / kept.format("train-00001"))
         shutil.copy(finished / "begun" / kept.format("val-00002"), begun / kept.format("val-00002"))
     with pytest.raises(DataError, match="1 of 20 shards were built from other inputs or options: train-00001"):
@@ -207,7 +207,7 @@ def test_shards_of_another_build_are_refused(sample, finished, begun, tmp_path, 
 
 
 def test_a_shard_that_is_not_what_its_report_says_is_not_indexed(begun):
-    """Size and SHA-256 fit, but it is another shard."""
+    """Its size and SHA-256 are as reported, but it is another shard."""
     ours, other = json.loads((begun / ".build/train-00000.json").read_text()), begun / "shards/val-00000.h5"
     theirs = json.loads((begun / ".build/val-00000.json").read_text())
     shutil.copy(other, begun / "shards/train-00000.h5")
@@ -217,7 +217,7 @@ def test_a_shard_that_is_not_what_its_report_says_is_not_indexed(begun):
     assert not (begun / "dataset.json").exists()
 
 
-@pytest.mark.parametrize("going_on", [lambda sample, out: join(out), resume])
+@pytest.mark.parametrize("going_on", [lambda sample, out: join(out), resumed])
 def test_shards_of_another_rule_or_version_are_refused(sample, begun, monkeypatch, going_on):
     for name in ("train-00001", "train-00002", "val-00000"):
         changed(begun / ".build" / f"{name}.json", mask_rule=MASK_RULE + 1)
@@ -225,11 +225,12 @@ def test_shards_of_another_rule_or_version_are_refused(sample, begun, monkeypatc
     other = f"mask rule {MASK_RULE + 1} and format version {VERSION}"
     with pytest.raises(DataError, match=rf"3 of 20 shards were built by {other}, .*{advice}"):
         going_on(sample, begun)
-    for module in (state, base, base):
+    modules = (state, resume, shard_plan, shard_task)
+    for module in modules:
         monkeypatch.setattr(module, "MASK_RULE", MASK_RULE + 1)
     with pytest.raises(DataError, match=rf"was begun, with 20 finished shards, by mask rule {MASK_RULE} .*{advice}"):
         going_on(sample, begun)
-    for module in (state, base, base):
+    for module in modules:
         monkeypatch.setattr(module, "MASK_RULE", MASK_RULE)
         monkeypatch.setattr(module, "VERSION", VERSION + 1)
     with pytest.raises(DataError, match=rf"was begun, with 20 .* and format version {VERSION}, .*{advice}"):
@@ -243,14 +244,14 @@ def test_a_build_that_an_older_version_began_is_refused(sample, begun):
     shards = {name: shard["images"] for name, shard in plan["shards"].items()}
     (begun / ".build" / "plan.json").write_text(json.dumps({"description": description, "shards": shards, "faults": []}))
     with pytest.raises(DataError, match=r"20 finished shards, by mask rule not recorded .*`cocolvis build --overwrite`"):
-        resume(sample, begun)
+        resumed(sample, begun)
 
 
 def test_a_worker_of_another_version_is_refused(sample, begun, monkeypatch):
     (begun / ".build" / "train-00000.json").unlink()
-    monkeypatch.setattr(base, "MASK_RULE", MASK_RULE + 1)
+    monkeypatch.setattr(shard_task, "MASK_RULE", MASK_RULE + 1)
     with pytest.raises(DataError, match=rf"train-00000.h5: was built by a worker by mask rule {MASK_RULE + 1}"):
-        resume(sample, begun)
+        resumed(sample, begun)
 
 
 def test_the_index_has_the_rule_and_one_without_it_opens_but_is_not_resumed(sample, finished, tmp_path):
@@ -258,15 +259,15 @@ def test_the_index_has_the_rule_and_one_without_it_opens_but_is_not_resumed(samp
     assert Dataset.open(out).index["mask_rule"] == MASK_RULE
     changed(out / "dataset.json", mask_rule=None)
     assert len(Dataset.open(out).split("train")) and "mask_rule" not in Dataset.open(out).index
-    told = rf"its 20 shards have mask rule not recorded, .* {MASK_RULE}; .*`cocolvis build --overwrite`"
-    with pytest.raises(DataError, match=told):
-        resume(sample, out)
+    reason = rf"its 20 shards have mask rule not recorded, .* {MASK_RULE}; .*`cocolvis build --overwrite`"
+    with pytest.raises(DataError, match=reason):
+        resumed(sample, out)
     changed(out / "dataset.json", mask_rule="one")
     with pytest.raises(DataError, match="mask_rule"):
         Dataset.open(out)
 
 
-def test_the_version_of_hdf5_is_that_of_who_wrote_a_shard(sample, finished, begun):
+def test_each_shard_records_the_version_of_hdf5_that_wrote_it(sample, finished, begun):
     index = Dataset.open(finished / "whole").index
     assert {entry["hdf5"] for entry in index["shards"]} == {h5py.version.hdf5_version} and "hdf5" not in index
     changed(begun / ".build" / "train-00003.json", hdf5="1.8.0")
@@ -298,12 +299,12 @@ def put(out: Path, files: dict[str, bytes]) -> None:
 
 def overwritten(tree, out: Path, **options) -> list[str]:
     lines: list[str] = []
-    build(tree.write().sources(), out, BuildOptions(**options), overwrite=True, announce=lines.append)
+    build(tree.write().sources(), out, CocoLvisOptions(**options), mode=Mode.OVERWRITE, announce=lines.append)
     return lines
 
 
 @pytest.mark.parametrize("there", ["nothing", "a data set", "a begun one", "a broken index", "no index"])
-def test_overwrite_loses_nothing_of_others(tree, tmp_path, there):
+def test_overwrite_keeps_the_files_of_others(tree, tmp_path, there):
     out = tmp_path / "data"
     five_images(tree)
     if there != "nothing":
@@ -371,7 +372,7 @@ def test_overwrite_removes_a_link_and_not_what_it_leads_to(tree, tmp_path):
     assert not shard.is_symlink() and (tmp_path / "large.h5").read_bytes() == before
 
 
-def test_an_index_names_only_shards_of_ours_to_be_removed(tree, tmp_path):
+def test_no_file_but_a_shard_is_removed_because_an_index_lists_it(tree, tmp_path):
     out = tmp_path / "data"
     five_images(tree).build()
     put(out, {"thesis.txt": b"mine", "shards/thesis.txt": b"mine"})
@@ -384,13 +385,13 @@ def test_an_index_names_only_shards_of_ours_to_be_removed(tree, tmp_path):
     assert tree.picture(1).exists()
 
 
-def test_a_finished_build_leaves_what_others_keep_in_its_folders(tree, tmp_path):
+def test_a_finished_build_leaves_the_files_of_others_in_its_folders(tree, tmp_path):
     out = tmp_path / "data"
 
     def leave(done, total):
         put(out, {".build/debug.yaml": b"mine", "notes.txt": b"mine"})
 
-    build(five_images(tree).write().sources(), out, BuildOptions(), progress=leave)
+    build(five_images(tree).write().sources(), out, CocoLvisOptions(), progress=leave)
     assert contents(out).keys() == {".build/debug.yaml", "notes.txt", "dataset.json", "shards/train-00000.h5"}
 
 
@@ -401,10 +402,10 @@ def test_join_of_a_folder_that_is_not_there_makes_none(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [text(""), cut, text("[]"), instead(Path.mkdir), instead(os.mkfifo)])
-def test_a_broken_index_is_told_in_one_line(sample, finished, begun, damage):
+def test_a_broken_index_is_reported_in_one_line(sample, finished, begun, damage):
     shutil.copy(finished / "whole" / "dataset.json", begun)
     damage(begun / "dataset.json")
-    for attempt in (partial(join, begun), partial(resume, sample, begun)):
+    for attempt in (partial(join, begun), partial(resumed, sample, begun)):
         with pytest.raises(DataError, match=r"dataset.json: .*; build it anew with `cocolvis build --overwrite`"):
             attempt()
     assert len(list((begun / ".build").iterdir())) == SHARDS + 1

@@ -1,4 +1,4 @@
-"""A build on a dask.distributed cluster of real processes: workers that die, a scheduler that dies, and none at all."""
+"""Builds on a dask.distributed cluster of real processes: workers die, the scheduler dies, or there is none."""
 
 import json
 import os
@@ -16,8 +16,8 @@ import pytest
 from victims import GUARD, Victim, check_unfinished, contents, kept, reports, until
 
 from cocolvis.building import executors
-from cocolvis.building.build import build
-from cocolvis.building.merged import BuildOptions
+from cocolvis.building.build import Mode, build
+from cocolvis.building.coco_lvis import CocoLvisOptions
 from cocolvis.errors import DataError
 from cocolvis.sources.inputs import Sources
 from cocolvis.storage.dataset import Dataset
@@ -30,14 +30,14 @@ SHARDS = 40
 HURRIED = """
 import sys
 from cli.cocolvis import main
-from cocolvis import executors
+from cocolvis.building import executors
 executors._PATIENCE = {}
 main(sys.argv[1:])
 """
 
 
 class Cluster:
-    """A scheduler and its workers, each a process, listening on 127.0.0.1 alone."""
+    """A scheduler and its workers, each in a process of its own, listening only on 127.0.0.1."""
 
     def __init__(self, folder, stack: ExitStack):
         self._folder, self._stack = folder, stack
@@ -65,7 +65,7 @@ class Cluster:
 
 @contextmanager
 def cluster(folder, workers=0):
-    """A cluster that is gone afterwards."""
+    """Start a cluster, and stop it at the end."""
     folder.mkdir()
     with ExitStack() as stack:
         found = Cluster(folder, stack)
@@ -75,7 +75,7 @@ def cluster(folder, workers=0):
 
 
 def build_on(address, sample, out, patience=30, *options):
-    """Start the command line on a cluster, with so much patience."""
+    """Start the command line on a cluster; ``patience`` is the number of seconds that it waits for workers."""
     command = ("-c", HURRIED.format(patience))
     return Victim(sample, out, "--shard-size", 1, "--scheduler", address, *options, command=command)
 
@@ -94,17 +94,17 @@ def begun(out):
 
 
 def completed_here(sample, out, whole):
-    """Finish a build without a cluster; what was finished must stay."""
+    """Finish a build without a cluster; finished shards must stay the same files."""
     check_unfinished(out)
     before = kept(out)
     assert 1 <= len(before) < SHARDS
-    sample.rebuild(out, resume=True, shard_size=1)
+    sample.rebuild(out, mode=Mode.RESUME, shard_size=1)
     assert contents(out) == whole
     found = {name: (out / "shards" / f"{name}.h5").stat() for name in before}
     assert {name: (status.st_ino, status.st_mtime_ns) for name, status in found.items()} == before
 
 
-def test_a_cluster_builds_on_when_a_worker_dies_and_says_when_all_have(sample, whole, tmp_path, monkeypatch):
+def test_a_cluster_goes_on_when_a_worker_dies_and_reports_when_all_have_died(sample, whole, tmp_path, monkeypatch):
     monkeypatch.setenv("DASK_DISTRIBUTED__ADMIN__LARGE_GRAPH_WARNING_THRESHOLD", "1 B")
     with cluster(tmp_path / "cluster", workers=2) as found:
         one = build_on(found.address, sample, tmp_path / "one")
@@ -142,7 +142,7 @@ def test_a_scheduler_that_dies_costs_no_finished_work(sample, whole, tmp_path):
 
 
 @pytest.mark.long
-def test_a_disk_that_stumbles_is_told_by_the_cluster_in_one_line(sample, tmp_path):
+def test_a_failing_disk_is_reported_by_the_cluster_in_one_line(sample, tmp_path):
     shutil.copytree(sample.coco, tmp_path / "coco")
     built = sample._replace(coco=tmp_path / "coco")
     bad = sorted((tmp_path / "coco/train2017").iterdir())[-1]
@@ -162,7 +162,7 @@ def test_a_disk_that_stumbles_is_told_by_the_cluster_in_one_line(sample, tmp_pat
 
 @contextmanager
 def closed_port():
-    """Where nobody listens."""
+    """An address where nothing listens."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
@@ -171,7 +171,7 @@ def closed_port():
 
 @contextmanager
 def web_server():
-    """Somebody else who listens, as on the port of a scheduler's dashboard."""
+    """The address of another service, such as the dashboard of a scheduler."""
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
         threading.Thread(target=server.serve_forever).start()
         yield f"tcp://127.0.0.1:{server.server_port}"
@@ -180,7 +180,7 @@ def web_server():
 
 
 @pytest.mark.parametrize("listener", [closed_port, web_server])
-def test_no_scheduler_is_told_in_one_line(sample, tmp_path, listener):
+def test_no_scheduler_is_reported_in_one_line(sample, tmp_path, listener):
     with listener() as address:
         victim = build_on(address, sample, tmp_path / "data", 0.5)
         assert victim.ended() == 1
@@ -189,7 +189,7 @@ def test_no_scheduler_is_told_in_one_line(sample, tmp_path, listener):
 
 
 @pytest.mark.parametrize("address", ["nowhere", "tcp://", "tcp://127.0.0.1", "tcp://127.0.0.1:x", "127.0.0.1:99999", "x://y:1"])
-def test_what_is_no_address_is_told_in_one_line(sample, tmp_path, monkeypatch, address):
+def test_an_invalid_address_is_reported_in_one_line(sample, tmp_path, monkeypatch, address):
     monkeypatch.setattr(executors, "_PATIENCE", 0.5)
     with pytest.raises(DataError, match=f"--scheduler {address}: no scheduler answers"):
-        build(Sources(sample.coco, sample.lvis, coco_lvis()), tmp_path / "data", BuildOptions(), scheduler=address)
+        build(Sources(sample.coco, sample.lvis, coco_lvis()), tmp_path / "data", CocoLvisOptions(), workers=address)

@@ -1,4 +1,4 @@
-"""A build that is killed at any moment, or that the disk or the input fails: what is finished stays, and it can go on."""
+"""Builds that are killed at any moment, or that a disk or the input ends: all can be resumed and keep their finished shards."""
 
 import os
 import random
@@ -13,8 +13,8 @@ from trees import faults, five_images
 from victims import Victim, check_unfinished, contents, halves, kept, reports, until
 
 from cli.cocolvis import main
-from cocolvis.building.build import build
-from cocolvis.building.merged import BuildOptions, Plan
+from cocolvis.building.build import Mode, build
+from cocolvis.building.coco_lvis import CocoLvisOptions, CocoLvisPlan
 from cocolvis.disk.files import write_aside
 from cocolvis.errors import DataError
 from cocolvis.sample.writer import write_sample
@@ -27,7 +27,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc, or m
 
 @pytest.fixture(scope="module")
 def small(sample, tmp_path_factory):
-    """The sample with a data set of one image a shard, 40 in all."""
+    """The sample, built in 40 shards of one image each."""
     built = sample._replace(data=tmp_path_factory.mktemp("small") / "data")
     built.rebuild(built.data, shard_size=1)
     return built
@@ -35,7 +35,7 @@ def small(sample, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def large(sample, tmp_path_factory):
-    """The same of 120 images."""
+    """A larger sample, built in 120 shards of one image each."""
     root = tmp_path_factory.mktemp("large")
     write_sample(root, images=120, classes=60, size=48, seed=5)
     built = sample._replace(coco=root / "coco", lvis=root / "lvis", data=root / "data")
@@ -44,7 +44,7 @@ def large(sample, tmp_path_factory):
 
 
 class Chase:
-    """One data set, built in spite of kills; ``deaths`` notes how many shards were finished at each."""
+    """One data set whose build is killed several times; ``deaths`` has the number of finished shards at each kill."""
 
     def __init__(self, tree, out, workers: int):
         self.tree, self.out, self.workers = tree, out, workers
@@ -52,7 +52,7 @@ class Chase:
         self._finished, self._victims = {}, []
 
     def run(self, ready, whom: str, *, at_once: bool = False) -> bool:
-        """Start or resume, and kill when ``ready(shards finished since)``; False when the build was faster."""
+        """Start or resume the build, and kill it when ``ready(shards finished since)`` says so; False if it was done before."""
         before = len(reports(self.out))
         victim = Victim(self.tree, self.out, "--shard-size", 1, "--workers", self.workers, "--resume")
         self._victims.append(victim)
@@ -74,21 +74,21 @@ class Chase:
         return True
 
     def check_kept(self) -> None:
-        """What was finished at the last kill is the same file."""
+        """Check that the shards that were finished at the last kill are still the same files."""
         for name, identity in self._finished.items():
             status = (self.out / "shards" / f"{name}.h5").stat()
             assert (status.st_ino, status.st_mtime_ns) == identity, name
 
     def finish(self, whole) -> None:
-        """Complete the data set undisturbed; it must be the one that was never disturbed, and nothing may live on."""
-        self.tree.rebuild(self.out, resume=True, shard_size=1)
+        """Complete the data set; it must equal one that was built undisturbed, and no process may be left."""
+        self.tree.rebuild(self.out, mode=Mode.RESUME, shard_size=1)
         self.check_kept()
         assert contents(self.out) == whole
         until(lambda: all(victim.gone() for victim in self._victims))
 
 
 def moment(out, kind: str, rng: random.Random):
-    """A function of the number of shards finished since that says when to kill."""
+    """A function of the number of shards finished since the start that says when to kill."""
     least, end = rng.randint(1, 4), time.monotonic() + rng.uniform(0.05, 2.5)
     return {
         "shards": lambda new: new >= least,
@@ -99,7 +99,7 @@ def moment(out, kind: str, rng: random.Random):
 
 
 def chased(tree, root, workers: int, kills: int, seed: int) -> list[int]:
-    """Kill builds of a tree until it was done this often, each data set completed in the end; the shards finished at each."""
+    """Kill builds ``kills`` times in all, and complete each data set; the number of shards finished at each kill."""
     rng, whole, deaths = random.Random(seed), contents(tree.data), []
     kinds = ("shards", "half a shard", "half a report", "any time", "half a shard")
     whoms = ("parent", "worker", "all") if workers > 1 else ("all",)
@@ -137,7 +137,7 @@ def test_a_killed_build_goes_on(small, tmp_path, workers, whom, kind):
 
 
 def build_line(built, out, *options, code=0):
-    """The last line of `cocolvis build` in this process."""
+    """Run `cocolvis build` in this process; its last line."""
     arguments = ["build", "--coco", built.coco, "--lvis", built.lvis, "--out", out, "--workers", 1, *options]
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == code, result.output
@@ -158,7 +158,7 @@ def test_resume_whatever_is_there(sample, tmp_path, there):
     assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in before} == before
 
 
-def test_what_others_left_half_written_is_swept_and_nothing_else(tree, tmp_path):
+def test_half_written_files_are_swept_and_nothing_else(tree, tmp_path):
     five_images(tree).write()
     out = tmp_path / "data"
     mine = [out / ".notes.tmp", out / "sub" / ".dataset.json.0123456789ab.tmp"]
@@ -169,7 +169,7 @@ def test_what_others_left_half_written_is_swept_and_nothing_else(tree, tmp_path)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
 
-    build(tree.sources(), out, BuildOptions(), progress=leave)
+    build(tree.sources(), out, CocoLvisOptions(), progress=leave)
     assert [path.exists() for path in (*mine, *theirs)] == [True, True, False, False]
     assert sorted(path.name for path in out.iterdir()) == [".notes.tmp", "dataset.json", "shards", "sub"]
 
@@ -243,13 +243,13 @@ def test_a_disk_that_fails_in_mid_build_costs_no_finished_work(sample, tmp_path,
         pytest.param("/proc/nowhere", "cannot be written: No such file or directory", marks=linux),
     ],
 )
-def test_an_out_that_cannot_be_is_told_in_one_line(sample, tmp_path, place, reason):
+def test_an_impossible_out_is_reported_in_one_line(sample, tmp_path, place, reason):
     (tmp_path / "file").touch()
     assert build_line(sample, tmp_path / place, code=1) == f"Error: {tmp_path / place}: {reason}"
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_shard_that_cannot_take_its_name_is_told_in_one_line(sample, tmp_path, workers):
+def test_a_shard_that_cannot_take_its_name_is_reported_in_one_line(sample, tmp_path, workers):
     blocked = tmp_path / "data" / "shards" / "train-00002.h5" / "in the way"
     calls = iter([lambda: blocked.mkdir(parents=True)])
 
@@ -263,13 +263,13 @@ def test_a_shard_that_cannot_take_its_name_is_told_in_one_line(sample, tmp_path,
     assert not halves(tmp_path / "data" / "shards")
     blocked.rmdir()
     blocked.parent.rmdir()
-    sample.rebuild(tmp_path / "data", shard_size=10, resume=True)
+    sample.rebuild(tmp_path / "data", shard_size=10, mode=Mode.RESUME)
     sample.rebuild(tmp_path / "whole", shard_size=10)
     assert contents(tmp_path / "data") == contents(tmp_path / "whole")
 
 
 def damage(path, how):
-    """Break a file in one of several ways."""
+    """Damage a file in one of several ways."""
     content = path.read_bytes()
     path.unlink()
     if how == "truncated":
@@ -301,7 +301,7 @@ def test_a_broken_picture_is_reported_and_left_out(tree, how):
 
 @pytest.mark.parametrize("name", ["lvis_v1_train", "stuff_train2017"])
 @pytest.mark.parametrize("how", [*DAMAGES, pytest.param("unreadable", marks=linux)])
-def test_a_broken_annotation_file_is_told_in_one_line_before_any_work(tree, how, name):
+def test_a_broken_annotation_file_is_reported_in_one_line_before_any_work(tree, how, name):
     five_images(tree).write()
     damage(tree.path(name), how)
     line = build_line(tree, tree.root / "data", code=1)
@@ -310,8 +310,8 @@ def test_a_broken_annotation_file_is_told_in_one_line_before_any_work(tree, how,
 
 
 def assert_estimate_fits(built, out, most, **settings):
-    """The estimate against a data set that was built with the same settings."""
-    plan = Plan.make(Sources(built.coco, built.lvis, coco_lvis()), BuildOptions(**settings))
+    """Compare the estimate with a data set that was built with the same settings."""
+    plan = CocoLvisPlan.make(Sources(built.coco, built.lvis, coco_lvis()), CocoLvisOptions(**settings))
     needed, taken = plan.bytes_needed(plan.shard_counts()), sum(map(len, contents(out).values()))
     assert taken <= needed <= most * taken
 

@@ -14,8 +14,8 @@ from trees import box, five_images
 from cli import display
 from cli.cocolvis import main
 from cli.display import BYTES, Size, print_json, print_table, progress, say
-from cocolvis.building.build import build
-from cocolvis.building.merged import BuildOptions
+from cocolvis.building.build import Mode, build
+from cocolvis.building.coco_lvis import CocoLvisOptions
 from cocolvis.inspection.oracle import check
 from cocolvis.inspection.stats import statistics
 from cocolvis.sources.inputs import Sources
@@ -234,7 +234,7 @@ def test_hashing_finished_shards_is_reported(sample, tmp_path):
     size = sum(path.stat().st_size for path in (out / "shards").glob("*.h5"))
     sources = Sources(sample.coco, sample.lvis, coco_lvis())
     phases, _ = reported(
-        lambda line, phase: build(sources, out, BuildOptions(shard_size=5), resume=True, announce=line, phase=phase)
+        lambda line, phase: build(sources, out, CocoLvisOptions(shard_size=5), mode=Mode.RESUME, announce=line, phase=phase)
     )
     calls = phases["checking finished shards"]
     assert calls == sorted(calls) and (calls[0], calls[-1]) == ((0, size), (size, size)) and len(calls) > 3

@@ -119,7 +119,7 @@ def test_system_files_are_skipped(tmp_path):
         for pattern in SYSTEM_FILES:
             touch(src / folder / "train", pattern.format(name=name, suffix=suffix, file=name + suffix))
     tree = find(src)
-    assert paths(tree) == ["a.jpg"] and tree.told.faults == [] and tree.told.notes == []
+    assert paths(tree) == ["a.jpg"] and tree.findings.faults == [] and tree.findings.notes == []
     for argument in (src / "images", src / "images" / "**" / "*.jpg", src / "*" / "*" / "*.jpg"):
         assert sorted(one.path.name for one in find_inputs([str(argument)])) == ["a.jpg", "b.jpg"]
     thumbnails = src / "images/train/@eaDir"
@@ -171,9 +171,14 @@ def test_an_import_follows_links_and_its_ids_are_the_numbers_of_its_names(tmp_pa
         (["9.jpg", "10.jpg"], ["008.png"], [10, 9, 8], None),
         (["x/5.jpg", "y/6.jpg"], ["7.jpg"], [5, 6, 7], None),
         (["a.jpg", "b.jpg"], ["c.jpg"], [1, 2, 3], None),
-        (["5.jpg", "cat.jpg"], ["7.jpg"], [1, 2, 3], "the name of images/train/cat.jpg is no number below 4611686018427387904"),
+        (
+            ["5.jpg", "cat.jpg"],
+            ["7.jpg"],
+            [1, 2, 3],
+            "the name of images/train/cat.jpg is not a number below 4611686018427387904",
+        ),
         (["5.jpg", "6.jpg"], ["05.jpg"], [1, 2, 3], "images/train/5.jpg and images/val/05.jpg have the same number"),
-        (["5.jpg", f"{2**62}.jpg"], ["7.jpg"], [2, 1, 3], f"the name of images/train/{2**62}.jpg is no number below"),
+        (["5.jpg", f"{2**62}.jpg"], ["7.jpg"], [2, 1, 3], f"the name of images/train/{2**62}.jpg is not a number below"),
         (["frame_5.jpg", "²3.jpg"], ["c.jpg"], [1, 2, 3], None),
     ],
 )
@@ -181,7 +186,7 @@ def test_names_are_ids_if_all_are_distinct_numbers(train, val, ids, note, tmp_pa
     src = custom(tmp_path, {"train": train, "val": val})
     tree = find(src)
     assert sorted(image.image_id for split in SPLITS for image in tree.images[split]) == sorted(ids)
-    told = [line for line in tree.told.notes if "counted" in line]
+    told = [line for line in tree.findings.notes if "counted" in line]
     assert told == [] if note is None else told[0].startswith(f"the images are counted from 1: {note}")
     alone = find(src, ("val",)).images["val"]
     assert alone == tree.images["val"]
@@ -197,7 +202,7 @@ def test_names_match_in_any_unicode_normal_form(tmp_path):
     assert image.path == "images/train/é.jpg" and image.labels_path == f"masks/train/{decomposed}.png"
     shutil.copy(src / image.path, src / f"images/train/{decomposed}.jpg")
     tree = find(src)
-    assert len(tree.images["train"]) == 1 and [fault.kind for fault in tree.told.faults] == ["duplicate image"]
+    assert len(tree.images["train"]) == 1 and [fault.kind for fault in tree.findings.faults] == ["duplicate image"]
 
 
 @pytest.mark.parametrize(
@@ -283,7 +288,7 @@ def test_one_split_needs_nothing_of_the_other(split, make, layout, train, val, t
     for unneeded in list(made.src.glob(val if split == "train" else train)):
         shutil.rmtree(unneeded) if unneeded.is_dir() else unneeded.unlink()
     tree = layout.find(made.src, (split,))
-    assert len(tree.images[split]) == len(made.images[split]) and tree.told.faults == []
+    assert len(tree.images[split]) == len(made.images[split]) and tree.findings.faults == []
     with pytest.raises(DataError, match=r"holds no .*--split builds one split alone"):
         layout.find(made.src, SPLITS)
 
@@ -292,8 +297,8 @@ def test_faults_in_the_other_split_do_no_harm(tmp_path):
     src = custom(tmp_path, {"train": ["a.jpg"], "val": ["b.jpg", "b.png"]})
     (src / "images/val/loop").symlink_to("..")
     tree = find(src, ("train",))
-    assert tree.told.faults == [] and tree.told.notes == []
-    assert len(find(src, ("val",)).told.faults) == 1
+    assert tree.findings.faults == [] and tree.findings.notes == []
+    assert len(find(src, ("val",)).findings.faults) == 1
 
 
 @pytest.mark.parametrize("split", SPLITS)

@@ -137,7 +137,7 @@ def test_lists_of_images(make, layout, names, tmp_path):
     plain = layout.find(made.src, ("train",)).images
     rewritten(made.src / names, windows)
     tree = layout.find(made.src, ("train",))
-    assert tree.images == plain and tree.told.faults == []
+    assert tree.images == plain and tree.findings.faults == []
     rewritten(made.src / names, lambda content: content.decode("utf-8-sig").encode("utf-16-le"))
     with pytest.raises(DataError, match=r"train\.txt: is UTF-16; save it as UTF-8"):
         layout.find(made.src, ("train",))

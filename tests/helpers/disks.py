@@ -1,4 +1,4 @@
-"""Disks that stumble, for tests of what ends a build: errors by their numbers, empty folders, commands run in this process."""
+"""Failing disks, for tests of what ends a build: errors by name, empty folders, and commands run in this process."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ SHARDS = ("--shard-size", 3)
 
 
 def run(*arguments, code=0):
-    """What a command says, in this process; of one that fails, its one line."""
+    """Run a command in this process; its output, or its one error line if it is expected to fail."""
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == code, result.output
     assert result.exception is None or isinstance(result.exception, SystemExit)
@@ -24,7 +24,7 @@ def run(*arguments, code=0):
 
 
 class Disk:
-    """Reading the file whose name ends so raises this, ``times`` times."""
+    """A disk on which reading a file whose name ends in ``ending`` raises ``error`` the first ``times`` times."""
 
     def __init__(self, monkeypatch, ending, error, times=10**9):
         self.calls, whole = 0, Place._whole
@@ -40,16 +40,16 @@ class Disk:
 
 
 def of_number(name):
-    """An error of the system by its name."""
+    """The OSError with a name such as "EIO"."""
     return OSError(getattr(errno, name), os.strerror(getattr(errno, name)))
 
 
 def emptied(folder):
-    """A mount point without its disk."""
+    """Empty a folder, as if its disk were not mounted."""
     shutil.rmtree(folder)
     folder.mkdir()
 
 
 def stamps(out):
-    """Which files the shards of a data set are."""
+    """Name of each shard file -> its inode and the time of its last change."""
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in sorted((out / "shards").iterdir())}

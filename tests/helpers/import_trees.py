@@ -1,12 +1,13 @@
 """Miniature data sets in the layouts of their distributions, with the masks that an import must make of them.
 
-The tables from labels to classes were typed from the data sets' own documents, apart from those of the importers.
+The tables from labels to classes were typed from the documents of the data sets, independently of those of the importers.
 """
 
 import struct
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -17,7 +18,7 @@ CITYSCAPES = dict(zip((7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27,
 
 @dataclass
 class Made:
-    """A tree: how it is imported, and what must come of it: split -> image id -> (path of the picture, mask)."""
+    """A tree: how to import it, and what that must result in: split -> image id -> (path of the picture, mask)."""
 
     name: str
     src: Path
@@ -28,19 +29,19 @@ class Made:
     labels: dict[int, Path] = field(default_factory=dict)
 
     def arguments(self, out: Path, *more: object) -> list[object]:
-        """Of the command line."""
+        """The arguments of the command that imports the tree to ``out``."""
         return ["import", self.name, self.src, "--out", out, *self.options, *more]
 
     def expect(
         self, split: str, image_id: int, picture: Path, labels: Path, mask: np.ndarray, root: Path | None = None
     ) -> None:
-        """Note an image whose path counts from ``root``, else from ``src``."""
+        """Expect an image; its path is relative to ``root``, or to ``src`` if there is no ``root``."""
         self.images.setdefault(split, {})[image_id] = (str(picture.relative_to(root or self.src)), mask.astype(np.uint16))
         self.pictures[image_id], self.labels[image_id] = picture, labels
 
 
 def make_picture(path: Path, size: tuple[int, int], seed: int) -> Path:
-    """A picture of (height, width); some are grayscale, some say in EXIF that they lie on their side."""
+    """Write a picture of (height, width); some are grayscale, and some have an EXIF orientation."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
@@ -49,12 +50,15 @@ def make_picture(path: Path, size: tuple[int, int], seed: int) -> Path:
         image = image.convert("L")
     if seed % 3 == 2:
         exif[0x0112] = 6
-    image.save(path, **({"exif": exif, "quality": 90} if path.suffix.lower() in (".jpg", ".jpeg") else {}))
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        image.save(path, exif=exif, quality=90)
+    else:
+        image.save(path)
     return path
 
 
 def write_labels(path: Path, labels: np.ndarray, palette: bool = False) -> Path:
-    """A PNG of 8 or 16 bits; with ``palette`` its pixels are indices into colours that have nothing to do with them."""
+    """Write a PNG of 8 or 16 bits; with ``palette`` its pixels are indices into random colours."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(labels)
     if palette:
@@ -64,8 +68,8 @@ def write_labels(path: Path, labels: np.ndarray, palette: bool = False) -> Path:
     return path
 
 
-def write_matlab(path: Path, labels: np.ndarray, compressed: bool = True, order: str = "<") -> Path:
-    """A MATLAB 5 file with a text, then S, then another matrix, written from the published description of the format."""
+def write_matlab(path: Path, labels: np.ndarray, compressed: bool = True, order: Literal["<", ">"] = "<") -> Path:
+    """Write a MATLAB 5 file with a text, S, and another matrix, following the published description of the format."""
 
     def element(kind: int, body: bytes) -> bytes:
         return struct.pack(order + "II", kind, len(body)) + body + bytes(-len(body) % 8)

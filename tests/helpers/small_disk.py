@@ -1,4 +1,4 @@
-"""Builds on a file system of their own that is small, full or read-only: a script, run where it may mount one.
+"""Builds on a small, full or read-only file system of their own: a script, run in a namespace where it may mount one.
 
 ``python small_disk.py SCENARIO FOLDER COCO LVIS`` mounts a tmpfs on FOLDER, for itself alone, and prints what happened as JSON.
 """
@@ -10,19 +10,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cocolvis.building.build import build
-from cocolvis.building.merged import BuildOptions, Plan
+from cocolvis.building.build import Mode, build
+from cocolvis.building.coco_lvis import CocoLvisOptions, CocoLvisPlan
 from cocolvis.errors import DataError
 from cocolvis.sources.inputs import Sources
 from cocolvis.vocabulary import coco_lvis
 
 SHARD_SIZE = 15
 WAYS = (["unshare", "--mount"], ["unshare", "--map-root-user", "--mount"])
-"""A mount namespace as root, and as anybody else."""
+"""How to get a mount namespace as root, and as another user."""
 
 
 def run(scenario: str, folder: Path, built) -> dict | None:
-    """What a scenario did in a new process; None where nobody may mount."""
+    """Run a scenario in a new process; what it printed, or None if mounting is not allowed here."""
     folder.mkdir(exist_ok=True)
     for way in WAYS if shutil.which("unshare") else ():
         probe = subprocess.run([*way, "mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True, check=False)
@@ -45,23 +45,23 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def attempt(built: tuple[Path, Path], out: Path, **settings) -> str | None:
-    """What a build says when it fails."""
+    """Build; the message if that fails, otherwise None."""
     try:
-        build(Sources(*built, coco_lvis()), out, BuildOptions(shard_size=SHARD_SIZE), **settings)
+        build(Sources(*built, coco_lvis()), out, CocoLvisOptions(shard_size=SHARD_SIZE), **settings)
     except DataError as error:
         return str(error)
     return None
 
 
 def finished(out: Path) -> dict[str, tuple[int, int]]:
-    """Shard -> inode and time of the last change, of those with a report."""
+    """Name of each shard that has a report -> inode and time of the last change."""
     names = [path.stem for path in (out / ".build").glob("*-*.json")]
     found = {name: (out / "shards" / f"{name}.h5").stat() for name in names}
     return {name: (status.st_ino, status.st_mtime_ns) for name, status in found.items()}
 
 
 def broken_off(built: tuple[Path, Path], out: Path, breaking, mending) -> dict:
-    """A build that ``breaking()`` stops once its first shard is finished, and its completion after ``mending()``."""
+    """Call ``breaking()`` once the first shard of a build is finished, and complete the build after ``mending()``."""
     broken = False
 
     def progress(done: int, total: int) -> None:
@@ -74,7 +74,7 @@ def broken_off(built: tuple[Path, Path], out: Path, breaking, mending) -> dict:
     before, left = finished(out), [path.name for path in out.rglob("*.tmp")]
     indexed = (out / "dataset.json").exists()
     mending()
-    again = attempt(built, out, resume=True)
+    again = attempt(built, out, mode=Mode.RESUME)
     after = {name: (s.st_ino, s.st_mtime_ns) for name in before for s in [(out / "shards" / f"{name}.h5").stat()]}
     return {
         "said": said,
@@ -92,25 +92,25 @@ def too_small(folder: Path, built: tuple[Path, Path]) -> dict:
     mount(folder, "size=300k")
     sources = ["--coco", built[0], "--lvis", built[1]]
     command = [sys.executable, "-m", "cli.cocolvis", "build", *sources, "--out", folder / "data"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     return {"code": done.returncode, "said": done.stderr, "there": [str(path) for path in folder.rglob("*")]}
 
 
 def overwrites(folder: Path, built: tuple[Path, Path]) -> dict:
-    """--overwrite of a small data set by one that does not fit, and where there is room for one data set but not for two."""
+    """--overwrite by a data set that does not fit, and on a disk that has room for one data set but not for two."""
     mount(folder, "size=450k")
-    build(Sources(*built, coco_lvis()), folder / "data", BuildOptions(limit=1))
+    build(Sources(*built, coco_lvis()), folder / "data", CocoLvisOptions(limit=1))
     before = digests(folder)
-    facts = {"small": attempt(built, folder / "data", overwrite=True), "same": digests(folder) == before}
+    facts = {"small": attempt(built, folder / "data", mode=Mode.OVERWRITE), "same": digests(folder) == before}
     mount(folder, "size=1100k")
-    plan = Plan.make(Sources(*built, coco_lvis()), BuildOptions(shard_size=SHARD_SIZE))
+    plan = CocoLvisPlan.make(Sources(*built, coco_lvis()), CocoLvisOptions(shard_size=SHARD_SIZE))
     facts["first"] = attempt(built, folder / "data")
     facts["room for two"] = shutil.disk_usage(folder).free > plan.bytes_needed(plan.shard_counts())
-    return facts | {"second": attempt(built, folder / "data", overwrite=True)}
+    return facts | {"second": attempt(built, folder / "data", mode=Mode.OVERWRITE)}
 
 
 def fills_up(folder: Path, built: tuple[Path, Path], room: str) -> dict:
-    """Something else takes the disk but for ``room`` bytes."""
+    """Fill the disk, except for ``room`` bytes, while a build runs."""
     mount(folder, "size=2m")
     ballast = folder / "ballast"
 
@@ -121,7 +121,7 @@ def fills_up(folder: Path, built: tuple[Path, Path], room: str) -> dict:
 
 
 def read_only(folder: Path, built: tuple[Path, Path]) -> dict:
-    """The disk becomes read-only in mid-build; and what is said where it is so from the beginning."""
+    """Make the disk read-only while a build runs; also start builds on a disk that is read-only already."""
     mount(folder, "size=2m")
 
     def remount(mode: str) -> None:
@@ -129,7 +129,7 @@ def read_only(folder: Path, built: tuple[Path, Path]) -> dict:
 
     facts = broken_off(built, folder / "data", lambda: remount("ro"), lambda: remount("rw"))
     remount("ro")
-    return facts | {"new": attempt(built, folder / "new"), "over": attempt(built, folder / "data", overwrite=True)}
+    return facts | {"new": attempt(built, folder / "new"), "over": attempt(built, folder / "data", mode=Mode.OVERWRITE)}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tiny hand-made COCO + LVIS trees: a few boxes in 8 x 8 pictures, and everything that can be wrong with them."""
+"""Tiny hand-made COCO + LVIS trees: a few boxes in 8 x 8 pictures, to which tests add all kinds of faults."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from cocolvis.building.build import build
-from cocolvis.building.merged import BuildOptions
+from cocolvis.building.build import Mode, build
+from cocolvis.building.coco_lvis import CocoLvisOptions
 from cocolvis.sources.inputs import Sources
 from cocolvis.storage.dataset import Dataset
 from cocolvis.vocabulary import coco_lvis
@@ -22,7 +22,7 @@ def box(x: int, y: int, width: int, height: int) -> list[list[float]]:
 
 
 def art(text: str, classes: dict[str, int]) -> np.ndarray:
-    """A mask drawn in letters, a line a row; "." is 0. (H, W) uint16."""
+    """The (H, W) uint16 mask that is drawn in letters, one line for each row; "." is 0."""
     rows = text.split()
     return np.array([[classes.get(letter, 0) for letter in row] for row in rows], dtype=np.uint16)
 
@@ -38,11 +38,11 @@ def rle(mask: np.ndarray, compressed: bool = True) -> dict:
 
 
 class Tree:
-    """A tree under construction; ``json`` holds the four files' content until :meth:`write`."""
+    """A tree under construction; ``json`` holds the content of the four annotation files until :meth:`write`."""
 
     def __init__(self, root: Path):
         self.coco, self.lvis, self.root = root / "coco", root / "lvis", root
-        self.json = {name: {"images": [], "annotations": []} for name in FILES}
+        self.json: dict[str, dict[str, list]] = {name: {"images": [], "annotations": []} for name in FILES}
         self._annotations = 0
 
     def image(self, image_id: int, split: str = "train", folder: str = "train2017", *, listed: bool = True, size=(8, 8)) -> int:
@@ -74,25 +74,25 @@ class Tree:
         return self.coco / folder / f"{image_id:012d}.jpg"
 
     def path(self, name: str) -> Path:
-        """Where one of ``FILES`` lies."""
+        """The path of one of ``FILES``."""
         return (self.coco / "annotations" if name.startswith("stuff") else self.lvis) / f"{name}.json"
 
     def write(self) -> "Tree":
-        """Write the four files."""
+        """Write the four annotation files."""
         for name, content in self.json.items():
             self.path(name).parent.mkdir(parents=True, exist_ok=True)
             self.path(name).write_text(json.dumps(content))
         return self
 
     def sources(self) -> Sources:
-        """The tree as a build takes it."""
+        """The sources of a build of this tree."""
         return Sources(self.coco, self.lvis, coco_lvis())
 
     def build(self, out: str = "data", *, workers: int = 1, strict: bool = False, allow_missing=False, **options) -> Dataset:
-        """Write and build; the data set."""
+        """Write the annotation files and build; the data set."""
         self.write()
-        how = {"workers": workers, "strict": strict, "allow_missing": allow_missing, "overwrite": True}
-        build(self.sources(), self.root / out, BuildOptions(**options), **how)
+        how = {"workers": workers, "strict": strict, "allow_missing": allow_missing, "mode": Mode.OVERWRITE}
+        build(self.sources(), self.root / out, CocoLvisOptions(**options), **how)
         return Dataset.open(self.root / out)
 
     def mask(self, image_id: int, **options) -> np.ndarray:
@@ -101,7 +101,7 @@ class Tree:
 
 
 def five_images(tree: Tree) -> Tree:
-    """Add images 1..5 with a stuff and a thing annotation each, none of them alike."""
+    """Add images 1..5, each with its own stuff and thing annotation."""
     for image_id in range(1, 6):
         tree.image(image_id)
         tree.stuff(image_id, 90 + 2 * image_id, box(0, 0, 8, image_id))

@@ -1,4 +1,4 @@
-"""Builds in processes of their own, to be killed at a chosen moment, and what must hold of the folder that they leave."""
+"""Builds in processes of their own, which tests kill at a chosen moment, and checks of the folders that these leave."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from cocolvis.storage.dataset import Dataset
 from cocolvis.storage.shard_reader import ShardReader
 
 GUARD = 120
-"""Seconds after which something that should have happened is taken to hang."""
+"""Seconds after which a process that should have done something is considered to hang."""
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -25,23 +25,23 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def reports(out: Path) -> list[str]:
-    """The shards that an unfinished build has noted as whole."""
+    """The names of the shards that an unfinished build has reports of."""
     return sorted(path.stem for path in (out / ".build").glob("*-*.json"))
 
 
 def halves(folder: Path) -> list[Path]:
-    """What is half-written in a folder."""
+    """The half-written files in a folder."""
     return list(folder.glob(".*.tmp"))
 
 
 def kept(out: Path) -> dict[str, tuple[int, int]]:
-    """Finished shard -> inode and time of the last change."""
+    """Name of a finished shard -> inode and time of the last change."""
     found = {name: (out / "shards" / f"{name}.h5").stat() for name in reports(out)}
     return {name: (status.st_ino, status.st_mtime_ns) for name, status in found.items()}
 
 
 def check_unfinished(out: Path) -> None:
-    """The folder of a killed build: no data set, and nothing half-written has a final name."""
+    """Check the folder of a killed build: it is not a data set, and no half-written file has its final name."""
     if (out / "shards").exists():
         with pytest.raises(DataError, match=r"holds no dataset\.json yet: complete it with `cocolvis build \.\.\. --resume`"):
             Dataset.open(out)
@@ -52,10 +52,10 @@ def check_unfinished(out: Path) -> None:
 
 
 def until(true: Callable[[], object], interval: float = 0.001) -> None:
-    """Wait for something that must come."""
+    """Wait until ``true()``; an AssertionError if that takes longer than ``GUARD``."""
     end = time.monotonic() + GUARD
     while not true():
-        assert time.monotonic() < end, "nothing came"
+        assert time.monotonic() < end, "it did not happen"
         time.sleep(interval)
 
 
@@ -66,11 +66,11 @@ class Victim:
         self.out, self._log = out, out.with_name(f"{out.name}-{uuid.uuid4().hex}.log")
         arguments = [*command, "build", "--coco", built.coco, "--lvis", built.lvis, "--out", out, *options]
         with self._log.open("wb") as log:
-            streams = {"stdout": log, "stderr": log, "start_new_session": True}
-            self._process = subprocess.Popen([sys.executable, *map(str, arguments)], **streams)
+            whole = [sys.executable, *map(str, arguments)]
+            self._process = subprocess.Popen(whole, stdout=log, stderr=log, start_new_session=True)
 
     def wait_for(self, ready: Callable[[], object]) -> bool:
-        """Wait until ``ready()``, or the end; whether the build still runs."""
+        """Wait until ``ready()`` or until the build ends; whether it still runs."""
         until(lambda: ready() or self._process.poll() is not None)
         return self._process.poll() is None
 
@@ -79,14 +79,14 @@ class Victim:
         return [pid for pid, parent, _, command in _processes() if parent == self._process.pid and b"spawn_main" in command]
 
     def kill(self, whom: str) -> None:
-        """SIGKILL: to "all", to the "parent" alone, or to one "worker"."""
+        """Send SIGKILL to "all" processes, only to the "parent", or to one "worker"."""
         workers = self.workers()
         victims = {"all": [self._process.pid, *workers], "parent": [self._process.pid], "worker": workers[:1]}[whom]
         for pid in victims:
             os.kill(pid, signal.SIGKILL)
 
     def send(self, number: int) -> None:
-        """A signal to the process itself."""
+        """Send a signal to the parent process."""
         self._process.send_signal(number)
 
     def ended(self) -> int:
@@ -94,7 +94,7 @@ class Victim:
         return self._process.wait(GUARD)
 
     def gone(self) -> bool:
-        """Whether nothing of its session lives any more."""
+        """Whether no process of its session is left."""
         return not any(session == self._process.pid for _, _, session, _ in _processes())
 
     @property
@@ -103,14 +103,14 @@ class Victim:
         return self._log.read_text()
 
     def error(self) -> str:
-        """The one line that a failed build says, and no traceback."""
+        """The one line with which a failed build ends; there must be no traceback."""
         lines = [line for line in self.said.splitlines() if line.startswith("Error: ")]
         assert len(lines) == 1 and "Traceback" not in self.said and self.said.splitlines()[-1] == lines[0], self.said
         return lines[0]
 
 
 def _processes() -> Iterator[tuple[int, int, int, bytes]]:
-    """(process, parent, session, command line) of what lives."""
+    """(process, parent, session, command line) of all live processes."""
     for folder in Path("/proc").iterdir():
         try:
             status = (folder / "stat").read_text().rpartition(")")[2].split()

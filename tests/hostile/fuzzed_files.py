@@ -14,8 +14,8 @@ import numpy as np
 from fuzzed_segmentations import NASTY, Json, assert_refused_or_painted, mutated, segmentation
 from trees import Tree, five_images, rle
 
-from cocolvis.building.build import build
-from cocolvis.building.merged import BuildOptions
+from cocolvis.building.build import Mode, build
+from cocolvis.building.coco_lvis import CocoLvisOptions
 from cocolvis.errors import DataError
 from cocolvis.storage.shard_reader import ShardReader
 from cocolvis.vocabulary import Vocabulary
@@ -41,7 +41,9 @@ class Playground:
 
     def _build(self) -> dict:
         with patch.object(Vocabulary, "to_json", lambda vocabulary: {}):  # it would take most of the time
-            return build(self._tree.sources(), self._tree.root / "data", BuildOptions(), overwrite=True, allow_missing=True)
+            return build(
+                self._tree.sources(), self._tree.root / "data", CocoLvisOptions(), mode=Mode.OVERWRITE, allow_missing=True
+            )
 
     def masks(self, index: dict) -> dict[int, np.ndarray]:
         readers = [ShardReader(self._tree.root / "data" / shard["file"]) for shard in index["shards"]]

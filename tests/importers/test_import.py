@@ -1,4 +1,4 @@
-"""Imports of whole trees: every mask, path and picture; what is wrong with single images; interrupted, resumed, trained on."""
+"""Imports of whole trees: every mask, path and picture; faults of single images; interruptions; training on the result."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from victims import contents, until
 from cli.cocolvis import main
 from cocolvis.errors import DataError
 from cocolvis.importers.ade20k import find as find_ade20k
-from cocolvis.importers.labelled import ImportOptions, ImportPlan
+from cocolvis.importers.labelled import LabelOptions, LabelPlan
 from cocolvis.inspection.verify import verify
 from cocolvis.storage.dataset import Dataset
 from cocolvis.storage.shard_reader import ShardReader
@@ -38,7 +38,7 @@ def imported(made, out, *more):
 
 
 def check(made, data, images=None):
-    """Every image of the data set is as the tree says, in the order of the tree, and no other is there."""
+    """Check that the data set has exactly the images of the tree, in the same order, with the same masks and paths."""
     for split, expected in (images or made.images).items():
         own = data.split(split)
         assert own.image_ids().tolist() == list(expected)
@@ -81,7 +81,7 @@ def test_the_commands_that_look_at_a_data_set(tmp_path):
     out, other = tmp_path / "data", tmp_path / "other"
     said = run(*made.arguments(out, "--workers", 1))
     assert "21 classes; dataset voc, images embed" in said.stdout
-    assert "train_aug.txt is left aside; --augmented takes it" in said.stderr
+    assert "train_aug.txt is not used; --augmented takes it" in said.stderr
     assert json.loads(run("info", out, "--json").stdout)["options"]["dataset"] == "voc"
     table = run("stats", out, "--plot", tmp_path / "plot.png").stdout
     assert "background" in table and "group" not in table and Image.open(tmp_path / "plot.png").size[0] > 500
@@ -123,7 +123,7 @@ def test_an_export_is_a_folder_that_can_be_imported_again(tmp_path):
 
 
 def spoil(made):
-    """Do one thing to each image of a split with 9; image id -> the kind of fault, None where the image must come through."""
+    """Damage each image of a split of 9 in another way; image id -> kind of fault, None for one that is left whole."""
     ids = list(made.images["train"])
     truncated = made.labels[ids[0]].read_bytes()
     made.labels[ids[0]].write_bytes(truncated[:-10])
@@ -155,7 +155,7 @@ def nine_images(tmp_path):
     return made
 
 
-def test_a_faulty_image_costs_nothing_else(tmp_path):
+def test_a_faulty_image_does_no_other_harm(tmp_path):
     made = nine_images(tmp_path)
     kinds = spoil(made)
     data = imported(made, tmp_path / "data")
@@ -168,11 +168,11 @@ def test_a_faulty_image_costs_nothing_else(tmp_path):
     assert "the PNG is in 1 colour; expected one channel of label numbers" in reasons[6]
     assert reasons[8].endswith("3 pixels have labels that no class has: 151, 200")
     assert verify(data) == []
-    told = run(*made.arguments(tmp_path / "strict", "--strict", "--workers", 1), code=1).stderr.splitlines()[-1]
-    assert told.startswith("Error: --strict: 8 faults, the first: unreadable mask: image 1: annotations/training/")
+    reason = run(*made.arguments(tmp_path / "strict", "--strict", "--workers", 1), code=1).stderr.splitlines()[-1]
+    assert reason.startswith("Error: --strict: 8 faults, the first: unreadable mask: image 1: annotations/training/")
 
 
-def test_strange_names_are_told(tmp_path):
+def test_strange_names_are_reported(tmp_path):
     made = folder_of_export(tmp_path)
     for name in (b"\xff.jpg", b"a\nb.jpg"):
         with open(os.fsencode(made.src / "images/train") + b"/" + name, "wb") as file:
@@ -260,16 +260,16 @@ def test_two_imports_never_mix(tmp_path):
 
 
 @pytest.mark.parametrize("make", TREES)
-def test_what_is_no_such_data_set_is_told_in_one_line(make, tmp_path):
+def test_another_folder_than_such_a_data_set_is_reported_in_one_line(make, tmp_path):
     made = make(tmp_path / "there")
-    for src, told in ((tmp_path / "absent", "is no folder; expected "), (tmp_path, ": holds no ")):
+    for src, reason in ((tmp_path / "absent", "is not a directory; expected "), (tmp_path, ": holds no ")):
         said = run("import", made.name, src, "--out", tmp_path / "data", code=1).stderr.splitlines()
-        assert len(said) == 1 and said[-1].startswith(f"Error: {src}: ") and told in said[-1]
+        assert len(said) == 1 and said[-1].startswith(f"Error: {src}: ") and reason in said[-1]
     assert not (tmp_path / "data").exists()
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "reason"),
     [
         ("classes.txt", "sky\n\nhill\n", "class 2 has name ''"),
         ("classes.txt", "sky\nhill\nsky\n", "class names must be unique"),
@@ -284,15 +284,15 @@ def test_what_is_no_such_data_set_is_told_in_one_line(make, tmp_path):
         ("names.txt", "sky", "holds no list of classes; expected one of classes.txt, classes.csv, classes.json"),
     ],
 )
-def test_malformed_lists_of_classes(name, content, told, tmp_path):
+def test_malformed_lists_of_classes(name, content, reason, tmp_path):
     made = folder_of_export(tmp_path)
     (made.src / "classes.csv").unlink()
     (made.src / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     said = run(*made.arguments(tmp_path / "data"), code=1).stderr.splitlines()[-1]
-    assert said.startswith(f"Error: {made.src}") and told in said
+    assert said.startswith(f"Error: {made.src}") and reason in said
 
 
-def test_a_split_without_images_is_told(tmp_path):
+def test_a_split_without_images_is_reported(tmp_path):
     made = folder_of_export(tmp_path)
     for file in list(made.src.glob("*/val/*")):
         file.rename(file.with_suffix(".tiff"))
@@ -315,7 +315,7 @@ def test_what_the_augmented_list_needs(tmp_path):
 def test_an_ignored_label_cannot_be_that_of_a_class(tmp_path):
     made = folder_of_export(tmp_path)
     said = run(*made.arguments(tmp_path / "data", "--ignore", 3), code=1).stderr
-    assert "label 3 is ignored and that of a class: they have 1..3" in said
+    assert "label 3 is ignored and also that of a class: classes have 1..3" in said
     (made.src / "classes.txt").write_text("sky\n")
     assert "holds classes.txt and classes.csv; expected one" in run(*made.arguments(tmp_path / "data"), code=1).stderr
 
@@ -336,6 +336,6 @@ def test_the_estimate_of_the_disk_is_enough_and_not_far_too_much(tmp_path):
     made = nine_images(tmp_path)
     for images in ("embed", "path"):
         imported(made, tmp_path / images, "--images", images, "--shard-size", 3)
-        plan = ImportPlan(find_ade20k(made.src, ("train", "val")), ImportOptions(dataset="ade20k", images=images, shard_size=3))
+        plan = LabelPlan(find_ade20k(made.src, ("train", "val")), LabelOptions(dataset="ade20k", images=images, shard_size=3))
         taken = sum(entry["bytes"] for entry in Dataset.open(tmp_path / images).index["shards"])
         assert taken <= plan.bytes_needed(plan.shard_counts()) <= 2 * taken + 300_000

@@ -1,4 +1,4 @@
-"""Imports from disks that stumble, that lost files, or found them again; what is wrong with a file, and with all of them."""
+"""Imports from failing disks, and of data sets that lost files or got them back; faults of one file and of all files."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def at_once(monkeypatch):
 
 
 class Folder:
-    """A data set of one's own with 12 images a split; ``harm`` and ``mend`` are of ten of train."""
+    """A data set for `import folder` with 12 images in each split; ``harm`` damages ten of train, and ``mend`` repairs them."""
 
     def __init__(self, root, picture=".png"):
         self.src, self.out, self.aside = root / "mine", root / "data", root / "aside"
@@ -75,14 +75,14 @@ def test_an_import_that_lost_files_is_refused_allowed_or_mended(tmp_path, kind, 
     }
 
 
-def test_files_of_an_import_that_vanish_after_it_began_make_no_other_import(tmp_path):
+def test_an_import_whose_files_vanish_after_it_began_is_still_the_same(tmp_path):
     made = Folder(tmp_path)
 
     def stop(*_):
         made.harm("images", "gone")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cocolvis.importers.labelled.ImportPlan.warm_up", stop)
+        patch.setattr("cocolvis.importers.labelled.LabelPlan.warm_up", stop)
         assert "lost 10 of 12" in run(*made.command(), code=1)
     before = stamps(made.out)
     emptied(made.src / "images/train")
@@ -144,13 +144,13 @@ def test_a_folder_that_cannot_be_listed_is_tried_again_and_ends_an_import(tmp_pa
     times = 10**9
     said = f"{made.src}/images/val/deep: cannot be read: {of_number(name).strerror}; finished shards are kept: "
     assert said in run(*made.command(), code=1) and len(calls) == 5
-    assert said in run(*made.command("--split", "train"), code=1)  # images of val are counted, too
+    assert said in run(*made.command("--split", "train"), code=1)  # ids count the images of val too
     times = len(calls) + 4
     run(*made.command())
     assert Dataset.open(made.out).splits == {"train": 12, "val": 12}
 
 
-def test_a_linked_folder_whose_disk_stumbles_ends_an_import(tmp_path, monkeypatch):
+def test_a_linked_folder_on_a_failing_disk_ends_an_import(tmp_path, monkeypatch):
     made = Folder(tmp_path)
     (made.src / "images/train/deep").rename(tmp_path / "store")
     (made.src / "images/train/deep").symlink_to(tmp_path / "store")
@@ -229,7 +229,7 @@ def no_memory_of_opencv(*_, **__):
 )
 def test_memory_that_runs_out_over_a_file_is_not_its_fault(tmp_path, monkeypatch, place, fails, named, kind):
     made = Folder(tmp_path, ".jpg" if "jpeg" in place else ".png")
-    monkeypatch.setattr("cocolvis.importers.labelled.ImportPlan.warm_up", lambda plan: None)
+    monkeypatch.setattr("cocolvis.importers.labelled.LabelPlan.warm_up", lambda plan: None)
     with monkeypatch.context() as patch:
         if "png.check" in place:
             patch.setattr(
@@ -244,7 +244,7 @@ def test_memory_that_runs_out_over_a_file_is_not_its_fault(tmp_path, monkeypatch
     assert all(fault["reason"].endswith("cannot be read: Cannot allocate memory") for fault in faults)
 
 
-def test_label_files_in_several_folders_are_told_apart(tmp_path):
+def test_label_files_in_several_folders_are_distinguished(tmp_path):
     made = voc(tmp_path)
     tree = voc_layout.find(made.src, ("train", "val"), augmented=True)
     for image in (image for own in tree.images.values() for image in own):
@@ -272,7 +272,7 @@ def test_pictures_that_come_back_under_another_composition_are_the_same(tmp_path
 
 @pytest.fixture
 def begun(tmp_path):
-    """An import that lost ten pictures of train, which are back."""
+    """An unfinished import that lacked ten pictures of train, which are back now."""
     made = Folder(tmp_path)
     made.harm("images", "gone")
     run(*made.command(), code=1)
@@ -287,7 +287,7 @@ def edited(**values):
     return edit
 
 
-NOTES = {
+RECORDS = {
     "cut": (lambda path: path.write_bytes(path.read_bytes()[:-20]), "files.json: is damaged: "),
     "a folder": (lambda path: (path.unlink(), path.mkdir()), "files.json: is a folder, a pipe or a device"),
     "no names": (edited(names=5), "files.json: is damaged: "),
@@ -300,9 +300,9 @@ NOTES = {
 }
 
 
-@pytest.mark.parametrize("name", NOTES)
-def test_broken_notes_of_files_are_told_in_one_line_and_overwritten(begun, name):
-    harm, said = NOTES[name]
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_broken_record_of_files_is_reported_in_one_line_and_overwritten(begun, name):
+    harm, said = RECORDS[name]
     harm(begun.out / ".build/files.json")
     before = stamps(begun.out)
     line = run(*begun.command("--resume"), code=1)
@@ -312,7 +312,7 @@ def test_broken_notes_of_files_are_told_in_one_line_and_overwritten(begun, name)
 
 
 @pytest.mark.parametrize("size", [None, 0, "x"])
-def test_a_plan_without_its_size_of_shards_is_told_in_one_line(begun, size):
+def test_a_record_without_a_shard_size_is_reported_in_one_line(begun, size):
     plan = begun.out / ".build/plan.json"
     content = json.loads(plan.read_text())
     content["description"]["options"]["shard_size"] = size
@@ -321,13 +321,13 @@ def test_a_plan_without_its_size_of_shards_is_told_in_one_line(begun, size):
     assert "plan.json: is damaged: " in run(*chooses, code=1)
 
 
-def test_shards_that_are_marked_still_say_what_they_were_built_from(begun):
+def test_reports_of_shards_to_be_built_again_still_say_what_these_were_built_from(begun):
     reports = {path.name: json.loads(path.read_text()) for path in (begun.out / ".build").glob("*-*.json")}
     assert len({found["build"] for found in reports.values()}) == len(reports) == 8
     assert {name for name, found in reports.items() if found.get("again")} == {f"train-{n:05d}.json" for n in range(4)}
 
 
-def test_reports_that_are_broken_count_as_absent_where_losses_are_counted(begun):
+def test_broken_reports_count_as_absent_when_lost_images_are_counted(begun):
     (begun.out / ".build/train-00001.json").write_text("{")
     (begun.out / ".build/val-00001.json").write_text("[]")
     run(*begun.command("--resume"))
@@ -335,7 +335,7 @@ def test_reports_that_are_broken_count_as_absent_where_losses_are_counted(begun)
 
 
 def test_nothing_is_reported_once_the_folder_is_lost(tmp_path, monkeypatch):
-    """Neither file of the report is written, nor an older one removed."""
+    """Neither dataset.json nor faults.jsonl is written, and an older faults.jsonl is not removed."""
     made = Folder(tmp_path)
     monkeypatch.setattr("cocolvis.storage.report.LISTED", 0)
 
@@ -345,6 +345,6 @@ def test_nothing_is_reported_once_the_folder_is_lost(tmp_path, monkeypatch):
         return []
 
     (made.src / "images/train/deep/03.png").unlink()
-    monkeypatch.setattr("cocolvis.building.lost_images.losses", lost)
+    monkeypatch.setattr("cocolvis.building.index.reasons_to_refuse", lost)
     assert "this build has lost the folder" in run(*made.command(), code=1)
     assert (made.out / "faults.jsonl").read_text() == "another's" and not (made.out / "dataset.json").exists()

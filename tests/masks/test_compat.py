@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from trees import box
 
-from cocolvis.building.merged import BuildOptions
+from cocolvis.building.coco_lvis import CocoLvisOptions
 from cocolvis.errors import DataError
 from cocolvis.inspection import oracle
 from cocolvis.masks.compat import essnet_lookup
@@ -75,4 +75,4 @@ def test_images_that_the_published_lists_lack_are_left_out(tree):
 
 def test_small_on_top_is_refused():
     with pytest.raises(DataError, match="the published masks know only 'first'"):
-        BuildOptions(compat="essnet", overlap="small-on-top")
+        CocoLvisOptions(compat="essnet", overlap="small-on-top")

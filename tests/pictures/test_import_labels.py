@@ -15,7 +15,7 @@ from import_trees import write_matlab
 from made_pngs import chunk, header, join, rows
 from PIL import Image
 
-from cocolvis.importers.labelled import ImportOptions, ImportTask
+from cocolvis.importers.labelled import LabelOptions, LabelTask
 from cocolvis.importers.tree import LabelledImage
 from cocolvis.pictures.label_files import label_pixels, open_labels, read_labels, to_classes
 
@@ -284,7 +284,7 @@ def test_a_matrix_of_another_size_than_its_picture_is_never_decompressed(tmp_pat
     assert tracemalloc.get_traced_memory()[1] < 5 * 10**6  # including the files themselves
     tracemalloc.stop()
     faults = []
-    made = ImportTask(name="a", split="val", images=[], options=ImportOptions(dataset="cocostuff10k"), vocabulary="", known={})
+    made = LabelTask(name="a", split="val", images=[], options=LabelOptions(dataset="cocostuff10k"), vocabulary="", known={})
     (tmp_path / "a.mat").write_bytes(bomb)
     cv2.imwrite(str(tmp_path / "a.jpg"), np.zeros((30, 40, 3), np.uint8))
     tracemalloc.start()

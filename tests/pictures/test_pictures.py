@@ -191,10 +191,10 @@ from pathlib import Path
 from functools import partial
 from cocolvis.building import build
 from cocolvis.importers.folder import find
-from cocolvis.importers.labelled import ImportOptions, ImportPlan
+from cocolvis.importers.labelled import LabelOptions, LabelPlan
 root = Path(sys.argv[1])
 for name in ("good", "bomb"):
-    make = lambda: ImportPlan(find(root / name, ("train", "val"), first_label=1, ignored=()), ImportOptions(dataset="folder"))
+    make = lambda: LabelPlan(find(root / name, ("train", "val"), first_label=1, ignored=()), LabelOptions(dataset="folder"))
     before()
     index = build.run(make, root / f"{name}-out")
 say(json.dumps(index["report"]["faults"]))

@@ -43,7 +43,7 @@ def classes(*labels: int, ignored: tuple[int, ...] = ()) -> Vocabulary:
         (classes(1, 2, 3), (0, 1, 2, 3, 255), "1 mask holds label 255, .* --ignore 255$"),
         (classes(1, 2, 3), (1, 65535), "1 mask holds label 65535, .* --ignore 65535$"),
         (classes(1, 2, 3, ignored=(255,)), (1, 3, 255), None),
-        (classes(1), (0, 255), "no other labels than 0 and 255, .* if it stands for 'a', import them with --label a=255$"),
+        (classes(1), (0, 255), "only the labels 0 and 255, .* if it stands for 'a', import them with --label a=255$"),
         (classes(1, 2), (0, 255), "stands for 'b', import them with --first-label 0 --label b=255$"),
         (classes(1, 2, 3), (0, 65535), "the class NAME, import them with --label NAME=65535$"),
         (classes(1, 255), (0, 255), None),
@@ -108,9 +108,9 @@ def test_black_and_white_masks_are_imported_with_the_suggested_option(tmp_path):
     [
         (("--label", "sky=300000"), 2, "is not a name with a label in 0..65535"),
         (("--label", "car"), 2, "is not a name with a label"),
-        (("--label", "sky=9"), 1, "--label names 'sky', which is no class there"),
-        (("--label", "car=1"), 1, "'road' and 'car' have both the label 1; give each with --label"),
-        (("--label", "car=9", "--ignore", "9"), 1, "label 9 is ignored and that of a class: they have 1..9"),
+        (("--label", "sky=9"), 1, "--label names 'sky', which is not a class in that list"),
+        (("--label", "car=1"), 1, "'road' and 'car' both have the label 1; change one with --label"),
+        (("--label", "car=9", "--ignore", "9"), 1, "label 9 is ignored and also that of a class: classes have 1..9"),
     ],
 )
 def test_invalid_label_options_are_refused(given, code, told, tmp_path):

@@ -19,7 +19,7 @@ from trees import Tree, box, five_images
 
 from cli.cocolvis import main
 from cocolvis.building.build import build
-from cocolvis.building.merged import BuildOptions
+from cocolvis.building.coco_lvis import CocoLvisOptions
 from cocolvis.storage.dataset import Dataset
 from cocolvis.storage.shard_reader import ShardReader
 from cocolvis.vocabulary import Vocabulary, coco_lvis
@@ -135,7 +135,7 @@ def test_a_case_is_reported_and_affects_nothing_else(case, tree, clean):
     ids = tree.put(case, TARGET)
     tree.write()
     with patch.object(Vocabulary, "to_json", lambda vocabulary: {}):  # it would take most of the time
-        index = build(tree.sources(), tree.root / "data", BuildOptions())
+        index = build(tree.sources(), tree.root / "data", CocoLvisOptions())
     check(index["report"], masks([tree.root / "data" / shard["file"] for shard in index["shards"]]), clean, [(case, ids)])
 
 

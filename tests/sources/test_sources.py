@@ -16,7 +16,7 @@ from victims import contents
 
 from cli.cocolvis import main
 from cocolvis.building.build import build
-from cocolvis.building.merged import BuildOptions
+from cocolvis.building.coco_lvis import CocoLvisOptions
 from cocolvis.disk import archives
 from cocolvis.errors import DataError
 from cocolvis.sources.inputs import Sources
@@ -81,7 +81,7 @@ LAYOUTS = (downloaded, stored_and_streamed, of_64_bits, pixel_maps_and_subfolder
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_zips_and_folders_make_the_same_bytes(sample, tmp_path, layout):
-    build(sources(*layout(sample, tmp_path)), tmp_path / "data", BuildOptions(shard_size=15))
+    build(sources(*layout(sample, tmp_path)), tmp_path / "data", CocoLvisOptions(shard_size=15))
     assert contents(tmp_path / "data") == contents(sample.data)
 
 
@@ -234,7 +234,7 @@ def test_a_zip_that_changes_after_planning_only_loses_pictures(tree, name):
     archive, (change, kind) = zipped(tree), CHANGES[name]
     calls = iter([change])
     how = {"progress": lambda done, total: next(calls, str)(archive), "allow_missing": True}
-    build(tree.sources(), tree.root / "data", BuildOptions(), **how)
+    build(tree.sources(), tree.root / "data", CocoLvisOptions(), **how)
     data = Dataset.open(tree.root / "data")
     assert faults(data) == [(kind, "image", image_id, None) for image_id in range(1, 6)]
     assert data.splits == {"train": 0, "val": 0}
@@ -255,7 +255,7 @@ def test_a_removed_zip_is_named(tree):
     archive = zipped(tree)
     calls = iter([Path.unlink])
     how = {"progress": lambda done, total: next(calls, str)(archive), "allow_missing": True}
-    build(tree.sources(), tree.root / "data", BuildOptions(), **how)
+    build(tree.sources(), tree.root / "data", CocoLvisOptions(), **how)
     reason = Dataset.open(tree.root / "data").index["report"]["faults"][0]["reason"]
     assert reason.endswith(f": {archive} no longer exists")
 
@@ -303,7 +303,7 @@ def test_zips_with_backslashes_from_windows_are_read(sample, tmp_path):
         members = {name.replace("/", "\\"): content for name, content in zips.pictures(sample.coco, split).items()}
         zips.write_zip(tmp_path / "coco" / f"{split}2017.zip", members)
     zips.write_zip(tmp_path / "coco" / "stuff_trainval2017.zip", zips.stuff(sample.coco, "annotations\\"))
-    build(sources([tmp_path / "coco"], [sample.lvis]), tmp_path / "data", BuildOptions(shard_size=15))
+    build(sources([tmp_path / "coco"], [sample.lvis]), tmp_path / "data", CocoLvisOptions(shard_size=15))
     assert contents(tmp_path / "data") == contents(sample.data)
 
 
@@ -366,7 +366,7 @@ def test_changing_a_few_bytes_of_a_zip_never_causes_a_traceback(tmp_path, seed):
         for _ in range(rng.choice([1, 1, 3])):
             zips.flip(path, min(len(content) - 1, max(0, start) + rng.randrange(600)))
         try:
-            build(tree.sources(), tmp_path / str(number) / "data", BuildOptions(images="embed"), allow_missing=True)
+            build(tree.sources(), tmp_path / str(number) / "data", CocoLvisOptions(images="embed"), allow_missing=True)
         except DataError as error:
             assert str(path) in str(error) and len(str(error).splitlines()) == 1
         else:
@@ -380,5 +380,5 @@ def test_folders_with_names_that_are_not_utf8_are_read_by_workers(sample, tmp_pa
     odd = tmp_path / os.fsdecode(b"\xff")
     shutil.copytree(sample.coco, odd / "coco")
     shutil.copytree(sample.lvis, odd / "lvis")
-    build(sources(odd / "coco", odd / "lvis"), tmp_path / "data", BuildOptions(shard_size=15), workers=2)
+    build(sources(odd / "coco", odd / "lvis"), tmp_path / "data", CocoLvisOptions(shard_size=15), workers=2)
     assert contents(tmp_path / "data") == contents(sample.data)

@@ -21,7 +21,7 @@ from victims import contents
 
 from cli.cocolvis import main
 from cocolvis.building import executors
-from cocolvis.building.build import join
+from cocolvis.building.build import Mode, join
 from cocolvis.inspection.verify import verify
 from cocolvis.storage import digest, shard_writer
 from cocolvis.storage.dataset import Dataset
@@ -120,8 +120,8 @@ def interruption(calls):
 def test_interruptions_leave_no_trace(sample, whole, tmp_path, turns):
     for turn in turns:
         with pytest.raises(KeyboardInterrupt):
-            sample.rebuild(tmp_path / "data", shard_size=2, resume=True, progress=interruption(turn))
-    sample.rebuild(tmp_path / "data", shard_size=2, resume=True)
+            sample.rebuild(tmp_path / "data", shard_size=2, mode=Mode.RESUME, progress=interruption(turn))
+    sample.rebuild(tmp_path / "data", shard_size=2, mode=Mode.RESUME)
     assert contents(tmp_path / "data") == whole
 
 

@@ -44,15 +44,15 @@ def build(
     Example:
       cocolvis build --coco ~/coco --lvis ~/lvis --out ~/cocolvis --workers 8
     """
-    from cocolvis.building.merged import BuildOptions, Plan
+    from cocolvis.building.coco_lvis import CocoLvisOptions, CocoLvisPlan
     from cocolvis.sources.inputs import Sources
     from cocolvis.vocabulary import coco_lvis
 
     splits = tuple(dict.fromkeys(splits))
     stored: dict[str, Any] = {"images": images, "shard_size": shard_size, "decode": decode}
-    options = BuildOptions(splits=splits, limit=limit, overlap=overlap, compat=compat, **stored)
+    options = CocoLvisOptions(splits=splits, limit=limit, overlap=overlap, compat=compat, **stored)
 
-    def make_plan(show: Progress) -> Plan:
-        return Plan.make(Sources(coco, lvis, coco_lvis(), show.line, show.phase), options)
+    def make_plan(show: Progress) -> CocoLvisPlan:
+        return CocoLvisPlan.make(Sources(coco, lvis, coco_lvis(), show.line, show.phase), options)
 
     run_build("build", make_plan, out, **how)

@@ -15,7 +15,7 @@ from cli.display import Progress
 from cli.options import path_argument
 
 if TYPE_CHECKING:
-    from cocolvis.importers.labelled import ImportPlan
+    from cocolvis.importers.labelled import LabelPlan
     from cocolvis.importers.tree import Tree
 
 
@@ -63,18 +63,18 @@ def _run(
     **how: Any,
 ) -> None:
     """Import the pictures and label files that ``find`` finds in ``src``."""
-    from cocolvis.importers.labelled import ImportOptions, ImportPlan
+    from cocolvis.importers.labelled import LabelOptions, LabelPlan
 
     splits = tuple(dict.fromkeys(splits))
     stored: dict[str, Any] = {"images": images, "shard_size": shard_size, "decode": decode}
-    options = ImportOptions(dataset=name, splits=splits, limit=limit, **stored)
+    options = LabelOptions(dataset=name, splits=splits, limit=limit, **stored)
 
-    def make_plan(show: Progress) -> "ImportPlan":
+    def make_plan(show: Progress) -> "LabelPlan":
         show.phase(f"looking for pictures and label files in {src}", 0, 0)
         tree = find(src, splits)
-        for note in tree.told.notes:
+        for note in tree.findings.notes:
             show.line(note)
-        return ImportPlan(tree, options)
+        return LabelPlan(tree, options)
 
     run_build("import", make_plan, out, **how)
 

@@ -11,7 +11,7 @@ from cli.display import Progress, progress, say
 from cli.options import cores
 
 if TYPE_CHECKING:
-    from cocolvis.building.base import ShardPlan
+    from cocolvis.building.shard_plan import ShardPlan
 
 
 def what_is_kept(given: dict[str, Any]) -> str:
@@ -33,6 +33,8 @@ def run_build(
     workers: int | None,
     scheduler: str | None,
     part: tuple[int, int] | None,
+    resume: bool,
+    overwrite: bool,
     as_json: bool,
     **how: Any,
 ) -> None:
@@ -40,18 +42,22 @@ def run_build(
 
     ``make_plan`` receives the progress display, to which it can report what it reads.
     """
-    from cocolvis.building.build import run
+    from cocolvis.building.build import Build, Mode, Part
     from cocolvis.storage.dataset import Dataset
 
     if scheduler and workers:
         raise click.UsageError("--workers and --scheduler exclude each other: the cluster has its own workers")
-    if part and (how["overwrite"] or scheduler):
+    if part and (overwrite or scheduler):
         raise click.UsageError("--shard cannot be combined with --overwrite or --scheduler")
-    how |= {"workers": workers or min(cores(), 8), "scheduler": scheduler, "part": part}
+    if resume and overwrite:
+        raise click.UsageError("--resume and --overwrite exclude each other")
+    mode = Part(*part) if part else Mode.OVERWRITE if overwrite else Mode.RESUME if resume else Mode.FRESH
+    how |= {"mode": mode, "workers": scheduler or workers or min(cores(), 8)}
     with progress(label) as show:
-        index = run(lambda: make_plan(show), out, progress=show, announce=show.line, phase=show.phase, **how)
-    if part and index is None:
-        say(f"part {part[0]} of {part[1]} is built; once all parts are, complete the data set with `cocolvis join {out}`")
+        Build(progress=show, announce=show.line, phase=show.phase, **how).run(lambda: make_plan(show), out)
+    if isinstance(mode, Part):
+        done = f"part {mode.number} of {mode.count} is built"
+        say(f"{done}; once all parts are, complete the data set with `cocolvis join {out}`")
         return
     print_summary(Dataset.open(out), as_json)
     if not as_json:

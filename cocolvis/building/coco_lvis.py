@@ -1,14 +1,16 @@
-"""COCO+LVIS: which images belong to it, and how the annotations of an image become its mask."""
+"""COCO+LVIS: the plan of which images belong to it, and the task that makes masks from their annotations."""
 
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 
-from cocolvis.building.base import ROW_BYTES, ShardOptions, ShardPlan, ShardTask, read_picture
+from cocolvis.building.shard_plan import ROW_BYTES, ShardPlan
+from cocolvis.building.shard_task import ShardOptions, ShardTask, read_picture
 from cocolvis.disk.archives import Place
 from cocolvis.errors import DataError
 from cocolvis.faults import Fault
@@ -22,19 +24,30 @@ from cocolvis.sources.inputs import Sources
 from cocolvis.storage.samples import Sample
 from cocolvis.vocabulary import Vocabulary, coco_lvis
 
+_SAMPLED = 1000
+"""Images of a split that are measured to estimate the disk space that all of them will take."""
+
+_ANNOTATION_BYTES = 1
+"""Bytes of annotation for one byte of mask, on the safe side; 1.6 to 2.4 are measured."""
+
+_Row = tuple[ImageRecord, str, str]
+"""An image, and the folder and the file name of its picture."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BuildOptions(ShardOptions):
-    """What decides the shards of COCO+LVIS, but for the input.
+class CocoLvisOptions(ShardOptions):
+    """Everything besides the annotations and pictures that decides the shards of COCO+LVIS.
 
     ``overlap`` is one of ``OVERLAPS``; ``compat="essnet"`` reproduces the masks of the published generator.
+    A DataError for a value that is out of range, or that another one rules out.
     """
 
+    shard_size: int = 500
     overlap: str = "first"
     compat: str | None = None
 
     def __post_init__(self):
-        ShardOptions.__post_init__(self)  # super() does not know a class with slots
+        ShardOptions.__post_init__(self)  # super() without arguments fails in a dataclass with slots
         for name, value, allowed in (("overlap", self.overlap, OVERLAPS), ("compat", self.compat, (None, "essnet"))):
             if value not in allowed:
                 raise DataError(f"{name} is {value!r}; expected one of {allowed}")
@@ -43,10 +56,10 @@ class BuildOptions(ShardOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImageTask:
-    """One image with all its annotations, in file order, segmentations unparsed.
+class AnnotatedImage:
+    """One image with all its annotations in file order; the segmentations are not parsed yet.
 
-    ``path`` is what the shard records; ``picture`` where the bytes lie, None when no picture is looked at.
+    ``path`` is what the shard records; ``picture`` is where the bytes lie, None if they are not read.
     """
 
     image_id: int
@@ -61,42 +74,41 @@ class ImageTask:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MergeTask(ShardTask):
-    """A shard of COCO+LVIS."""
+class CocoLvisTask(ShardTask[AnnotatedImage]):
+    """The task of a shard of COCO+LVIS."""
 
-    images: list[ImageTask]
-    options: BuildOptions
+    images: list[AnnotatedImage]
+    options: CocoLvisOptions
 
-    def sample(self, image: ImageTask, faults: list[Fault], seen: Counter[str]) -> Sample | None:
+    def sample(self, image: AnnotatedImage, faults: list[Fault], seen: Counter[str]) -> Sample | None:
         """One image with its merged mask, as :func:`build_sample` makes it."""
         return build_sample(image, self.options, faults, seen)
 
     def __reduce__(self):
-        """Pickle as JSON: segmentations go over as they stand, and the planning process has only one core for all workers."""
+        """Pickle as JSON, which copies segmentations unparsed: one planning process has to keep all workers busy."""
         try:
             return _task_from_json, (msgspec.json.encode(self),)
-        except UnicodeEncodeError:  # the name of a folder that is no UTF-8
+        except UnicodeEncodeError:  # the name of a folder is not UTF-8
             return _task_from_fields, ({name: getattr(self, name) for name in self.__dataclass_fields__},)
 
 
-def _task_from_json(content: bytes) -> MergeTask:
-    return msgspec.json.decode(content, type=MergeTask)
+def _task_from_json(content: bytes) -> CocoLvisTask:
+    return msgspec.json.decode(content, type=CocoLvisTask)
 
 
-def _task_from_fields(values: dict) -> MergeTask:
-    return MergeTask(**values)
+def _task_from_fields(values: dict[str, Any]) -> CocoLvisTask:
+    return CocoLvisTask(**values)
 
 
 def build_sample(
-    image: ImageTask, options: BuildOptions, faults: list[Fault], seen: Counter[str] | None = None
+    image: AnnotatedImage, options: CocoLvisOptions, faults: list[Fault], seen: Counter[str] | None = None
 ) -> Sample | None:
-    """One image's sample, or None where its picture is missing or does not fit; whatever is skipped is added to ``faults``.
+    """One image's sample, or None if its picture is missing or does not fit; whatever is skipped is added to ``faults``.
 
     ``seen`` counts remarks on pictures.
     """
-    size, content = (image.height, image.width), b""
-    if image.picture is not None:
-        content = read_picture(image, size, "the annotations say", faults, decode=options.decode, seen=seen)
+    size = image.height, image.width
+    content = read_picture(image, size, "the annotations say", faults, decode=options.decode, seen=seen)
     if content is None:
         return None
     mask = merge(*regions(image, options, faults), image.height, image.width, overlap=options.overlap)
@@ -111,8 +123,8 @@ def build_sample(
     )
 
 
-def regions(image: ImageTask, options: BuildOptions, faults: list[Fault]) -> tuple[list[Region], list[Region]]:
-    """The regions of stuff and of things, each with its annotation, in file order; what is left out is added to ``faults``."""
+def regions(image: AnnotatedImage, options: CocoLvisOptions, faults: list[Fault]) -> tuple[list[Region], list[Region]]:
+    """The regions of stuff and of things in file order, each with its annotation; what is left out is added to ``faults``."""
     things, lookup = coco_lvis().lookup("lvis"), coco_lvis().lookup("stuff")
     painted_things = _painted(image.things, things, "lvis", image, faults)
     painted_stuff = _painted(image.stuff, lookup, "stuff", image, faults)
@@ -125,16 +137,16 @@ def regions(image: ImageTask, options: BuildOptions, faults: list[Fault]) -> tup
 
 
 def warm_up() -> None:
-    """Compile the kernels, or load them from their cache, before processes start that would each do it."""
+    """Compile the kernels that merge, or load them from their cache."""
     for segmentation in (b"[[0,0,2,0,2,2],[0,0,1,1,0,2]]", b'{"size":[2,2],"counts":"04"}', b'{"size":[2,2],"counts":[0,4]}'):
         mask = merge([Region(1, rasterize(segmentation, 2, 2))], [], 2, 2)
     runlength.pixel_counts(*runlength.encode(mask))
 
 
 def _painted(
-    segments: list[Segment], known: dict[int, int], source: str, image: ImageTask, faults: list[Fault]
+    segments: list[Segment], known: dict[int, int], source: str, image: AnnotatedImage, faults: list[Fault]
 ) -> list[tuple[Segment, Spans]]:
-    """Each segment with its pixels in order; those of an unknown category, or malformed, become faults."""
+    """Each segment with its pixels, in order; a segment that is malformed or of an unknown category becomes a fault."""
     painted = []
     for segment in segments:
         if segment.category_id not in known:
@@ -153,60 +165,58 @@ def _class_ids(categories: tuple[int, ...], lookup: dict[int, int]) -> np.ndarra
     return np.array(sorted({lookup[c] for c in categories if c in lookup}), dtype=np.uint16)
 
 
-_SAMPLED = 1000
-"""Images of a split that are looked at to estimate the disk that the rest will take."""
-
-_ANNOTATION_BYTES = 1
-"""Bytes of annotation for one byte of mask, on the safe side: the generated sample and a small real tree have 1.6 to 2.4."""
-
-
 @dataclass(slots=True)
-class Plan(ShardPlan):
-    """A build of COCO+LVIS: a row is an image with the folder and the name of its picture."""
+class CocoLvisPlan(ShardPlan[_Row]):
+    """The plan of COCO+LVIS: a row is an image with the folder and the file name of its picture."""
 
     sources: Sources
-    options: BuildOptions
-    images: dict[str, list[tuple[ImageRecord, str, str]]] = field(default_factory=dict)
+    options: CocoLvisOptions
+    vocabulary: Vocabulary = field(default_factory=coco_lvis)
+    images: dict[str, list[_Row]] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     _unusable: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def make(cls, sources: Sources, options: BuildOptions) -> "Plan":
+    def make(cls, sources: Sources, options: CocoLvisOptions) -> "CocoLvisPlan":
         """Read the annotation files and decide which images belong to the data set."""
         plan = cls(sources, options)
-        stuff_files, seen = {}, {}
+        stuff_files: dict[str, AnnotationFile] = {}
+        split_of: dict[int, str] = {}
         for split in options.splits:
-            things, known = sources.things(split), len(plan.faults)
+            things, before = sources.things(split), len(plan.faults)
             plan.faults += things.faults
             plan.images[split] = []
             for image, folder, name in plan._located(things, split):
                 stuff_files[folder] = sources.stuff(folder)
-                if seen.setdefault(image.id, split) != split:
-                    reason = f"the split {seen[image.id]} has an image of this id, too; both are kept"
+                if split_of.setdefault(image.id, split) != split:
+                    reason = f"the split {split_of[image.id]} has an image of this id, too; both are kept"
                     plan.faults.append(Fault("image in two splits", "lvis", image.id, None, reason))
                 if plan._belongs(image, folder, things.count(image.id) > 0):
                     plan.images[split].append((image, folder, name))
-            malformed = sum(fault.kind == "malformed image" for fault in plan.faults[known:])
+            malformed = sum(fault.kind == "malformed image" for fault in plan.faults[before:])
             plan._unusable[split] = 0 if options.limit == 0 else malformed
         plan.faults += [fault for file in stuff_files.values() for fault in file.faults]
         return plan
 
-    def _located(self, things: AnnotationFile, split: str) -> Iterator[tuple[ImageRecord, str, str]]:
-        """(image, folder, file name) of the split's first images whose place can be told, as many as ``limit`` allows."""
-        found = 0
+    def _located(self, things: AnnotationFile, split: str) -> Iterator[_Row]:
+        """The first images of the split whose pictures can be located, as many as ``limit`` allows."""
+        located = 0
         for image in things.images.values():
-            if found == self.options.limit:
+            if located == self.options.limit:
                 return
             try:
                 place = self.sources.locate(image, split)
             except DataError as error:
                 self.faults.append(Fault("malformed image", "lvis", image.id, None, str(error)))
                 continue
-            found += 1
+            located += 1
             yield image, *place
 
     def _belongs(self, image: ImageRecord, folder: str, has_things: bool) -> bool:
-        """Note an image without stuff; leave it out where the published generator wrote no mask."""
+        """Whether an image is part of the data set: not if ``compat`` is set and the published generator wrote no mask for it.
+
+        An image without stuff becomes a fault.
+        """
         stuff = self.sources.stuff(folder)
         listed, has_stuff = image.id in stuff.images, stuff.count(image.id) > 0
         if not has_stuff:
@@ -216,13 +226,8 @@ class Plan(ShardPlan):
             return image.id != compat.MISSING_IMAGE and listed and (has_stuff or has_things)
         return True
 
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """The 1284 classes."""
-        return coco_lvis()
-
     def unusable(self) -> dict[str, int]:
-        """Split -> images of the LVIS file whose records are malformed; 0 where none was asked for."""
+        """Split -> images of the LVIS file whose records are malformed; 0 if ``limit`` asks for no images."""
         return self._unusable
 
     def inputs(self) -> dict[str, str]:
@@ -230,7 +235,7 @@ class Plan(ShardPlan):
         return self.sources.digests()
 
     def image_root(self) -> Path | None:
-        """The folder that the recorded paths start from, for a data set that refers to its pictures; a DataError for a zip."""
+        """The folder that the recorded paths start from if the data set refers to its pictures; a DataError for a zip."""
         if self.options.images != "path":
             return None
         roots = {self.sources.pictures(folder).root for images in self.images.values() for _, folder, _ in images}
@@ -238,15 +243,15 @@ class Plan(ShardPlan):
             raise DataError(f"the pictures lie in {' and '.join(map(str, sorted(roots)))}; --images path needs one folder")
         return next(iter(roots), None)
 
-    def task(self, name: str, split: str, rows: list[tuple[ImageRecord, str, str]]) -> MergeTask:
+    def task(self, name: str, split: str, rows: list[_Row]) -> CocoLvisTask:
         """The task of one shard, with all annotations of its images."""
         things = self.sources.things(split)
-        tasks = [self.image_task(things, *row) for row in rows]
-        return MergeTask(name=name, split=split, images=tasks, options=self.options, vocabulary=self.vocabulary.digest)
+        images = [self.annotated_image(things, *row) for row in rows]
+        return CocoLvisTask(name=name, split=split, images=images, options=self.options, vocabulary=self.vocabulary.digest)
 
-    def image_task(self, things: AnnotationFile, image: ImageRecord, folder: str, name: str) -> ImageTask:
-        """One image with all its annotations; ``things`` is the LVIS file, ``folder``/``name`` its picture."""
-        return ImageTask(
+    def annotated_image(self, things: AnnotationFile, image: ImageRecord, folder: str, name: str) -> AnnotatedImage:
+        """One image with all its annotations; ``things`` is the LVIS file of its split, ``folder``/``name`` its picture."""
+        return AnnotatedImage(
             image_id=image.id,
             height=image.height,
             width=image.width,
@@ -258,13 +263,13 @@ class Plan(ShardPlan):
             not_exhaustive=image.not_exhaustive_category_ids,
         )
 
-    def row_name(self, row: tuple[ImageRecord, str, str]) -> tuple[int, str]:
-        """The image's id, and its path from the folder of the pictures."""
+    def row_name(self, row: _Row) -> tuple[int, str]:
+        """The image's id, and the path of its picture below the folder of all pictures."""
         image, folder, name = row
         return image.id, f"{folder}/{name}"
 
     def warm_up(self) -> None:
-        """Compile or load the kernels that merge."""
+        """Compile the kernels that merge, and those that look for damage if asked to, or load them from their cache."""
         warm_up()
         if self.options.decode:
             encoded.warm_up()
@@ -272,10 +277,10 @@ class Plan(ShardPlan):
     def _picture(self, folder: str, name: str) -> Place | None:
         return None if self.options.images == "none" else self.sources.pictures(folder).find(name)
 
-    def row_bytes(self, split: str, rows: list[tuple[ImageRecord, str, str]]) -> int:
-        """Measured on some rows: pictures by their files, masks by their annotations."""
-        looked_at = rows[:: max(1, len(rows) // _SAMPLED)]
-        return len(rows) * sum(self._bytes_of(split, *row) for row in looked_at) // len(looked_at)
+    def row_bytes(self, split: str, rows: list[_Row]) -> int:
+        """An estimate from some of the rows: pictures by the size of their files, masks by that of their annotations."""
+        sampled = rows[:: max(1, len(rows) // _SAMPLED)]
+        return len(rows) * sum(self._bytes_of(split, *row) for row in sampled) // len(sampled)
 
     def _bytes_of(self, split: str, image: ImageRecord, folder: str, name: str) -> int:
         segments = self.sources.things(split).segments(image.id) + self.sources.segments(folder, image.id)

@@ -1,0 +1,114 @@
+"""dataset.json, which ends a build: what must hold before it is written, what it contains, and one that is there already."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cocolvis.building import overwrite
+from cocolvis.building.lost_images import Reports, incomplete, reasons_to_refuse, split_of
+from cocolvis.building.numbering import advice as numbering_advice
+from cocolvis.building.state import OVERWRITE, BuildState
+from cocolvis.disk import reading
+from cocolvis.disk.files import write_json
+from cocolvis.errors import DataError
+from cocolvis.faults import Fault
+from cocolvis.pictures import remarks
+from cocolvis.progress import Announce
+from cocolvis.storage import dataset, digest, report
+from cocolvis.storage.index import check_index
+from cocolvis.storage.shard_reader import ShardReader
+
+
+def complete(state: BuildState, reports: Reports, announce: Announce, advice: str) -> dict[str, Any]:
+    """Turn a build whose shards are all finished into a data set, and return its index.
+
+    A DataError, with ``advice``, if a split lost too many images and that is not allowed; the shards that lack images are
+    then built again when the build goes on. ``announce`` gets remarks on the pictures and labels.
+    """
+    if not reading.missing_allowed() and (
+        reasons := reasons_to_refuse(state.planned(), reports, state.record.get("unusable", {}))
+    ):
+        state.build_again(incomplete(reports), reports)
+        raise DataError(f"{state.out}: {', and '.join(reasons)}; finished shards are kept: {advice}")
+    vocabulary = state.vocabulary
+    index = write(state, reports)
+    seen = sum((Counter(shard.get("seen", {})) for shard in reports.values()), Counter[str]())
+    for line in (*remarks.lines(seen), *numbering_advice(seen, vocabulary)):
+        announce(line)
+    versions = Counter(entry["hdf5"] for entry in index["shards"])
+    if len(versions) > 1:
+        listed = ", ".join(f"{version} ({count} shards)" for version, count in sorted(versions.items()))
+        announce(f"different versions of HDF5 wrote the shards: {listed}; their bytes may differ from those of another build")
+    return index
+
+
+def write(state: BuildState, reports: Reports) -> dict[str, Any]:
+    """Write the index, and remove the state of the build; the index."""
+    index = _content(state, reports)
+    check_index(state.out / dataset.INDEX, index)
+    write_json(state.out / dataset.INDEX, index, state.lease.check)
+    overwrite.forget(state.out)
+    return index
+
+
+def opened(out: Path) -> dict[str, Any]:
+    """The index of a finished data set; a DataError that says how to go on if it is damaged."""
+    try:
+        return dict(dataset.Dataset.open(out).index)
+    except DataError as error:
+        raise DataError(f"{error}; build it anew with `cocolvis build --overwrite`, or `import`") from None
+
+
+def resumed(out: Path, description: Mapping[str, Any]) -> dict[str, Any]:
+    """The index of a finished data set; a DataError unless it is what a build of this description makes."""
+    index = opened(out)
+    rule = index.get("mask_rule", "not recorded")
+    if rule != description["mask_rule"]:
+        reason = f"its {len(index['shards'])} shards have mask rule {rule}, this cocolvis has {description['mask_rule']}"
+        raise DataError(f"{out}: is a finished data set, but {reason}; make it anew with `cocolvis build --overwrite`")
+    overwrite.forget(out)
+    if any(index[key] != description[key] for key in ("options", "inputs")) or (
+        index["vocabulary"]["digest"] != description["vocabulary"]
+    ):
+        raise DataError(f"{out}: is a finished data set of other inputs or options; replace it with --overwrite")
+    return index
+
+
+def _content(state: BuildState, reports: Reports) -> dict[str, Any]:
+    record, description, names = state.record, state.record["description"], [*state.record["shards"]]
+    copied = ("images", "bytes", "sha256", "hdf5")
+    entries = {
+        name: {"file": f"shards/{name}.h5", "split": split_of(name)} | {key: reports[name][key] for key in copied}
+        for name in names
+    }
+    splits, leaves = {}, {}
+    for split in description["options"]["splits"]:
+        own = {name: entry for name, entry in entries.items() if entry["split"] == split}
+        splits[split] = {"images": sum(entry["images"] for entry in own.values()), "shards": len(own)}
+        leaves[split] = [leaf for name, entry in own.items() for leaf in _leaves(state, name, split, entry["images"])]
+    faults = [Fault(*fault) for fault in (*record["faults"], *(fault for name in names for fault in reports[name]["faults"]))]
+    return {
+        "format": dataset.FORMAT,
+        "version": dataset.VERSION,
+        "mask_rule": description["mask_rule"],
+        "digest": digest.of_dataset(leaves, description["vocabulary"]),
+        "splits": splits,
+        "shards": list(entries.values()),
+        "options": description["options"],
+        "inputs": (state.files_record() or description)["inputs"],
+        "report": report.write(state.out, faults, state.lease.check),
+        "vocabulary": state.vocabulary.to_json(),
+    }
+
+
+def _leaves(state: BuildState, name: str, split: str, images: int) -> list[bytes]:
+    """The digests of a shard's images; a DataError if it is not the shard that the build made."""
+    reader = ShardReader(state.shard(name))
+    expected = {"split": split, "vocabulary": state.record["description"]["vocabulary"]}
+    attributes = {key: reader.attributes.get(key) for key in expected}
+    if (attributes, len(reader)) != (expected, images):
+        raise DataError(f"{reader.path}: is not the shard that its report describes; {OVERWRITE}")
+    leaves = [row.tobytes() for row in reader.digests()]
+    reader.close()
+    return leaves

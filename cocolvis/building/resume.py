@@ -1,0 +1,105 @@
+"""Going on with an unfinished build: whether it is the same build, and which of its finished shards are kept."""
+
+from collections import Counter
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any
+
+from cocolvis.building.lost_images import Reports, incomplete, reasons_to_refuse
+from cocolvis.building.shard_plan import Match, ShardPlan
+from cocolvis.building.state import OVERWRITE, BuildState, made_by, refuse_other_version
+from cocolvis.disk import reading
+from cocolvis.disk.files import regular_file, sha256
+from cocolvis.errors import DataError
+from cocolvis.masks.merge import MASK_RULE
+from cocolvis.progress import Announce, Phase, count_bytes, ignore
+from cocolvis.storage.columns import VERSION
+
+
+def check(state: BuildState, plan: ShardPlan) -> bool:
+    """Whether input files were mended since the build was begun; a DataError if going on would mix two builds."""
+    has_shards = state.shards.exists() and any(state.shards.glob("*.h5"))  # before plan.json: another part may write both now
+    if not state.is_begun():
+        if has_shards:
+            advice = "choose another folder, or replace it with --overwrite"
+            raise DataError(f"{state.out}: holds shards of an unknown build; {advice}")
+        return False
+    state.check_maker()
+    reports = state.reports()
+    unsettled = {*state.record["shards"]} - {*reports} | {*incomplete(reports)}
+    match = plan.compare(state.record["description"], state.files_record(), unsettled)
+    if match is Match.OTHER:
+        advice = "resume with the same, or replace it with --overwrite"
+        raise DataError(f"{state.out}: was begun with other inputs or options; {advice}")
+    state.is_this_build = True
+    return match is Match.MENDED
+
+
+def begin(state: BuildState, plan: ShardPlan) -> None:
+    """Record what is being built unless that was done before; a DataError if another part has just begun another build."""
+    if not state.is_this_build and not state.create(plan):
+        check(state, plan)
+    if state.files_record() is None:  # after plan.json, so that parts that begin together record the files of one plan
+        state.write_files_record(plan)
+
+
+def finished(state: BuildState, names: Collection[str], phase: Phase = ignore) -> dict[str, dict[str, Any]]:
+    """Shard name -> report, for those of the named shards that are whole: there is a report, and the file is as it says.
+
+    ``phase`` is called with how much of them has been read. A DataError if reports belong to another build or to another
+    version of cocolvis.
+    """
+    if not state.is_begun():
+        return {}
+    reports = {name: report for name in names if (report := state.report(name)) is not None}
+    size = sum(report["bytes"] for report in reports.values())
+    count = count_bytes(partial(phase, "checking finished shards"), size) if reports else ignore
+    whole = {name: report for name, report in reports.items() if _is_whole(state, name, report, count)}
+    for maker, shards in Counter(map(made_by, whole.values())).items():
+        if maker != (MASK_RULE, VERSION):
+            refuse_other_version(state.out, f"{shards} of {len(names)} shards were built", maker)
+    others = [name for name, report in whole.items() if report["build"] != state.made_from(name)]
+    if others:
+        reason = f"{len(others)} of {len(names)} shards were built from other inputs or options: {shortened(others)}"
+        raise DataError(f"{state.out}: {reason}; {OVERWRITE}")
+    return whole
+
+
+def kept(
+    state: BuildState, plan: ShardPlan, names: Collection[str], mended: bool, phase: Phase, announce: Announce
+) -> dict[str, dict[str, Any]]:
+    """The reports of those of the named shards that are finished and need not be built again."""
+    reports = finished(state, names, phase)
+    if reading.missing_allowed():
+        return reports
+    again = _to_build_again(state, reports, mended)
+    if again:
+        announce(f"{len(again)} of the finished shards lack images that could not be read: these are built again")
+        state.build_again(again, reports)
+    if mended:
+        state.write_files_record(plan)
+    return {name: report for name, report in reports.items() if name not in again}
+
+
+def shortened(names: Collection[str], most: int = 5) -> str:
+    """The first few of some names."""
+    return ", ".join(list(names)[:most]) + (", ..." if len(names) > most else "")
+
+
+def _to_build_again(state: BuildState, reports: Reports, mended: bool) -> list[str]:
+    """Finished shards that lack images, if files were mended or if they lack so many that no data set could be made of them.
+
+    What other parts have finished counts too. Otherwise only shards that an earlier process has marked are built again.
+    """
+    lacking = incomplete(reports)
+    if mended or not reports or reasons_to_refuse(state.planned(), {**state.reports(), **reports}, {}):
+        return lacking
+    return [name for name in lacking if reports[name].get("again")]
+
+
+def _is_whole(state: BuildState, name: str, report: dict[str, Any], count: Callable[[int], None]) -> bool:
+    shard = state.shard(name)
+    try:
+        return report["bytes"] == regular_file(shard).st_size and report["sha256"] == sha256(shard, count)
+    except DataError:
+        return False
