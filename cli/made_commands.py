@@ -65,13 +65,12 @@ def add_class(run, name, images, masks, value, remove, listing, checkpoint, devi
     if sum((bool(name), bool(remove), listing)) != 1 or bool(name) != bool(images and masks):
         raise click.UsageError("expected one of: --name with --images and --masks; --remove NAME; --list")
     from ess.checkpoint import Run
-    from ess.inference.added import read_added
-    from ess.inference.added import remove as take_out
+    from ess.inference.added import read_added, remove_class
 
     if name:
         _add(run, name, images, masks, value, checkpoint, device)
     if remove:
-        take_out(Run.open(run), remove)
+        remove_class(Run.open(run), remove)
     opened = Run.open(run)
     rows = [(number, new) for number, new in enumerate(read_added(opened), len(opened.vocabulary) + 1)]
     if as_json:
@@ -82,7 +81,7 @@ def add_class(run, name, images, masks, value, remove, listing, checkpoint, devi
 
 def _add(run: Path, name: str, images, masks, value, checkpoint, device) -> None:
     from ess.checkpoint import Run
-    from ess.inference.added import store
+    from ess.inference.added import store_class
     from ess.inference.examples import pair, read_examples
     from ess.inference.new_class import make_class
     from ess.inference.predictor import Predictor
@@ -92,7 +91,7 @@ def _add(run: Path, name: str, images, masks, value, checkpoint, device) -> None
         predictor = Predictor.from_run(run, device, checkpoint)
         examples = read_examples(pairs, value)
         made = make_class(name, predictor, examples, progress=lambda done: show(done, len(pairs)))
-    store(Run.open(run), made)
+    store_class(Run.open(run), made)
 
 
 COMMANDS = (export, add_class)

@@ -48,9 +48,9 @@ def evaluate(
       ess eval run ~/cocolvis --top-n 50,200,1284 --per-class classes.csv
     """
     from cocolvis.storage.dataset import Dataset
-    from ess.data.damage import skipped
+    from ess.data.damage import describe_skipped
     from ess.evaluation import reports
-    from ess.evaluation.evaluate import count, first, scores_of
+    from ess.evaluation.evaluate import count_pixels, image_indices, scores_of
     from ess.inference.predictor import Predictor
     from ess.inference.views import Inference
 
@@ -59,8 +59,8 @@ def evaluate(
     reports.check_top(top_n, dataset)
     with progress("eval") as show:
         predictor = Predictor.from_run(run, device, checkpoint, Inference(**inference))
-        chosen, damaged = first(dataset, split, limit), [] if skip_damaged else None
-        confusion = count(predictor, dataset, split=split, indices=chosen, damaged=damaged, progress=show)
+        indices, damaged = image_indices(dataset, split, limit), [] if skip_damaged else None
+        confusion = count_pixels(predictor, dataset, split=split, indices=indices, damaged=damaged, progress=show)
     scores = scores_of(confusion, dataset, published=published, damaged=damaged or ())
     for fault in damaged or ():
         say(f"skipped a damaged image: {fault}", err=True)
@@ -75,7 +75,7 @@ def evaluate(
         print_json(scores)
         return
     _print_scores(scores)
-    left = f", {skipped(scores['skipped'])}" if scores["skipped"] else ""
+    left = f", {describe_skipped(scores['skipped'])}" if scores["skipped"] else ""
     say()
     say(f"{scores['images']} images of split {split}{left}")
 

@@ -22,7 +22,7 @@ from cocolvis.errors import DamagedImage, DataError
 from cocolvis.storage.dataset import Dataset
 from ess.checkpoint import Run
 from ess.data.loader import TrainingImages, training_batches
-from ess.evaluation.evaluate import count, evaluate, scores_of
+from ess.evaluation.evaluate import count_pixels, evaluate, scores_of
 from ess.inference.predictor import Predictor
 from ess.training.journal import Journal
 from ess.training.loop import train
@@ -101,10 +101,10 @@ def ess(*arguments, code=0):
 
 
 def drawn(dataset, steps=6, start=0, share=(0, 1), **settings):
-    """(ids, pixels, damaged) of each step's windows."""
+    """(ids, pixels, damaged) of each step's batch."""
     chosen = config(**{"batch_size": 3, "seed": 5} | settings)
     batches = training_batches(dataset.split("train"), chosen, steps, start, share=share)
-    return [(w.ids.tolist(), w.crops(48, torch.device("cpu")), [*map(str, w.damaged)]) for w in batches]
+    return [(b.ids.tolist(), b.render(48, torch.device("cpu")), [*map(str, b.damaged)]) for b in batches]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -222,7 +222,7 @@ def test_what_runs_out_in_a_loader_process_is_one_line(folder, monkeypatch, erro
     def refused(*arguments, **settings):
         raise error
 
-    monkeypatch.setattr("ess.data.loader.random_placement", refused)
+    monkeypatch.setattr("ess.data.loader.random_crop", refused)
     with pytest.raises(DataError, match=r"^the loader cannot go on: .*(MemoryError|Too many open files)"):
         drawn(opened(folder), skip_damaged=True, workers=1, start_method="fork")
 
@@ -270,8 +270,8 @@ def test_an_evaluation_names_a_damaged_image_or_leaves_it_out(built, folder, tra
     with pytest.raises(DamagedImage, match=r"val-00000\.h5: .*image 9 \(.*--skip-damaged leaves such images out$"):
         evaluate(predictor, opened(folder))
     damaged = []
-    counted = count(predictor, opened(folder), indices=range(3), damaged=damaged, progress=lambda *d: seen.append(d))
-    sound = count(predictor, opened(built), indices=[0, 2])
+    counted = count_pixels(predictor, opened(folder), indices=range(3), damaged=damaged, progress=lambda *d: seen.append(d))
+    sound = count_pixels(predictor, opened(built), indices=[0, 2])
     assert torch.equal(counted.pixels, sound.pixels) and counted.images == 2
     assert len(damaged) == 1 and "image 9 (" in str(damaged[0])
     assert seen == [(1, 3), (2, 3), (3, 3)]

@@ -10,8 +10,17 @@ from cocolvis.errors import DataError
 from cocolvis.vocabulary import ClassInfo, Vocabulary, coco_lvis
 from ess.config import Config
 from ess.data.loader import StepBatches, epoch_length, pixel_of_a_rare_class, to_labels, training_batches
-from ess.data.longtail import Frequencies, Tail, always_asked, class_bias, class_weight, rarity, repeat_factors, tail_of
-from ess.data.transforms import random_placement, render_labels
+from ess.data.longtail import (
+    Frequencies,
+    Tail,
+    class_bias,
+    class_weight,
+    fully_annotated_classes,
+    rarity,
+    repeat_factors,
+    tail_of,
+)
+from ess.data.transforms import random_crop, render_labels
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +124,9 @@ def test_a_crop_holds_the_pixel_that_it_is_placed_around(size, scale):
         y, x = (int(rng.integers(side)) for side in size)
         mask = np.zeros(size, np.uint16)
         mask[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2] = 7  # three pixels wide: half the scale still hits one
-        place = random_placement(size, rng, crop=16, scale=scale, flip=0.5, around=(y, x))
-        crop = render_labels(torch.from_numpy(to_labels(mask[place.rows, place.columns])), place, 16).numpy() + 1
-        assert (crop == 7).any() and mask[place.rows, place.columns][y - place.rows.start, x - place.columns.start] == 7
+        found = random_crop(size, rng, size=16, scale=scale, flip=0.5, around=(y, x))
+        crop = render_labels(torch.from_numpy(to_labels(mask[found.rows, found.columns])), found, 16).numpy() + 1
+        assert (crop == 7).any() and mask[found.rows, found.columns][y - found.rows.start, x - found.columns.start] == 7
         starts.add(tuple(np.argwhere(crop == 7)[0]))
     assert len(starts) > 50
 
@@ -129,7 +138,7 @@ def test_the_federated_mask_is_what_annotators_looked_for(dataset):
     rows = {image_id: row for row, image_id in enumerate(split.image_ids().tolist())}
     left_out = 0
     for batch in training_batches(split, config, 4, 0, tail_of(split, vocabulary, config)):
-        assert batch.classes.shape == (4, 1284) and batch.classes.dtype == torch.bool
+        assert batch.classes.shape == (4, 1284) and batch.classes.dtype == bool
         for image_id, classes in zip(batch.ids.tolist(), batch.classes, strict=True):
             sample = split[rows[image_id]]
             known = set(sample.neg.tolist()) | set(np.unique(sample.mask).tolist())
@@ -156,4 +165,4 @@ def test_auto_offers_what_exact_does_where_it_is_exact(dataset, monkeypatch, set
 def test_the_federated_mask_is_refused_where_everything_was_annotated():
     classes = [ClassInfo(1, "road", "stuff", "stuff", None, {}), ClassInfo(2, "car", "thing", "frequent", None, {})]
     with pytest.raises(DataError, match="annotated in full: leave --federated away"):
-        always_asked(Vocabulary(classes))
+        fully_annotated_classes(Vocabulary(classes))

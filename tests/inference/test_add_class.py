@@ -23,7 +23,7 @@ from ess.checkpoint import Run
 from ess.config import Config
 from ess.data.transforms import normalize
 from ess.evaluation.evaluate import evaluate
-from ess.inference.added import read_added, remove, store
+from ess.inference.added import read_added, remove_class, store_class
 from ess.inference.new_class import make_class
 from ess.inference.predictor import Predictor
 from ess.losses.cross_entropy import exact_cross_entropy
@@ -303,8 +303,8 @@ def test_store_and_remove_keep_the_others(run, trained):
     opened, made = Run.open(run), make_class("unicorn", trained, examples(1))
     classes = [type(made)(name, [0.0] * 6, 1.0, [], 1, "") for name in ("a", "b", "c")]
     for new in classes:
-        store(opened, new)
-    remove(opened, "b")
+        store_class(opened, new)
+    remove_class(opened, "b")
     assert read_added(opened) == [classes[0], classes[2]]
 
 

@@ -51,4 +51,4 @@ def test_two_processes_are_one_with_twice_the_batch(sample_dataset, tmp_path, ca
 
 def test_a_batch_that_cannot_be_shared_is_one_line(sample_dataset, tmp_path):
     done = torchrun(sample_dataset, tmp_path / "run", 2, **SAME | {"batch_size": 3})
-    assert "batch_size 3 is no multiple of processes x accumulate = 2 x 1" in done.stderr and done.returncode != 0
+    assert "batch_size 3 is not a multiple of processes x accumulate = 2 x 1" in done.stderr and done.returncode != 0

@@ -116,7 +116,7 @@ def test_a_run_that_dies_between_save_and_evaluation_is_whole(dataset, tmp_path,
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr(training, "count", killed)
+        patch.setattr(training, "count_pixels", killed)
         train(dataset, tmp_path / "run", config(steps=2, eval_every=1, eval_limit=1, track="none"))
     assert Run.open(tmp_path / "run").listed()[-1][1:] == (1, None)
     assert Predictor.from_run(tmp_path / "run", "cpu").checkpoint.step == 1

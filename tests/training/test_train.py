@@ -71,10 +71,10 @@ def test_a_run_is_the_plain_loop(dataset, tmp_path):
     }
     groups = [{"params": model.parameter_groups()[name], "momentum": momentum} for name, (_, momentum, _) in rates.items()]
     optimizer = torch.optim.SGD(groups, lr=0, weight_decay=0.01)
-    for step, windows in enumerate(training_batches(dataset.split("train"), chosen, 2)):
+    for step, batch in enumerate(training_batches(dataset.split("train"), chosen, 2)):
         for group, (lr, _, power) in zip(optimizer.param_groups, rates.values(), strict=True):
             group["lr"] = max(min(1, (step + 1) / 2) * lr * (1 - step / 2) ** power, chosen.min_lr)
-        images, labels, *_ = windows.crops(chosen.crop, torch.device("cpu"))
+        images, labels, *_ = batch.render(chosen.crop, torch.device("cpu"))
         training.seed_step(chosen.seed, step, 0)
         embeddings, classes = model(normalize(images)).permute(0, 2, 3, 1), model.classes()
         logits = -chosen.temperature * torch.cdist(embeddings.flatten(0, 2), classes, compute_mode=EXACT)
@@ -252,8 +252,8 @@ def test_more_classes_than_an_int16_holds(tmp_path):
         steps=1, batch_size=2, dim=4, margin=0.0, weight_decay=0.0, k=3, keep=9, track="none", scale_min=1, scale_max=1
     )
     trained = train(dataset, tmp_path / "run", settings)
-    windows = next(training_batches(dataset.split("train"), settings, 1))
-    labels = windows.crops(48, torch.device("cpu")).labels
+    batch = next(training_batches(dataset.split("train"), settings, 1))
+    labels = batch.render(48, torch.device("cpu")).labels
     assert labels.unique().tolist() == [-1, low - 1, high - 1]
     before, after = (weights(trained.folder, step)["class_embeddings"] for step in (0, 1))
     moved = (before != after).any(dim=1)
