@@ -74,7 +74,8 @@ def bench(counts, arch, encoder, loss, batch_size, crop, device, seconds, repeat
     Example:
       ess bench --classes 1284 --crop 512 --batch-size 2 --only train
     """
-    from ess.bench.costs import compare, loading
+    from ess.bench.loading import measure_loading
+    from ess.bench.steps import compare
     from ess.config import Config
 
     config = Config(arch=arch, encoder=encoder, loss=loss, device=device, workers=workers, crop=crop or 512, weights="none")
@@ -85,10 +86,11 @@ def bench(counts, arch, encoder, loss, batch_size, crop, device, seconds, repeat
             with progress(what, "rounds") as show:
                 done, total = count(1), len(counts) * repeats
                 shared["progress"] = lambda: show(next(done), total)  # noqa: B023 (called within this turn)
-                found[what] = [compare(what, classes, config, **shared) for classes in counts]
+                found[what] = [compare(what, classes, config, **shared).to_json() for classes in counts]
     if not only or "loading" in only:
         with _data_set(data) as folder:
-            found["loading"] = loading(folder, replace(config, batch_size=batch_size or 8), seconds=5 * seconds, rounds=repeats)
+            loader = replace(config, batch_size=batch_size or 8)
+            found["loading"] = measure_loading(folder, loader, seconds=5 * seconds, rounds=repeats).to_json()
     if as_json:
         print_json(found)
         return
@@ -105,7 +107,7 @@ def bench(counts, arch, encoder, loss, batch_size, crop, device, seconds, repeat
 
 
 def _print_comparison(what: str, rows: Sequence[dict]) -> None:
-    """A table of what :func:`ess.bench.costs.compare` found, a row for each number of classes."""
+    """A table of what :func:`ess.bench.steps.compare` found, a row for each number of classes."""
 
     def seconds(found: dict | None) -> str:
         if found is None or "seconds" in found:

@@ -27,7 +27,8 @@ def replace_damaged(
     The replacement is random but depends only on ``seed`` and the draw, so it is the same in any process and after a resume. A
     DataError when a thousand images in a row are damaged, or all of the split.
     """
-    sound, damaged = [], []
+    sound: list[tuple[int, int]] = []
+    damaged: list[DamagedImage] = []
     for index, draw in items:
         order = np.random.default_rng([seed, draw, *_REPLACEMENT_STREAM]).permutation(len(split))
         candidates = [index, *order[order != index][:_TRIES].tolist()]

@@ -53,7 +53,7 @@ class _Pace:
 
 
 class Journal:
-    """Reports the progress of a run of ``steps`` steps, from the main process only; as a context manager, closes its trackers."""
+    """Reports the progress of a run of ``steps`` steps, from the main process only. Leaving it closes the trackers."""
 
     def __init__(self, team: Accelerator, folder: Path, config: Config, start: int, steps: int):
         self._team = team

@@ -206,7 +206,7 @@ def test_another_checkpoint_leaves_the_class_out_with_one_warning(run, caplog):
         (("--value", "7"), 1, "no pixel of the masks is 7: they hold 0, 1, 200; choose one of these with --value"),
         (("--list",), 2, "expected one of"),
         (("--checkpoint", "best"), 1, "no checkpoint was evaluated"),
-        (("--masks", "absent.png"), 1, "absent.png: is no file"),
+        (("--masks", "absent.png"), 1, "absent.png: is not a file"),
     ],
 )
 def test_the_command_refuses_and_writes_nothing(run, arguments, code, message):

@@ -119,7 +119,7 @@ def test_what_is_no_list_of_results_is_not_taken_for_one(content, tmp_path, smal
 
     write(tmp_path / "in", "a.png")
     (tmp_path / "predictions.json").write_text(content)
-    with pytest.raises(DataError, match="is no list of results"):
+    with pytest.raises(DataError, match="is not a list of results"):
         predict_files(small, find_inputs([str(tmp_path / "in")]), tmp_path, ("rle",), skip_existing=True)
 
 

@@ -214,18 +214,18 @@ def pictures(tmp_path) -> Path:
 
 
 def test_inputs_are_files_folders_and_globs(pictures):
-    def named(*arguments, leave=None):
-        return {str(one.name): one.path.name for one in find_inputs([str(a) for a in arguments], leave)}
+    def named(*arguments, exclude=None):
+        return {str(one.name): one.path.name for one in find_inputs([str(a) for a in arguments], exclude)}
 
     everything = {"a": "a.png", "deep/er/b": "b.jpg", "deep/c": "c.PNG"}
     assert named(pictures) == named(pictures, pictures / "a.png") == everything
     assert named(pictures / "deep" / "er" / "b.jpg") == {"b": "b.jpg"}
     assert named(pictures / "*.png") == {"a": "a.png"}
     assert named(pictures / "**" / "*.jpg") == {"deep/er/b": "b.jpg"}
-    assert named(pictures, leave=pictures / "deep") == {"a": "a.png"}
+    assert named(pictures, exclude=pictures / "deep") == {"a": "a.png"}
     (pictures / "odd[1].png").write_bytes((pictures / "a.png").read_bytes())
     assert named(pictures / "odd[1].png") == {"odd[1]": "odd[1].png"}
-    for argument, message in (("absent.jpg", "is no file"), ("*.gif", "no pictures"), ("notes.txt/..", "is no file")):
+    for argument, message in (("absent.jpg", "is not a file"), ("*.gif", "no pictures"), ("notes.txt/..", "is not a file")):
         with pytest.raises(DataError, match=message):
             named(pictures / argument)
 
