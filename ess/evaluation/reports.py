@@ -30,8 +30,8 @@ def check_top(top: Sequence[int], dataset: Dataset) -> None:
 def frequency_curve(iou: np.ndarray, images: np.ndarray) -> np.ndarray:
     """The mIoU over the n classes with the most training ``images`` (C,), for n = 1..C: (C,) float64.
 
-    Predictions are those among all classes. Classes without an IoU do not count; NaN where no class counts. Ties go to the lower
-    class id.
+    Predictions are those among all classes. Classes without an IoU do not count; NaN where no class counts. Ties go to the
+    lower class id.
     """
     return miou_curve(iou, np.argsort(-images, kind="stable"))
 

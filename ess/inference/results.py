@@ -137,7 +137,7 @@ class _Results:
             self.entries[str(one.path), -1] = run_lengths(mask, one.path)
 
     def write_video(self, one: Input, every: int) -> Iterator[int]:
-        """Write the results of a video and yield the numbers of its frames as they are done; a ValueError if it is unreadable."""
+        """Write the results of a video and yield the numbers of its frames when done; a ValueError if it is unreadable."""
         film, rate = self.out / f"{one.name}_overlay.mp4", video_facts(one.path)[1]
         if "overlay" not in self.formats:
             wanted = (frame for frame in frames(one.path, every) if not self._has(one, frame[0]))

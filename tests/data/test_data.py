@@ -1,4 +1,4 @@
-"""Training batches: reproducible, independent of the loader's processes, complete."""
+"""Training batches: complete, reproducible, and independent of the number of loader processes."""
 
 import pickle
 
@@ -70,7 +70,7 @@ def test_batches_have_the_promised_form(dataset):
     assert set(ids.tolist()) <= set(dataset.split("train").image_ids().tolist())
 
 
-def test_what_lies_outside_a_picture_is_ignored(dataset):
+def test_pixels_outside_a_picture_are_ignored(dataset):
     chosen = config(scale_min=0.4, scale_max=0.4)
     for raw in training_batches(training_split(dataset, chosen), chosen, 2):
         for crop, labels in zip(raw.crops, raw.render(48, torch.device("cpu")).labels, strict=True):
@@ -110,7 +110,7 @@ def test_labels_of_more_classes_than_an_int16_holds():
     assert np.array_equal(to_class_ids(to_labels(mask)), mask) and to_labels(mask[:, :0]).shape == (1, 0)
 
 
-def test_what_cannot_teach_anything_is_refused(dataset, monkeypatch):
+def test_data_without_anything_to_learn_is_refused(dataset, monkeypatch):
     single = Dataset(dataset.folder, dataset.index)
     single.vocabulary = Vocabulary([dataset.vocabulary[1]])
     with pytest.raises(DataError, match="has 1 class, and every pixel would be of it; training takes 2 or more"):

@@ -1,4 +1,4 @@
-"""What class frequencies make of training, against the formulas of LVIS and of logit adjustment, on a built data set."""
+"""Training on a long tail of classes, compared with the formulas of LVIS and of logit adjustment on a built data set."""
 
 import math
 
@@ -33,7 +33,7 @@ def frequencies(split):
     return Frequencies.of(split, 1284)
 
 
-def test_frequencies_are_those_of_the_masks(split, frequencies):
+def test_frequencies_equal_those_of_the_masks(split, frequencies):
     pixels, images = np.zeros(1284, int), np.zeros(1284, int)
     for index in range(len(split)):
         labels = to_labels(split.mask(index))
@@ -52,7 +52,7 @@ def test_repeat_factors_are_the_formula(split, frequencies, threshold):
         assert found[index] == pytest.approx(max([1.0, *(math.sqrt(threshold / share) for share in shares)]))
 
 
-def test_repeats_come_as_often_as_they_should_and_epochs_are_equally_long():
+def test_images_repeat_as_often_as_they_should_and_epochs_are_equally_long():
     repeats = np.array([1, 1, 2.5, 1, 3.25, 1.1])
     length = epoch_length(6, repeats)
     assert length == 10
@@ -91,7 +91,7 @@ def test_weights_are_the_power_and_one_on_average(frequencies, power):
     assert (weights[~present] == 0).all()
 
 
-def test_settings_choose_what_is_computed(split):
+def test_the_settings_choose_what_is_computed(split):
     vocabulary = coco_lvis()
     assert tail_of(split, vocabulary, Config()) == Tail()
     tail = tail_of(split, vocabulary, Config(repeat_threshold=0.1))
@@ -104,7 +104,7 @@ def test_settings_choose_what_is_computed(split):
 
 
 def test_crops_hold_a_class_of_the_image_rare_ones_first(split, frequencies):
-    """Which class a crop is placed around, against 1 / images with it; and that the crop holds a pixel of it."""
+    """A crop is placed around a class with probability proportional to 1 / images with it, and around a pixel of it."""
     rare, rng = rarity(frequencies), np.random.default_rng(0)
     assert (rare == 1 / np.maximum(frequencies.images, 1)).all()
     mask = split.mask(0)
@@ -132,7 +132,7 @@ def test_a_crop_holds_the_pixel_that_it_is_placed_around(size, scale):
 
 
 def test_the_federated_mask_is_what_annotators_looked_for(dataset):
-    """Against LVIS's own JSON: a class takes part where it is stuff alone, annotated in the image, or verified absent."""
+    """A class takes part if it is stuff alone, annotated in the image, or verified absent."""
     config = Config(loss="exact", federated=True, crop=32, batch_size=4, workers=0, epochs=1)
     split, vocabulary = dataset.split("train"), dataset.vocabulary
     rows = {image_id: row for row, image_id in enumerate(split.image_ids().tolist())}

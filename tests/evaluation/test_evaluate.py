@@ -1,4 +1,4 @@
-"""Evaluation against plain counts over the whole data set; the ranking by training images; what the command writes."""
+"""Evaluation compared with plain counts over the whole data set; the ranking by training images; what the command writes."""
 
 import csv
 import dataclasses
@@ -23,7 +23,7 @@ from ess.models.network import SegmentationModel
 
 @pytest.fixture(scope="module")
 def predictor(dataset) -> Predictor:
-    """A model without a trained network, that is right now and then: the nearest of all classes' mean colours."""
+    """A model without a network that is sometimes right: it predicts the class with the nearest mean colour."""
     split, sums = dataset.split("val"), np.zeros((len(dataset.vocabulary) + 1, 4))
     for index in range(len(split)):
         sample = split[index]

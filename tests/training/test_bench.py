@@ -1,4 +1,4 @@
-"""What `ess bench` measures at a tiny size: every figure is there, sane and consistent; no speed is asserted."""
+"""What `ess bench` measures, at a tiny size: every figure exists, is sane and consistent; no speed is asserted."""
 
 import json
 
@@ -48,7 +48,7 @@ def test_a_turn_changes_every_part_that_has_a_loss(contestant):
     assert ("class_embeddings" in changed) == (contestant == "ours") and "encoder.conv1.weight" in changed
 
 
-def test_what_cannot_fit_is_not_tried(monkeypatch):
+def test_a_case_that_cannot_fit_is_not_tried(monkeypatch):
     monkeypatch.setattr(steps, "in_fresh_process", lambda *arguments: pytest.fail("was tried"))
     needs = 3 * 4 * 2 * 10**7 * 64 * 64
     assert measure(case(classes=10**7)) == TooLarge(needs)

@@ -1,4 +1,4 @@
-"""Training: what a run leaves, exact resume, the schedules, refusals."""
+"""Training: the files of a run, its steps compared with a plain loop, presets, and refusals."""
 
 import copy
 import json
@@ -35,7 +35,7 @@ SIBLINGS = {
     "vit_base_patch14_dinov2": "vit_small_patch14_dinov2",
     "vit_base_patch16_dinov3": "vit_small_patch16_dinov3",
 }
-"""Encoder of a variant -> the smallest of its family."""
+"""Encoder of a variant -> the smallest encoder of its family."""
 
 
 def test_a_run_holds_settings_vocabulary_and_checkpoints(run, dataset):
@@ -57,8 +57,8 @@ def test_training_moves_every_parameter_group(run):
         assert any(not torch.equal(before[n], after[n]) for n in before if n.startswith(prefix)), prefix
 
 
-def test_a_run_is_the_plain_loop(dataset, tmp_path):
-    """The published optimiser and schedule, the margin penalty, averaged weights: step by step in plain torch."""
+def test_a_run_equals_a_plain_loop(dataset, tmp_path):
+    """The published optimiser and schedule, the margin penalty and averaged weights, step by step in plain torch."""
     chosen = config(steps=2, keep=9, loss="exact", margin=1.0, ema=0.5, warmup=1, weight_decay=0.01)
     run = train(dataset, tmp_path / "run", chosen)
     torch.manual_seed(chosen.seed)
@@ -234,7 +234,7 @@ def test_variables_of_accelerate_change_nothing(run, dataset, tmp_path, monkeypa
 
 
 def test_more_classes_than_an_int16_holds(tmp_path):
-    """Half of each picture has a class beyond 32,767 and half one below: both embeddings are moved towards the pixels."""
+    """Each picture is half a class above 32,767 and half one below; training moves the embeddings of both."""
     high, low = 40_000, 7
     masks = np.full((2, 40, 40), low, np.uint16)
     masks[:, 20:] = high
