@@ -78,7 +78,7 @@ def fully_annotated_classes(vocabulary: Vocabulary) -> np.ndarray:
     """
     fully_annotated = np.array(["lvis" not in c.sources for c in vocabulary])
     if fully_annotated.all():
-        raise DataError("federated is for data sets with LVIS classes; this one was annotated in full: leave --federated away")
+        raise DataError("federated is for data sets with LVIS classes; this one was annotated in full: leave out --federated")
     return fully_annotated
 
 

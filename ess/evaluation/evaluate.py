@@ -62,7 +62,7 @@ def check_readable(dataset: Dataset, split: str, *, skip_damaged: bool = False) 
                 if not skip_damaged:
                     raise with_advice(error) from None
     except DataError as error:
-        raise DataError(f"{error}; evaluations need this: mend it, or train without --eval-every") from None
+        raise DataError(f"{error}; evaluations need this: repair it, or train without --eval-every") from None
 
 
 def count_pixels(

@@ -164,5 +164,5 @@ def test_auto_offers_what_exact_does_where_it_is_exact(dataset, monkeypatch, set
 
 def test_the_federated_mask_is_refused_where_everything_was_annotated():
     classes = [ClassInfo(1, "road", "stuff", "stuff", None, {}), ClassInfo(2, "car", "thing", "frequent", None, {})]
-    with pytest.raises(DataError, match="annotated in full: leave --federated away"):
+    with pytest.raises(DataError, match="annotated in full: leave out --federated"):
         fully_annotated_classes(Vocabulary(classes))
