@@ -117,7 +117,7 @@ class Run:
     def change_data(self, digest: str, steps: int, *, allowed: bool) -> None:
         """Go on after ``steps`` steps with the data set of this digest; a DataError if it is a new one, unless ``allowed``."""
         if self.dataset is None:
-            log.info("%s: does not say which data set it was begun on, since an older version wrote it; now it does", self.folder)
+            log.info("%s: does not say which data set it was begun on; an older version wrote it. Now it does", self.folder)
         elif digest != self.dataset:
             if not allowed:
                 raise DataError(
