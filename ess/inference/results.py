@@ -44,7 +44,7 @@ def predict_files(
     """Write the predictions of pictures and videos below ``out``; returns a line for each input that cannot be read or decoded.
 
     "png" is ``NAME.png``, (H, W) 16-bit class ids; "overlay" is ``NAME_overlay.png``; "rle" is one ``predictions.json`` of
-    :func:`run_lengths`. Of a video, every ``every``-th frame is predicted: PNGs are ``NAME/000000.png``, overlays are one silent
+    :func:`run_lengths`. Every ``every``-th frame of a video is predicted: PNGs are ``NAME/000000.png``, overlays are one silent
     ``NAME_overlay.mp4``, and run lengths have a "frame". ``skip_existing`` skips inputs that have all of their results. A
     DataError when files cannot be written or would overwrite each other.
     """
