@@ -1,4 +1,4 @@
-"""A run's folder: run.json (settings, vocabulary, data set) and checkpoints, each safetensors beside readable JSON."""
+"""A run's folder: run.json (settings, vocabulary, data set), and checkpoints as safetensors files with readable JSON."""
 
 import logging
 import os
@@ -26,19 +26,19 @@ log = logging.getLogger("ess")
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint as its state.json tells of it: its folder, the steps done, and the scores of an evaluation at that step."""
+    """A checkpoint according to its state.json: its folder, the steps done, and the scores of an evaluation at that step."""
 
     folder: Path
     step: int
     scores: dict[str, Any] | None
 
     def training(self) -> dict[str, torch.Tensor]:
-        """Everything but the weights, as :meth:`ess.training.state.TrainingState.tensors` gave it."""
+        """Everything except the weights, as :meth:`ess.training.state.TrainingState.tensors` returned it."""
         return _load_tensors(self.folder / "training.safetensors")
 
     @property
     def miou(self) -> float:
-        """The mIoU of the evaluation, -1 without one."""
+        """The mIoU of the evaluation, or -1."""
         found = (self.scores or {}).get("miou")
         return -1.0 if found is None else found
 
@@ -46,8 +46,8 @@ class Checkpoint(NamedTuple):
 class Run:
     """The folder that ``ess train`` writes: settings, vocabulary and checkpoints of one training run.
 
-    ``dataset`` is the digest of the data set that it is trained on, None where an older version began the run; ``earlier``
-    lists those before it as {"digest", "steps"}, up to how many steps they were used.
+    ``dataset`` is the digest of the data set that it is trained on, None if an older version began the run. ``earlier`` lists
+    the data sets before it as {"digest", "steps"}: the digest, and the number of steps done when the run left it.
     """
 
     def __init__(
@@ -65,15 +65,15 @@ class Run:
         self.earlier = list(earlier)
 
     def begin(self, model: torch.nn.Module, training: Mapping[str, torch.Tensor]) -> None:
-        """Save the untrained model as step 0, then run.json: a run that exists can always be resumed, without any download."""
+        """Save the untrained model as step 0, then run.json, so that a run that exists can be resumed without any download."""
         self.save(0, model, training)
         self.write()
 
     @classmethod
     def find(cls, folder: Path) -> "Run | None":
-        """The run in a folder, None where none has begun; a DataError where run.json cannot be read, or checkpoints lack it.
+        """The run in a folder, or None; a DataError when run.json cannot be read, or is missing next to checkpoints.
 
-        What a process that was killed in :meth:`begin` has left is no run: an untrained step 0 and nothing else.
+        An untrained step 0 alone is not a run: it is left by a process that was killed in :meth:`begin`.
         """
         if os.path.lexists(folder / "run.json"):
             return cls.open(folder)
@@ -87,7 +87,7 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
-        """Read run.json; a DataError when there is none, or its format is another."""
+        """Read run.json; a DataError when it is missing, malformed or in another format."""
         folder = Path(folder)
         if not os.path.lexists(folder / "run.json"):
             raise DataError(f"{folder}: holds no run.json; expected a folder that `ess train` wrote")
@@ -107,7 +107,7 @@ class Run:
         return cls(folder, config, Vocabulary.from_json(content.get("vocabulary")), digest, earlier)
 
     def change(self, config: Config) -> None:
-        """Go on with other settings; a DataError where they would make another model."""
+        """Go on with other settings; a DataError if they describe another model."""
         for name in ("arch", "encoder", "output_stride", "norm", "dim", "normalize", "optimizer", "loss"):
             old, new = getattr(self.config, name), getattr(config, name)
             if new != old and not (name == "loss" and "dense" not in (old, new)):
@@ -115,9 +115,9 @@ class Run:
         self.config = config
 
     def change_data(self, digest: str, steps: int, *, allowed: bool) -> None:
-        """Go on after ``steps`` with the data set of this digest; a DataError where it is another one, unless ``allowed``."""
+        """Go on after ``steps`` steps with the data set of this digest; a DataError if it is a new one, unless ``allowed``."""
         if self.dataset is None:
-            log.info("%s: does not say which data set it was begun on, as an older version wrote it; now it does", self.folder)
+            log.info("%s: does not say which data set it was begun on; an older version wrote it. Now it does", self.folder)
         elif digest != self.dataset:
             if not allowed:
                 raise DataError(
@@ -129,7 +129,7 @@ class Run:
         self.dataset = digest
 
     def write(self) -> None:
-        """Record all of it in run.json, and then the settings as a file that ``--config`` takes in settings.toml."""
+        """Write run.json, and then settings.toml, the settings as a file for ``--config``."""
         content = {"format": FORMAT, "version": VERSION, "settings": self.config.to_json()}
         content["dataset"] = {"digest": self.dataset, "earlier": self.earlier} if self.dataset else None
         write_json(self.folder / "run.json", content | {"vocabulary": self.vocabulary.to_json()})
@@ -143,12 +143,12 @@ class Run:
     def save(self, step: int, model: torch.nn.Module, training: Mapping[str, torch.Tensor]) -> Path:
         """Write checkpoint ``step``: model.safetensors, training.safetensors (optimiser) and state.json, without scores.
 
-        The folder appears whole or not at all. Then earlier ones are removed but the ``config.keep`` newest and the best.
+        The folder appears whole or not at all. Then earlier ones are removed, except the ``config.keep`` newest and the best.
         """
         folder = self._checkpoint(step)
         aside = folder.with_name(f".{folder.name}.tmp")
         try:
-            for left in folder.parent.glob(".step-*.tmp"):  # of a process that was killed
+            for left in folder.parent.glob(".step-*.tmp"):  # left by a process that was killed
                 shutil.rmtree(left, ignore_errors=True)
             aside.mkdir(parents=True)
             _save_tensors(aside / "model.safetensors", model.state_dict())
@@ -167,7 +167,7 @@ class Run:
         return folder
 
     def score(self, step: int, scores: Mapping[str, Any]) -> None:
-        """Add the scores of an evaluation to checkpoint ``step``, which is whole without them; then as :meth:`save`."""
+        """Add the scores of an evaluation to checkpoint ``step``, then remove earlier checkpoints as :meth:`save` does."""
         folder = self._checkpoint(step)
         sweep(folder)
         write_json(folder / "state.json", read_json(folder / "state.json") | {"scores": scores})
@@ -177,20 +177,19 @@ class Run:
         return self.folder / "checkpoints" / f"step-{step:08d}"
 
     def _tidy(self, newest: Path) -> None:
-        """Remove what is not kept. Later checkpoints than the newest, which were torn and passed over, do not count."""
+        """Remove checkpoints that are not kept. Those later than ``newest`` do not count: they were damaged and skipped."""
         best = self.best()
         for folder in [folder for folder in self.checkpoints() if folder <= newest][: -self.config.keep]:
             if best is None or folder != best.folder:
                 shutil.rmtree(folder)
 
     def load(self, model: torch.nn.Module, which: str = "newest") -> Checkpoint:
-        """Fill ``model`` with the "newest" checkpoint, or the "best", that of the highest mIoU in an evaluation.
+        """Load the weights of the "newest" checkpoint, or of the "best", the one with the highest mIoU, into ``model``.
 
-        Of what is torn or changed the log warns, and the one before is taken.
-
-        A DataError when none is whole, none was evaluated though the best is wanted, or what is there does not fit.
+        A checkpoint that is damaged is skipped with a warning, and the next one is taken. A DataError when none is intact, when
+        the best is wanted and none was evaluated, or when the weights do not fit the model.
         """
-        checkpoint, tensors = self._whole(which)
+        checkpoint, tensors = self._first_intact(which)
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:
@@ -198,19 +197,19 @@ class Run:
             raise DataError(f"{checkpoint.folder}: does not fit the model of run.json: {reason}") from None
         return checkpoint
 
-    def _whole(self, which: str) -> tuple[Checkpoint, dict[str, torch.Tensor]]:
-        """The first choice whose files are what was written, and its weights."""
+    def _first_intact(self, which: str) -> tuple[Checkpoint, dict[str, torch.Tensor]]:
+        """The first candidate whose files are unchanged since they were written, and its weights."""
         folders = self.checkpoints()[::-1]
         if which == "best":
             folders = [checkpoint.folder for checkpoint in self._scored()]
             if not folders:
                 raise DataError(f"{self.folder}: no checkpoint was evaluated; train with --eval-every, or take the newest")
-        fault = None
+        fault: DataError | None = None
         for folder in folders:
             try:
                 checkpoint = _read(folder, self.vocabulary)
                 return checkpoint, _load_tensors(folder / "model.safetensors")
-            except _Torn as error:
+            except _Damaged as error:
                 log.warning("%s; looking for another checkpoint", error)
                 fault = error
         raise fault or DataError(
@@ -218,7 +217,7 @@ class Run:
         )
 
     def listed(self) -> list[Checkpoint]:
-        """The checkpoints, oldest first, as far as they can tell of themselves; their tensors are not looked at."""
+        """The checkpoints with a readable state.json, oldest first; their tensors are not read."""
         found = []
         for folder in self.checkpoints():
             try:
@@ -229,7 +228,7 @@ class Run:
         return found
 
     def best(self) -> Checkpoint | None:
-        """The checkpoint of the highest mIoU, of equals the oldest; None where none was evaluated."""
+        """The checkpoint with the highest mIoU, or None if none was evaluated; ties go to the oldest."""
         return next(iter(self._scored()), None)
 
     def _scored(self) -> list[Checkpoint]:
@@ -237,20 +236,20 @@ class Run:
         return sorted((checkpoint for checkpoint in self.listed() if checkpoint.miou >= 0), key=lambda c: -c.miou)
 
 
-class _Torn(DataError):
-    """A checkpoint is not what was written."""
+class _Damaged(DataError):
+    """A file of a checkpoint is missing, unreadable, or changed since it was written."""
 
 
 def _read(folder: Path, vocabulary: Vocabulary) -> Checkpoint:
-    """A checkpoint after comparing its files with their digests; one of an older version has none."""
+    """Read a checkpoint and compare its files with their digests, which checkpoints of older versions lack."""
     try:
         state = read_json(folder / "state.json")
         checkpoint, digests = Checkpoint(folder, state["step"], state["scores"]), state.get("sha256", {})
         for name, digest in digests.items():
             if sha256(folder / name) != digest:
-                raise _Torn(f"{folder / name}: is not what was written: its SHA-256 differs from that in state.json")
+                raise _Damaged(f"{folder / name}: is not what was written: its SHA-256 differs from that in state.json")
     except (DataError, OSError, KeyError, TypeError, AttributeError) as error:
-        raise error if isinstance(error, _Torn) else _Torn(f"{folder}: cannot be read: {error}") from None
+        raise error if isinstance(error, _Damaged) else _Damaged(f"{folder}: cannot be read: {error}") from None
     if state.get("vocabulary") != vocabulary.digest:
         raise DataError(f"{folder}: was trained with another vocabulary than run.json names")
     return checkpoint
@@ -266,4 +265,4 @@ def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise _Torn(f"{path}: cannot be read: {error}") from None
+        raise _Damaged(f"{path}: cannot be read: {error}") from None

@@ -1,4 +1,4 @@
-"""Which device works, and what to say when its memory runs out."""
+"""Choosing a device, and explaining when its memory runs out."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,12 +9,12 @@ from cocolvis.errors import DataError
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name such as "cuda:1"; "auto" is the first GPU, or the CPU. A DataError where it is not there."""
+    """The device with a name such as "cuda:1"; "auto" is the first GPU, or the CPU. A DataError when it cannot be used."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device).item()  # "meta" holds no numbers
+        torch.empty(1, device=device).item()  # fails on "meta", which stores no values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"device {name!r} cannot be used ({reason}); choose --device auto, cpu or cuda") from None

@@ -1,45 +1,46 @@
-"""Requests to end a training: Ctrl-C and signals are noted when they come, and answered where nothing is lost."""
+"""Requests to end a training: Ctrl-C and signals are noted when they arrive, and obeyed where no work is lost."""
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import torch
 from accelerate import Accelerator
 
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""What batch systems, service managers, launchers and a closed terminal send, often more than once."""
+"""The signals of batch systems, service managers, launchers and closed terminals, which often come more than once."""
 
 
 class Stop:
-    """Whether the training was asked to end: this process, or any of the team."""
+    """Whether this process, or any process of the team, was asked to end the training."""
 
-    def __init__(self, team: Accelerator):
+    def __init__(self, team: Accelerator) -> None:
         self.requested = False
         self._team = team
 
     def agreed(self) -> bool:
-        """Whether any process of the team was asked; all of them must call this equally often, and get the same answer."""
+        """Whether any process of the team was asked. All of them must call this equally often, and get the same answer."""
         if self._team.num_processes == 1:
             return self.requested
         return bool(self._team.reduce(torch.tensor(float(self.requested), device=self._team.device), "sum"))
 
     def check(self) -> None:
-        """As :meth:`agreed`, and then a KeyboardInterrupt."""
+        """Raise KeyboardInterrupt if :meth:`agreed`; the same rule for calls applies."""
         if self.agreed():
             raise KeyboardInterrupt
 
 
 @contextmanager
 def stop_requests(team: Accelerator) -> Iterator[Stop]:
-    """What Ctrl-C and the signals of ``ENDING`` set from now on, as often as they come. A second Ctrl-C interrupts at once.
+    """Note Ctrl-C and the signals of ``ENDING`` in the yielded Stop. A second Ctrl-C raises KeyboardInterrupt at once.
 
-    A SIGHUP that is ignored, as nohup has it, stays so. Outside the main thread signals are left alone.
+    A SIGHUP that is ignored, as under nohup, stays ignored. Outside the main thread no handlers are installed.
     """
     stop, interrupts = Stop(team), 0
 
-    def request(number, frame) -> None:
+    def request(number: int, frame: FrameType | None) -> None:
         nonlocal interrupts
         stop.requested = True
         interrupts += number == signal.SIGINT
@@ -60,7 +61,7 @@ def stop_requests(team: Accelerator) -> Iterator[Stop]:
 
 @contextmanager
 def requests_held() -> Iterator[None]:
-    """Let requests wait while processes are started, which inherit that: until :func:`ignore_requests`, none can end them."""
+    """Block requests while child processes start: they inherit the block, so none ends before :func:`ignore_requests`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, *ENDING))
     try:
         yield
@@ -69,7 +70,7 @@ def requests_held() -> Iterator[None]:
 
 
 def ignore_requests() -> None:
-    """For a process that works for the training process: when to end is the latter's to decide."""
+    """Ignore requests in a process that works for the training process, which alone decides when it ends."""
     for number in (signal.SIGINT, *ENDING):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, *ENDING))

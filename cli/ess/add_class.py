@@ -46,12 +46,12 @@ def add_class(
     if sum((bool(name), bool(remove), listing)) != 1 or bool(name) != bool(images and masks):
         raise click.UsageError("expected one of: --name with --images and --masks; --remove NAME; --list")
     from ess.checkpoint import Run
-    from ess.inference.added import remove as take_out
+    from ess.inference.added import remove_class
 
     if name:
         _add(run, name, images, masks, value, checkpoint, device)
     if remove:
-        take_out(Run.open(run), remove)
+        remove_class(Run.open(run), remove)
     _print_added(run, as_json)
 
 
@@ -66,7 +66,7 @@ def _add(
 ) -> None:
     """Make a class from the examples and store it in the run."""
     from ess.checkpoint import Run
-    from ess.inference.added import store
+    from ess.inference.added import store_class
     from ess.inference.examples import pair, read_examples
     from ess.inference.new_class import make_class
     from ess.inference.predictor import Predictor
@@ -76,7 +76,7 @@ def _add(
         predictor = Predictor.from_run(run, device, checkpoint)
         examples = read_examples(pairs, value)
         made = make_class(name, predictor, examples, progress=lambda done: show(done, len(pairs)))
-    store(Run.open(run), made)
+    store_class(Run.open(run), made)
 
 
 def _print_added(run: Path, as_json: bool) -> None:

@@ -83,21 +83,21 @@ def bench(
 
 
 def _compared(what: str, counts: Sequence[int], config: "Config", *, rounds: int, **how: Any) -> list[dict[str, Any]]:
-    """The results of :func:`ess.bench.costs.compare`, one for each number of classes."""
-    from ess.bench.costs import compare
+    """The results of :func:`ess.bench.steps.compare`, one for each number of classes."""
+    from ess.bench.steps import compare
 
     with progress(what, "rounds") as show:
         done, total = count(1), len(counts) * rounds
         how["progress"] = lambda: show(next(done), total)
-        return [compare(what, classes, config, rounds=rounds, **how) for classes in counts]
+        return [compare(what, classes, config, rounds=rounds, **how).to_json() for classes in counts]
 
 
 def _loading(data: Path | None, config: "Config", seconds: float, rounds: int) -> dict[str, float]:
-    """The result of :func:`ess.bench.costs.loading`."""
-    from ess.bench.costs import loading
+    """The result of :func:`ess.bench.loading.measure_loading`."""
+    from ess.bench.loading import measure_loading
 
     with _data_set(data) as folder:
-        return loading(folder, config, seconds=seconds, rounds=rounds)
+        return measure_loading(folder, config, seconds=seconds, rounds=rounds).to_json()
 
 
 @contextmanager

@@ -86,15 +86,15 @@ def _count(
     **inference: Any,
 ) -> "tuple[Confusion, list[DamagedImage]]":
     """The pixels of a split by true and predicted class, and the images that were left out."""
-    from ess.evaluation.evaluate import count, first
+    from ess.evaluation.evaluate import count_pixels, image_indices
     from ess.inference.predictor import Predictor
     from ess.inference.views import Inference
 
     damaged: list[DamagedImage] = []
     with progress("eval") as show:
         predictor = Predictor.from_run(run, device, checkpoint, Inference(**inference))
-        chosen, skipped = first(dataset, split, limit), damaged if skip_damaged else None
-        return count(predictor, dataset, split=split, indices=chosen, damaged=skipped, progress=show), damaged
+        chosen, skipped = image_indices(dataset, split, limit), damaged if skip_damaged else None
+        return count_pixels(predictor, dataset, split=split, indices=chosen, damaged=skipped, progress=show), damaged
 
 
 def _write_reports(
@@ -116,13 +116,13 @@ def _write_reports(
 
 
 def _print_scores(scores: dict[str, Any], split: str) -> None:
-    from ess.data.damage import skipped
+    from ess.data.damage import describe_skipped
 
     named = {"mIoU": "miou", "pixel accuracy": "pixel_accuracy", "mean accuracy": "mean_accuracy", "fw IoU": "fw_iou"}
     rows = {name: scores[key] for name, key in named.items()}
     rows |= {f"mIoU, {name}": value for name, value in scores["groups"].items()}
     rows |= {f"mIoU, {top['n']} most frequent": top["miou"] for top in scores.get("top_n", ())}
     print_table(("score", "value"), [(name, "none" if value is None else f"{value:.4f}") for name, value in rows.items()])
-    left_out = f", {skipped(scores['skipped'])}" if scores["skipped"] else ""
+    left_out = f", {describe_skipped(scores['skipped'])}" if scores["skipped"] else ""
     say()
     say(f"{scores['images']} images of split {split}{left_out}")

@@ -53,7 +53,7 @@ def predict(
     from ess.inference.views import Inference
 
     lines = read_list(sys.stdin.buffer.read()) if "-" in images else []
-    inputs = find_inputs([name for name in images if name != "-"] + lines, leave=out)
+    inputs = find_inputs([name for name in images if name != "-"] + lines, exclude=out)
     with progress("predict") as show:
         predictor = Predictor.from_run(run, device, checkpoint, Inference(**inference))
         faults = predict_files(predictor, inputs, out, formats, every=every, skip_existing=skip_existing, progress=show)

@@ -1,1 +1,1 @@
-"""What training and prediction cost."""
+"""What training, prediction and loading cost."""

@@ -1,1 +1,1 @@
-"""A data set as batches."""
+"""A data set as training batches: crops, augmentation, long tails, damaged images."""

@@ -1,7 +1,8 @@
-"""How loader processes hand the windows of pictures to the trainer: in shared memory that both know, and that is used again.
+"""Training batches on their way from shards to the device.
 
-New shared memory has to be cleared by the system, page by page, which costs up to half of decoding a picture; to pass its
-handle between processes costs as much again. So each is made once, passed once, and then only named.
+A loader process draws a :class:`~ess.data.transforms.Crop` of each image, copies the crop's pixels and labels out of the shard
+into a :class:`RawBatch`, whose pixels travel in :class:`SharedBuffers`, and the training process renders that on the device,
+where resizing is faster, to the :class:`Batch` that a step sees.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,19 +13,20 @@ import torch
 from torch.utils.data import get_worker_info
 
 from cocolvis.errors import DamagedImage, DataError
-from ess.data.transforms import Placement, render_image, render_labels
+from ess.data.transforms import Crop, render_image, render_labels
 
 AHEAD = 2
-"""Batches that a loader process makes before they are asked for."""
+"""Batches that a loader process prepares before they are asked for."""
 
 IGNORE_INDEX = -1
-"""The label of unlabelled pixels, which no loss and no metric counts."""
+"""The label of unlabelled pixels, which losses and metrics ignore."""
 
 
 class Batch(NamedTuple):
-    """Crops of a step: ``images`` (B, 3, crop, crop) uint8 RGB, ``labels`` (B, crop, crop) int16, or int32 for many classes.
+    """The crops of a step: ``images`` (B, 3, size, size) uint8 RGB, ``labels`` (B, size, size) int16, int32 for many classes.
 
-    ``ids`` (B,) int64 of the images; ``classes`` (B, C) bool, where a class takes part in the loss, or None: all do.
+    ``ids`` (B,) int64 are the images' ids. ``classes`` (B, C) bool says which classes take part in the loss of each image; None
+    means all.
     """
 
     images: torch.Tensor
@@ -33,110 +35,92 @@ class Batch(NamedTuple):
     classes: torch.Tensor | None = None
 
     def parts(self, count: int) -> list["Batch"]:
-        """The same crops in so many parts of equal size, in order."""
+        """The same crops, in order, as ``count`` batches of equal size."""
         columns = [[None] * count if column is None else column.chunk(count) for column in self]
         return [Batch(*part) for part in zip(*columns, strict=True)]
 
 
-class Windows(NamedTuple):
-    """The parts of pictures that the crops of a step show, not yet resized: that is the device's, which is faster at it.
+class RawBatch(NamedTuple):
+    """What a batch is rendered from: the pixels and labels under each of its ``crops``, at the resolution of the pictures.
 
-    ``pixels`` (sum of h * w * 3,) uint8 lie one window after another, and so do the labels, as runs: ``labels`` (R,) and
-    ``lengths`` (R,) int32; ``places`` are the windows' :class:`ess.data.transforms.Placement`; ``ids`` and ``classes`` as in
-    :class:`Batch`. Pixels are valid until the next windows are asked for. ``damaged`` are images that others stand in for.
+    ``pixels`` (sum of h * w * 3,) uint8 holds one crop after another. The labels of the same pixels are run-length encoded:
+    ``labels`` (R,) integer and ``lengths`` (R,) int32. ``ids`` (B,) int64 and ``classes`` are those of :class:`Batch`.
+    ``damaged`` lists images that were replaced by others.
+
+    ``buffer`` names the memory that holds the pixels as (process, slot). A loader process sends that memory itself, as
+    ``pixels``, only the first time it uses it; :func:`attach_pixels` completes the later batches. The pixels stay valid until
+    the next batch is asked for.
     """
 
-    pixels: torch.Tensor
-    labels: torch.Tensor
-    lengths: torch.Tensor
-    places: list[Placement]
-    ids: torch.Tensor
-    classes: torch.Tensor | None
-    damaged: Sequence[DamagedImage] = ()
-
-    def crops(self, crop: int, device: torch.device) -> Batch:
-        """The crops, rendered on a device; the ids, which are for messages, stay."""
-        pixels, labels, lengths = (_moved(flat, device) for flat in (self.pixels, self.labels, self.lengths))
-        labels = labels.repeat_interleave(lengths, output_size=len(pixels) // 3)
-        images, truths, at = [], [], 0
-        for place in self.places:
-            end = at + place.area
-            images.append(render_image(pixels[3 * at : 3 * end].view(*place.shape, 3), place, crop))
-            truths.append(render_labels(labels[at:end].view(place.shape), place, crop, IGNORE_INDEX))
-            at = end
-        classes = None if self.classes is None else _moved(self.classes, device)
-        return Batch(torch.stack(images), torch.stack(truths), self.ids, classes)
-
-
-class Window(NamedTuple):
-    """One of them without its pixels: where it lies, its image's id, where classes take part (C,) bool or None, its runs."""
-
-    place: Placement
-    image_id: int
-    classes: np.ndarray | None
-    labels: np.ndarray
-    lengths: np.ndarray
-
-
-class Parcel(NamedTuple):
-    """Windows on their way: which memory their pixels lie in, and that memory itself where the trainer does not have it yet."""
-
-    memory: tuple[int, int]
+    buffer: tuple[int, int]
     pixels: torch.Tensor | None
     labels: np.ndarray
     lengths: np.ndarray
-    places: list[Placement]
-    ids: list[int]
+    crops: list[Crop]
+    ids: np.ndarray
     classes: np.ndarray | None
     damaged: Sequence[DamagedImage] = ()
 
+    def render(self, size: int, device: torch.device) -> Batch:
+        """The crops, ``size`` pixels a side, on a device; their ids stay on the CPU."""
+        if self.pixels is None:
+            raise ValueError("the batch has no pixels: complete it with attach_pixels")
+        flat = (self.pixels, torch.from_numpy(self.labels), torch.from_numpy(self.lengths))
+        pixels, labels, lengths = (_moved(tensor, device) for tensor in flat)
+        labels = labels.repeat_interleave(lengths, output_size=len(pixels) // 3)
+        images, truths, start = [], [], 0
+        for crop in self.crops:
+            end = start + crop.area
+            images.append(render_image(pixels[3 * start : 3 * end].view(*crop.shape, 3), crop, size))
+            truths.append(render_labels(labels[start:end].view(crop.shape), crop, size, IGNORE_INDEX))
+            start = end
+        classes = None if self.classes is None else _moved(torch.from_numpy(self.classes), device)
+        return Batch(torch.stack(images), torch.stack(truths), torch.from_numpy(self.ids), classes)
 
-class Packer:
-    """The memory that a process puts the pixels of windows into.
 
-    A process begins a batch when the trainer has asked for the one ``AHEAD`` before it, which is then in use at the most; the
-    memory of still earlier ones is free.
+class SharedBuffers:
+    """The memory in which one process hands over the pixels of its batches, used in turn.
+
+    The system clears new shared memory page by page, which takes up to half as long as decoding the pictures, and passing its
+    handle to another process takes as long again. So each buffer is created once, sent once, and from then on only named. A
+    process begins a batch once the batch ``AHEAD`` before it was asked for. At most that one is still in use, and the buffers
+    of earlier ones are free.
     """
 
-    def __init__(self):
-        self._memories = [torch.empty(0, dtype=torch.uint8)] * (AHEAD + 2)
-        self._turn = 0
-        self._new = False
+    def __init__(self) -> None:
+        self._buffers = [torch.empty(0, dtype=torch.uint8)] * (AHEAD + 2)
+        self._slot = 0
+        self._is_new = False
 
-    def room(self, size: int) -> np.ndarray:
-        """(size,) uint8 for all pixels of the next batch; a batch that is not packed leaves it to the one after it."""
-        if size > len(self._memories[self._turn]):
-            memory = torch.empty(size * 5 // 4, dtype=torch.uint8)
-            self._memories[self._turn] = memory.share_memory_() if get_worker_info() else memory
-            self._new = True
-        return self._memories[self._turn].numpy()[:size]
+    def reserve(self, size: int) -> np.ndarray:
+        """(size,) uint8 for the pixels of the next batch. Until :meth:`hand_over`, further calls reuse the same buffer."""
+        if size > len(self._buffers[self._slot]):
+            buffer = torch.empty(size * 5 // 4, dtype=torch.uint8)
+            self._buffers[self._slot] = buffer.share_memory_() if get_worker_info() else buffer
+            self._is_new = True
+        return self._buffers[self._slot].numpy()[:size]
 
-    def pack(self, windows: Sequence[Window]) -> Parcel:
-        """The windows whose pixels were written, in this order."""
-        places, ids, classes, labels, lengths = zip(*windows, strict=True)
+    def hand_over(self) -> tuple[tuple[int, int], torch.Tensor | None]:
+        """((process, slot), buffer) of the reserved memory, where the buffer is None if it was handed over before."""
         process = get_worker_info()
-        memory = (process.id if process else 0, self._turn)
-        pixels = self._memories[self._turn] if self._new else None
-        known = None if classes[0] is None else np.stack(classes)
-        self._turn, self._new = (self._turn + 1) % len(self._memories), False
-        return Parcel(memory, pixels, np.concatenate(labels), np.concatenate(lengths), [*places], [*ids], known)
+        name = (process.id if process else 0, self._slot)
+        buffer = self._buffers[self._slot] if self._is_new else None
+        self._slot, self._is_new = (self._slot + 1) % len(self._buffers), False
+        return name, buffer
 
 
-def unpack(parcels: Iterable[Parcel | DataError]) -> Iterator[Windows]:
-    """The windows of parcels from any processes, all from their first one on; a fault that came instead is raised."""
-    known: dict[tuple[int, int], torch.Tensor] = {}
-    for parcel in parcels:
-        if isinstance(parcel, DataError):
-            raise parcel
-        if parcel.pixels is not None:
-            known[parcel.memory] = parcel.pixels
-        area = sum(place.area for place in parcel.places)
-        labels, lengths = torch.from_numpy(parcel.labels), torch.from_numpy(parcel.lengths)
-        classes = None if parcel.classes is None else torch.from_numpy(parcel.classes)
-        pixels = known[parcel.memory][: 3 * area]
-        yield Windows(pixels, labels, lengths, parcel.places, torch.tensor(parcel.ids), classes, parcel.damaged)
+def attach_pixels(batches: Iterable[RawBatch | DataError]) -> Iterator[RawBatch]:
+    """Complete batches from any processes, each process's from its first one on; a DataError among them is raised."""
+    buffers: dict[tuple[int, int], torch.Tensor] = {}
+    for batch in batches:
+        if isinstance(batch, DataError):
+            raise batch
+        if batch.pixels is not None:
+            buffers[batch.buffer] = batch.pixels
+        area = sum(crop.area for crop in batch.crops)
+        yield batch._replace(pixels=buffers[batch.buffer][: 3 * area])
 
 
 def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """On a device; to a GPU from pinned memory, so that the copy does not wait for what it computes."""
+    """The tensor on a device. It goes to a GPU from pinned memory, so that the copy does not wait for running kernels."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -1,4 +1,4 @@
-"""Damaged images: who meets them ends in one line that names them, or passes over them and tells how many there were."""
+"""Damaged images: the error that names one, which image replaces it in a batch, and how skipped ones are reported."""
 
 from collections.abc import Sequence
 
@@ -8,42 +8,45 @@ from cocolvis.errors import DamagedImage, DataError
 from cocolvis.storage.dataset import Split
 
 _TRIES = 1000
-"""Images that are tried at most in the place of a damaged one."""
+"""How many other images are tried in place of a damaged one."""
 
-_OTHERS = (0, 1)
-"""Tells the random numbers that choose them from those that augment an image."""
+_REPLACEMENT_STREAM = (0, 1)
+"""Separates the random numbers that choose replacements from those that augment images."""
 
 
-def advised(error: DamagedImage) -> DamagedImage:
-    """The error with the way on, for where it ends a command."""
+def with_advice(error: DamagedImage) -> DamagedImage:
+    """The error with a hint at --skip-damaged, for where it ends a command."""
     return DamagedImage(f"{error}; --skip-damaged leaves such images out")
 
 
-def replaced(split: Split, items: Sequence[tuple[int, int]], seed: int) -> tuple[list[tuple[int, int]], list[DamagedImage]]:
-    """The (index, draw) of a batch with another image where one is damaged, and the damaged images that were met.
+def replace_damaged(
+    split: Split, items: Sequence[tuple[int, int]], seed: int
+) -> tuple[list[tuple[int, int]], list[DamagedImage]]:
+    """The (index, draw) items of a batch with another image in place of each damaged one, and the damaged images found.
 
-    The other one is random, by ``seed`` and the draw alone, and so the same in whichever process, and after a resume. A
-    DataError when a thousand in a row are damaged, or all of the split.
+    The replacement is random but depends only on ``seed`` and the draw, so it is the same in any process and after a resume. A
+    DataError when a thousand images in a row are damaged, or all of the split.
     """
-    found, damaged = [], []
+    sound: list[tuple[int, int]] = []
+    damaged: list[DamagedImage] = []
     for index, draw in items:
-        others = np.random.default_rng([seed, draw, *_OTHERS]).permutation(len(split))
-        candidates = [index, *others[others != index][:_TRIES].tolist()]
-        before = len(damaged)
+        order = np.random.default_rng([seed, draw, *_REPLACEMENT_STREAM]).permutation(len(split))
+        candidates = [index, *order[order != index][:_TRIES].tolist()]
+        found_before = len(damaged)
         for candidate in candidates:
             try:
                 split[candidate].image()
             except DamagedImage as error:
                 damaged.append(error)
             else:
-                found.append((candidate, draw))
+                sound.append((candidate, draw))
                 break
         else:
             tried = f"all {len(split)} images" if len(candidates) == len(split) else f"{len(candidates)} images in a row"
-            raise DataError(f"split {split.name}: {tried} are damaged; the first: {damaged[before]}")
-    return found, damaged
+            raise DataError(f"split {split.name}: {tried} are damaged; the first: {damaged[found_before]}")
+    return sound, damaged
 
 
-def skipped(count: int) -> str:
-    """What is told in the end: "3 pictures skipped"."""
+def describe_skipped(count: int) -> str:
+    """The number of skipped pictures in words: "3 pictures skipped"."""
     return f"{count} picture{'' if count == 1 else 's'} skipped"

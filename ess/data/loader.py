@@ -1,9 +1,10 @@
-"""A built data set as torch batches: which images a step sees, and how they are augmented, follows from seed and step alone."""
+"""A built data set as torch batches: which images a step sees and how they are augmented depends only on seed and step."""
 
 import atexit
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,23 +17,23 @@ from cocolvis.storage.dataset import Dataset, Split
 from cocolvis.storage.samples import Sample
 from cocolvis.text import one_line
 from ess.config import Config
-from ess.data.batches import AHEAD, Packer, Parcel, Window, Windows, unpack
-from ess.data.damage import advised, replaced
+from ess.data.batches import AHEAD, RawBatch, SharedBuffers, attach_pixels
+from ess.data.damage import replace_damaged, with_advice
 from ess.data.longtail import NO_TAIL, Tail
-from ess.data.transforms import Placement, color_jitter, random_placement
+from ess.data.transforms import Crop, color_jitter, random_crop
 from ess.stopping import ignore_requests, requests_held
 
 _FITS_INT16 = 2**15
 """The largest class id whose label an int16 holds."""
 
 _OUT_OF_SOMETHING = ("DataLoader worker", "shared memory", "Too many open files", "ancdata")
-"""How torch words it that a loader process is gone, or that what it sent cannot be opened."""
+"""Parts of torch's messages when a loader process has died, or when something it sent cannot be opened."""
 
 
 def to_labels(mask: np.ndarray) -> np.ndarray:
-    """uint16 class ids, 0 = unlabelled, to labels: 0..C-1, -1 = ignored; of any shape. The only place that maps them.
+    """uint16 class ids of any shape, 0 = unlabelled, to labels 0..C-1, -1 = ignored. No other function does this mapping.
 
-    They are int16, or int32 where there is one beyond 32,767.
+    Labels are int16, or int32 where one is above 32,767.
     """
     if mask.max(initial=0) > _FITS_INT16:
         return mask.astype(np.int32) - 1
@@ -47,92 +48,97 @@ def to_class_ids(labels: np.ndarray) -> np.ndarray:
 class TrainingImages(TorchDataset):
     """Augmented crops: item (index, draw) is image ``index`` under the random numbers of ``draw``. Read a batch at a time.
 
-    With the setting ``skip_damaged`` another image, which follows from the draw, takes the place of a damaged one.
+    With the setting ``skip_damaged``, another image replaces a damaged one; which one follows from the draw.
     """
 
     def __init__(self, split: Split, config: Config, tail: Tail = NO_TAIL):
         self._split = split
         self._config = config
-        self._rarity, self._asked = tail.rarity, tail.asked
-        self._packer = Packer()
+        self._rarity, self._fully_annotated = tail.rarity, tail.fully_annotated
+        self._buffers = SharedBuffers()
 
-    def __getitems__(self, items: Sequence[tuple[int, int]]) -> Parcel | DataError:
-        """The windows of a batch, or the fault that the training process shall raise: torch would send a traceback."""
+    def __getitems__(self, items: Sequence[tuple[int, int]]) -> RawBatch | DataError:
+        """A batch, or the fault for the training process to raise: torch would send it as a traceback."""
         try:
-            return self._around_damage(items)
+            return self._read_around_damage(items)
         except DataError as error:
             return error
         except (OSError, MemoryError) as error:
             return DataError(f"the loader cannot go on: {one_line(error)}; try fewer --workers or a smaller --batch-size")
 
-    def _around_damage(self, items: Sequence[tuple[int, int]]) -> Parcel:
+    def _read_around_damage(self, items: Sequence[tuple[int, int]]) -> RawBatch:
         try:
-            return self._parcel(items)
+            return self._read(items)
         except DamagedImage as error:
             if not self._config.skip_damaged:
-                raise advised(error) from None
-        sound, damaged = replaced(self._split, items, self._config.seed)
-        return self._parcel(sound)._replace(damaged=damaged)
+                raise with_advice(error) from None
+        sound, damaged = replace_damaged(self._split, items, self._config.seed)
+        return self._read(sound)._replace(damaged=damaged)
 
-    def _parcel(self, items: Sequence[tuple[int, int]]) -> Parcel:
-        """Each stage for all of the images, for then the processor's cache holds what it needs."""
+    def _read(self, items: Sequence[tuple[int, int]]) -> RawBatch:
+        """Each stage handles all images before the next stage begins, which keeps its code and tables in the CPU's caches."""
         samples = [self._split[index] for index, _ in items]
         rngs = [np.random.default_rng([self._config.seed, draw]) for _, draw in items]
-        windows = [self._window(sample, rng) for sample, rng in zip(samples, rngs, strict=True)]
-        room, at = self._packer.room(3 * sum(window.place.area for window in windows)), 0
-        for sample, rng, window in zip(samples, rngs, windows, strict=True):
-            pixels = self._pixels(sample, rng, window.place)
-            room[at : at + pixels.size].reshape(pixels.shape)[...] = pixels
-            at += pixels.size
-        return self._packer.pack(windows)
+        crops = [self._crop(sample, rng) for sample, rng in zip(samples, rngs, strict=True)]
+        runs = [sample.runs.window(crop.rows, crop.columns) for sample, crop in zip(samples, crops, strict=True)]
+        buffer, start = self._buffers.reserve(3 * sum(crop.area for crop in crops)), 0
+        for sample, rng, crop in zip(samples, rngs, crops, strict=True):
+            pixels = self._pixels(sample, rng, crop)
+            buffer[start : start + pixels.size].reshape(pixels.shape)[...] = pixels
+            start += pixels.size
+        labels = to_labels(np.concatenate([classes for classes, _ in runs]))
+        lengths = np.concatenate([lengths for _, lengths in runs])
+        ids = np.array([sample.image_id for sample in samples], np.int64)
+        return RawBatch(*self._buffers.hand_over(), labels, lengths, crops, ids, self._classes(samples))
 
-    def _window(self, sample: Sample, rng: np.random.Generator) -> Window:
-        config = self._config
-        around, taking = None, None
+    def _crop(self, sample: Sample, rng: np.random.Generator) -> Crop:
+        config, around = self._config, None
         if self._rarity is not None and rng.random() < config.class_crop:
             around = pixel_of_a_rare_class(sample.mask, self._rarity, rng)
-        if self._asked is not None:
-            taking = taking_part(sample.runs.classes, sample.neg, self._asked)
         scale = (config.scale_min, config.scale_max)
-        place = random_placement(sample.size, rng, crop=config.crop, scale=scale, flip=config.flip, around=around)
-        classes, lengths = sample.runs.window(place.rows, place.columns)
-        return Window(place, sample.image_id, taking, to_labels(classes), lengths)
+        return random_crop(sample.size, rng, size=config.crop, scale=scale, flip=config.flip, around=around)
 
-    def _pixels(self, sample: Sample, rng: np.random.Generator, place: Placement) -> np.ndarray:
-        pixels = sample.image()[place.rows, place.columns]
+    def _pixels(self, sample: Sample, rng: np.random.Generator, crop: Crop) -> np.ndarray:
+        pixels = sample.image()[crop.rows, crop.columns]
         return color_jitter(pixels, rng, self._config.color_jitter) if self._config.color_jitter else pixels
+
+    def _classes(self, samples: Sequence[Sample]) -> np.ndarray | None:
+        """(B, C) bool, the classes that take part in each image's loss; None where all do."""
+        if self._fully_annotated is None:
+            return None
+        return np.stack([known_classes(sample.runs.classes, sample.neg, self._fully_annotated) for sample in samples])
 
 
 def pixel_of_a_rare_class(mask: np.ndarray, rarity: np.ndarray, rng: np.random.Generator) -> tuple[int, int] | None:
-    """(row, column) of a random pixel of a class that is drawn from those in ``mask`` with probability ~ ``rarity`` (C,).
+    """(row, column) of a random pixel of a random class of ``mask``, drawn with probability proportional to ``rarity`` (C,).
 
-    ``mask`` (H, W) uint16, 0 = unlabelled; None where nothing is labelled.
+    ``mask`` is (H, W) uint16, 0 = unlabelled. None where nothing is labelled.
     """
     present = np.flatnonzero(np.bincount(mask.reshape(-1))[1:])
     if not len(present):
         return None
     chosen = rng.choice(present, p=rarity[present] / rarity[present].sum())
-    places = np.flatnonzero(mask == chosen + 1)
-    row, column = divmod(int(places[rng.integers(len(places))]), mask.shape[1])
+    pixels = np.flatnonzero(mask == chosen + 1)
+    row, column = divmod(int(pixels[rng.integers(len(pixels))]), mask.shape[1])
     return row, column
 
 
-def taking_part(shown: np.ndarray, neg: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """(C,) bool, the classes whose presence in an image is known: those ``shown``, in ``neg``, and where ``asked``.
+def known_classes(present: np.ndarray, absent: np.ndarray, fully_annotated: np.ndarray) -> np.ndarray:
+    """(C,) bool, the classes that are known to be in an image or not to be in it.
 
-    ``shown`` (r,) class ids of the whole image, each as often as it likes, 0 = unlabelled; ``neg`` (n,) class ids 1..C verified
-    absent; ``asked`` (C,) bool, True for the classes that are annotated in every image.
+    ``present`` (r,) are the class ids of the image's runs, repeated ones and 0 = unlabelled included; ``absent`` (n,) are class
+    ids 1..C that were verified to be absent; ``fully_annotated`` (C,) bool marks classes that are annotated in every image.
     """
-    known = np.append(False, asked)
-    known[shown] = known[neg] = True
+    known = np.append(False, fully_annotated)
+    known[present] = known[absent] = True
     return known[1:]
 
 
 class StepBatches(Sampler[list[tuple[int, int]]]):
     """The batches of steps ``start``..``steps`` - 1: a fresh permutation each epoch, incomplete batches dropped.
 
-    With ``repeats`` (N,) >= 1 an epoch has image i floor(r_i) or ceil(r_i) times, r_i times on average. ``share`` (r, n) is
-    the r-th of n equal parts of each batch, for one of n processes: together they see the batches of one.
+    With ``repeats`` (N,) >= 1, an epoch has image i floor(r_i) or ceil(r_i) times, r_i times on average. ``share`` (r, n) is
+    the r-th of n equal parts of each batch, for one of n processes. Together they see the batches that one process would see.
     """
 
     def __init__(
@@ -157,7 +163,7 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         per_epoch = epoch_length(self._images, self._repeats) // self._batch_size
-        epoch, order = None, None
+        epoch, order = -1, np.empty(0, np.int64)
         for step in self._steps:
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
@@ -165,11 +171,11 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
             first = (step % per_epoch) * self._batch_size
             chosen = order[first : first + self._batch_size]
             rank, processes = self._share
-            own = range(self._batch_size)[rank * self._batch_size // processes : (rank + 1) * self._batch_size // processes]
+            own = range(rank * self._batch_size // processes, (rank + 1) * self._batch_size // processes)
             yield [(int(chosen[place]), step * self._batch_size + place) for place in own]
 
     def _order(self, rng: np.random.Generator) -> np.ndarray:
-        """The images of an epoch. Repeats are drawn by one random offset for all, so that every epoch is as long."""
+        """The images of an epoch. One random offset decides all repeats, so that every epoch has the same length."""
         if self._repeats is None:
             return rng.permutation(self._images)
         ends = np.append(0, np.cumsum(self._repeats)) * (epoch_length(self._images, self._repeats) / self._repeats.sum())
@@ -178,17 +184,17 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
 
 
 def epoch_length(images: int, repeats: np.ndarray | None) -> int:
-    """Images of an epoch, those that are repeated counted as often."""
+    """The number of images in an epoch, repeated ones included."""
     return images if repeats is None else math.ceil(repeats.sum() - 1e-6)
 
 
 def training_split(dataset: Dataset, config: Config) -> Split:
-    """The split "train"; a DataError when it has no full batch, no labelled pixel, or no two classes to tell apart."""
+    """The split "train"; a DataError when it has less than a batch of images, no labelled pixel, or fewer than two classes."""
     split = dataset.split("train")
     if len(dataset.vocabulary) < 2:
         raise DataError(
             f"{dataset.folder}: has {len(dataset.vocabulary)} class, and every pixel would be of it; training takes 2 or more:"
-            " make what surrounds it a class, too"
+            " make its surroundings a class as well"
         )
     if len(split) < config.batch_size:
         raise DataError(
@@ -202,16 +208,16 @@ def training_split(dataset: Dataset, config: Config) -> Split:
 
 def training_batches(
     split: Split, config: Config, steps: int, start: int = 0, tail: Tail = NO_TAIL, share: tuple[int, int] = (0, 1)
-) -> Iterator[Windows]:
-    """The batches of steps ``start``..``steps`` - 1, or a ``share`` of each, as :class:`StepBatches` has it.
+) -> Generator[RawBatch, None, None]:
+    """The batches of steps ``start``..``steps`` - 1, or a ``share`` of each as in :class:`StepBatches`.
 
-    Faults become a DataError of one line, whichever process they come from, which says what to change. The processes end with
-    the iterator.
+    Any fault in any process becomes a DataError of one line that says what to change. Closing the generator ends the loader
+    processes.
     """
     loader = DataLoader(
         TrainingImages(split, config, tail),
         batch_sampler=StepBatches(len(split), config.batch_size, steps, config.seed, start, tail.repeats, share),
-        collate_fn=_as_it_is,
+        collate_fn=_unchanged,
         num_workers=config.workers,
         prefetch_factor=AHEAD if config.workers else None,
         multiprocessing_context=config.start_method if config.workers else None,
@@ -219,9 +225,9 @@ def training_batches(
     )
     try:
         with requests_held():
-            parcels = iter(loader)
-        with _ended(parcels):
-            yield from unpack(parcels)
+            batches = iter(loader)
+        with _ending_workers(batches):
+            yield from attach_pixels(batches)
     except OSError as error:
         raise DataError(f"the loader cannot go on: {one_line(error)}; try --workers {config.workers // 2}") from None
     except RuntimeError as error:
@@ -235,30 +241,31 @@ def training_batches(
         ) from None
 
 
-def _as_it_is(parcel: Parcel) -> Parcel:
-    return parcel
+def _unchanged(batch: Any) -> Any:
+    """In place of collating: :class:`TrainingImages` returns whole batches."""
+    return batch
 
 
 def _start_worker(number: int) -> None:
-    """One thread a process. Ctrl-C and SIGTERM to the whole group are the training process's to answer: it ends the loader."""
+    """Prepare a loader process: one thread, and no reaction to Ctrl-C and SIGTERM, which the training process handles."""
     cv2.setNumThreads(0)
     keep_freed_memory()
     ignore_requests()
 
 
 @contextmanager
-def _ended(parcels: Iterator[Parcel]) -> Iterator[None]:
-    """Leave no loader process behind, even at the exit of Python, which ends processes by the SIGTERM that these ignore.
+def _ending_workers(batches: Any) -> Iterator[None]:
+    """End the processes of a loader's iterator, at the latest when Python exits: they ignore the SIGTERM that it sends then.
 
-    A loader process whose trainer was killed notices that within seconds.
+    A loader process whose training process was killed notices that within seconds.
     """
 
     def end() -> None:
-        parcels._shutdown_workers()  # the loader's own way, which forgets the processes: else it would report their death
-        for worker in parcels._workers:
+        batches._shutdown_workers()  # makes the loader forget its processes: otherwise it would report their death
+        for worker in batches._workers:
             worker.kill()
 
-    if not hasattr(parcels, "_workers"):  # the training process loads
+    if not hasattr(batches, "_workers"):  # the training process loads
         yield
         return
     atexit.register(end)

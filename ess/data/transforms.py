@@ -1,4 +1,4 @@
-"""Joint augmentation of image and labels: where crops lie, how they are resized; and ImageNet's normalisation."""
+"""Augmentation of image and labels together: random crops, resizing, colours; and ImageNet's normalisation."""
 
 from typing import NamedTuple
 
@@ -11,23 +11,23 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _FILL = tuple(round(255 * channel) for channel in IMAGENET_MEAN)
-"""What lies outside the picture: the mean colour, which normalises to about 0."""
+"""The mean colour, which fills crops outside the picture; it normalises to about 0."""
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
-class Placement(NamedTuple):
-    """Where a crop comes from, pixels ``rows`` x ``columns`` of a picture, and what they fill of it when resized."""
+class Crop(NamedTuple):
+    """Which pixels of a picture a crop shows, ``rows`` x ``columns``, and which pixels of the crop they fill once resized."""
 
     rows: slice
     columns: slice
-    down: slice
-    across: slice
+    target_rows: slice
+    target_columns: slice
     mirrored: bool
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(h, w) of the pixels of the picture."""
+        """(h, w) of the shown part of the picture."""
         return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
 
     @property
@@ -36,70 +36,72 @@ class Placement(NamedTuple):
         return self.shape[0] * self.shape[1]
 
 
-def random_placement(
+def random_crop(
     shape: tuple[int, int],
     rng: np.random.Generator,
     *,
-    crop: int,
+    size: int,
     scale: tuple[float, float],
     flip: float,
     around: tuple[int, int] | None = None,
-) -> Placement:
-    """A random crop of a picture of ``shape`` (H, W).
+) -> Crop:
+    """A random crop of ``size`` x ``size`` pixels of a picture of ``shape`` (H, W).
 
-    The picture is resized by a factor drawn uniformly from ``scale``, a window of ``crop`` x ``crop`` is placed uniformly where
-    it overlaps it most, and holds the pixel ``around`` (row, column) if one is given, and is mirrored with probability
-    ``flip``. Windows begin at whole pixels of the picture, so that only what they show has to be resized.
+    The picture is scaled by a factor drawn uniformly from ``scale``. The crop lies uniformly where it overlaps the scaled
+    picture most, or, with a pixel ``around`` (row, column), where it also contains that pixel; it is mirrored with probability
+    ``flip``. Crops begin at whole pixels of the picture, so that only the pixels they show have to be resized.
     """
     factor = rng.uniform(*scale)
-    y, x = (None, None) if around is None else around
-    columns, across = _window(rng, shape[1], factor, crop, x)
-    rows, down = _window(rng, shape[0], factor, crop, y)
-    return Placement(rows, columns, down, across, bool(rng.random() < flip))
+    row, column = (None, None) if around is None else around
+    columns, target_columns = _along_one_side(rng, shape[1], factor, size, column)
+    rows, target_rows = _along_one_side(rng, shape[0], factor, size, row)
+    return Crop(rows, columns, target_rows, target_columns, bool(rng.random() < flip))
 
 
-def render_image(pixels: torch.Tensor, place: Placement, crop: int) -> torch.Tensor:
-    """The pixels (h, w, 3) uint8 that a placement shows, resized bilinearly: (3, crop, crop) uint8, the mean colour outside."""
-    size = (place.down.stop - place.down.start, place.across.stop - place.across.start)
-    shown = F.interpolate(pixels.permute(2, 0, 1)[None].float(), size=size, mode="bilinear", align_corners=False)[0]
-    image = torch.tensor(_FILL, dtype=torch.uint8, device=pixels.device).view(3, 1, 1).repeat(1, crop, crop)
-    image[:, place.down, place.across] = shown.round_().to(torch.uint8)
-    return image.flip(2) if place.mirrored else image
+def render_image(pixels: torch.Tensor, crop: Crop, size: int) -> torch.Tensor:
+    """The pixels (h, w, 3) uint8 that a crop shows, resized bilinearly: (3, size, size) uint8, with the mean colour outside."""
+    shape = (crop.target_rows.stop - crop.target_rows.start, crop.target_columns.stop - crop.target_columns.start)
+    shown = F.interpolate(pixels.permute(2, 0, 1)[None].float(), size=shape, mode="bilinear", align_corners=False)[0]
+    image = torch.tensor(_FILL, dtype=torch.uint8, device=pixels.device).view(3, 1, 1).repeat(1, size, size)
+    image[:, crop.target_rows, crop.target_columns] = shown.round_().to(torch.uint8)
+    return image.flip(2) if crop.mirrored else image
 
 
-def render_labels(labels: torch.Tensor, place: Placement, crop: int, ignore_index: int = -1) -> torch.Tensor:
-    """(h, w) integer labels, as :func:`render_image` renders pixels, to (crop, crop): the nearest, outside ``ignore_index``."""
+def render_labels(labels: torch.Tensor, crop: Crop, size: int, ignore_index: int = -1) -> torch.Tensor:
+    """The integer labels (h, w) that a crop shows, resized to the nearest: (size, size), with ``ignore_index`` outside."""
     rows, columns = (
         _nearest(length, part.stop - part.start, labels.device)
-        for length, part in zip(labels.shape, (place.down, place.across), strict=True)
+        for length, part in zip(labels.shape, (crop.target_rows, crop.target_columns), strict=True)
     )
-    image = labels.new_full((crop, crop), ignore_index)
-    image[place.down, place.across] = labels[rows[:, None], columns]
-    return image.flip(1) if place.mirrored else image
+    image = labels.new_full((size, size), ignore_index)
+    image[crop.target_rows, crop.target_columns] = labels[rows[:, None], columns]
+    return image.flip(1) if crop.mirrored else image
 
 
 def _nearest(length: int, size: int, device: torch.device) -> torch.Tensor:
-    """(size,) int64, of ``length`` pixels those under the centres of ``size``."""
+    """(size,) int64: which of ``length`` pixels lies under the centre of each of ``size`` pixels."""
     return (2 * torch.arange(size, device=device) + 1) * length // (2 * size)
 
 
-def _window(rng: np.random.Generator, side: int, factor: float, crop: int, held: int | None) -> tuple[slice, slice]:
-    """Along one side: which pixels of the picture are shown, and where in the window."""
-    shown = max(1, round(side * factor))
-    if shown <= crop:  # all of it, somewhere
-        first = int(rng.integers(0, crop - shown + 1))
-        return slice(0, side), slice(first, first + shown)
-    length = min(side, max(1, round(crop / factor)))
-    low, high = (0, side - length) if held is None else (max(0, held - length + 1), min(side - length, held))
-    first = int(rng.integers(low, high + 1))
-    return slice(first, first + length), slice(0, crop)
+def _along_one_side(
+    rng: np.random.Generator, side: int, factor: float, size: int, contained: int | None
+) -> tuple[slice, slice]:
+    """(pixels of the picture that are shown, pixels of the crop that they fill) along one side of the picture."""
+    scaled = max(1, round(side * factor))
+    if scaled <= size:  # the whole side, somewhere in the crop
+        start = int(rng.integers(0, size - scaled + 1))
+        return slice(0, side), slice(start, start + scaled)
+    length = min(side, max(1, round(size / factor)))
+    low, high = (0, side - length) if contained is None else (max(0, contained - length + 1), min(side - length, contained))
+    start = int(rng.integers(low, high + 1))
+    return slice(start, start + length), slice(0, size)
 
 
 def color_jitter(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
-    """Brightness, contrast and saturation by factors drawn uniformly from 1 - strength..1 + strength, >= 0.
+    """Change brightness, contrast and saturation of ``image``, (H, W, 3) uint8 RGB; the result has the same form.
 
-    ``image`` (H, W, 3) uint8 RGB, and so is what comes back: contrast moves pixels from the picture's mean grey, saturation
-    from their own. The three are one linear map of colours, rounded once.
+    The factors are drawn uniformly from 1 - ``strength``..1 + ``strength``, but not below 0. Contrast moves pixels away from
+    the picture's mean grey, saturation away from their own grey. All three are applied as one linear map and rounded once.
     """
     brightness, contrast, saturation = rng.uniform(max(0.0, 1 - strength), 1 + strength, 3)
     grey = brightness * float(_LUMA @ cv2.mean(image)[:3])
@@ -109,7 +111,7 @@ def color_jitter(image: np.ndarray, rng: np.random.Generator, strength: float) -
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
-    """(B, 3, H, W) uint8 RGB to float32 with ImageNet's mean 0 and standard deviation 1, on the device of ``images``."""
+    """(B, 3, H, W) uint8 RGB -> float32 with mean 0 and standard deviation 1 over ImageNet, on the same device."""
     mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1)
     std = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1)
     return (images.float() / 255 - mean) / std

@@ -1,1 +1,1 @@
-"""How good a model is."""
+"""How good a model is: pixels counted by class, the scores from them, and reports."""

@@ -1,4 +1,4 @@
-"""How good a model is on a split of a data set: one count of pixels by class over all its images, each at its own size."""
+"""How good a model is on a split of a data set: pixels counted by class over all its images, each at its own size."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -7,14 +7,17 @@ import numpy as np
 
 from cocolvis.ahead import ahead
 from cocolvis.errors import DamagedImage, DataError
-from cocolvis.storage.dataset import Dataset
-from ess.data.damage import advised
+from cocolvis.storage.dataset import Dataset, Split
+from ess.data.damage import with_advice
 from ess.data.loader import to_labels
 from ess.evaluation.metrics import Confusion
 from ess.inference.predictor import Predictor
 
-_TRIED = 4
-"""Images that are read to see whether an evaluation can begin, as many as it shows."""
+_CHECKED = 4
+"""Images that are decoded to check that an evaluation can begin; as many as are shown later."""
+
+Example = tuple[np.ndarray, np.ndarray]
+"""(labels (H, W), image (H, W, 3) uint8 RGB)."""
 
 
 def evaluate(
@@ -28,13 +31,14 @@ def evaluate(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict:
     """The scores of :func:`scores_of` on a split, or on its first ``limit`` images; a DataError when it has none."""
-    damaged = [] if skip_damaged else None
-    confusion = count(predictor, dataset, split=split, indices=first(dataset, split, limit), damaged=damaged, progress=progress)
+    damaged: list[DamagedImage] | None = [] if skip_damaged else None
+    indices = image_indices(dataset, split, limit)
+    confusion = count_pixels(predictor, dataset, split=split, indices=indices, damaged=damaged, progress=progress)
     return scores_of(confusion, dataset, published=published, damaged=damaged or ())
 
 
-def first(dataset: Dataset, split: str, limit: int | None = None) -> range:
-    """The images to evaluate on; a DataError when the split has none."""
+def image_indices(dataset: Dataset, split: str, limit: int | None = None) -> range:
+    """The indices of the images to evaluate on, at most ``limit``; a DataError when the split has none."""
     images = len(dataset.split(split))
     if not images:
         raise DataError(f"{dataset.folder}: split {split!r} has no images to evaluate on; choose another --split")
@@ -42,26 +46,26 @@ def first(dataset: Dataset, split: str, limit: int | None = None) -> range:
 
 
 def check_readable(dataset: Dataset, split: str, *, skip_damaged: bool = False) -> None:
-    """A DataError, before hours of training, where a later evaluation on a split could not even begin.
+    """A DataError, before hours of training, when a later evaluation on a split could not even begin.
 
-    Its shards are opened, and the first images decoded; of these, damaged ones do no harm where they will be skipped.
+    Opens all shards of the split and decodes its first images. With ``skip_damaged``, damaged images among these are fine.
     """
     try:
         images = dataset.split(split)
         if not len(images):
             raise DataError(f"{dataset.folder}: split {split} has no images")
         images.sizes()
-        for index in range(min(_TRIED, len(images))):
+        for index in range(min(_CHECKED, len(images))):
             try:
                 images[index].image()
             except DamagedImage as error:
                 if not skip_damaged:
-                    raise advised(error) from None
+                    raise with_advice(error) from None
     except DataError as error:
-        raise DataError(f"{error}; evaluations need this: mend it, or train without --eval-every") from None
+        raise DataError(f"{error}; evaluations need this: repair it, or train without --eval-every") from None
 
 
-def count(
+def count_pixels(
     predictor: Predictor,
     dataset: Dataset,
     *,
@@ -70,49 +74,53 @@ def count(
     damaged: list[DamagedImage] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Confusion:
-    """The pixels of some images of a split, by true and predicted class; several processes' counts add up.
+    """Count the pixels of some images of a split by true and predicted class; counts of several processes can be added.
 
-    Damaged images are left out and added to ``damaged``; where that is None, the first one is raised. ``progress`` is called
-    once for each image, whether it is counted or left out.
-
-    Classes that were added to the model after its training do not take part. A DataError when the data set has another
-    vocabulary than the model.
+    Damaged images are left out and appended to ``damaged``; where that is None, the first one is raised. ``progress`` is called
+    once for each image, whether it is counted or left out. Classes that were added to the model after its training do not take
+    part. A DataError when the data set has another vocabulary than the model.
     """
-    predictor = predictor.trained()
+    predictor = predictor.without_added_classes()
     if dataset.vocabulary.digest != predictor.vocabulary.digest:
-        raise DataError(f"{dataset.folder}: has another vocabulary than the model was trained with; build the data set it was")
-    images = dataset.split(split)
-
-    def load(index: int) -> tuple[np.ndarray, np.ndarray] | DamagedImage:
-        try:
-            sample = images[index]
-            return to_labels(sample.mask), sample.image()
-        except DamagedImage as error:
-            return error
-
+        raise DataError(
+            f"{dataset.folder}: has another vocabulary than the model was trained with; build the data set with that one"
+        )
     done = itertools.count(1)
 
-    def sound() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for found in ahead(load, indices, threads=1):  # a split is read by one thread
-            if not isinstance(found, DamagedImage):
-                yield found
-            elif damaged is None:
-                raise advised(found)
-            else:
-                damaged.append(found)
-                progress(next(done), len(indices))
+    def skip(error: DamagedImage) -> None:
+        if damaged is None:
+            raise with_advice(error)
+        damaged.append(error)
+        progress(next(done), len(indices))
 
     confusion = Confusion(len(dataset.vocabulary))
-    for truth, _, prediction in predictor.stream(sound()):
-        confusion.update(truth, to_labels(prediction))
+    for labels, _, prediction in predictor.stream(_examples(dataset.split(split), indices, skip)):
+        confusion.update(labels, to_labels(prediction))
         progress(next(done), len(indices))
     return confusion
 
 
-def scores_of(confusion: Confusion, dataset: Dataset, *, published: bool = False, damaged: Sequence[DamagedImage] = ()) -> dict:
-    """:meth:`Confusion.summary` with the frequency groups of the data set's vocabulary, and "skipped" images.
+def _examples(split: Split, indices: Sequence[int], skip: Callable[[DamagedImage], None]) -> Iterator[Example]:
+    """The sound ones of some images with their labels; ``skip`` is called with each damaged one."""
 
-    A DataError when there are no others than the ``damaged`` ones.
+    def load(index: int) -> Example | DamagedImage:
+        try:
+            sample = split[index]
+            return to_labels(sample.mask), sample.image()
+        except DamagedImage as error:
+            return error
+
+    for found in ahead(load, indices, threads=1):  # only one thread may read a split
+        if isinstance(found, DamagedImage):
+            skip(found)
+        else:
+            yield found
+
+
+def scores_of(confusion: Confusion, dataset: Dataset, *, published: bool = False, damaged: Sequence[DamagedImage] = ()) -> dict:
+    """:meth:`Confusion.summary` with the frequency groups of the data set's vocabulary; "skipped" is the number of ``damaged``.
+
+    A DataError when all images were damaged.
     """
     if damaged and not confusion.images:
         raise DataError(f"none of the {len(damaged)} images to evaluate on can be read; the first: {damaged[0]}")

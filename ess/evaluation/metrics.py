@@ -1,4 +1,4 @@
-"""How good predictions are: pixels counted by true and predicted class, and the figures that follow from the counts."""
+"""How good predictions are: pixels counted by true and predicted class, and the scores from these counts."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,11 @@ from cocolvis.vocabulary import GROUPS
 
 
 class Confusion:
-    """Pixels by true and predicted class, with 0..C-1 for classes and ``ignore_index`` in the truth for none.
+    """Counts of pixels by true and predicted class 0..C-1; pixels with ``ignore_index`` in the truth are ignored.
 
-    ``pixels`` is (3, C) int64: of each class in the truth, in the prediction, and in both, which all scores follow from;
-    ``images`` is how many images were counted. ``matrix`` is None, or where it is asked for (C, C) int64, truth by rows. Parts
-    that were counted apart are put together by ``+=``.
+    ``pixels`` (3, C) int64 are the pixels of each class in the truth, in the prediction, and in both; all scores follow from
+    them. ``images`` is the number of images counted. ``matrix`` is (C, C) int64 with the truth by rows, or None unless it was
+    requested. Counts made separately are added with ``+=``.
     """
 
     def __init__(self, classes: int, ignore_index: int = -1, *, matrix: bool = False):
@@ -23,7 +23,7 @@ class Confusion:
         self.matrix = torch.zeros((classes, classes), dtype=torch.int64) if matrix else None
         self.images = 0
 
-    def update(self, truth, prediction) -> None:
+    def update(self, truth: np.ndarray | torch.Tensor, prediction: np.ndarray | torch.Tensor) -> None:
         """Count one image: two label arrays or tensors of the same shape and any integer type."""
         truth, prediction = torch.as_tensor(truth), torch.as_tensor(prediction)
         if truth.shape != prediction.shape:
@@ -48,7 +48,7 @@ class Confusion:
         if (other.matrix is None) != (self.matrix is None):
             raise ValueError("cannot add counts with a matrix to counts without one")
         self.pixels += other.pixels
-        if self.matrix is not None:
+        if self.matrix is not None and other.matrix is not None:
             self.matrix += other.matrix
         self.images += other.images
         return self
@@ -56,17 +56,17 @@ class Confusion:
     def iou(self, published: bool = False) -> np.ndarray:
         """Intersection over union of each class: (C,) float64, NaN where the class is absent from the truth.
 
-        ``published`` keeps a class that is absent from the truth, with 0, when it was predicted, as the published code does.
+        With ``published``, a class that was predicted but is absent from the truth has 0 instead, as in the published code.
         """
         truth, predicted, right = self.totals()
         present = truth + predicted > 0 if published else truth > 0
         return np.divide(right, truth + predicted - right, out=np.full(self.classes, np.nan), where=present)
 
     def summary(self, groups: Sequence[str | None] | None = None, *, published: bool = False) -> dict:
-        """Everything in one dictionary that JSON can hold, fractions 0..1, None where there is nothing to average.
+        """All scores as a dictionary for JSON: fractions 0..1, or None where there is nothing to average.
 
-        ``groups`` names the frequency group of each of the C classes, None for none; there are no scores by group where no
-        class has one. ``published`` is as in :meth:`iou`.
+        ``groups`` gives the frequency group of each of the C classes, or None. Without any group there are no scores by group.
+        ``published`` is that of :meth:`iou`.
         """
         if groups is not None and len(groups) != self.classes:
             raise ValueError(f"groups are given for {len(groups)} classes: expected {self.classes}")
@@ -90,9 +90,9 @@ class Confusion:
 
 
 def miou_curve(iou: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """The mIoU over the first n classes of ``order``, for n = 1..C: (C,) float64, NaN while all of these are NaN.
+    """The mIoU over the first n classes of ``order``, for n = 1..C: (C,) float64, NaN as long as all of these are NaN.
 
-    ``iou`` (C,) as :meth:`Confusion.iou` gives it, ``order`` (C,) the classes 0..C-1 in the order that counts.
+    ``iou`` (C,) is that of :meth:`Confusion.iou`; ``order`` (C,) is a permutation of the classes 0..C-1.
     """
     ranked = iou[order]
     counted = np.cumsum(~np.isnan(ranked))
@@ -100,6 +100,6 @@ def miou_curve(iou: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def _mean(values: np.ndarray) -> float | None:
-    """The mean of what is not NaN; None where that is nothing."""
+    """The mean of the values that are not NaN; None if there are none."""
     values = values[~np.isnan(values)]
     return float(values.mean()) if len(values) else None

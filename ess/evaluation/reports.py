@@ -1,4 +1,4 @@
-"""What an evaluation tells class by class: the mIoU of the n most frequent classes, a CSV of all classes, the curve over n."""
+"""Reports of an evaluation by class: the mIoU of the n most frequent classes, its curve over n, and a CSV of all classes."""
 
 import csv
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ COLUMNS = ("class", "name", "group", "training_images", "truth_pixels", "predict
 
 
 def training_images(dataset: Dataset) -> np.ndarray:
-    """How many images of the split "train" show each class, by the data set's own index: (C,) int64."""
+    """How many images of the split "train" show each class, from the tables of its shards: (C,) int64."""
     _, classes, _ = dataset.split("train").present()
     return np.bincount(classes.astype(np.int64) - 1, minlength=len(dataset.vocabulary))
 
@@ -28,9 +28,10 @@ def check_top(top: Sequence[int], dataset: Dataset) -> None:
 
 
 def frequency_curve(iou: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """The mIoU over the n classes with the most training ``images`` (C,), for n = 1..C: (C,) float64, NaN where none counts.
+    """The mIoU over the n classes with the most training ``images`` (C,), for n = 1..C: (C,) float64.
 
-    All classes compete in the prediction; of the n, those without an IoU do not count. Of equals the lower class is first.
+    Predictions are those among all classes. Classes without an IoU do not count; NaN where no class counts. Ties go to the
+    lower class id.
     """
     return miou_curve(iou, np.argsort(-images, kind="stable"))
 
@@ -41,7 +42,7 @@ def top_scores(curve: np.ndarray, top: Sequence[int]) -> list[dict]:
 
 
 def write_classes(path: Path, confusion: Confusion, dataset: Dataset, images: np.ndarray, *, published: bool = False) -> None:
-    """A CSV with a row for each class in :data:`COLUMNS`; what is undefined, such as the IoU of an absent class, is empty."""
+    """A CSV with a row of :data:`COLUMNS` for each class; undefined values, such as the IoU of an absent class, are empty."""
     truth, predicted, right = confusion.totals()
     accuracy = np.divide(right, truth, out=np.full(len(truth), np.nan), where=truth > 0)
     rows = zip(dataset.vocabulary, images, truth, predicted, confusion.iou(published), accuracy, strict=True)
@@ -54,7 +55,7 @@ def write_classes(path: Path, confusion: Confusion, dataset: Dataset, images: np
 
 
 def plot_curve(path: Path, curve: np.ndarray, images: np.ndarray) -> None:
-    """Draw :func:`frequency_curve` over n to a picture file, up to the last class that has training ``images`` (C,)."""
+    """Draw :func:`frequency_curve` over n to a picture file, up to the last class with training ``images`` (C,)."""
     from matplotlib.figure import Figure
 
     trained = max(1, int((images > 0).sum()))

@@ -1,4 +1,4 @@
-"""Classes added to a trained run without training: each the mean pixel embedding of a few examples, in RUN/added.json."""
+"""Classes added to a trained run without training: the file RUN/added.json, and which pixels they take in a prediction."""
 
 import logging
 from collections.abc import Sequence
@@ -22,10 +22,11 @@ log = logging.getLogger("ess")
 
 
 class AddedClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A class made of examples.
+    """A class made of examples by :func:`ess.inference.new_class.make_class`.
 
-    ``embedding`` is the mean over their ``pixels``, ``radius`` how far from it a pixel of the class may lie (:func:`claim`),
-    ``examples`` the pictures' files; ``checkpoint`` is the SHA-256 of the weights that gave the embeddings.
+    ``embedding`` is the mean over the ``pixels`` (their number) of the class in the pictures ``examples`` (their files).
+    ``radius`` is how far from it a pixel of the class may lie. ``checkpoint`` is the SHA-256 of the weights that gave the
+    embeddings.
     """
 
     name: str
@@ -57,12 +58,12 @@ def read_added(run: Run) -> list[AddedClass]:
         if len(new.embedding) != run.config.dim or not np.isfinite([*new.embedding, new.radius]).all():
             wrong = f"the embedding of {new.name!r} is not {run.config.dim} finite numbers"
             raise DataError(f"{path}: malformed: {wrong}; remove it, and add the classes again")
-    extended(run.vocabulary, content.classes)
+    extend_vocabulary(run.vocabulary, content.classes)
     return content.classes
 
 
-def usable_classes(run: Run, checkpoint: Checkpoint) -> list[AddedClass]:
-    """The added classes that were made with this checkpoint; the log warns of others, whose embeddings mean nothing here."""
+def classes_for_checkpoint(run: Run, checkpoint: Checkpoint) -> list[AddedClass]:
+    """The added classes that were made with this checkpoint; the log warns about the others, which do not fit it."""
     added = read_added(run)
     digest = weights_digest(checkpoint) if added else ""
     stale = [new.name for new in added if new.checkpoint != digest]
@@ -77,59 +78,68 @@ def usable_classes(run: Run, checkpoint: Checkpoint) -> list[AddedClass]:
 
 
 def weights_digest(checkpoint: Checkpoint | None) -> str:
-    """The SHA-256 of a checkpoint's weights; "" for a model that comes from none."""
+    """The SHA-256 of a checkpoint's weights; "" without a checkpoint."""
     return sha256(checkpoint.folder / "model.safetensors") if checkpoint else ""
 
 
-def extended(vocabulary: Vocabulary, added: Sequence[AddedClass]) -> Vocabulary:
-    """A vocabulary with added classes as C + 1, C + 2, ...; a DataError where a name is taken."""
+def extend_vocabulary(vocabulary: Vocabulary, added: Sequence[AddedClass]) -> Vocabulary:
+    """The vocabulary with added classes as C + 1, C + 2, ...; a DataError when a name is already taken."""
     if not added:
         return vocabulary
     infos = [ClassInfo(i, new.name, "thing", None, None, {}) for i, new in enumerate(added, len(vocabulary) + 1)]
     return Vocabulary([*vocabulary.classes, *infos], vocabulary.ignored)
 
 
-def store(run: Run, new: AddedClass) -> None:
-    """Put a class into added.json, for the one of the same name or at the end."""
-    others = read_added(run)
-    places = [place for place, other in enumerate(others) if nfc(other.name) == nfc(new.name)]
-    _write(run, [new if place in places else other for place, other in enumerate(others)] + ([] if places else [new]))
+def store_class(run: Run, new: AddedClass) -> None:
+    """Write a class to added.json, in place of the one with the same name or at the end."""
+    classes = read_added(run)
+    same = [index for index, other in enumerate(classes) if nfc(other.name) == nfc(new.name)]
+    _write(run, [new if index in same else other for index, other in enumerate(classes)] + ([] if same else [new]))
 
 
-def remove(run: Run, name: str) -> None:
-    """Take a class out of added.json; those behind it move up by one id. A DataError when it is not there."""
-    others = read_added(run)
-    kept = [other for other in others if nfc(other.name) != nfc(name)]
-    if len(kept) == len(others):
-        known = ", ".join(other.name for other in others) or "none"
+def remove_class(run: Run, name: str) -> None:
+    """Remove a class from added.json; the ids of later ones decrease by one. A DataError when there is no such class."""
+    classes = read_added(run)
+    kept = [other for other in classes if nfc(other.name) != nfc(name)]
+    if len(kept) == len(classes):
+        known = ", ".join(other.name for other in classes) or "none"
         raise DataError(f"{run.folder}: has no added class {name!r}; it has {known}")
     _write(run, kept)
 
 
-def claim(model: SegmentationModel, output: torch.Tensor, labels: torch.Tensor, added: Sequence[AddedClass]) -> torch.Tensor:
-    """Labels (H, W) int64 after added classes took theirs; ``output`` (D, H, W) are the embeddings of the pixels.
+def assign_added_classes(
+    model: SegmentationModel, output_DHW: torch.Tensor, labels_HW: torch.Tensor, added: Sequence[AddedClass]
+) -> torch.Tensor:
+    """The labels (H, W) int64 after pixels were assigned to added classes, given the embeddings of the pixels.
 
-    A pixel becomes an added class when that is nearer than its nearest trained class, and within the class's radius: anything
-    unlike the examples stays what it was. The radius decides: trained class embeddings lie apart from the pixels' (softmax asks
-    only that the right one be the nearest), so that a mean of pixels is nearer to most pixels than these are.
+    A pixel becomes an added class if that is nearer than its nearest trained class and lies within the class's radius;
+    otherwise it keeps its label, so anything unlike the examples stays what it was. The radius is needed because trained class
+    embeddings lie apart from the pixels' (softmax asks only that the right one be the nearest): a mean of pixels is nearer to
+    most pixels than these are.
     """
-    pixels, classes = output.flatten(1).T, model.classes()
-    labels, shape = labels.flatten(), labels.shape
-    nearest = scores(pixels, classes[labels], model.distance)
-    for label, new in enumerate(added, len(classes)):
-        found = scores(pixels, torch.tensor(new.embedding, device=pixels.device), model.distance)
-        taken = (found < nearest) & (found <= new.radius)
-        labels = torch.where(taken, label, labels)
-        nearest = torch.where(taken, found, nearest)
-    return labels.view(shape)
+    pixels_PD, classes_CD = output_DHW.flatten(1).T, model.classes()
+    labels_P = labels_HW.flatten()
+    nearest_P = distances(pixels_PD, classes_CD[labels_P], model.distance)
+    for label, new in enumerate(added, len(classes_CD)):
+        embedding_D = torch.tensor(new.embedding, device=pixels_PD.device)
+        distance_P = distances(pixels_PD, embedding_D, model.distance)
+        taken_P = (distance_P < nearest_P) & (distance_P <= new.radius)
+        labels_P = torch.where(taken_P, label, labels_P)
+        nearest_P = torch.where(taken_P, distance_P, nearest_P)
+    return labels_P.view(labels_HW.shape)
 
 
-def scores(pixels: torch.Tensor, classes: torch.Tensor, distance: str) -> torch.Tensor:
-    """How far pixels (P, D) lie from classes (D,) or (P, D): (P,), smaller is nearer: squared, or the negative product."""
-    return -(pixels * classes).sum(dim=1) if distance == "cosine" else (pixels - classes).square().sum(dim=1)
+def distances(pixels_PD: torch.Tensor, classes: torch.Tensor, distance: str) -> torch.Tensor:
+    """How far each pixel is from one class for all, (D,), or from its own, (P, D): (P,).
+
+    Squared Euclidean distances, or negative products for ``distance`` "cosine"; smaller is nearer.
+    """
+    if distance == "cosine":
+        return -(pixels_PD * classes).sum(dim=1)
+    return (pixels_PD - classes).square().sum(dim=1)
 
 
 def _write(run: Run, classes: Sequence[AddedClass]) -> None:
-    extended(run.vocabulary, classes)
+    extend_vocabulary(run.vocabulary, classes)
     content = _File(FORMAT, VERSION, list(classes))
     write_json(run.folder / FILE, msgspec.to_builtins(content))

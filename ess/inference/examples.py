@@ -1,4 +1,4 @@
-"""Pictures with masks that show a class: found by stem, read one by one."""
+"""Examples of a class, pictures with masks: paired by file stem, read one at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ from cocolvis.disk.files import regular_file
 from cocolvis.disk.folders import Similar
 from cocolvis.errors import DataError
 from cocolvis.pictures import remarks
+from cocolvis.pictures.encoded import decode_file
 from cocolvis.pictures.label_files import label_pixels, open_labels
 from cocolvis.text import nfc
 from ess.inference.inputs import Input, find_inputs
@@ -17,13 +18,13 @@ from ess.inference.inputs import Input, find_inputs
 Decoded = TypeVar("Decoded")
 
 _NAMED = 8
-"""Values of masks that are named where none of them fits."""
+"""How many values of the masks a message names when none of them fits."""
 
 
 def pair(images: Sequence[str], masks: Sequence[str]) -> list[tuple[Path, Path]]:
-    """(picture, mask) of equal stem, of files, folders or globs; a DataError unless every mask has its picture.
+    """(picture, mask) files with the same stem, from files, folders or globs; a DataError unless every mask has a picture.
 
-    A picture without a mask is no example, so that a large folder of pictures may stand beside a few masks.
+    Pictures without a mask are ignored, so a few masks can be used with a large folder of pictures.
     """
     pictures, drawn = ({nfc(one.path.stem): one for one in _pictures(names)} for names in (images, masks))
     for stem, mask in drawn.items():
@@ -37,14 +38,14 @@ def pair(images: Sequence[str], masks: Sequence[str]) -> list[tuple[Path, Path]]
 def read_examples(pairs: Sequence[tuple[Path, Path]], value: int | None = None) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """(picture's file, image (H, W, 3) uint8 RGB, (H, W) bool where the class is) for each pair.
 
-    Masks are label files, as `cocolvis import` reads them; the class is where they are ``value``, or where they are not 0. One
-    that is drawn in a single colour on black is 1 there. A DataError for files that cannot be read, a mask of another size than
-    its picture, and in the end where no pixel of any mask is of the class, or all are.
+    Masks are label files as `cocolvis import` reads them. The class is where they equal ``value`` or, without a value, where
+    they are not 0; a mask drawn in one colour on black counts as 1 where it is drawn. A DataError for a file that cannot be
+    read and for a mask of another size than its picture, and at the end if no pixel of any mask is of the class, or all are.
     """
     held: dict[int, int] = {}
     for picture, mask in pairs:
         encoded = _read(picture, "picture")
-        image = _decoded(picture, "picture", lambda: encoded.decode_file(encoded))  # noqa: B023 (called within this turn)
+        image = _decoded(picture, "picture", lambda: decode_file(encoded))  # noqa: B023 (called in the same iteration)
         labels = _labels(mask, picture, encoded, image.shape[:2], drawn=value is None)
         for label, pixels in label_pixels(labels).items():
             held[label] = held.get(label, 0) + pixels
@@ -53,7 +54,7 @@ def read_examples(pairs: Sequence[tuple[Path, Path]], value: int | None = None) 
 
 
 def _labels(mask: Path, picture: Path, encoded: bytes, size: tuple[int, int], *, drawn: bool) -> np.ndarray:
-    """The (H, W) numbers of a mask, once its size was found to be that of its picture."""
+    """The (H, W) values of a mask; a DataError unless its size is that of its picture."""
     stored = _read(mask, "mask")
     opened = _decoded(mask, "mask", lambda: open_labels(stored, drawn=drawn))
     if opened.size != size:
@@ -66,7 +67,7 @@ def _labels(mask: Path, picture: Path, encoded: bytes, size: tuple[int, int], *,
 
 
 def _check_held(held: dict[int, int], value: int | None) -> None:
-    """A DataError that names the values of all masks where no pixel is marked, or every one is."""
+    """A DataError that names the values of all masks if no pixel of them is marked, or every pixel is."""
     if not held:
         return
     marked = [label for label in held if (label != 0 if value is None else label == value)]
@@ -88,7 +89,7 @@ def _pictures(names: Sequence[str]) -> list[Input]:
         same = [other.path for other in found if nfc(other.path.stem) == nfc(one.path.stem)]
         if len(same) > 1:
             raise DataError(
-                f"{same[1]}: has the stem of {same[0]}; pictures and masks are paired by stem, so each must be there once"
+                f"{same[1]}: has the same stem as {same[0]}; pictures and masks are paired by stem, so each stem must be unique"
             )
     return found
 

@@ -1,4 +1,4 @@
-"""Which id each picture has among run lengths: the number that is its name where no other one has it, else its name."""
+"""The id of each picture in run-length results: the number in its name if that is unique, otherwise its name."""
 
 import os
 import re
@@ -9,11 +9,11 @@ from pathlib import PurePath
 ImageId = int | str
 
 _LARGEST = 2**63 - 1
-"""What readers hold in 64 bits."""
+"""The largest id that fits the 64 bits that readers use."""
 
 
 def number_of(file: str | PurePath) -> int | None:
-    """The number that is a file's name, such as 139 for 000000000139.jpg; None where it is none, or has more than 63 bits."""
+    """The number in a file's name, such as 139 for 000000000139.jpg; None if the name is not a number of at most 63 bits."""
     stem = PurePath(file).stem
     if not re.fullmatch(r"[0-9]{1,100}", stem) or int(stem) > _LARGEST:
         return None
@@ -21,9 +21,9 @@ def number_of(file: str | PurePath) -> int | None:
 
 
 def image_ids(names: Mapping[str, str]) -> dict[str, ImageId]:
-    """File -> id, of files with the names that they have below the folder they came from; no two are equal.
+    """File -> unique id, for files with the names that they have below the folder they came from.
 
-    An id is the file's number if no other file has it, else its name if no other has that, else the file itself.
+    An id is the file's number if no other file has it, otherwise its name if no other file has that, otherwise the file itself.
     """
     possible = {file: (number_of(file), name, file, os.path.abspath(file)) for file, name in names.items()}
     claims = Counter(one for several in possible.values() for one in {*several})

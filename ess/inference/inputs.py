@@ -1,4 +1,4 @@
-"""What is to be predicted: pictures and videos from files, folders and globs, and where their results go."""
+"""What to predict: pictures and videos from files, folders and globs, and what their results are called."""
 
 import glob
 import logging
@@ -20,15 +20,14 @@ from cocolvis.text import decoded, nfc
 
 PICTURES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
 VIDEOS = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"))
-"""Endings, in lower case: which files of a folder count, and which file is a video."""
-
+"""Endings, in lower case, of the files that are taken from a folder, and of those among them that are videos."""
 
 log = logging.getLogger("ess")
 
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """A picture or a video; ``name`` is where its results lie in the output folder, without an ending."""
+    """A picture or a video; ``name`` is the path of its results in the output folder, without an ending."""
 
     path: Path
     name: Path
@@ -39,26 +38,26 @@ class Input:
         return self.path.suffix.lower() in VIDEOS
 
 
-def find_inputs(arguments: Iterable[str], leave: Path | None = None) -> list[Input]:
-    """The pictures and videos that files, folders (with all below them) and globs such as "photos/**/*.jpg" name.
+def find_inputs(arguments: Iterable[str], exclude: Path | None = None) -> list[Input]:
+    """The pictures and videos in files, folders (at any depth) and globs such as "photos/**/*.jpg".
 
-    A file is named by its stem; one from a folder or a glob keeps the folders below that. What is there and cannot be read, as
-    a link that leads nowhere, is among them. Linked folders are followed, what is hidden or was left behind by a system is
-    passed over, and a file with several names is taken once. What lies in the folder ``leave`` is not looked at. The log tells
-    what could not be looked into. A DataError for what is not there, and for folders without any.
+    A file is named by its stem, one from a folder or a glob also by its folders below that. Entries that exist but cannot be
+    read, such as broken links, are included. Linked folders are followed; hidden files and litter of operating systems are
+    skipped, and so is everything in the folder ``exclude``; a file reached by several names is taken once. The log names
+    folders that cannot be read. A DataError for arguments that do not exist, and for folders without pictures or videos.
     """
     found: dict[Path, Input] = {}
-    left = leave.resolve() if leave else None
+    excluded = exclude.resolve() if exclude else None
     for argument in arguments:
         for one in _named(argument):
             path = Path(os.path.realpath(one.path) if os.path.exists(one.path) else os.path.abspath(one.path))
-            if left not in path.parents or one.path == Path(argument):
+            if excluded not in path.parents or one.path == Path(argument):
                 found.setdefault(path, one)
     return [*found.values()]
 
 
 def read_list(content: bytes) -> list[str]:
-    """The paths in a list, one a line, as stdin brings them; a DataError when it is no such text."""
+    """The paths in a list with one path per line, such as stdin; a DataError when it is not text."""
     lines = decoded(content, "the list of paths", errors="surrogateescape").split("\n")
     return [line for line in lines if line.strip()]
 
@@ -72,8 +71,8 @@ def _named(argument: str) -> list[Input]:
     elif glob.has_magic(argument):
         root, files = _globbed(Path(argument))
     else:
-        raise DataError(f"{path}: is no file; expected a picture (JPEG or PNG), a video, a folder of such, or a glob")
-    known = [file for file in files if file.suffix.lower() in PICTURES | VIDEOS]  # what cannot be read among them is told later
+        raise DataError(f"{path}: is not a file; expected a picture (JPEG or PNG), a video, a folder of these, or a glob")
+    known = [file for file in files if file.suffix.lower() in PICTURES | VIDEOS]  # unreadable ones are reported later
     if not known:
         raise DataError(f"{path}: no pictures or videos there; expected files ending in {', '.join(sorted(PICTURES | VIDEOS))}")
     return [Input(file, file.relative_to(root).with_suffix("")) for file in known]
@@ -88,7 +87,7 @@ def _below(folder: Path) -> list[Path]:
 
 
 def _like_pictures(folder: Path, files: Sequence[Path]) -> list[Path]:
-    """Folders below ``folder`` that are named like pictures and hold none of the ``files``."""
+    """Folders below ``folder`` that are named like pictures but contain none of the ``files``."""
     holders = {folder, *(file.parent for file in files)}
     above = {parent for holder in holders for parent in (holder, *holder.parents)}
     beside = [path for holder in holders for path in holder.iterdir() if path.suffix.lower() in PICTURES]
@@ -96,17 +95,17 @@ def _like_pictures(folder: Path, files: Sequence[Path]) -> list[Path]:
 
 
 def _globbed(pattern: Path) -> tuple[Path, list[Path]]:
-    """(the folder before the first wildcard, the files that a glob names, sorted); "**" are any folders, or none."""
+    """(the folder before the first wildcard, the files that match a glob, sorted); "**" matches any folders, or none."""
     first = next(place for place, part in enumerate(pattern.parts) if glob.has_magic(part))
     root, wild = on_disk(Path(*pattern.parts[:first])), [nfc(part) for part in pattern.parts[first:]]
-    if "**" in wild:  # the system's own way would run around in a loop of links
+    if "**" in wild:  # the standard library would follow a loop of links
         return root, [file for file in _below(root) if _fits([nfc(part) for part in file.relative_to(root).parts], wild)]
     files = [Path(file) for file in sorted(glob.glob(str(root.joinpath(*pattern.parts[first:]))))]
     return root, [file for file in files if not any(map(passed_over, {*file.parts[first:]} - {*pattern.parts}))]
 
 
 def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Whether the ``parts`` of a path fit a glob's."""
+    """Whether the ``parts`` of a path match those of a glob."""
     if not pattern:
         return not parts
     if pattern[0] == "**":
@@ -115,9 +114,9 @@ def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def read_picture(path: Path, remark: Callable[[str, Path], None] = lambda kind, path: None) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a picture file; a ValueError that says why not, also where it would have more than 2^27 pixels.
+    """(H, W, 3) uint8 RGB of a picture file; a ValueError when it cannot be read or decoded, or has more than 2^27 pixels.
 
-    ``remark`` gets each kind of remark on it (:mod:`cocolvis.pictures.remarks`).
+    ``remark`` is called with each kind of remark on the picture (:mod:`cocolvis.pictures.remarks`) and its path.
     """
     try:
         regular_file(path)
@@ -138,7 +137,7 @@ def read_picture(path: Path, remark: Callable[[str, Path], None] = lambda kind, 
 
 
 def frames(path: Path, every: int = 1) -> Iterator[tuple[int, np.ndarray]]:
-    """(number from 0, (H, W, 3) uint8 RGB) of each ``every``-th frame of a video; a ValueError when it has none."""
+    """(number from 0, (H, W, 3) uint8 RGB) of every ``every``-th frame of a video; a ValueError when it has no frame."""
     video, number = _open(path), 0
     try:
         while video.grab():

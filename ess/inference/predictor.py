@@ -1,9 +1,9 @@
-"""Images to class ids with a trained model: NumPy in and out."""
+"""Images to class ids with a trained model; NumPy arrays in and out."""
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, overload
 
 import numpy as np
 import torch
@@ -12,20 +12,20 @@ from cocolvis.vocabulary import Vocabulary
 from ess.checkpoint import Checkpoint, Run
 from ess.data.loader import to_class_ids
 from ess.device import choose_device, explain_out_of_memory
-from ess.inference.added import AddedClass, claim, extended, usable_classes
+from ess.inference.added import AddedClass, assign_added_classes, classes_for_checkpoint, extend_vocabulary
 from ess.inference.views import Inference
 from ess.models.network import SegmentationModel, model_from_config
 
 Key = TypeVar("Key")
 
 _WAITING = 8
-"""Batches' worth of images that wait at most for others of their padded size."""
+"""At most this many batches' worth of images wait for others of the same padded size."""
 
 
 class Predictor:
-    """A model with the vocabulary that gives its classes their names, and how it looks at images.
+    """A model with the vocabulary that names its classes, and the views of an image that it blends.
 
-    ``predictor(image)`` takes one picture of any size, (H, W, 3) uint8 RGB, and returns (H, W) uint16 class ids 1..C; a list of
+    ``predictor(image)`` takes one picture of any size, (H, W, 3) uint8 RGB, and returns (H, W) uint16 class ids 1..C. A list of
     pictures gives a list. ``vocabulary`` has the trained classes first, then those of ``added``.
     """
 
@@ -40,38 +40,42 @@ class Predictor:
         checkpoint: Checkpoint | None = None,
     ):
         self.model = model
-        self.vocabulary = extended(vocabulary, added)
+        self.vocabulary = extend_vocabulary(vocabulary, added)
         self.device = device
         self.inference = inference or Inference()
         self.added = tuple(added)
         self.checkpoint = checkpoint
-        self._trained = vocabulary
+        self._trained_vocabulary = vocabulary
 
     @classmethod
     def from_run(
         cls, folder: str | Path, device: str = "auto", checkpoint: str = "newest", inference: Inference | None = None
     ) -> "Predictor":
-        """The "newest" or "best" checkpoint of a run, with the classes added to it, ready to predict. Touches no network."""
+        """The "newest" or "best" checkpoint of a run with its added classes, ready to predict. Needs no internet."""
         run = Run.open(folder)
         chosen = choose_device(device)
         model = model_from_config(run.config, len(run.vocabulary), weights=None)
         loaded = run.load(model, checkpoint)
-        added = usable_classes(run, loaded)
+        added = classes_for_checkpoint(run, loaded)
         return cls(model.to(chosen).eval(), run.vocabulary, chosen, inference, added=added, checkpoint=loaded)
 
-    def trained(self) -> "Predictor":
-        """The same without the added classes."""
-        return Predictor(self.model, self._trained, self.device, self.inference, checkpoint=self.checkpoint)
+    def without_added_classes(self) -> "Predictor":
+        """The same predictor with its trained classes only."""
+        return Predictor(self.model, self._trained_vocabulary, self.device, self.inference, checkpoint=self.checkpoint)
 
+    @overload
+    def __call__(self, image: np.ndarray) -> np.ndarray: ...
+    @overload
+    def __call__(self, image: Sequence[np.ndarray]) -> list[np.ndarray]: ...
     def __call__(self, image: np.ndarray | Sequence[np.ndarray]) -> np.ndarray | list[np.ndarray]:
-        """Class ids of one picture, or of each of a list; a ValueError for anything else than (H, W, 3) uint8."""
+        """The class ids of one picture, or of each picture of a list; a ValueError unless they are (H, W, 3) uint8."""
         if isinstance(image, np.ndarray):
             return next(self.stream([(None, image)]))[2]
-        masks = {place: mask for place, _, mask in self.stream(enumerate(image))}
-        return [masks[place] for place in range(len(masks))]
+        masks = {index: mask for index, _, mask in self.stream(enumerate(image))}
+        return [masks[index] for index in range(len(masks))]
 
     def stream(self, images: Iterable[tuple[Key, np.ndarray]]) -> Iterator[tuple[Key, np.ndarray, np.ndarray]]:
-        """(key, image) pairs to (key, image, class ids), in another order: images of equal padded size go together."""
+        """(key, image) pairs to (key, image, class ids). The order changes, because images of equal padded size go together."""
         waiting: dict[Hashable, list[tuple[Key, np.ndarray]]] = {}
         most = self.inference.images_at_a_time
         for key, image in images:
@@ -88,25 +92,25 @@ class Predictor:
 
     def outputs(self, images: Sequence[np.ndarray]) -> list[torch.Tensor]:
         """The blended embeddings or logits (D, H, W) float32 of images of equal padded size, on the device."""
-        with self._memory(images):
+        with self._explaining_out_of_memory(images):
             pixels = [torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).to(self.device) for image in images]
             return self.inference.outputs(self.model, pixels)
 
-    def _memory(self, images: Sequence[np.ndarray]) -> AbstractContextManager:
-        """What to do when it runs out over these images."""
+    def _explaining_out_of_memory(self, images: Sequence[np.ndarray]) -> AbstractContextManager:
+        """Turn an allocation that fails on these images into a DataError that says what to try."""
         size = "{} x {}".format(*images[0].shape[:2])
         what = f"the image is {size}" if len(images) == 1 else f"{len(images)} images of {size}"
         return explain_out_of_memory(f"{what}; predict with a smaller --batch-size, with --window, or on --device cpu")
 
     def _predict(self, batch: Sequence[tuple[Key, np.ndarray]]) -> Iterator[tuple[Key, np.ndarray, np.ndarray]]:
         images = [image for _, image in batch]
-        with self._memory(images):
+        with self._explaining_out_of_memory(images):
             masks = [to_class_ids(self._classify(output).cpu().numpy()) for output in self.outputs(images)]
         for (key, image), mask in zip(batch, masks, strict=True):
             yield key, image, mask
 
     @torch.inference_mode()
-    def _classify(self, output: torch.Tensor) -> torch.Tensor:
-        """(D, H, W) to labels (H, W) int64, 0..C-1."""
-        labels = self.model.classify(output[None])[0]
-        return claim(self.model, output, labels, self.added) if self.added else labels
+    def _classify(self, output_DHW: torch.Tensor) -> torch.Tensor:
+        """Labels (H, W) int64, 0..C-1."""
+        labels_HW = self.model.classify(output_DHW[None])[0]
+        return assign_added_classes(self.model, output_DHW, labels_HW, self.added) if self.added else labels_HW

@@ -1,4 +1,4 @@
-"""Predictions as files: 16-bit PNGs of class ids, overlays, COCO's run lengths; pictures, and videos frame by frame."""
+"""Predictions as files: 16-bit PNGs of class ids, overlays, COCO's run lengths; for pictures, and videos frame by frame."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ FORMATS = ("png", "overlay", "rle")
 RLE_FILE = "predictions.json"
 
 _THREADS = 4
-"""Threads that read, and that encode, while the network computes."""
+"""Threads that read pictures, and threads that encode results, while the network computes."""
 
 Progress = Callable[[int, int], None]
 
@@ -41,15 +41,16 @@ def predict_files(
     skip_existing: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> list[str]:
-    """Write the predictions of pictures and videos below ``out``; a line for each input that cannot be read or decoded.
+    """Write the predictions of pictures and videos below ``out``; returns a line for each input that cannot be read or decoded.
 
-    "png" is ``NAME.png``, (H, W) 16-bit class ids; "overlay" ``NAME_overlay.png``; "rle" one ``predictions.json`` for all (see
-    :func:`run_lengths`). Of a video, each ``every``-th frame: the PNGs are ``NAME/000000.png``, the overlays one silent
-    ``NAME_overlay.mp4``, and run lengths have a "frame". ``skip_existing`` passes over what has all of these already. A
-    DataError where files cannot be written, or would overwrite each other.
+    "png" is ``NAME.png``, (H, W) 16-bit class ids; "overlay" is ``NAME_overlay.png``; "rle" is one ``predictions.json`` of
+    :func:`run_lengths`. Every ``every``-th frame of a video is predicted: PNGs are ``NAME/000000.png``, overlays are one silent
+    ``NAME_overlay.mp4``, and run lengths have a "frame". ``skip_existing`` skips inputs that have all of their results. A
+    DataError when files cannot be written or would overwrite each other.
     """
     _check_names(inputs, out, formats)
-    results, faults, noted = _Results(predictor, inputs, out, formats, skip_existing), [], _Remarks()
+    results, noted = _Results(predictor, inputs, out, formats, skip_existing), _Remarks()
+    faults: list[str] = []
     pictures = [one for one in inputs if not one.is_video]
     videos = [one for one in inputs if one.is_video]
     total = len(pictures) + sum(_frames_of(video, every) for video in videos)
@@ -69,22 +70,22 @@ def predict_files(
                 faults.append(f"{video.path}: {error}")
     finally:
         results.close()
-        noted.tell()
+        noted.log()
     return faults
 
 
 class _Remarks:
-    """Remarks on pictures, counted as they are read by several threads, and told once in the end."""
+    """Remarks on pictures, collected as several threads read them, and logged once at the end."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._files: dict[str, list[str]] = {}
 
     def __call__(self, kind: str, file: Path) -> None:
-        """Note one."""
+        """Note a remark on a file."""
         self._files.setdefault(kind, []).append(str(file))
 
-    def tell(self) -> None:
-        """A line in the log for each kind that was met."""
+    def log(self) -> None:
+        """Log a line for each kind of remark."""
         counts = {kind: len(files) for kind, files in self._files.items()}
         for line in remarks.lines(counts, {kind: min(files) for kind, files in self._files.items()}):
             log.warning("%s", line)
@@ -93,9 +94,9 @@ class _Remarks:
 def run_lengths(mask: np.ndarray, file: Path, frame: int | None = None) -> list[dict]:
     """An entry for each class of a mask (H, W), in the form of COCO's results, which pycocotools reads.
 
-    ``{"image_id", "file_name", "category_id", "segmentation": {"size": [H, W], "counts"}}``, and "frame" for that of a video.
-    The category is the class id; the image id is the number that names the file, as in COCO, else the file's name. Both may
-    name other files, too: :func:`predict_files` gives each file an id of its own (:func:`image_ids`).
+    ``{"image_id", "file_name", "category_id", "segmentation": {"size": [H, W], "counts"}}``, with "frame" for one of a video.
+    The category is the class id. The image id is the number in the file's name, as in COCO, or without one the name. Several
+    files may share it, so :func:`predict_files` replaces it by a unique one (:func:`image_ids`).
     """
     from pycocotools import mask as coco_mask
 
@@ -111,10 +112,10 @@ def run_lengths(mask: np.ndarray, file: Path, frame: int | None = None) -> list[
 
 
 class _Results:
-    """The files below ``out``; of run lengths, those that an earlier run wrote are kept where that is asked for."""
+    """The files below ``out``. With ``skip_existing``, the run lengths that an earlier call wrote are kept."""
 
     def __init__(self, predictor: Predictor, inputs: Sequence[Input], out: Path, formats: Sequence[str], skip_existing: bool):
-        self.predictor, self.out, self.formats, self.skip = predictor, out, formats, skip_existing
+        self.predictor, self.out, self.formats, self.skip_existing = predictor, out, formats, skip_existing
         self._names = {str(one.path): f"{one.name}{one.path.suffix}" for one in inputs}
         self.entries: dict[tuple[str, int], list[dict]] = {}
         if "rle" in formats and skip_existing and (out / RLE_FILE).exists():
@@ -122,11 +123,11 @@ class _Results:
                 self.entries.setdefault((entry["file_name"], entry.get("frame", -1)), []).append(entry)
 
     def exist(self, one: Input) -> bool:
-        """Whether an input has all its results already, and existing ones are passed over."""
+        """Whether an input has all its results already and is to be skipped then."""
         return self._skipped(_files(one, self.out, self.formats), any(file == str(one.path) for file, _ in self.entries))
 
     def write(self, predicted: tuple[Input, np.ndarray, np.ndarray]) -> None:
-        """The results of one picture."""
+        """Write the results of one picture."""
         one, image, mask = predicted
         if "png" in self.formats:
             write_png(self.out / f"{one.name}.png", mask)
@@ -136,7 +137,7 @@ class _Results:
             self.entries[str(one.path), -1] = run_lengths(mask, one.path)
 
     def write_video(self, one: Input, every: int) -> Iterator[int]:
-        """The results of a video; yields the numbers of its frames as they are done. A ValueError when it cannot be read."""
+        """Write the results of a video and yield the numbers of its frames when done; a ValueError if it is unreadable."""
         film, rate = self.out / f"{one.name}_overlay.mp4", video_facts(one.path)[1]
         if "overlay" not in self.formats:
             wanted = (frame for frame in frames(one.path, every) if not self._has(one, frame[0]))
@@ -154,13 +155,14 @@ class _Results:
                     writer = writer or _film(part, picture, rate / every)
                     writer.write(picture[: picture.shape[0] & ~1, : picture.shape[1] & ~1, ::-1])
                     yield self._write_frame(one, number, image, mask)
+                assert writer is not None  # a video without a frame raised a ValueError
                 writer.release()
                 part.replace(aside)
             finally:
                 part.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Write the run lengths, by file and frame; files are told apart by ids that depend on all that are there."""
+        """Write the run lengths, by file and frame. The ids that tell files apart depend on all files."""
         if self.entries:
             ids = self._ids()
             entries = [entry | {"image_id": ids[key[0]]} for key in sorted(self.entries) for entry in self.entries[key]]
@@ -168,7 +170,7 @@ class _Results:
                 aside.write_text("[\n" + ",\n".join(json.dumps(entry) for entry in entries) + "\n]\n", encoding="utf-8")
 
     def _ids(self) -> dict[str, ImageId]:
-        """File -> id, of all inputs, and of files that an earlier run left, whose names are known where they were ids."""
+        """File -> id, of all inputs and of files from an earlier call, whose names are known if they were their ids."""
         kept = {file: entries[0].get("image_id") for (file, _), entries in self.entries.items() if file not in self._names}
         named = {file: found if isinstance(found, str) else Path(file).name for file, found in kept.items()}
         return image_ids(self._names | named)
@@ -179,7 +181,7 @@ class _Results:
         return self._skipped(files, (str(one.path), number) in self.entries)
 
     def _skipped(self, files: Sequence[Path], listed: bool) -> bool:
-        return self.skip and (listed or "rle" not in self.formats) and all(file.exists() for file in files)
+        return self.skip_existing and (listed or "rle" not in self.formats) and all(file.exists() for file in files)
 
     def _frame_file(self, one: Input, number: int) -> Path:
         return self.out / one.name / f"{number:06d}.png"
@@ -196,7 +198,7 @@ class _Results:
 
 
 def _decoded(inputs: Sequence[Input], faults: list[str], noted: _Remarks) -> Iterator[tuple[Input, np.ndarray]]:
-    """The pictures that can be decoded; a line for each other one."""
+    """The pictures that can be decoded; ``faults`` gets a line for each of the others."""
 
     def decode(one: Input) -> tuple[Input, np.ndarray | str]:
         try:
@@ -212,13 +214,13 @@ def _decoded(inputs: Sequence[Input], faults: list[str], noted: _Remarks) -> Ite
 
 
 def _files(one: Input, out: Path, formats: Sequence[str]) -> list[Path]:
-    """What is written for one input, the run lengths of all apart."""
+    """The files that are written for one input, without the run lengths of all inputs."""
     png, film = ("", "_overlay.mp4") if one.is_video else (".png", "_overlay.png")
     return [out / f"{one.name}{end}" for kind, end in (("png", png), ("overlay", film)) if kind in formats]
 
 
 def _check_names(inputs: Sequence[Input], out: Path, formats: Sequence[str]) -> None:
-    """A DataError where two inputs would have one result, or a result would replace an input."""
+    """A DataError when two inputs would have the same result, or a result would replace an input."""
     files = {one: _files(one, out, formats) for one in inputs}
     counts = Counter(path for paths in files.values() for path in paths)
     own = {os.path.realpath(one.path) for one in inputs}  # Path.resolve() raises at a link to itself
@@ -227,7 +229,7 @@ def _check_names(inputs: Sequence[Input], out: Path, formats: Sequence[str]) -> 
             if counts[path] > 1:
                 name = path.relative_to(out)
                 raise DataError(
-                    f"{one.path}: {counts[path]} inputs would be written as {name}; predict them apart, or the folder with"
+                    f"{one.path}: {counts[path]} inputs would be written as {name}; predict them separately, or the folder with"
                     " both: results keep its folders"
                 )
             if os.path.realpath(path) in own:
@@ -235,7 +237,7 @@ def _check_names(inputs: Sequence[Input], out: Path, formats: Sequence[str]) -> 
 
 
 def _frames_of(video: Input, every: int) -> int:
-    """The frames that a video claims to have for us; 1 where it cannot be opened."""
+    """How many frames of a video are predicted, according to its header; 1 if it cannot be opened."""
     try:
         return -(-video_facts(video.path)[0] // every)
     except ValueError:
@@ -243,9 +245,9 @@ def _frames_of(video: Input, every: int) -> int:
 
 
 def _film(path: Path, picture: np.ndarray, rate: float) -> cv2.VideoWriter:
-    """A video of even size, which encoders want."""
+    """A writer for a video of even size, as encoders require."""
     size = picture.shape[1] & ~1, picture.shape[0] & ~1
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate if rate > 0 else 25.0, size)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate if rate > 0 else 25.0, size)
     if not writer.isOpened():
         raise DataError(f"{path}: the overlay video cannot be written; choose --format png")
     return writer
@@ -255,7 +257,7 @@ def _read_entries(path: Path) -> list[dict]:
     entries = read_json(path)
     if not isinstance(entries, list) or not all(map(_is_entry, entries)):
         raise DataError(
-            f"{path}: is no list of results as `ess predict --format rle` writes; remove it, or choose another --out"
+            f"{path}: is not a list of results that `ess predict --format rle` writes; remove it, or choose another --out"
         )
     return entries
 

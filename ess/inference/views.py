@@ -1,7 +1,7 @@
-"""How images meet a trained model: whole or window by window, mirrored, at several scales, several at a time."""
+"""The views of an image that a model sees: whole or in windows, mirrored, at several scales; and how they are blended."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,16 +16,17 @@ from ess.models.network import SegmentationModel
 class Inference:
     """The views of an image that are blended, and how many go through the network at a time.
 
-    ``window``: the image is looked at in windows of so many pixels a side, ``stride`` apart (None = two thirds of the window)
-    and flush with the image's borders; None = as a whole. ``scales``: at each of these sizes, 1 = its own. ``flip``: mirrored
-    left to right, too. ``batch_size``: so many images of equal padded size, or windows of one image, at a time; it changes
-    results by no more than the rounding of float32 (embeddings by less than 1e-4), so that only ties can fall otherwise.
+    ``window``: look at the image in windows of this many pixels a side, ``stride`` pixels apart (None = two thirds of the
+    window), the last ones flush with the image's borders; None = look at it as a whole. ``scales``: look at it at each of these
+    sizes, where 1 is its own. ``flip``: also look at it mirrored left to right. ``batch_size``: how many images of equal padded
+    size, or windows of one image, go through the network at a time. It changes embeddings by less than 1e-4, the rounding of
+    float32, so only ties can be decided differently.
 
-    What is blended is the plain mean of the outputs. The class nearest to the mean of embeddings is the one of the least mean
-    squared distance to them, whatever their lengths: mean |e - c|^2 = |mean e - c|^2 + a part without c; with the cosine it is
-    the one of the largest mean product. So a mean of distances to all C classes costs d numbers a pixel, and scaling the mean
-    back to unit length would change nothing among unit classes. Logits are what a dense head has for distances: their mean is
-    the like of it, where a mean of probabilities would let the surest view decide.
+    The views' outputs are averaged. For embeddings, the class nearest to the mean output has the least mean squared distance to
+    the outputs, whatever their lengths, because mean |e - c|^2 = |mean e - c|^2 + a part without c; with the cosine it has the
+    largest mean product. So averaging d numbers a pixel replaces averaging distances to all C classes, and scaling the mean
+    back to unit length would not change the result. For a dense head the logits take the place of distances and are averaged in
+    the same way; a mean of probabilities would let the most confident view decide.
     """
 
     window: int | None = None
@@ -34,12 +35,12 @@ class Inference:
     scales: tuple[float, ...] = (1.0,)
     batch_size: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.window is None and self.stride is not None:
             raise DataError(f"stride is {self.stride} without a window: expected a window too")
         if self.window is not None and self.window < 1:
             raise DataError(f"window is {self.window}: expected 1 pixel or more")
-        if self.stride is not None and not 1 <= self.stride <= self.window:
+        if self.window is not None and self.stride is not None and not 1 <= self.stride <= self.window:
             raise DataError(f"stride is {self.stride}: expected 1..{self.window}, the window")
         if not self.scales or not all(math.isfinite(scale) and scale > 0 for scale in self.scales):
             raise DataError(f"scales are {self.scales}: expected one or more positive numbers")
@@ -48,66 +49,75 @@ class Inference:
 
     @property
     def images_at_a_time(self) -> int:
-        """The images that :meth:`outputs` takes at most; of windows, it batches those of one image."""
+        """How many images :meth:`outputs` takes at most: one where it batches the windows of an image."""
         return self.batch_size if self.window is None else 1
 
     def padded_sizes(self, model: SegmentationModel, size: tuple[int, int]) -> Hashable:
-        """What must be equal for images to go through the network together: their padded size at every scale."""
+        """The padded sizes of an image at every scale; images go through the network together only if these are equal."""
         return tuple(model.padded(side) for scale in self.scales for side in _scaled(size, scale))
 
     @torch.inference_mode()
     def outputs(self, model: SegmentationModel, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The blended output (D, H, W) float32 for each of some images (3, H, W) uint8 that share :meth:`padded_sizes`.
+        """The blended output (D, H, W) float32 of each image (3, H, W) uint8; the images must share :meth:`padded_sizes`.
 
-        D is the length of an embedding, or the number of classes where the head is dense.
+        D is the length of an embedding, or the number of classes of a dense head.
         """
         plain = [normalize(image[None]) for image in images]
-        totals: list[torch.Tensor | None] = [None] * len(images)
         views = [(scale, mirrored) for scale in self.scales for mirrored in ((False, True) if self.flip else (False,))]
-        for scale, mirrored in views:
-            seen = [_resize(image, _scaled(image.shape[-2:], scale)) for image in plain]
-            seen = [image.flip(-1) for image in seen] if mirrored else seen
-            found = _together(model, seen) if self.window is None else [self._windowed(model, image) for image in seen]
-            for place, output in enumerate(found):
-                output = _resize(output.flip(-1) if mirrored else output, plain[place].shape[-2:])
-                totals[place] = output if totals[place] is None else totals[place].add_(output)
-        return [total[0] if len(views) == 1 else total[0].div_(len(views)) for total in totals]
+        totals_1DHW = [*self._view(model, plain, *views[0])]
+        for view in views[1:]:
+            for total, output in zip(totals_1DHW, self._view(model, plain, *view), strict=True):
+                total.add_(output)
+        return [total[0] if len(views) == 1 else total[0].div_(len(views)) for total in totals_1DHW]
 
-    def _windowed(self, model: SegmentationModel, image: torch.Tensor) -> torch.Tensor:
-        """The mean, at each pixel, of the outputs for the windows that hold it: (1, D, H, W) for an image (1, 3, H, W)."""
+    def _view(
+        self, model: SegmentationModel, images: Sequence[torch.Tensor], scale: float, mirrored: bool
+    ) -> Iterator[torch.Tensor]:
+        """The output (1, D, H, W) of each image (1, 3, H, W), seen at a scale and possibly mirrored, back at its own size."""
+        seen = [_resize(image, _scaled(image.shape[-2:], scale)) for image in images]
+        seen = [image.flip(-1) for image in seen] if mirrored else seen
+        window = self.window
+        outputs = _one_pass(model, seen) if window is None else [self._windowed(model, image, window) for image in seen]
+        for image, output in zip(images, outputs, strict=True):
+            yield _resize(output.flip(-1) if mirrored else output, image.shape[-2:])
+
+    def _windowed(self, model: SegmentationModel, image: torch.Tensor, window: int) -> torch.Tensor:
+        """The mean, at each pixel, of the outputs for the windows that contain it: (1, D, H, W) for an image (1, 3, H, W)."""
         height, width = image.shape[-2:]
         boxes = [
-            (..., slice(top, top + self.window), slice(left, left + self.window))
-            for top in self._starts(height)
-            for left in self._starts(width)
+            (..., slice(top, top + window), slice(left, left + window))
+            for top in self._starts(height, window)
+            for left in self._starts(width, window)
         ]
-        total, count = None, torch.zeros((height, width), device=image.device)
+        total, count_HW = None, torch.zeros((height, width), device=image.device)
         for first in range(0, len(boxes), self.batch_size):
             chunk = boxes[first : first + self.batch_size]
-            for box, output in zip(chunk, _together(model, [image[box] for box in chunk]), strict=True):
-                total = output.new_zeros((*output.shape[:2], height, width)) if total is None else total
+            for box, output in zip(chunk, _one_pass(model, [image[box] for box in chunk]), strict=True):
+                if total is None:
+                    total = output.new_zeros((*output.shape[:2], height, width))
                 total[box] += output
-                count[box] += 1
-        return total.div_(count)
+                count_HW[box] += 1
+        assert total is not None  # every image has a window
+        return total.div_(count_HW)
 
-    def _starts(self, length: int) -> list[int]:
-        """Where windows begin along a side: every stride, the last one flush with the end."""
-        step = self.stride or max(1, round(self.window * 2 / 3))
-        last = max(0, length - self.window)
+    def _starts(self, length: int, window: int) -> list[int]:
+        """Where windows begin along a side: one every stride, the last one flush with the end."""
+        step = self.stride or max(1, round(window * 2 / 3))
+        last = max(0, length - window)
         return [*range(0, last, step), last]
 
 
-def _together(model: SegmentationModel, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The output (1, D, H, W) for each of some images (1, 3, H, W) of equal padded size, by one pass of the network."""
+def _one_pass(model: SegmentationModel, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The output (1, D, H, W) of each image (1, 3, H, W) of equal padded size, from one pass of the network."""
     height, width = (max(image.shape[side] for image in images) for side in (-2, -1))
     padded = [F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2])) for image in images]
     outputs = model(torch.cat(padded)).split(1)
     return [output[..., : image.shape[-2], : image.shape[-1]] for output, image in zip(outputs, images, strict=True)]
 
 
-def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
+def _scaled(size: Sequence[int], scale: float) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def _resize(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    return x if tuple(x.shape[-2:]) == tuple(size) else F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+def _resize(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    return x if tuple(x.shape[-2:]) == tuple(size) else F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)

@@ -1,1 +1,1 @@
-"""The training loop and what a step minimises."""
+"""The training loop, what a step minimises, and what a run reports."""

@@ -1,10 +1,11 @@
-"""What a training says of itself: lines in the log; curves, sample predictions and class embeddings for trackers."""
+"""What a training reports: lines in the log; curves, sample predictions and class embeddings for trackers."""
 
 import logging
 import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,44 +16,44 @@ from cocolvis.errors import DamagedImage
 from cocolvis.inspection.render import enlarge, overlay
 from cocolvis.storage.dataset import Dataset
 from ess.config import Config
-from ess.data.damage import advised, skipped
+from ess.data.damage import describe_skipped, with_advice
 from ess.inference.predictor import Predictor
 
 PICTURES = 4
-"""Images of the evaluated split whose predictions are shown."""
+"""How many images of the evaluated split are shown with their predictions."""
 
 log = logging.getLogger("ess")
 
 
 class _Pace:
-    """The images of the steps since the last line, and the time that these steps took and nothing else.
+    """Measures images a second over the steps since the last line in the log, without the time of anything else.
 
-    The first step of all, in which loaders start and kernels are compiled, counts only where there is no other.
+    The very first step, in which loaders start and kernels are compiled, counts only if it is the only one.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._steps, self._images, self._seconds, self._since = 0, 0, 0.0, time.monotonic()
 
     def step(self, images: int) -> None:
-        """Note a step that ends now, of so many images."""
+        """Note that a step of ``images`` images ends now."""
         now, self._steps = time.monotonic(), self._steps + 1
         if self._steps == 2:
             self._images, self._seconds = 0, 0.0
         self._images, self._seconds, self._since = self._images + images, self._seconds + now - self._since, now
 
     def pause(self) -> None:
-        """What was done since the last step was no training."""
+        """Leave out the time since the last step, which was not spent on training."""
         self._since = time.monotonic()
 
     def images_per_second(self) -> float:
-        """Since it was asked last."""
+        """The speed since the last call."""
         speed = self._images / max(self._seconds, 1e-9)
         self._images, self._seconds = 0, 0.0
         return speed
 
 
 class Journal:
-    """Progress of a run of ``steps`` steps, from the main process only. As a context manager it closes what it opened."""
+    """Reports the progress of a run of ``steps`` steps, from the main process only. Leaving it closes the trackers."""
 
     def __init__(self, team: Accelerator, folder: Path, config: Config, start: int, steps: int):
         self._team = team
@@ -60,7 +61,7 @@ class Journal:
         self._steps = steps
         self._pace = _Pace()
         self._damaged: set[str] = set()
-        # TensorBoard forgets what lies at the purge step or after it: the points of step ``start`` stay.
+        # TensorBoard drops the points at the purge step and later ones: those of step ``start`` stay.
         team.init_trackers("ess", init_kwargs={"tensorboard": {"purge_step": start + 1}, "wandb": {"name": folder.name}})
         for tracker in team.trackers:
             if tracker.name == "tensorboard" and team.is_main_process:
@@ -71,19 +72,19 @@ class Journal:
     def __enter__(self) -> "Journal":
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._damaged:
-            self._say("%s", skipped(len(self._damaged)))
+            self._say("%s", describe_skipped(len(self._damaged)))
         self._team.end_training()
 
-    def damage(self, found: Sequence[DamagedImage]) -> list[DamagedImage]:
-        """Note damaged images that were passed over, each once; all processes call this, and get those of all."""
-        found = gather_object(list(found))
-        self._note(found)
-        return found
+    def gather_damaged(self, own: Sequence[DamagedImage]) -> list[DamagedImage]:
+        """The damaged images that all processes skipped; each is reported once. Every process must call this with its own."""
+        damaged = gather_object(list(own))
+        self._note(damaged)
+        return damaged
 
     def step(self, done: int, loss: float, lr: float) -> None:
-        """Note a step; now and then a line with loss, rate and time left, and points of the curves."""
+        """Note a step; every ``log_every`` steps and at the end, write a line and add points to the curves."""
         self._pace.step(self._config.batch_size)
         if done % self._config.log_every and done != self._steps:
             return
@@ -93,7 +94,7 @@ class Journal:
         self._team.log({"train/loss": loss, "train/lr": lr, "train/images_per_second": speed}, step=done)
 
     def evaluation(self, done: int, scores: dict) -> None:
-        """Note the scores of an evaluation; the time that it took does not count as training."""
+        """Report the scores of an evaluation; the time that it took does not count as training."""
         shown = ("none" if scores[name] is None else f"{scores[name]:.3f}" for name in ("miou", "pixel_accuracy"))
         self._say("step %d/%d  mIoU %s  pixel accuracy %s", done, self._steps, *shown)
         points = {f"val/{name}": scores[name] for name in ("miou", "pixel_accuracy", "mean_accuracy", "fw_iou")}
@@ -102,7 +103,10 @@ class Journal:
         self._pace.pause()
 
     def pictures(self, done: int, predictor: Predictor, dataset: Dataset, split: str = "val") -> None:
-        """Show truth and prediction, side by side, of the first images of a split; damaged ones as the settings say."""
+        """Show truth and prediction side by side for the first images of a split.
+
+        Damaged images are skipped or raised, as the settings say.
+        """
         board = self._board()
         if board is None:
             return
@@ -113,15 +117,16 @@ class Journal:
                 image = sample.image()
             except DamagedImage as error:
                 if not self._config.skip_damaged:
-                    raise advised(error) from None
+                    raise with_advice(error) from None
                 self._note([error])
                 continue
-            shown = [overlay(*enlarge(image, mask), predictor.vocabulary) for mask in (sample.mask, predictor(image))]
+            masks = (sample.mask, predictor(image))
+            shown = [overlay(*enlarge(image, mask), predictor.vocabulary) for mask in masks]
             board.add_image(f"val/{sample.image_id}", np.hstack(shown), done, dataformats="HWC")
         self._pace.pause()
 
     def classes(self, done: int, predictor: Predictor) -> None:
-        """Hand the class embeddings with their names to TensorBoard's projector."""
+        """Give the class embeddings with their names to TensorBoard's projector."""
         board, embeddings = self._board(), predictor.model.class_embeddings
         if board is None or embeddings is None:
             return
@@ -136,12 +141,12 @@ class Journal:
                 self._damaged.add(line)
                 self._say("skipped a damaged image: %s", line)
 
-    def _say(self, message: str, *values) -> None:
+    def _say(self, message: str, *values: object) -> None:
         if self._team.is_main_process:
             log.info(message, *values)
 
-    def _board(self):
-        """TensorBoard's writer, None without one."""
+    def _board(self) -> Any:
+        """TensorBoard's writer, or None."""
         if not self._team.is_main_process:
             return None
         return next((tracker.writer for tracker in self._team.trackers if tracker.name == "tensorboard"), None)

@@ -2,22 +2,24 @@
 
 import logging
 import math
+from collections.abc import Iterable
 from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
-from cocolvis.errors import DataError
+from cocolvis.errors import DamagedImage, DataError
 from cocolvis.storage.dataset import Dataset
 from ess.checkpoint import Checkpoint, Run
 from ess.config import MOST_STEPS, Config
-from ess.data.batches import Batch
+from ess.data.batches import Batch, RawBatch
 from ess.data.loader import epoch_length, training_batches, training_split
 from ess.data.longtail import Tail, tail_of
 from ess.device import explain_out_of_memory
-from ess.evaluation.evaluate import check_readable, count, first, scores_of
+from ess.evaluation.evaluate import check_readable, count_pixels, image_indices, scores_of
 from ess.inference.predictor import Predictor
 from ess.models.network import model_from_config
 from ess.stopping import Stop, stop_requests
@@ -32,12 +34,13 @@ log = logging.getLogger("ess")
 def train(dataset: Dataset, folder: Path, config: Config, *, resume: bool = False, allow_other_data: bool = False) -> Run:
     """Train on the split "train" and leave a run in ``folder``; progress goes to the log and to trackers.
 
-    With ``resume`` the newest checkpoint goes on with the same batches, augmentations and schedules; ``config`` is then that
-    of the run, or differs in what does not shape the model, and ``dataset`` is that of the run, or ``allow_other_data``.
-    Ctrl-C and SIGTERM, however often it comes, end the step, write a checkpoint and raise KeyboardInterrupt; a second Ctrl-C
+    With ``resume`` the newest checkpoint goes on with the same batches, augmentations and schedules. ``config`` must then shape
+    the same model as that of the run, and ``dataset`` must be that of the run unless ``allow_other_data``.
+
+    Ctrl-C and SIGTERM, however often they come, end the step, write a checkpoint and raise KeyboardInterrupt; a second Ctrl-C
     raises it at once. A DataError when the loss is no longer finite, and for every fault of data or settings.
 
-    Several processes, as torchrun starts them, share each batch, and make the steps that one would make.
+    Several processes, as torchrun starts them, share each batch and make the same steps as one process.
     """
     run = Run.find(folder)
     if run and not resume:
@@ -48,72 +51,133 @@ def train(dataset: Dataset, folder: Path, config: Config, *, resume: bool = Fals
     if config.eval_every is not None:
         check_readable(dataset, "val", skip_damaged=config.skip_damaged)
     team = teams.join(config, folder)
-    torch.manual_seed(config.seed)
-    weights = None if run or config.weights == "none" else config.weights
-    model = teams.synchronised(model_from_config(config, len(dataset.vocabulary), weights=weights), team)
-    objective = Objective(model, config, tail).to(team.device)
-    state = TrainingState(model, config)
-    if run:
-        begun = _resumed(team, run, dataset, config, state, steps, allow_other_data)
+    objective = _new_objective(team, config, len(dataset.vocabulary), tail, pretrained=run is None)
+    state = TrainingState(objective.model, config)
+    if run is None:
+        run, begun = _begin(team, folder, dataset, config, state, resume)
     else:
-        run, begun = _new(team, folder, dataset, config, state, resume)
-    start = begun.step
+        begun = _resume(team, run, dataset, config, state, steps, allow_other_data)
     wrapped, optimizer = team.prepare(objective.train(), state.optimizer)
-
-    share = (team.process_index, team.num_processes)
+    batches = training_batches(split, config, steps, begun.step, tail, (team.process_index, team.num_processes))
     advice = f"try a --batch-size below {config.batch_size}, a --crop below {config.crop}, or --accumulate"
     with (
         stop_requests(team) as stop,
-        Journal(team, folder, config, start, steps) as journal,
-        closing(training_batches(split, config, steps, start, tail, share)) as batches,
+        Journal(team, folder, config, begun.step, steps) as journal,
+        closing(batches),
         explain_out_of_memory(advice),
     ):
-        if start and begun.scores is None and _evaluates(config, start, steps):
-            _evaluate(team, run, start, state, dataset, journal, stop)
-            objective.train()
-        for step, windows in enumerate(batches, start):
-            set_learning_rates(state.optimizer, config, step, steps)
-            seed_step(config.seed, step, team.process_index)
-            loss = optimise(team, wrapped, optimizer, windows.crops(config.crop, team.device), config.accumulate)
-            state.after_step()
+        _Training(team, run, dataset, steps, state, wrapped, optimizer, journal, stop).go_on(begun, batches)
+    return run
 
-            done, lr = step + 1, state.optimizer.param_groups[1]["lr"]
-            flags = loss.new_tensor([stop.requested, len(windows.damaged)])
-            value, stopping, damaged = team.reduce(torch.cat([loss[None], flags]), "mean").tolist()
-            if not math.isfinite(value):
-                ids = team.gather(windows.ids.to(team.device)).tolist()
-                raise DataError(f"loss is {value} at step {done}, lr {lr:.3g}, images {ids}; try a smaller --lr")
-            journal.step(done, value, lr)
-            if damaged:
-                journal.damage(windows.damaged)
 
-            evaluating = _evaluates(config, done, steps)
-            if evaluating or done % config.save_every == 0 or done == steps or stopping:
-                _save(team, run, done, state)
-            if stopping and (evaluating or done < steps):
+@dataclass(frozen=True, slots=True)
+class _Training:
+    """A run of ``steps`` steps under way. ``objective`` and ``optimizer`` are wrapped for the ``team`` of processes."""
+
+    team: Accelerator
+    run: Run
+    dataset: Dataset
+    steps: int
+    state: TrainingState
+    objective: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    journal: Journal
+    stop: Stop
+
+    def go_on(self, begun: Checkpoint, batches: Iterable[RawBatch]) -> None:
+        """Make the remaining steps, after the evaluation of the checkpoint if that is missing."""
+        if begun.step and begun.scores is None and self._evaluates_after(begun.step):
+            self._evaluate(begun.step)
+        for done, raw in enumerate(batches, begun.step + 1):
+            loss = self._step(done, raw)
+            stopping = self._report(done, loss, raw)
+            evaluating = self._evaluates_after(done)
+            if evaluating or done % self.run.config.save_every == 0 or done == self.steps or stopping:
+                self._save(done)
+            if stopping and (evaluating or done < self.steps):
                 raise KeyboardInterrupt
             if evaluating:
-                _evaluate(team, run, done, state, dataset, journal, stop)
-                objective.train()
-        journal.classes(steps, Predictor(state.result.eval(), dataset.vocabulary, team.device))
-    return run
+                self._evaluate(done)
+        self.journal.classes(self.steps, self._predictor())
+
+    def _step(self, done: int, raw: RawBatch) -> torch.Tensor:
+        """Make the step after which ``done`` steps are done: its loss, a float32 scalar."""
+        config, step = self.run.config, done - 1
+        set_learning_rates(self.state.optimizer, config, step, self.steps)
+        seed_step(config.seed, step, self.team.process_index)
+        batch = raw.render(config.crop, self.team.device)
+        loss = optimise(self.team, self.objective, self.optimizer, batch, config.accumulate)
+        self.state.after_step()
+        return loss
+
+    def _report(self, done: int, loss: torch.Tensor, raw: RawBatch) -> bool:
+        """Tell the journal of a step; whether any process was asked to stop. A DataError when the loss is not finite."""
+        lr = self.state.optimizer.param_groups[1]["lr"]
+        flags = loss.new_tensor([self.stop.requested, len(raw.damaged)])
+        value, stopping, damaged = self.team.reduce(torch.cat([loss[None], flags]), "mean").tolist()
+        if not math.isfinite(value):
+            ids = self.team.gather(torch.from_numpy(raw.ids).to(self.team.device)).tolist()
+            raise DataError(f"loss is {value} at step {done}, lr {lr:.3g}, images {ids}; try a smaller --lr")
+        self.journal.step(done, value, lr)
+        if damaged:
+            self.journal.gather_damaged(raw.damaged)
+        return bool(stopping)
+
+    def _save(self, done: int) -> None:
+        """Write a checkpoint. All processes wait for it, because launchers end all of them when the first one ends."""
+        if self.team.is_main_process:
+            self.run.save(done, self.state.result, self.state.tensors(self.team.scaler))
+        self.team.wait_for_everyone()
+
+    def _evaluates_after(self, done: int) -> bool:
+        every = self.run.config.eval_every
+        return every is not None and (done % every == 0 or done == self.steps)
+
+    def _evaluate(self, done: int) -> None:
+        """Evaluate what checkpoint ``done`` holds and add its scores to it; KeyboardInterrupt once a stop is requested."""
+        predictor = self._predictor()
+        scores = self._scores(predictor)
+        if self.team.is_main_process:
+            self.run.score(done, scores)
+        self.journal.evaluation(done, scores)
+        self.journal.pictures(done, predictor, self.dataset)
+        self.objective.train()
+
+    def _scores(self, predictor: Predictor) -> dict:
+        """The scores on the split "val" or its first images. The processes share these and check for a stop after each one."""
+        team, config = self.team, self.run.config
+        indices = image_indices(self.dataset, "val", config.eval_limit)
+        own, most = indices[team.process_index :: team.num_processes], len(indices[:: team.num_processes])
+        damaged: list[DamagedImage] | None = [] if config.skip_damaged else None
+        confusion = count_pixels(
+            predictor, self.dataset, indices=own, damaged=damaged, progress=lambda done, total: self.stop.check()
+        )
+        if len(own) < most:  # every process must check equally often
+            self.stop.check()
+        confusion.pixels = team.reduce(confusion.pixels.to(team.device), "sum").cpu()
+        all_damaged = [] if damaged is None else self.journal.gather_damaged(damaged)
+        confusion.images = len(indices) - len(all_damaged)
+        return scores_of(confusion, self.dataset, damaged=all_damaged)
+
+    def _predictor(self) -> Predictor:
+        return Predictor(self.state.result.eval(), self.dataset.vocabulary, self.team.device)
 
 
 def optimise(
     team: Accelerator, objective: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, accumulate: int = 1
 ) -> torch.Tensor:
-    """One step on a batch that lies on the device, in ``accumulate`` parts: the loss before it, a float32 scalar.
+    """Make a step on a batch that lies on the device, in ``accumulate`` parts: the loss before the step, a float32 scalar.
 
-    The loss is the mean over the counted pixels of all processes and parts together, plus the margin penalty; all processes
+    The loss is the mean over the labelled pixels of all processes and parts together, plus the margin penalty; all processes
     return the same.
     """
-    counted = team.unwrap_model(objective).counted(batch)
-    total = team.reduce(counted, "sum").clamp_min(torch.finfo(counted.dtype).tiny)
-    summed = torch.zeros_like(counted)
+    weight = team.unwrap_model(objective).total_weight(batch)
+    total = team.reduce(weight, "sum").clamp_min(torch.finfo(weight.dtype).tiny)
+    summed = torch.zeros_like(weight)
     for number, part in enumerate(batch.parts(accumulate), 1):
         with nullcontext() if number == accumulate else team.no_sync(objective):
             losses, penalty = objective(part)
-            # Gradients are averaged over processes: what each gives is taken that many times.
+            # Gradients are averaged over the processes, so the sum of losses is multiplied by their number.
             team.backward(losses * (team.num_processes / total) + penalty / accumulate)
         summed += losses.detach()
     optimizer.step()
@@ -127,30 +191,41 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def _planned_steps(config: Config, images: int, tail: Tail) -> int:
-    """The steps of the whole training; a DataError where the epochs make more than a checkpoint's name has room for."""
-    steps = config.steps or config.epochs * (epoch_length(images, tail.repeats) // config.batch_size)
+    """The steps of the whole training; a DataError where there are more than a checkpoint's name has digits for."""
+    if config.steps is not None:
+        return config.steps
+    assert config.epochs is not None  # Config has exactly one of the two
+    steps = config.epochs * (epoch_length(images, tail.repeats) // config.batch_size)
     if steps > MOST_STEPS:
         raise DataError(f"{config.epochs} epochs are {steps} steps; expected up to {MOST_STEPS}")
     return steps
 
 
-def _new(
+def _new_objective(team: Accelerator, config: Config, classes: int, tail: Tail, *, pretrained: bool) -> Objective:
+    """A new model with its loss, on the team's device; a resumed run needs no ``pretrained`` weights."""
+    torch.manual_seed(config.seed)
+    weights = config.weights if pretrained and config.weights != "none" else None
+    model = teams.synchronised(model_from_config(config, classes, weights=weights), team)
+    return Objective(model, config, tail).to(team.device)
+
+
+def _begin(
     team: Accelerator, folder: Path, dataset: Dataset, config: Config, state: TrainingState, resume: bool
 ) -> tuple[Run, Checkpoint]:
-    """A run that begins, and its untrained checkpoint."""
+    """A new run, and its untrained checkpoint."""
     if resume:
         log.info("%s: holds no run to resume; a new one begins", folder)
     run = Run(folder, config, dataset.vocabulary, dataset.index["digest"])
-    team.wait_for_everyone()  # until all have looked whether there is one
+    team.wait_for_everyone()  # until all processes have looked for an earlier run
     if team.is_main_process:
         run.begin(state.result, state.tensors())
     return run, Checkpoint(folder, 0, None)
 
 
-def _resumed(
+def _resume(
     team: Accelerator, run: Run, dataset: Dataset, config: Config, state: TrainingState, steps: int, allow_other_data: bool
 ) -> Checkpoint:
-    """The newest checkpoint of a run, loaded; the run is left as it is when it cannot go on like this."""
+    """Load the newest checkpoint of a run. A DataError, with the run unchanged, when it cannot go on with these settings."""
     if run.vocabulary.digest != dataset.vocabulary.digest:
         raise DataError(f"{run.folder}: was trained with another vocabulary than that of {dataset.folder}")
     run.change(config)
@@ -162,46 +237,8 @@ def _resumed(
         )
     run.change_data(dataset.index["digest"], begun.step, allowed=allow_other_data)
     state.load(begun.training(), team.scaler)
-    team.wait_for_everyone()  # until all have read it
+    team.wait_for_everyone()  # until all processes have read the checkpoint
     if team.is_main_process:
         run.write()
     log.info("resumed %s at step %d", run.folder, begun.step)
     return begun
-
-
-def _evaluates(config: Config, done: int, steps: int) -> bool:
-    """Whether so many steps of all are followed by an evaluation."""
-    return config.eval_every is not None and (done % config.eval_every == 0 or done == steps)
-
-
-def _evaluate(
-    team: Accelerator, run: Run, step: int, state: TrainingState, dataset: Dataset, journal: Journal, stop: Stop
-) -> None:
-    """Evaluate what checkpoint ``step`` holds and add its scores; once a stop is requested, KeyboardInterrupt instead."""
-    predictor = Predictor(state.result.eval(), dataset.vocabulary, team.device)
-    scores = _scores(team, predictor, dataset, run.config, journal, stop)
-    if team.is_main_process:
-        run.score(step, scores)
-    journal.evaluation(step, scores)
-    journal.pictures(step, predictor, dataset)
-
-
-def _scores(team: Accelerator, predictor: Predictor, dataset: Dataset, config: Config, journal: Journal, stop: Stop) -> dict:
-    """The scores on the split "val" or its first images, which the processes share; they ask for a stop after each image."""
-    images = first(dataset, "val", config.eval_limit)
-    own, most = images[team.process_index :: team.num_processes], len(images[:: team.num_processes])
-    damaged = [] if config.skip_damaged else None
-    confusion = count(predictor, dataset, indices=own, damaged=damaged, progress=lambda *_: stop.check())
-    if len(own) < most:
-        stop.check()
-    confusion.pixels = team.reduce(confusion.pixels.to(team.device), "sum").cpu()
-    damaged = journal.damage(damaged) if config.skip_damaged else []
-    confusion.images = len(images) - len(damaged)
-    return scores_of(confusion, dataset, damaged=damaged)
-
-
-def _save(team: Accelerator, run: Run, step: int, state: TrainingState) -> None:
-    """Write a checkpoint. Nobody goes on before: launchers end all processes when the first one ends."""
-    if team.is_main_process:
-        run.save(step, state.result, state.tensors(team.scaler))
-    team.wait_for_everyone()

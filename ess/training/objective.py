@@ -10,16 +10,20 @@ from ess.data.transforms import normalize
 from ess.losses import cross_entropy
 from ess.models.network import SegmentationModel
 
-_HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""What the network computes in, by name; losses and class embeddings stay float32."""
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""What the network computes in, by the name of the setting; losses and class embeddings stay float32."""
 
 
 class Objective(nn.Module):
-    """A model with its loss as one module, so that wrappers for several devices see all that gradients come from.
+    """A model and its loss as one module, so that wrappers for several devices see everything that gradients flow through.
 
-    ``config`` says which loss; ``tail`` gives the exact loss its bias and class weights. With ``config.freeze_bn`` the
-    encoder's BatchNorm layers keep their statistics and weights, in training mode too; at a learning rate of 0 all of it does.
+    ``config`` chooses the loss, ``tail`` gives the exact loss its bias and class weights. With ``config.freeze_bn`` the
+    encoder's BatchNorm layers keep their statistics and weights even in training mode. With a learning rate of 0 the whole
+    encoder does.
     """
+
+    bias: torch.Tensor | None
+    weight: torch.Tensor | None
 
     def __init__(self, model: SegmentationModel, config: Config, tail: Tail = NO_TAIL):
         super().__init__()
@@ -31,56 +35,78 @@ class Objective(nn.Module):
             model.freeze_encoder()
         self._network = torch.compile(model.forward) if config.compile else model.forward
         if config.freeze_bn:
-            for layer in self._frozen():
+            for layer in self._batch_norms():
                 layer.requires_grad_(False)
-        self._order = torch.channels_last if config.channels_last else torch.contiguous_format
-        model.to(memory_format=self._order)
+        self._memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        model.to(memory_format=self._memory_format)
         if config.dropout is not None:
             for layer in model.decoder.modules():
                 if isinstance(layer, nn.modules.dropout._DropoutNd):
                     layer.p = config.dropout
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """(the sum of the losses of the pixels that count, each times its class's weight; the margin penalty), float32 scalars.
+        """(the sum of the losses of all labelled pixels, each times its class's weight; the margin penalty), float32 scalars.
 
-        What divides the sum is :meth:`counted`, of all processes and parts of a step together.
+        The caller divides the sum by :meth:`total_weight`, taken over all processes and parts of a step together.
         """
-        images = normalize(batch.images).contiguous(memory_format=self._order)
-        with torch.autocast(images.device.type, _HALVES.get(self.config.precision), enabled=self.config.precision in _HALVES):
+        images = normalize(batch.images).contiguous(memory_format=self._memory_format)
+        dtype = _AUTOCAST.get(self.config.precision)
+        with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
             output = self._network(images)
-        return self._losses(output, batch)
+        if self.config.loss == "dense":
+            return self._dense_loss(output, batch), output.new_zeros((), dtype=torch.float32)
+        classes = self.model.classes()
+        loss = self._embedding_loss(output, classes, batch)
+        margin = self.config.margin
+        return loss, cross_entropy.margin_penalty(classes, margin=margin) if margin else loss.new_zeros(())
 
-    def counted(self, batch: Batch) -> torch.Tensor:
-        """The number of pixels that count, or the sum of their weights: a float32 scalar."""
-        counted = batch.labels != IGNORE_INDEX
+    def total_weight(self, batch: Batch) -> torch.Tensor:
+        """The number of labelled pixels, or the sum of their classes' weights: a float32 scalar."""
+        labelled = batch.labels != IGNORE_INDEX
         if self.weight is None:
-            return counted.sum(dtype=torch.float32)
-        return self.weight[batch.labels[counted].long()].sum()
+            return labelled.sum(dtype=torch.float32)
+        return self.weight[batch.labels[labelled].long()].sum()
 
     def train(self, mode: bool = True) -> "Objective":
-        """As every module, but for frozen layers."""
+        """Set the mode of every module except frozen BatchNorm layers."""
         super().train(mode)
         if self.config.freeze_bn:
-            for layer in self._frozen():
+            for layer in self._batch_norms():
                 layer.eval()
         return self
 
-    def _losses(self, output: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        config, labels = self.config, batch.labels
-        settings = {"ignore_index": IGNORE_INDEX, "reduction": "sum"}
-        if config.loss == "dense":
-            return cross_entropy.dense_cross_entropy(output.float(), labels, **settings), output.new_zeros(
-                (), dtype=torch.float32
-            )
-        classes = self.model.classes()
-        settings |= {"temperature": config.temperature, "distance": config.distance}
-        if cross_entropy.chosen(config.loss, len(classes)) == "exact":
-            settings |= {"bias": self.bias, "class_weight": self.weight, "class_mask": batch.classes}
-            loss = cross_entropy.exact_cross_entropy(output, labels, classes, **settings)
-        else:
-            settings |= {name: getattr(config, name) for name in ("k", "negatives", "search", "query_stride")}
-            loss = cross_entropy.knn_cross_entropy(output, labels, classes, **settings)
-        return loss, cross_entropy.margin_penalty(classes, margin=config.margin) if config.margin else loss.new_zeros(())
+    def _dense_loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return cross_entropy.dense_cross_entropy(logits.float(), batch.labels, ignore_index=IGNORE_INDEX, reduction="sum")
 
-    def _frozen(self) -> list[nn.Module]:
+    def _embedding_loss(self, embeddings: torch.Tensor, classes: torch.Tensor, batch: Batch) -> torch.Tensor:
+        config = self.config
+        if cross_entropy.chosen(config.loss, len(classes)) == "exact":
+            return cross_entropy.exact_cross_entropy(
+                embeddings,
+                batch.labels,
+                classes,
+                temperature=config.temperature,
+                distance=config.distance,
+                ignore_index=IGNORE_INDEX,
+                bias=self.bias,
+                class_weight=self.weight,
+                class_mask=batch.classes,
+                reduction="sum",
+            )
+        return cross_entropy.knn_cross_entropy(
+            embeddings,
+            batch.labels,
+            classes,
+            k=config.k,
+            temperature=config.temperature,
+            distance=config.distance,
+            ignore_index=IGNORE_INDEX,
+            negatives=config.negatives,
+            search=config.search,
+            query_stride=config.query_stride,
+            reduction="sum",
+        )
+
+    def _batch_norms(self) -> list[nn.Module]:
+        """The BatchNorm layers of the encoder."""
         return [m for m in self.model.encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

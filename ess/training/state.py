@@ -1,7 +1,7 @@
-"""What the next step depends on besides its images: weights, optimiser, averaged weights, loss scale; as tensors and back."""
+"""Everything the next step depends on besides its images, as tensors and back: weights, optimiser, averages, loss scale."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -11,9 +11,9 @@ from ess.models.network import SegmentationModel
 
 
 class TrainingState:
-    """A model on its way: ``model``, ``optimizer``, and with ``config.ema`` the exponential moving average of its weights.
+    """A ``model`` in training with its ``optimizer`` and, with ``config.ema``, the exponential moving average of its weights.
 
-    Random states are not among it: every step seeds them anew, from the run's seed and its own number.
+    Random states are not part of it, because every step seeds them anew from the run's seed and its own number.
     """
 
     def __init__(self, model: SegmentationModel, config: Config):
@@ -22,20 +22,20 @@ class TrainingState:
         self._average = None
         if config.ema:
             self._average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
-            self._average.n_averaged.fill_(1)  # it begins as a copy, and the first step moves it as every other
+            self._average.n_averaged.fill_(1)  # it starts as a copy, and the first step updates it like every other one
 
     @property
     def result(self) -> SegmentationModel:
-        """The model that is evaluated and kept: of averaged weights, if these are wanted."""
-        return self.model if self._average is None else self._average.module
+        """The model that is evaluated and saved: the one with averaged weights, if there is one."""
+        return self.model if self._average is None else cast(SegmentationModel, self._average.module)
 
     def after_step(self) -> None:
-        """Average the weights that a step has made."""
+        """Update the averaged weights with those of the step just made."""
         if self._average is not None:
             self._average.update_parameters(self.model)
 
     def tensors(self, scaler: Any = None) -> dict[str, torch.Tensor]:
-        """Everything but the weights of :attr:`result`; ``scaler`` is the loss scaler of float16 training."""
+        """Everything except the weights of :attr:`result`; ``scaler`` is the loss scaler of float16 training."""
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         found = {
             f"optimizer/{key}/{names[id(parameter)]}": torch.as_tensor(value)
@@ -51,7 +51,7 @@ class TrainingState:
         return found
 
     def load(self, tensors: Mapping[str, torch.Tensor], scaler: Any = None) -> None:
-        """Take back what :meth:`tensors` gave; the weights of :attr:`result` are loaded already."""
+        """Restore what :meth:`tensors` returned, after the weights of :attr:`result` were loaded."""
         weights = _below("weights/", tensors) or self.result.state_dict()
         self.model.load_state_dict(weights)
         parameters = dict(self.model.named_parameters())
@@ -65,11 +65,11 @@ class TrainingState:
 
 
 _SCALER = {"scale": float, "_growth_tracker": int}
-"""What changes in a loss scaler's state, and its types there."""
+"""The entries of a loss scaler's state that change, and their types."""
 
 
 def make_optimizer(model: SegmentationModel, config: Config) -> torch.optim.Optimizer:
-    """SGD or AdamW over three groups in this order: encoder, decoder, class embeddings; each with settings of its own."""
+    """SGD or AdamW over three groups, in this order: encoder, decoder, class embeddings; each has its own settings."""
     groups = model.parameter_groups()
     settings = (
         ("encoder", config.lr * config.encoder_lr, config.momentum, config.power),
@@ -86,9 +86,10 @@ def make_optimizer(model: SegmentationModel, config: Config) -> torch.optim.Opti
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, config: Config, step: int, steps: int) -> None:
-    """The polynomial schedule: lr * (1 - step / steps) ** power, never below ``config.min_lr``, or lr where that is less.
+    """Set the rates of the polynomial schedule: lr * (1 - step / steps) ** power, but at least min(``config.min_lr``, lr).
 
-    So a learning rate of 0 stays 0. During the first ``config.warmup`` steps it is multiplied by (step + 1) / (warmup + 1).
+    So a learning rate of 0 stays 0. During the first ``config.warmup`` steps the rate is multiplied by
+    (step + 1) / (warmup + 1).
     """
     rise = min(1.0, (step + 1) / (config.warmup + 1))
     for group in optimizer.param_groups:

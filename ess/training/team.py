@@ -1,4 +1,4 @@
-"""The processes that train together, one a device, through accelerate: alone, or started by torchrun or `accelerate launch`."""
+"""The processes that train together through accelerate, one per device; torchrun or `accelerate launch` starts several."""
 
 import os
 from collections.abc import Iterator
@@ -19,9 +19,9 @@ from ess.models.network import SegmentationModel
 
 
 def join(config: Config, folder: Path) -> Accelerator:
-    """This process's place among those that train: its device, its rank, the scale of float16 losses, and trackers.
+    """Join the processes that train: this one's device and rank, the loss scaler of float16 training, and trackers.
 
-    A DataError when the device or a tracker is not to be had, or a batch cannot be shared equally.
+    A DataError when the device or a tracker is not available, or when a batch cannot be shared equally.
     """
     device = choose_device(config.device)
     processes = int(os.environ.get("WORLD_SIZE", 1))
@@ -29,16 +29,16 @@ def join(config: Config, folder: Path) -> Accelerator:
         raise DataError(f"device {config.device!r} with {processes} processes: each takes its own; choose --device auto")
     if config.batch_size % (processes * config.accumulate):
         raise DataError(
-            f"batch_size {config.batch_size} is no multiple of processes x accumulate = {processes} x {config.accumulate};"
+            f"batch_size {config.batch_size} is not a multiple of processes x accumulate = {processes} x {config.accumulate};"
             " it counts the images of all processes together"
         )
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
-    AcceleratorState._reset_state(reset_partial_state=True)  # else the settings of an earlier run in this process win
+    AcceleratorState._reset_state(reset_partial_state=True)  # otherwise settings of an earlier run in this process would win
     with _settings_of_accelerate_hidden():
         team = Accelerator(
             cpu=device.type == "cpu",
-            mixed_precision="no",  # the objective knows which part of it takes which precision
+            mixed_precision="no",  # the objective itself chooses the precision of each of its parts
             log_with=_trackers(config.track) or None,
             project_dir=folder / "tensorboard",
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
@@ -49,16 +49,16 @@ def join(config: Config, folder: Path) -> Accelerator:
 
 
 def synchronised(model: SegmentationModel, team: Accelerator) -> SegmentationModel:
-    """The model on the team's device, its BatchNorm over the images of all processes where there are several GPUs."""
+    """The model on the team's device; with several GPUs, its BatchNorm counts over the images of all processes."""
     model = model.to(team.device)
     return convert_sync_batchnorm(model) if team.num_processes > 1 and team.device.type == "cuda" else model
 
 
 @contextmanager
 def _settings_of_accelerate_hidden() -> Iterator[None]:
-    """Without the variables ACCELERATE_*: they would scale gradients, change precisions or wrap models, and win over arguments.
+    """Hide the variables ACCELERATE_*, which override arguments: they would scale gradients, change precisions, wrap models.
 
-    Who belongs to a team is told by others, such as RANK and WORLD_SIZE.
+    The variables that say which processes belong together, such as RANK and WORLD_SIZE, stay.
     """
     hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("ACCELERATE_")}
     try:

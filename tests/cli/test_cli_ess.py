@@ -124,7 +124,7 @@ def test_predict_refuses_wrong_inputs_before_it_starts(run, tmp_path):
         cv2.imwrite(str(path), np.zeros((8, 8, 3), np.uint8))
     arguments = (tmp_path / "photo.png", tmp_path / "a" / "photo.png")
     assert "would be written as photo.png" in ess("predict", run, *arguments, "--out", tmp_path / "out", code=1).stderr
-    assert "is no file" in ess("predict", run, tmp_path / "absent.jpg", "--out", tmp_path / "out", code=1).stderr
+    assert "is not a file" in ess("predict", run, tmp_path / "absent.jpg", "--out", tmp_path / "out", code=1).stderr
     (tmp_path / "text.jpg").write_text("no picture")
     assert "cannot be decoded" in ess("predict", run, tmp_path / "text.jpg", "--out", tmp_path / "out", code=1).stderr
     assert not list(tmp_path.glob("out/*.png"))

@@ -1,4 +1,4 @@
-"""Damaged images in training and evaluation: named in one line, or skipped, told once, counted, and replaced reproducibly."""
+"""Damaged images in training and evaluation: named in one line, or skipped, reported once, counted and replaced."""
 
 import errno
 import json
@@ -22,7 +22,7 @@ from cocolvis.errors import DamagedImage, DataError
 from cocolvis.storage.dataset import Dataset
 from ess.checkpoint import Run
 from ess.data.loader import TrainingImages, training_batches
-from ess.evaluation.evaluate import count, evaluate, scores_of
+from ess.evaluation.evaluate import count_pixels, evaluate, scores_of
 from ess.inference.predictor import Predictor
 from ess.training.journal import Journal
 from ess.training.loop import train
@@ -35,7 +35,7 @@ SIZE = (40, 48)
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
-    """A folder with coco/ and data/: 7 images to train on, 3 to evaluate on, in shards of 4; pictures are files."""
+    """A folder with coco/ and data/: 7 training and 3 validation images in shards of 4; the pictures are separate files."""
     tree = Tree(tmp_path_factory.mktemp("damage"))
     for image_id in range(1, TRAINED + 4):
         split = "train" if image_id <= TRAINED else "val"
@@ -47,7 +47,7 @@ def built(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def folder(built, tmp_path) -> Path:
-    """A copy of it, to damage."""
+    """A copy of ``built`` that the test may damage."""
     return shutil.copytree(built, tmp_path / "copy")
 
 
@@ -101,10 +101,10 @@ def ess(*arguments, code=0):
 
 
 def drawn(dataset, steps=6, start=0, share=(0, 1), **settings):
-    """(ids, pixels, damaged) of each step's windows."""
+    """(ids, pixels, damaged) of each step's batch."""
     chosen = config(**{"batch_size": 3, "seed": 5} | settings)
     batches = training_batches(dataset.split("train"), chosen, steps, start, share=share)
-    return [(w.ids.tolist(), w.crops(48, torch.device("cpu")), [*map(str, w.damaged)]) for w in batches]
+    return [(b.ids.tolist(), b.render(48, torch.device("cpu")), [*map(str, b.damaged)]) for b in batches]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -119,7 +119,7 @@ def test_a_damaged_image_is_named_with_its_path_and_shard(folder, damage):
 
 
 @pytest.mark.parametrize(("workers", "method"), METHODS)
-def test_from_every_process_a_damaged_image_is_one_line(folder, workers, method):
+def test_a_damaged_image_is_one_line_from_every_process(folder, workers, method):
     scrambled(folder, 2)
     with pytest.raises(DamagedImage) as caught:
         drawn(opened(folder), workers=workers, start_method=method)
@@ -168,7 +168,7 @@ def test_the_replacement_follows_from_seed_and_step_alone(folder):
 
 
 def test_the_pixels_of_a_batch_survive_damaged_ones_around_it(folder):
-    """Memory that loader processes use again is neither overwritten early nor unknown, however many batches are damaged."""
+    """Buffers that loader processes reuse are neither overwritten early nor unknown, however many batches are damaged."""
     scrambled(folder, 2)
     dataset = opened(folder)
     alone, together = (drawn(dataset, steps=20, skip_damaged=True, workers=workers, scale_min=0.3) for workers in (0, 1))
@@ -194,7 +194,7 @@ def test_a_data_set_without_a_sound_image_is_one_line(folder, workers):
     assert not isinstance(caught.value, DamagedImage)
 
 
-def test_of_a_large_data_set_a_thousand_are_tried(folder, monkeypatch):
+def test_in_a_large_data_set_a_thousand_images_are_tried(folder, monkeypatch):
     monkeypatch.setattr("ess.data.damage._TRIES", 4)
     for image_id in range(1, TRAINED + 1):
         removed(folder, image_id)
@@ -203,7 +203,7 @@ def test_of_a_large_data_set_a_thousand_are_tried(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOMEM, errno.ENFILE])
-def test_a_disk_or_a_machine_that_fails_is_no_damaged_image(folder, monkeypatch, code):
+def test_a_failing_disk_or_machine_is_not_a_damaged_image(folder, monkeypatch, code):
     def refused(self, *arguments, **settings):
         raise OSError(code, os.strerror(code))
 
@@ -222,12 +222,12 @@ def test_what_runs_out_in_a_loader_process_is_one_line(folder, monkeypatch, erro
     def refused(*arguments, **settings):
         raise error
 
-    monkeypatch.setattr("ess.data.loader.random_placement", refused)
+    monkeypatch.setattr("ess.data.loader.random_crop", refused)
     with pytest.raises(DataError, match=r"^the loader cannot go on: .*(MemoryError|Too many open files)"):
         drawn(opened(folder), skip_damaged=True, workers=1, start_method="fork")
 
 
-def test_training_tells_each_damaged_image_once_and_their_number(folder, tmp_path, caplog):
+def test_training_reports_each_damaged_image_once_and_their_number(folder, tmp_path, caplog):
     scrambled(folder, 2)
     removed(folder, 5)
     with caplog.at_level(logging.INFO, "ess"):
@@ -238,7 +238,7 @@ def test_training_tells_each_damaged_image_once_and_their_number(folder, tmp_pat
     assert lines[-1] == "2 pictures skipped"
 
 
-def test_a_resumed_training_meets_damaged_images_bit_by_bit_alike(folder, tmp_path):
+def test_a_resumed_training_replaces_damaged_images_bit_identically(folder, tmp_path):
     scrambled(folder, 2)
     settings = {"steps": 4, "save_every": 2, "skip_damaged": True, "track": "none"}
     train(opened(folder), tmp_path / "whole", config(**settings))
@@ -248,7 +248,7 @@ def test_a_resumed_training_meets_damaged_images_bit_by_bit_alike(folder, tmp_pa
     assert same(weights(tmp_path / "whole", 4), weights(tmp_path / "parts", 4))
 
 
-def test_the_command_ends_in_one_line_or_passes_over(folder, tmp_path):
+def test_the_command_ends_with_one_line_or_skips_damaged_images(folder, tmp_path):
     scrambled(folder, 2)
     arguments = ("train", folder / "data", "--image-root", folder / "coco", "--track", "none", *flags(steps=3))
     error = ess(*arguments, "--out", tmp_path / "a", code=1).stderr.strip().splitlines()[-1]
@@ -270,8 +270,8 @@ def test_an_evaluation_names_a_damaged_image_or_leaves_it_out(built, folder, tra
     with pytest.raises(DamagedImage, match=r"val-00000\.h5: .*image 9 \(.*--skip-damaged leaves such images out$"):
         evaluate(predictor, opened(folder))
     damaged = []
-    counted = count(predictor, opened(folder), indices=range(3), damaged=damaged, progress=lambda *d: seen.append(d))
-    sound = count(predictor, opened(built), indices=[0, 2])
+    counted = count_pixels(predictor, opened(folder), indices=range(3), damaged=damaged, progress=lambda *d: seen.append(d))
+    sound = count_pixels(predictor, opened(built), indices=[0, 2])
     assert torch.equal(counted.pixels, sound.pixels) and counted.images == 2
     assert len(damaged) == 1 and "image 9 (" in str(damaged[0])
     assert seen == [(1, 3), (2, 3), (3, 3)]
@@ -280,14 +280,14 @@ def test_an_evaluation_names_a_damaged_image_or_leaves_it_out(built, folder, tra
     assert scores == scores_of(sound, opened(built)) | {"skipped": 1}
 
 
-def test_an_evaluation_of_damaged_images_alone_is_one_line(folder, trained):
+def test_an_evaluation_with_only_damaged_images_fails_in_one_line(folder, trained):
     for image_id in (8, 9, 10):
         removed(folder, image_id)
     with pytest.raises(DataError, match=r"^none of the 3 images to evaluate on can be read; the first: .*image 8 "):
         evaluate(Predictor.from_run(trained, "cpu"), opened(folder), skip_damaged=True)
 
 
-def test_the_command_eval_tells_what_it_skipped(folder, trained):
+def test_the_command_eval_reports_what_it_skipped(folder, trained):
     resized(folder, 9)
     arguments = ("eval", trained, folder / "data", "--image-root", folder / "coco", "--device", "cpu")
     assert "image 9 (val2017/000000000009.jpg)" in ess(*arguments, code=1).stderr
@@ -335,7 +335,7 @@ def test_the_pictures_of_the_journal_name_or_leave_out_a_damaged_one(folder, tmp
                 journal.pictures(1, predictor, opened(folder))
 
 
-def test_memory_that_runs_out_is_no_damaged_image(folder, trained, monkeypatch):
+def test_running_out_of_memory_is_not_a_damaged_image(folder, trained, monkeypatch):
     def refused(*arguments):
         error = cv2.error("Insufficient memory")
         error.code, error.err = cv2.Error.StsNoMem, "Failed to allocate 48 bytes"

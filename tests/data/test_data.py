@@ -1,4 +1,4 @@
-"""Training batches: reproducible, independent of the loader's processes, complete."""
+"""Training batches: complete, reproducible, and independent of the number of loader processes."""
 
 import pickle
 
@@ -21,11 +21,11 @@ def config(**settings):
 
 def batches(dataset, steps=3, start=0, **settings):
     chosen = config(**settings)
-    return crops(training_batches(training_split(dataset, chosen), chosen, steps, start))
+    return rendered(training_batches(training_split(dataset, chosen), chosen, steps, start))
 
 
-def crops(windows, crop=48):
-    return [window.crops(crop, torch.device("cpu")) for window in windows]
+def rendered(raw_batches, size=48):
+    return [raw.render(size, torch.device("cpu")) for raw in raw_batches]
 
 
 def test_labels_and_class_ids_are_inverse():
@@ -54,7 +54,7 @@ def test_a_later_start_continues_the_same_sequence():
 def test_processes_together_see_the_batches_of_one(dataset):
     chosen = config(batch_size=6)
     split = training_split(dataset, chosen)
-    whole, *parts = (crops(training_batches(split, chosen, 2, share=share)) for share in ((0, 1), (0, 3), (1, 3), (2, 3)))
+    whole, *parts = (rendered(training_batches(split, chosen, 2, share=share)) for share in ((0, 1), (0, 3), (1, 3), (2, 3)))
     for step, batch in enumerate(whole):
         for place in range(3):
             assert torch.equal(torch.cat([part[step][place] for part in parts]), batch[place])
@@ -70,20 +70,20 @@ def test_batches_have_the_promised_form(dataset):
     assert set(ids.tolist()) <= set(dataset.split("train").image_ids().tolist())
 
 
-def test_what_lies_outside_a_picture_is_ignored(dataset):
+def test_pixels_outside_a_picture_are_ignored(dataset):
     chosen = config(scale_min=0.4, scale_max=0.4)
-    for window in training_batches(training_split(dataset, chosen), chosen, 2):
-        for place, labels in zip(window.places, window.crops(48, torch.device("cpu")).labels, strict=True):
+    for raw in training_batches(training_split(dataset, chosen), chosen, 2):
+        for crop, labels in zip(raw.crops, raw.render(48, torch.device("cpu")).labels, strict=True):
             outside = torch.ones(48, 48, dtype=torch.bool)
-            outside[place.down, place.across] = False
+            outside[crop.target_rows, crop.target_columns] = False
             assert outside.any()
-            assert (labels.flip(1) if place.mirrored else labels)[outside].eq(-1).all()
+            assert (labels.flip(1) if crop.mirrored else labels)[outside].eq(-1).all()
 
 
 def test_memory_is_handed_over_once(dataset):
     images = TrainingImages(training_split(dataset, config()), config())
-    parcels = [images.__getitems__([(0, 0), (1, 1)]) for _ in range(AHEAD + 5)]
-    assert [parcel.pixels is None for parcel in parcels] == [False] * (AHEAD + 2) + [True] * 3
+    raw = [images.__getitems__([(0, 0), (1, 1)]) for _ in range(AHEAD + 5)]
+    assert [batch.pixels is None for batch in raw] == [False] * (AHEAD + 2) + [True] * 3
 
 
 def test_a_resumed_loader_repeats_the_same_augmentations(dataset):
@@ -110,7 +110,7 @@ def test_labels_of_more_classes_than_an_int16_holds():
     assert np.array_equal(to_class_ids(to_labels(mask)), mask) and to_labels(mask[:, :0]).shape == (1, 0)
 
 
-def test_what_cannot_teach_anything_is_refused(dataset, monkeypatch):
+def test_data_without_anything_to_learn_is_refused(dataset, monkeypatch):
     single = Dataset(dataset.folder, dataset.index)
     single.vocabulary = Vocabulary([dataset.vocabulary[1]])
     with pytest.raises(DataError, match="has 1 class, and every pixel would be of it; training takes 2 or more"):
@@ -144,6 +144,6 @@ def die(*arguments, **settings):
 
 
 def test_a_killed_loader_process_names_what_to_change(dataset, monkeypatch):
-    monkeypatch.setattr("ess.data.loader.random_placement", die)
+    monkeypatch.setattr("ess.data.loader.random_crop", die)
     with pytest.raises(DataError, match=r"a loader process died .* try --workers 0 or a smaller --batch-size or --crop"):
         batches(dataset, workers=1, start_method="fork")

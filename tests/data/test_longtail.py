@@ -1,4 +1,4 @@
-"""What class frequencies make of training, against the formulas of LVIS and of logit adjustment, on a built data set."""
+"""Training on a long tail of classes, compared with the formulas of LVIS and of logit adjustment on a built data set."""
 
 import math
 
@@ -10,8 +10,17 @@ from cocolvis.errors import DataError
 from cocolvis.vocabulary import ClassInfo, Vocabulary, coco_lvis
 from ess.config import Config
 from ess.data.loader import StepBatches, epoch_length, pixel_of_a_rare_class, to_labels, training_batches
-from ess.data.longtail import Frequencies, Tail, always_asked, class_bias, class_weight, rarity, repeat_factors, tail_of
-from ess.data.transforms import random_placement, render_labels
+from ess.data.longtail import (
+    Frequencies,
+    Tail,
+    class_bias,
+    class_weight,
+    fully_annotated_classes,
+    rarity,
+    repeat_factors,
+    tail_of,
+)
+from ess.data.transforms import random_crop, render_labels
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +33,7 @@ def frequencies(split):
     return Frequencies.of(split, 1284)
 
 
-def test_frequencies_are_those_of_the_masks(split, frequencies):
+def test_frequencies_equal_those_of_the_masks(split, frequencies):
     pixels, images = np.zeros(1284, int), np.zeros(1284, int)
     for index in range(len(split)):
         labels = to_labels(split.mask(index))
@@ -43,7 +52,7 @@ def test_repeat_factors_are_the_formula(split, frequencies, threshold):
         assert found[index] == pytest.approx(max([1.0, *(math.sqrt(threshold / share) for share in shares)]))
 
 
-def test_repeats_come_as_often_as_they_should_and_epochs_are_equally_long():
+def test_images_repeat_as_often_as_they_should_and_epochs_are_equally_long():
     repeats = np.array([1, 1, 2.5, 1, 3.25, 1.1])
     length = epoch_length(6, repeats)
     assert length == 10
@@ -82,7 +91,7 @@ def test_weights_are_the_power_and_one_on_average(frequencies, power):
     assert (weights[~present] == 0).all()
 
 
-def test_settings_choose_what_is_computed(split):
+def test_the_settings_choose_what_is_computed(split):
     vocabulary = coco_lvis()
     assert tail_of(split, vocabulary, Config()) == Tail()
     tail = tail_of(split, vocabulary, Config(repeat_threshold=0.1))
@@ -95,7 +104,7 @@ def test_settings_choose_what_is_computed(split):
 
 
 def test_crops_hold_a_class_of_the_image_rare_ones_first(split, frequencies):
-    """Which class a crop is placed around, against 1 / images with it; and that the crop holds a pixel of it."""
+    """A crop is placed around a class with probability proportional to 1 / images with it, and around a pixel of it."""
     rare, rng = rarity(frequencies), np.random.default_rng(0)
     assert (rare == 1 / np.maximum(frequencies.images, 1)).all()
     mask = split.mask(0)
@@ -115,21 +124,21 @@ def test_a_crop_holds_the_pixel_that_it_is_placed_around(size, scale):
         y, x = (int(rng.integers(side)) for side in size)
         mask = np.zeros(size, np.uint16)
         mask[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2] = 7  # three pixels wide: half the scale still hits one
-        place = random_placement(size, rng, crop=16, scale=scale, flip=0.5, around=(y, x))
-        crop = render_labels(torch.from_numpy(to_labels(mask[place.rows, place.columns])), place, 16).numpy() + 1
-        assert (crop == 7).any() and mask[place.rows, place.columns][y - place.rows.start, x - place.columns.start] == 7
+        found = random_crop(size, rng, size=16, scale=scale, flip=0.5, around=(y, x))
+        crop = render_labels(torch.from_numpy(to_labels(mask[found.rows, found.columns])), found, 16).numpy() + 1
+        assert (crop == 7).any() and mask[found.rows, found.columns][y - found.rows.start, x - found.columns.start] == 7
         starts.add(tuple(np.argwhere(crop == 7)[0]))
     assert len(starts) > 50
 
 
 def test_the_federated_mask_is_what_annotators_looked_for(dataset):
-    """Against LVIS's own JSON: a class takes part where it is stuff alone, annotated in the image, or verified absent."""
+    """A class takes part if it is stuff alone, annotated in the image, or verified absent."""
     config = Config(loss="exact", federated=True, crop=32, batch_size=4, workers=0, epochs=1)
     split, vocabulary = dataset.split("train"), dataset.vocabulary
     rows = {image_id: row for row, image_id in enumerate(split.image_ids().tolist())}
     left_out = 0
     for batch in training_batches(split, config, 4, 0, tail_of(split, vocabulary, config)):
-        assert batch.classes.shape == (4, 1284) and batch.classes.dtype == torch.bool
+        assert batch.classes.shape == (4, 1284) and batch.classes.dtype == bool
         for image_id, classes in zip(batch.ids.tolist(), batch.classes, strict=True):
             sample = split[rows[image_id]]
             known = set(sample.neg.tolist()) | set(np.unique(sample.mask).tolist())
@@ -155,5 +164,5 @@ def test_auto_offers_what_exact_does_where_it_is_exact(dataset, monkeypatch, set
 
 def test_the_federated_mask_is_refused_where_everything_was_annotated():
     classes = [ClassInfo(1, "road", "stuff", "stuff", None, {}), ClassInfo(2, "car", "thing", "frequent", None, {})]
-    with pytest.raises(DataError, match="annotated in full: leave --federated away"):
-        always_asked(Vocabulary(classes))
+    with pytest.raises(DataError, match="annotated in full: leave out --federated"):
+        fully_annotated_classes(Vocabulary(classes))

@@ -4,11 +4,11 @@ import cv2
 import numpy as np
 import torch
 
-from ess.data.transforms import color_jitter, normalize, random_placement, render_image, render_labels
+from ess.data.transforms import color_jitter, normalize, random_crop, render_image, render_labels
 
 
 def picture(height=40, width=56, classes=5):
-    """An image whose red channel is 10 times the class and 100, in blocks, and its mask of classes 1..5."""
+    """An image of blocks whose red channel is 100 + 10 * class, and its mask of classes 1..5."""
     mask = np.kron(np.arange(4 * 4).reshape(4, 4) % classes + 1, np.ones((height // 4, width // 4))).astype(np.uint16)
     image = np.zeros((*mask.shape, 3), np.uint8)
     image[..., 0] = mask * 10 + 100
@@ -16,7 +16,7 @@ def picture(height=40, width=56, classes=5):
 
 
 class Fixed:
-    """Stands in for a generator: a given factor, offsets, and mirror draw."""
+    """A stand-in for a random generator that returns a given factor, offsets and mirror draw."""
 
     def __init__(self, factor, offsets, draw):
         self.factor, self.offsets, self.draw = factor, list(offsets), draw
@@ -40,10 +40,10 @@ def crop(image, mask, factor=1.0, offsets=(0, 0), draw=0.9, size=24):
 
 def rendered(image, mask, rng, size):
     """(size, size, 3) uint8 and (size, size) class ids, 0 = unlabelled."""
-    place = random_placement(mask.shape, rng, crop=size, scale=(0.5, 2.0), flip=0.5)
-    pixels, labels = image[place.rows, place.columns], mask[place.rows, place.columns].astype(np.int16) - 1
-    crop = render_image(torch.from_numpy(pixels), place, size)
-    return crop.permute(1, 2, 0).numpy(), render_labels(torch.from_numpy(labels), place, size).numpy() + 1
+    found = random_crop(mask.shape, rng, size=size, scale=(0.5, 2.0), flip=0.5)
+    pixels, labels = image[found.rows, found.columns], mask[found.rows, found.columns].astype(np.int16) - 1
+    crop = render_image(torch.from_numpy(pixels), found, size)
+    return crop.permute(1, 2, 0).numpy(), render_labels(torch.from_numpy(labels), found, size).numpy() + 1
 
 
 def test_without_scaling_it_is_a_plain_crop():
@@ -61,7 +61,7 @@ def test_mirroring_flips_both():
     assert np.array_equal(truth, mask[5:29, 7:31][:, ::-1])
 
 
-def test_scaling_is_that_of_a_resize():
+def test_scaling_equals_a_resize():
     image, mask = picture()
     warped, truth, rng = crop(image, mask, factor=2.0, offsets=(11, 3))
     assert rng.bounds == [(0, 45), (0, 29)]
@@ -86,7 +86,7 @@ def test_a_small_picture_floats_in_the_window_and_the_rest_is_ignored():
     assert warped[0, 0].tolist() == [124, 116, 104]
 
 
-def test_mask_stay_mask_and_agree_with_the_image():
+def test_the_mask_keeps_its_values_and_agrees_with_the_image():
     image, mask = picture()
     for seed in range(20):
         warped, truth = rendered(image, mask, np.random.default_rng(seed), 33)
@@ -103,7 +103,7 @@ def test_normalize_has_imagenet_statistics():
 
 
 class Factors:
-    """Stands in for a generator: given brightness, contrast, saturation."""
+    """A stand-in for a random generator that returns a given brightness, contrast and saturation."""
 
     def __init__(self, *factors):
         self.factors = np.array(factors)

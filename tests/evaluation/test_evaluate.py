@@ -1,4 +1,4 @@
-"""Evaluation against plain counts over the whole data set; the ranking by training images; what the command writes."""
+"""Evaluation compared with plain counts over the whole data set; the ranking by training images; what the command writes."""
 
 import csv
 import dataclasses
@@ -13,7 +13,7 @@ from torch import nn
 from cli.ess import main
 from cocolvis.errors import DataError
 from cocolvis.vocabulary import Vocabulary
-from ess.evaluation.evaluate import count, evaluate, first, scores_of
+from ess.evaluation.evaluate import count_pixels, evaluate, image_indices, scores_of
 from ess.evaluation.metrics import miou_curve
 from ess.evaluation.reports import COLUMNS, frequency_curve, top_scores, training_images, write_classes
 from ess.inference.predictor import Predictor
@@ -23,7 +23,7 @@ from ess.models.network import SegmentationModel
 
 @pytest.fixture(scope="module")
 def predictor(dataset) -> Predictor:
-    """A model without a trained network, that is right now and then: the nearest of all classes' mean colours."""
+    """A model without a network that is sometimes right: it predicts the class with the nearest mean colour."""
     split, sums = dataset.split("val"), np.zeros((len(dataset.vocabulary) + 1, 4))
     for index in range(len(split)):
         sample = split[index]
@@ -66,9 +66,9 @@ def test_scores_are_those_of_a_plain_count(dataset, predictor, plain):
 
 @pytest.mark.parametrize("world", [2, 3, 99])
 def test_the_counts_of_several_processes_add_up(dataset, predictor, world):
-    images = first(dataset, "val", 7)
-    whole = count(predictor, dataset, indices=images)
-    parts = [count(predictor, dataset, indices=images[rank::world]) for rank in range(world)]
+    images = image_indices(dataset, "val", 7)
+    whole = count_pixels(predictor, dataset, indices=images)
+    parts = [count_pixels(predictor, dataset, indices=images[rank::world]) for rank in range(world)]
     total = parts[0]
     for part in parts[1:]:
         total += part
@@ -79,8 +79,8 @@ def test_the_counts_of_several_processes_add_up(dataset, predictor, world):
 def test_batches_change_nothing_and_progress_counts(dataset, predictor):
     batched = Predictor(predictor.model, predictor.vocabulary, predictor.device, Inference(batch_size=4))
     seen = []
-    found = count(batched, dataset, indices=range(6), progress=lambda *done: seen.append(done))
-    assert (found.pixels == count(predictor, dataset, indices=range(6)).pixels).all()
+    found = count_pixels(batched, dataset, indices=range(6), progress=lambda *done: seen.append(done))
+    assert (found.pixels == count_pixels(predictor, dataset, indices=range(6)).pixels).all()
     assert seen == [(done, 6) for done in range(1, 7)]
 
 
@@ -100,7 +100,7 @@ def test_the_most_frequent_classes_are_those_in_most_training_images(dataset, pr
     np.testing.assert_array_equal(images, seen[1:])
     order = sorted(range(1, len(seen)), key=lambda c: (-seen[c], c))
     iou = ious(*plain)
-    curve = frequency_curve(count(predictor, dataset, indices=first(dataset, "val")).iou(), images)
+    curve = frequency_curve(count_pixels(predictor, dataset, indices=image_indices(dataset, "val")).iou(), images)
     for n in (1, 7, 30, 1284):
         expected = [iou[c] for c in order[:n] if c in iou]
         (found,) = top_scores(curve, [n])
@@ -114,7 +114,7 @@ def test_the_curve_starts_where_a_class_counts():
 
 
 def test_the_table_of_classes(dataset, predictor, plain, tmp_path):
-    confusion = count(predictor, dataset, indices=first(dataset, "val"))
+    confusion = count_pixels(predictor, dataset, indices=image_indices(dataset, "val"))
     write_classes(tmp_path / "c.csv", confusion, dataset, training_images(dataset))
     rows = list(csv.DictReader((tmp_path / "c.csv").open()))
     assert tuple(rows[0]) == COLUMNS and [int(row["class"]) for row in rows] == list(range(1, 1285))

@@ -1,4 +1,4 @@
-"""The metrics against counting pixel by pixel in Python."""
+"""The metrics, compared with counting pixel by pixel in Python."""
 
 import json
 import math

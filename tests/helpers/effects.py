@@ -1,7 +1,8 @@
-"""Which tests see what a setting does; and a network so small that a whole training takes no time.
+"""Which tests check what a setting does; and a network so small that a whole training takes almost no time.
 
-A test of tests/test_settings_*.py names the settings whose effect it sees: ``@changes("flip")`` where a setting changes a
-step, ``@harmless("workers")`` where it must not. tests/test_settings.py wants each setting in exactly one of the two tables.
+A test of tests/settings/test_settings_*.py names the settings that it checks: ``@changes("flip")`` if a setting changes a
+step, ``@harmless("workers")`` if it must not. tests/settings/test_settings.py requires each setting in exactly one of the two
+tables.
 """
 
 from collections.abc import Callable
@@ -17,21 +18,21 @@ from ess.models.network import SegmentationModel
 from ess.training import loop as training
 
 CHANGING: dict[str, list[Callable]] = {}
-"""Setting -> the tests that see it change a step: its loss, gradient, batch, rates, result or length."""
+"""Setting -> the tests that check that it changes a step: its loss, gradient, batch, rates, result or length."""
 
 HARMLESS: dict[str, list[Callable]] = {}
-"""Setting -> the tests that see that it was put in force, and that weights and losses stay what they are."""
+"""Setting -> the tests that check that it takes effect without changing weights and losses."""
 
 CPU = torch.device("cpu")
 
 
 def changes(*settings: str) -> Callable:
-    """Marks a test that fails when one of these settings no longer changes a step as it should."""
+    """Mark a test that fails when one of these settings no longer changes a step as it should."""
     return _noted(CHANGING, settings)
 
 
 def harmless(*settings: str) -> Callable:
-    """Marks a test that fails when one of these settings is not put in force, or changes a step."""
+    """Mark a test that fails when one of these settings has no effect, or changes a step."""
     return _noted(HARMLESS, settings)
 
 
@@ -45,7 +46,7 @@ def _noted(table: dict[str, list[Callable]], settings: tuple[str, ...]) -> Calla
 
 
 def tiny(config: Config, classes: int, *, weights=None) -> SegmentationModel:
-    """In place of :func:`model_from_config`: two convolutions, each part with the layers that settings are about."""
+    """Replaces :func:`model_from_config`: encoder and decoder are a convolution each, with the layers that settings affect."""
     dim = None if config.loss == "dense" else config.dim
     encoder = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
     decoder = nn.Sequential(nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8), nn.Dropout(0.1), nn.Conv2d(8, dim or classes, 1))
@@ -54,12 +55,12 @@ def tiny(config: Config, classes: int, *, weights=None) -> SegmentationModel:
 
 
 def trained(dataset, folder, resume: bool = False, **settings) -> Run:
-    """A run of :func:`tiny`, where the test has put that in the place of real networks: on the CPU, without curves."""
+    """A training on the CPU without curves; of :func:`tiny` if the test has replaced the real networks by it."""
     return training.train(dataset, folder, config(**{"device": "cpu", "track": "none"} | settings), resume=resume)
 
 
 class Steps(list):
-    """Steps that compute nothing, in the place of :func:`ess.training.loop.optimise`; a list of what each was given.
+    """Replaces :func:`ess.training.loop.optimise` by steps that compute nothing; a list of the arguments of each.
 
     ``move(model)`` may change the weights, or end the run by an exception.
     """

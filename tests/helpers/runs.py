@@ -1,4 +1,4 @@
-"""Small training runs, and how to compare what they leave."""
+"""Settings of small training runs, and comparisons of their checkpoints."""
 
 from pathlib import Path
 
@@ -19,12 +19,12 @@ SMALL = {
 
 
 def config(**settings) -> Config:
-    """A run of four steps, or with other settings."""
+    """The settings of a run of four steps, with changes."""
     return Config(**{**SMALL, "epochs": None} | settings)
 
 
 def flags(**settings) -> list[str]:
-    """The same as arguments of ``ess train``."""
+    """The same settings as arguments of ``ess train``."""
     given = {**SMALL, **settings}
     return [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
 

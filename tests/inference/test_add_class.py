@@ -1,4 +1,4 @@
-"""Classes added without training: found where the examples' like is, nothing else changed, and what the run's folder keeps."""
+"""Classes added without training: found in similar pictures without changing anything else, and stored in the run's folder."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from ess.checkpoint import Run
 from ess.config import Config
 from ess.data.transforms import normalize
 from ess.evaluation.evaluate import evaluate
-from ess.inference.added import read_added, remove, store
+from ess.inference.added import read_added, remove_class, store_class
 from ess.inference.new_class import make_class
 from ess.inference.predictor import Predictor
 from ess.losses.cross_entropy import exact_cross_entropy
@@ -31,11 +31,11 @@ from ess.models.network import SegmentationModel
 from ess.training.loop import train
 
 CLASSES, NEW = 8, 8
-"""Classes of the drawn pictures that are trained, and the label of the one that is not."""
+"""The number of trained classes in the generated pictures, and the label of the class that is not trained."""
 
 
 def picture(rng: np.random.Generator, labels: list[int], size: int = 48) -> tuple[np.ndarray, np.ndarray]:
-    """Upright stripes of some classes, each of its own colour and grain: (image (H, W, 3) uint8, labels (H, W))."""
+    """Vertical stripes of some classes, each with its own colour and grain: (image (H, W, 3) uint8, labels (H, W))."""
     look = np.random.default_rng(5)
     colours, grains = look.integers(30, 226, (CLASSES + 1, 3)), look.integers(4, 25, CLASSES + 1)
     mask = np.repeat(np.repeat(labels, size // len(labels))[None], size, axis=0)
@@ -52,7 +52,7 @@ def pictures(seed: int, count: int, *, new: bool) -> list[tuple[np.ndarray, np.n
 
 @pytest.fixture(scope="module")
 def trained() -> Predictor:
-    """A small network after some steps, in which the pixels of the new class were there but ignored."""
+    """A small network after some steps in which pixels of the new class were present but ignored."""
     torch.manual_seed(0)
     encoder = nn.Sequential(nn.Conv2d(3, 24, 5, padding=2), nn.ReLU(), nn.Conv2d(24, 24, 3, padding=1), nn.ReLU())
     model = SegmentationModel(encoder, nn.Conv2d(24, 8, 1), CLASSES, 8, multiple=8)
@@ -115,7 +115,7 @@ def test_two_added_classes_compete_by_distance_within_their_radii(trained):
     assert ((both == NEW + 2) > (trained(image) == NEW + 2)).any()
 
 
-def test_what_makes_no_class_is_refused(trained):
+def test_examples_that_define_no_class_are_refused(trained):
     image = examples(1)[0][1]
     for marked, message in (
         (np.zeros((48, 48), bool), "no pixel"),
@@ -130,7 +130,7 @@ def test_what_makes_no_class_is_refused(trained):
 
 @pytest.fixture
 def run(untrained_run, tmp_path) -> Path:
-    """A copy of a run, beside pictures and masks that show "unicorn" in a corner, brighter than the rest."""
+    """A copy of a run next to pictures and masks that show "unicorn" as a bright corner."""
     shutil.copytree(untrained_run, tmp_path / "run")
     rng = np.random.default_rng(0)
     for name, value in (("a", 200), ("b", 1)):
@@ -206,7 +206,7 @@ def test_another_checkpoint_leaves_the_class_out_with_one_warning(run, caplog):
         (("--value", "7"), 1, "no pixel of the masks is 7: they hold 0, 1, 200; choose one of these with --value"),
         (("--list",), 2, "expected one of"),
         (("--checkpoint", "best"), 1, "no checkpoint was evaluated"),
-        (("--masks", "absent.png"), 1, "absent.png: is no file"),
+        (("--masks", "absent.png"), 1, "absent.png: is not a file"),
     ],
 )
 def test_the_command_refuses_and_writes_nothing(run, arguments, code, message):
@@ -303,8 +303,8 @@ def test_store_and_remove_keep_the_others(run, trained):
     opened, made = Run.open(run), make_class("unicorn", trained, examples(1))
     classes = [type(made)(name, [0.0] * 6, 1.0, [], 1, "") for name in ("a", "b", "c")]
     for new in classes:
-        store(opened, new)
-    remove(opened, "b")
+        store_class(opened, new)
+    remove_class(opened, "b")
     assert read_added(opened) == [classes[0], classes[2]]
 
 

@@ -1,4 +1,4 @@
-"""Exported files against the predictor, at sizes that the exporter did not see."""
+"""Exported files compared with the predictor, at sizes that the exporter did not see."""
 
 import json
 import sys
@@ -30,7 +30,7 @@ LONG = [("fpn", "resnet18", "dense", "torch")] + [
 
 
 class Colours(torch.nn.Module):
-    """An encoder without a network: a pixel's three channels, and at stride 4 their mean around it."""
+    """An encoder without a network: the three channels of each pixel, and at stride 4 their mean around it."""
 
     def forward(self, images):
         return images, torch.nn.functional.avg_pool2d(images, 4)

@@ -1,4 +1,4 @@
-"""Prediction of odd inputs: what cannot be read is named and costs nothing else, and no two pictures have one id."""
+"""Prediction of odd inputs: unreadable ones are named and affect no others, and no two pictures share an id."""
 
 import errno
 import io
@@ -36,7 +36,7 @@ def write(root: Path, *names: str) -> None:
 
 
 def spoil(folder: Path) -> set[str]:
-    """Pictures that are none beside good ones; their names."""
+    """Put files that are not pictures next to good ones; returns their names."""
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "text.png").write_text("no picture")
     (folder / "cut.jpg").write_bytes(cv2.imencode(".jpg", photo(90, 80))[1].tobytes()[:500])
@@ -119,7 +119,7 @@ def test_what_is_no_list_of_results_is_not_taken_for_one(content, tmp_path, smal
 
     write(tmp_path / "in", "a.png")
     (tmp_path / "predictions.json").write_text(content)
-    with pytest.raises(DataError, match="is no list of results"):
+    with pytest.raises(DataError, match="is not a list of results"):
         predict_files(small, find_inputs([str(tmp_path / "in")]), tmp_path, ("rle",), skip_existing=True)
 
 

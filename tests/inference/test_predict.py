@@ -1,4 +1,4 @@
-"""Prediction: what is blended and batched against one plain pass, and the files that come out against their readers."""
+"""Prediction: blending and batching compared with one plain pass, and result files read back by other tools."""
 
 import json
 from pathlib import Path
@@ -81,7 +81,7 @@ def test_blended_views_have_the_least_mean_squared_distance_or_the_largest_mean_
 
 
 class PerPixel(SegmentationModel):
-    """A model that sees nothing but a pixel itself, and counts how many images a pass has."""
+    """A model that looks at each pixel alone, and records the shape of the images of each pass."""
 
     def __init__(self, classes: int = 5):
         super().__init__(nn.Conv2d(3, 4, 1), nn.Identity(), classes, 4, multiple=8)
@@ -106,7 +106,7 @@ def test_windows_cover_every_pixel_and_change_nothing_where_only_the_pixel_count
 
 
 def test_overlapping_windows_are_averaged(model):
-    """Two windows of 64 over a width of 96: the middle third is seen by both."""
+    """Two windows of 64 over a width of 96 share the middle third."""
     image = photo(64, 96)
     pixels = normalize(torch.from_numpy(image).permute(2, 0, 1)[None])
     with torch.no_grad():
@@ -214,18 +214,18 @@ def pictures(tmp_path) -> Path:
 
 
 def test_inputs_are_files_folders_and_globs(pictures):
-    def named(*arguments, leave=None):
-        return {str(one.name): one.path.name for one in find_inputs([str(a) for a in arguments], leave)}
+    def named(*arguments, exclude=None):
+        return {str(one.name): one.path.name for one in find_inputs([str(a) for a in arguments], exclude)}
 
     everything = {"a": "a.png", "deep/er/b": "b.jpg", "deep/c": "c.PNG"}
     assert named(pictures) == named(pictures, pictures / "a.png") == everything
     assert named(pictures / "deep" / "er" / "b.jpg") == {"b": "b.jpg"}
     assert named(pictures / "*.png") == {"a": "a.png"}
     assert named(pictures / "**" / "*.jpg") == {"deep/er/b": "b.jpg"}
-    assert named(pictures, leave=pictures / "deep") == {"a": "a.png"}
+    assert named(pictures, exclude=pictures / "deep") == {"a": "a.png"}
     (pictures / "odd[1].png").write_bytes((pictures / "a.png").read_bytes())
     assert named(pictures / "odd[1].png") == {"odd[1]": "odd[1].png"}
-    for argument, message in (("absent.jpg", "is no file"), ("*.gif", "no pictures"), ("notes.txt/..", "is no file")):
+    for argument, message in (("absent.jpg", "is not a file"), ("*.gif", "no pictures"), ("notes.txt/..", "is not a file")):
         with pytest.raises(DataError, match=message):
             named(pictures / argument)
 
@@ -283,7 +283,7 @@ def test_what_was_predicted_before_an_interruption_is_kept(pictures, tmp_path, s
 
 @pytest.fixture
 def film(tmp_path) -> Path:
-    """Seven frames of plain grey, each lighter than the one before."""
+    """Seven frames of plain grey, each brighter than the one before."""
     path = tmp_path / "film.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10.0, (64, 48))
     assert writer.isOpened()

@@ -84,10 +84,10 @@ def test_a_training_passes_every_setting_on(dataset, tmp_path, monkeypatch):
     torch.manual_seed(chosen.seed)
     objective = Objective(tiny(chosen, len(dataset.vocabulary)), chosen, tail).train()
     state = TrainingState(objective.model, chosen)
-    for step, windows in enumerate(training_batches(split, chosen, chosen.steps, 0, tail)):
+    for step, batch in enumerate(training_batches(split, chosen, chosen.steps, 0, tail)):
         set_learning_rates(state.optimizer, chosen, step, chosen.steps)
         training.seed_step(chosen.seed, step, 0)
-        training.optimise(Accelerator(cpu=True), objective, state.optimizer, windows.crops(chosen.crop, CPU), chosen.accumulate)
+        training.optimise(Accelerator(cpu=True), objective, state.optimizer, batch.render(chosen.crop, CPU), chosen.accumulate)
         state.after_step()
     assert same(weights(found.folder, 3), state.result.state_dict())
     assert same(weights(found.folder, 3, "training"), {name: tensor.detach() for name, tensor in state.tensors().items()})

@@ -9,18 +9,18 @@ from runs import config, same, weights
 from cocolvis.errors import DamagedImage
 from cocolvis.storage.samples import Sample
 from ess.data.loader import TrainingImages, training_batches
-from ess.data.transforms import Placement
+from ess.data.transforms import Crop
 
 
-def windows(dataset, steps=4, **settings) -> list:
-    """The windows of some steps, with copies of their pixels."""
+def raw_batches(dataset, steps=4, **settings) -> list:
+    """The batches of some steps before they are rendered, each with its own copy of the pixels."""
     chosen = config(**{"crop": 32} | settings)
     made = training_batches(dataset.split("train"), chosen, steps)
     return [each._replace(pixels=each.pixels.clone()) for each in made]
 
 
-def places(dataset, **settings) -> list[Placement]:
-    return [place for each in windows(dataset, **settings) for place in each.places]
+def crops(dataset, **settings) -> list[Crop]:
+    return [crop for each in raw_batches(dataset, **settings) for crop in each.crops]
 
 
 @changes("batch_size", "crop")
@@ -39,8 +39,8 @@ def test_a_step_has_batch_size_crops_of_the_given_side(dataset, tmp_path, monkey
 def test_pictures_are_scaled_by_factors_in_the_given_range(dataset, least, most):
     found = [
         (into.stop - into.start) / (of.stop - of.start)
-        for place in places(dataset, steps=20, scale_min=least, scale_max=most)
-        for into, of in ((place.down, place.rows), (place.across, place.columns))
+        for crop in crops(dataset, steps=20, scale_min=least, scale_max=most)
+        for into, of in ((crop.target_rows, crop.rows), (crop.target_columns, crop.columns))
     ]
     rounding = 0.1 * most
     assert least - rounding < min(found) < least + rounding + (most - least) / 5
@@ -49,11 +49,11 @@ def test_pictures_are_scaled_by_factors_in_the_given_range(dataset, least, most)
 
 @changes("flip")
 def test_mirrored_crops_are_the_plain_crops_from_right_to_left(dataset):
-    plain, mirrored = ([w.crops(32, CPU) for w in windows(dataset, flip=flip)] for flip in (0.0, 1.0))
+    plain, mirrored = ([raw.render(32, CPU) for raw in raw_batches(dataset, flip=flip)] for flip in (0.0, 1.0))
     for one, other in zip(plain, mirrored, strict=True):
         assert torch.equal(one.images.flip(3), other.images) and torch.equal(one.labels.flip(2), other.labels)
         assert not torch.equal(one.images, other.images)
-    share = np.mean([place.mirrored for place in places(dataset, steps=60, flip=0.25)])
+    share = np.mean([crop.mirrored for crop in crops(dataset, steps=60, flip=0.25)])
     assert share == pytest.approx(0.25, abs=0.1)
 
 
@@ -78,13 +78,13 @@ def factors(before: torch.Tensor, after: torch.Tensor) -> tuple[float, float, fl
 @changes("color_jitter")
 @pytest.mark.parametrize("strength", [0.2, 0.5])
 def test_colours_change_by_factors_in_the_given_range_and_labels_do_not(dataset, strength):
-    whole = {"crop": 64, "scale_min": 1.0, "scale_max": 1.0}  # whole pictures: contrast depends on all of their pixels
-    plain, coloured = (windows(dataset, steps=20, color_jitter=jitter, **whole) for jitter in (0.0, strength))
+    whole = {"crop": 64, "scale_min": 1.0, "scale_max": 1.0}  # whole pictures, which contrast is about
+    plain, coloured = (raw_batches(dataset, steps=20, color_jitter=jitter, **whole) for jitter in (0.0, strength))
     found = []
     for one, other in zip(plain, coloured, strict=True):
-        assert one.places == other.places and torch.equal(one.ids, other.ids)
-        assert torch.equal(one.labels, other.labels) and torch.equal(one.lengths, other.lengths)
-        ends = [*np.cumsum([3 * place.area for place in one.places])[:-1]]
+        assert one.crops == other.crops and np.array_equal(one.ids, other.ids)
+        assert np.array_equal(one.labels, other.labels) and np.array_equal(one.lengths, other.lengths)
+        ends = [*np.cumsum([3 * crop.area for crop in one.crops])[:-1]]
         found += [factors(*pair) for pair in zip(one.pixels.tensor_split(ends), other.pixels.tensor_split(ends), strict=True)]
     found = np.array([each for each in found if each])
     assert len(found) > 20
@@ -104,8 +104,8 @@ def test_the_seed_decides_weights_order_augmentation_and_dropout(dataset, tmp_pa
         assert torch.equal(one.batch.images, same_one.batch.images) and one.random == same_one.random
     order, other_order = (torch.cat([step.batch.ids for step in each]).tolist() for each in (first, other))
     assert order != other_order and not {step.random for step in first} & {step.random for step in other}
-    place = [TrainingImages(dataset.split("train"), config(seed=seed)).__getitems__([(0, 0)]).places for seed in (7, 7, 8)]
-    assert place[0] == place[1] != place[2]
+    drawn = [TrainingImages(dataset.split("train"), config(seed=seed)).__getitems__([(0, 0)]).crops for seed in (7, 7, 8)]
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 @changes("skip_damaged")

@@ -116,7 +116,7 @@ def test_batches_are_the_same_for_every_number_of_processes(dataset, method):
         for one, other in zip(training_batches(split, chosen, steps), together, strict=True):
             loading = {*multiprocessing.active_children()} - before
             assert {type(process).__name__ for process in loading} == {f"{method.title()}Process"} and len(loading) == 2
-            assert all(torch.equal(a, b) for a, b in zip(one.crops(48, CPU)[:3], other.crops(48, CPU)[:3], strict=True))
+            assert all(torch.equal(a, b) for a, b in zip(one.render(48, CPU)[:3], other.render(48, CPU)[:3], strict=True))
 
 
 @harmless("device")
@@ -195,5 +195,5 @@ def test_a_batch_in_parts_is_the_step_on_the_whole(batch, dataset, tmp_path, mon
     steps = Steps(monkeypatch)
     trained(dataset, tmp_path / "run", accumulate=3, steps=1)
     assert steps[0].accumulate == (3,)
-    with pytest.raises(DataError, match="batch_size 3 is no multiple of processes x accumulate = 1 x 2"):
+    with pytest.raises(DataError, match="batch_size 3 is not a multiple of processes x accumulate = 1 x 2"):
         trained(dataset, tmp_path / "other", accumulate=2, steps=1)

@@ -155,8 +155,8 @@ def test_the_exact_loss_has_bias_weights_and_mask(dataset, settings):
     chosen = config(loss="exact", **settings)
     split, vocabulary = dataset.split("train"), dataset.vocabulary
     tail = tail_of(split, vocabulary, chosen)
-    (windows,) = training_batches(split, chosen, 1, 0, tail)
-    batch = windows.crops(chosen.crop, CPU)
+    (raw,) = training_batches(split, chosen, 1, 0, tail)
+    batch = raw.render(chosen.crop, CPU)
     found, _, output, classes, objective = computed(batch, classes=1284, tail=tail, loss="exact", **settings)
     pixels = Frequencies.of(split, 1284).pixels.astype(np.float64)
     z, targets = logits(output, classes), batch.labels.flatten().long()
@@ -174,7 +174,7 @@ def test_the_exact_loss_has_bias_weights_and_mask(dataset, settings):
     each = F.cross_entropy(z, targets, ignore_index=-1, reduction="none")
     weights = torch.where(targets < 0, 0, weight[targets.clamp_min(0)])
     torch.testing.assert_close(found, (each * weights).sum(), rtol=1e-4, atol=0)
-    torch.testing.assert_close(objective.counted(batch), weights.sum(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(objective.total_weight(batch), weights.sum(), rtol=1e-4, atol=0)
     plain = computed(batch._replace(classes=None), classes=1284, loss="exact")[0]
     assert (found != plain) == bool(settings)
 
@@ -189,7 +189,7 @@ def test_images_of_rare_classes_are_seen_more_often(dataset, threshold):
     share = {c: sum(c in classes for classes in shown) / len(split) for classes in shown for c in classes}
     factors = np.array([max(1, *((threshold / share[c]) ** 0.5 for c in classes)) for classes in shown])
     steps = 10 * (int(np.ceil(factors.sum())) // chosen.batch_size)
-    ids = torch.cat([windows.ids for windows in training_batches(split, chosen, steps, 0, tail)])
+    ids = np.concatenate([raw.ids for raw in training_batches(split, chosen, steps, 0, tail)])
     seen = np.array([(ids == i).sum() for i in split.image_ids().tolist()]) / 10
     assert np.abs(seen - factors).max() <= (0.3 if threshold else 0)
     assert np.ptp(factors) > 0.6 or not threshold
@@ -198,9 +198,9 @@ def test_images_of_rare_classes_are_seen_more_often(dataset, threshold):
 @changes("class_crop")
 @pytest.mark.parametrize(("share", "least", "most"), [(0.0, 0, 0), (0.25, 60, 140), (1.0, 400, 400)])
 def test_a_share_of_the_crops_is_placed_around_rare_classes(dataset, monkeypatch, share, least, most):
-    placed, original = [], loader.random_placement
+    placed, original = [], loader.random_crop
     monkeypatch.setattr(
-        loader, "random_placement", lambda *a, around, **k: placed.append(around) or original(*a, around=around, **k)
+        loader, "random_crop", lambda *a, around, **k: placed.append(around) or original(*a, around=around, **k)
     )
     chosen = config(class_crop=share, crop=32, batch_size=4)
     split = dataset.split("train")

@@ -1,4 +1,4 @@
-"""What `ess bench` measures at a tiny size: every figure is there, sane and consistent; no speed is asserted."""
+"""What `ess bench` measures, at a tiny size: every figure exists, is sane and consistent; no speed is asserted."""
 
 import json
 
@@ -7,8 +7,9 @@ import torch
 from click.testing import CliRunner
 
 from cli.ess import main
-from ess.bench import costs
-from ess.bench.costs import Case, compare, label_blocks, largest, measure, turn_of
+from ess.bench import steps
+from ess.bench.process import Failed, in_fresh_process
+from ess.bench.steps import Case, Cost, TooLarge, compare, label_blocks, largest, measure, turn_of
 from ess.config import Config
 from ess.models.network import model_from_config
 
@@ -47,18 +48,19 @@ def test_a_turn_changes_every_part_that_has_a_loss(contestant):
     assert ("class_embeddings" in changed) == (contestant == "ours") and "encoder.conv1.weight" in changed
 
 
-def test_what_cannot_fit_is_not_tried(monkeypatch):
-    monkeypatch.setattr(costs, "_in_a_process", lambda *arguments: pytest.fail("was tried"))
+def test_a_case_that_cannot_fit_is_not_tried(monkeypatch):
+    monkeypatch.setattr(steps, "in_fresh_process", lambda *arguments: pytest.fail("was tried"))
     needs = 3 * 4 * 2 * 10**7 * 64 * 64
-    assert measure(case(classes=10**7)) == {"needs_bytes": needs}
-    monkeypatch.setattr(costs, "_available", lambda: 100)
-    assert measure(case(what="predict", batch_size=1)) == {"needs_bytes": 4 * 7 * 64 * 64}
+    assert measure(case(classes=10**7)) == TooLarge(needs)
+    monkeypatch.setattr(steps, "available_bytes", lambda: 100)
+    assert measure(case(what="predict", batch_size=1)) == TooLarge(4 * 7 * 64 * 64)
 
 
 def test_a_process_out_of_memory_or_killed_says_so():
-    found = costs._in_a_process(costs._measured, case(height=4096, width=4096, classes=500), 3 * 2**29)
-    assert "out of memory" in found["failed"]
-    assert "killed" in costs._in_a_process(die)["failed"]
+    found = in_fresh_process(steps._measure_here, case(height=4096, width=4096, classes=500), 3 * 2**29)
+    assert isinstance(found, Failed) and "out of memory" in found.failed
+    killed = in_fresh_process(die)
+    assert isinstance(killed, Failed) and "killed" in killed.failed
 
 
 def die():
@@ -74,23 +76,41 @@ def test_comparison_without_a_process(monkeypatch):
 
     def measured(case):
         seen.append((case.contestant, case.batch_size))
-        return {"seconds": spent[case.contestant, case.what] * len(seen), "peak_bytes": 10}
+        return Cost(spent[case.contestant, case.what] * len(seen), 10)
 
-    monkeypatch.setattr(costs, "measure", measured)
+    monkeypatch.setattr(steps, "measure", measured)
     found = compare("train", 1284, TINY, rounds=3)
     assert [name for name, _ in seen] == ["network", "ours", "dense"] * 3 and {size for _, size in seen} == {2}
-    assert found["ours"]["seconds"] == 2.0 * 5 and found["dense"]["seconds"] == 8.0 * 6
-    assert found["ratio"] == found["ratio_per_image"] == 10 / 48
-    assert found["beyond_network"] == 1 - 4 / 10
-    assert found["paper_ratio"] == 5.06 / 4.20 and (found["height"], found["width"]) == (512, 512)
+    assert found.measured == {"network": (Cost(4.0, 10), 2), "ours": (Cost(2.0 * 5, 10), 2), "dense": (Cost(8.0 * 6, 10), 2)}
+    assert found.ratio == found.ratio_per_image == 10 / 48
+    assert found.beyond_network == 1 - 4 / 10
+    assert found.paper_ratio == 5.06 / 4.20 and (found.height, found.width) == (512, 512)
+
+
+def test_the_json_of_a_comparison_has_an_object_for_each_contestant(monkeypatch):
+    answers = {"network": Failed("x"), "ours": Cost(1.5, 10), "dense": TooLarge(99)}
+    monkeypatch.setattr(steps, "measure", lambda case: answers[case.contestant])
+    found = compare("train", 7, TINY, crop=64, batch_size=3, rounds=1).to_json()
+    assert list(found.items()) == [
+        ("classes", 7),
+        ("height", 64),
+        ("width", 64),
+        ("network", {"failed": "x", "batch_size": 3}),
+        ("ours", {"seconds": 1.5, "peak_bytes": 10, "batch_size": 3}),
+        ("dense", {"needs_bytes": 99, "batch_size": 3}),
+        ("ratio", None),
+        ("ratio_per_image", None),
+        ("beyond_network", None),
+        ("paper_ratio", None),
+    ]
 
 
 @pytest.mark.parametrize(
     ("what", "contestant"), [("train", "ours"), ("train", "dense"), ("predict", "ours"), ("predict", "dense")]
 )
 def test_what_a_process_measures(what, contestant):
-    found = costs._measured(case(what=what, contestant=contestant), None)
-    assert found["seconds"] > 0 and found["peak_bytes"] > 50e6
+    found = steps._measure_here(case(what=what, contestant=contestant), None)
+    assert isinstance(found, Cost) and found.seconds > 0 and found.peak_bytes > 50e6
 
 
 @pytest.mark.long
@@ -111,10 +131,8 @@ def test_the_command_measures_everything(sample_dataset):
     )
 
 
-def test_the_table_has_what_cannot_be_measured_too(monkeypatch):
-    monkeypatch.setattr(
-        costs, "measure", lambda case: {"needs_bytes": 2**40} if case.contestant == "dense" else {"failed": "x"}
-    )
+def test_the_table_also_shows_what_cannot_be_measured(monkeypatch):
+    monkeypatch.setattr(steps, "measure", lambda case: TooLarge(2**40) if case.contestant == "dense" else Failed("x"))
     result = CliRunner().invoke(main, ["bench", "--classes", "150", "--only", "train", "--repeats", "2", "--device", "cpu"])
     assert result.exit_code == 0, result.output
     assert "needs 1.10 TB" in result.stdout and "out of memory" in result.stdout and "1.59" in result.stdout

@@ -1,4 +1,4 @@
-"""Checkpoints: which are kept, and what happens to those that are torn."""
+"""Checkpoints: which ones are kept, and what happens to damaged ones."""
 
 import dataclasses
 import shutil
@@ -27,7 +27,7 @@ def flip(path):
 
 @pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", [cut, flip, Path.unlink, lambda path: path.write_text("{}")])
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(run, dataset, tmp_path, caplog, name, damage):
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(run, dataset, tmp_path, caplog, name, damage):
     shutil.copytree(run.folder, tmp_path / "run")
     harmed = Run.open(tmp_path / "run")
     damage(harmed.checkpoints()[-1] / name)
@@ -37,7 +37,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(run, dataset, tm
     Predictor.from_run(tmp_path / "run", "cpu")
 
 
-def test_without_a_whole_checkpoint_there_is_one_line(run, tmp_path):
+def test_without_an_intact_checkpoint_there_is_one_line(run, tmp_path):
     shutil.copytree(run.folder, tmp_path / "run")
     for folder in Run.open(tmp_path / "run").checkpoints():
         cut(folder / "model.safetensors")

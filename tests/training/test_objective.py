@@ -1,4 +1,4 @@
-"""What a step minimises, against plain formulas: the mean over all counted pixels, in however many parts."""
+"""What a step minimises, compared with plain formulas: the mean over all labelled pixels, in any number of parts."""
 
 import copy
 
@@ -29,7 +29,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def batch() -> Batch:
-    """Four crops; of the last one nothing is labelled, of the others ever less."""
+    """Four crops with fewer and fewer labelled pixels; the last one has none."""
     g = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=g)
     labels = torch.randint(0, CLASSES, (4, 64, 64), dtype=torch.int16, generator=g)
@@ -40,7 +40,7 @@ def batch() -> Batch:
 
 
 def reference(model, batch, config, tail):
-    """The mean loss over all counted pixels of the batch, in plain torch: every class a logit."""
+    """The mean loss over all labelled pixels of the batch in plain torch, with a logit for every class."""
     embeddings = model(normalize(batch.images)).permute(0, 2, 3, 1)
     classes = model.classes()
     logits = -config.temperature * torch.linalg.vector_norm(embeddings[..., None, :] - classes, dim=-1)
@@ -102,7 +102,7 @@ def test_a_batch_without_a_label_is_a_step_without_a_loss(model, batch):
     ],
 )
 def test_a_learning_rate_of_zero_is_zero(batch, settings):
-    """Ten steps in two parts each, with decay and a floor of the schedule: the encoder stays, bit by bit, and keeps nothing."""
+    """The encoder stays bit-identical over ten steps of two parts, with weight decay and a minimum rate, and stores nothing."""
     config = Config(loss="exact", weight_decay=0.1, min_lr=1e-2, **settings)
     model = build_model("fpn", "resnet18", classes=CLASSES, dim=4)
     before = copy.deepcopy(model.state_dict())

@@ -1,4 +1,4 @@
-"""Several processes make the steps that one makes: started by torchrun, over gloo, on the CPU."""
+"""Several processes make the same steps as one: started by torchrun, over gloo, on the CPU."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def losses(text: str) -> list[float]:
 
 @pytest.mark.parametrize("loss", ["exact", pytest.param("knn", marks=pytest.mark.long)])
 def test_two_processes_are_one_with_twice_the_batch(sample_dataset, tmp_path, caplog, loss):
-    """Their images have different numbers of labelled pixels: only what is normalised over both comes out the same."""
+    """Their images have different numbers of labelled pixels, so the results agree only if the loss is normalised over both."""
     caplog.set_level("INFO", "ess")
     train(Dataset.open(sample_dataset), tmp_path / "one", config(**SAME, loss=loss, log_every=1))
     done = torchrun(sample_dataset, tmp_path / "two", 2, loss=loss, **SAME)
@@ -51,4 +51,4 @@ def test_two_processes_are_one_with_twice_the_batch(sample_dataset, tmp_path, ca
 
 def test_a_batch_that_cannot_be_shared_is_one_line(sample_dataset, tmp_path):
     done = torchrun(sample_dataset, tmp_path / "run", 2, **SAME | {"batch_size": 3})
-    assert "batch_size 3 is no multiple of processes x accumulate = 2 x 1" in done.stderr and done.returncode != 0
+    assert "batch_size 3 is not a multiple of processes x accumulate = 2 x 1" in done.stderr and done.returncode != 0

@@ -1,4 +1,4 @@
-"""A run that was interrupted, killed or harmed goes on, and ends with the bits of an undisturbed one."""
+"""A run that was interrupted, killed or damaged goes on, and ends bit-identical to an undisturbed one."""
 
 import json
 import os
@@ -182,7 +182,7 @@ def assert_kills_change_nothing(dataset, folder, numbers, delays):
 
 
 def has_kept_more(victim: subprocess.Popen, out: Path, than: int) -> bool:
-    """Whether a further checkpoint is there, or never will be."""
+    """Whether there is a further checkpoint, or the process has ended."""
     return victim.poll() is not None or max(steps(out), default=0) > than
 
 

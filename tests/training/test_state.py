@@ -1,4 +1,4 @@
-"""Optimisers, schedules, averaged weights and loss scales: against their formulas, and there and back again."""
+"""Optimisers, schedules, averaged weights and loss scales: compared with their formulas, saved and restored."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from ess.training.state import TrainingState, make_optimizer, set_learning_rates
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("ema", [0.0, 0.5])
-def test_a_state_goes_on_from_its_tensors_as_if_nothing_had_been(optimizer, ema):
+def test_a_restored_state_goes_on_as_if_nothing_had_happened(optimizer, ema):
     settings = config(arch="fpn", encoder="resnet18", optimizer=optimizer, ema=ema)
     states = []
     for seed in (0, 1):
@@ -29,7 +29,7 @@ def test_a_state_goes_on_from_its_tensors_as_if_nothing_had_been(optimizer, ema)
 
 
 def move(state: TrainingState, step: int) -> None:
-    """A step with gradients that follow from its number."""
+    """A step with gradients that depend only on its number."""
     g = torch.Generator().manual_seed(step)
     for parameter in state.model.parameters():
         parameter.grad = torch.randn(parameter.shape, generator=g)
@@ -50,7 +50,7 @@ def test_averaged_weights_are_the_formula():
 
 def test_the_loss_scale_goes_on():
     scaler, other = (torch.amp.GradScaler("cpu", init_scale=2.0**k) for k in (7, 9))
-    scaler.scale(torch.ones(()))  # what makes it hold a scale
+    scaler.scale(torch.ones(()))  # without a first call it has no scale
     other.scale(torch.ones(()))
     state = TrainingState(build_model("fpn", "resnet18", classes=5, dim=3), config())
     state.load(state.tensors(scaler), other)

@@ -1,4 +1,4 @@
-"""Requests to end: Ctrl-C and signals, once and often, to one process, its group, and several that train together."""
+"""Requests to end a training: Ctrl-C and signals, once or repeatedly, to a process, its group, or several processes."""
 
 import json
 import multiprocessing
@@ -55,7 +55,7 @@ def test_a_hangup_that_is_ignored_stays_so():
 
 @pytest.mark.parametrize(("second", "kept"), [(signal.SIGTERM, 3), (signal.SIGINT, 2)])
 def test_a_second_request_during_the_save(dataset, tmp_path, monkeypatch, second, kept):
-    """A SIGTERM more lets it finish, after a first Ctrl-C; a second Ctrl-C does not."""
+    """After a first Ctrl-C, a SIGTERM lets the save finish; a second Ctrl-C does not."""
     optimise, save = training.optimise, Run.save
     steps = []
 
@@ -116,7 +116,7 @@ def test_a_run_that_dies_between_save_and_evaluation_is_whole(dataset, tmp_path,
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr(training, "count", killed)
+        patch.setattr(training, "count_pixels", killed)
         train(dataset, tmp_path / "run", config(steps=2, eval_every=1, eval_limit=1, track="none"))
     assert Run.open(tmp_path / "run").listed()[-1][1:] == (1, None)
     assert Predictor.from_run(tmp_path / "run", "cpu").checkpoint.step == 1
@@ -136,7 +136,7 @@ def test_loader_processes_know_no_sigterm_and_end_with_their_iterator(dataset):
 
 
 def started(command: list[str], dataset, out: Path, log: Path, **settings) -> subprocess.Popen:
-    """A training in a process group of its own, with more steps than it will come to."""
+    """A training in a process group of its own, with more steps than it will have time for."""
     arguments = [
         "train",
         dataset.folder,
@@ -207,7 +207,7 @@ def test_processes_that_train_together_wait_for_the_save(dataset, tmp_path, whom
 
 @pytest.mark.long
 def test_processes_that_evaluate_together_stop_together(dataset, tmp_path):
-    """The signal goes to one of them; both leave the evaluation, and the step is kept without scores."""
+    """The signal goes to one process; both leave the evaluation, and the step is kept without scores."""
     log, out = tmp_path / "log", tmp_path / "run"
     victim = started(TOGETHER, dataset, out, log, batch_size=2, norm="group", eval_every=3)
     until(partial(lambda: victim.poll() is not None or (out / "checkpoints" / "step-00000003").exists()), 0.002)

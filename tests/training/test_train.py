@@ -1,4 +1,4 @@
-"""Training: what a run leaves, exact resume, the schedules, refusals."""
+"""Training: the files of a run, its steps compared with a plain loop, presets, and refusals."""
 
 import copy
 import json
@@ -35,7 +35,7 @@ SIBLINGS = {
     "vit_base_patch14_dinov2": "vit_small_patch14_dinov2",
     "vit_base_patch16_dinov3": "vit_small_patch16_dinov3",
 }
-"""Encoder of a variant -> the smallest of its family."""
+"""Encoder of a variant -> the smallest encoder of its family."""
 
 
 def test_a_run_holds_settings_vocabulary_and_checkpoints(run, dataset):
@@ -57,8 +57,8 @@ def test_training_moves_every_parameter_group(run):
         assert any(not torch.equal(before[n], after[n]) for n in before if n.startswith(prefix)), prefix
 
 
-def test_a_run_is_the_plain_loop(dataset, tmp_path):
-    """The published optimiser and schedule, the margin penalty, averaged weights: step by step in plain torch."""
+def test_a_run_equals_a_plain_loop(dataset, tmp_path):
+    """The published optimiser and schedule, the margin penalty and averaged weights, step by step in plain torch."""
     chosen = config(steps=2, keep=9, loss="exact", margin=1.0, ema=0.5, warmup=1, weight_decay=0.01)
     run = train(dataset, tmp_path / "run", chosen)
     torch.manual_seed(chosen.seed)
@@ -71,10 +71,10 @@ def test_a_run_is_the_plain_loop(dataset, tmp_path):
     }
     groups = [{"params": model.parameter_groups()[name], "momentum": momentum} for name, (_, momentum, _) in rates.items()]
     optimizer = torch.optim.SGD(groups, lr=0, weight_decay=0.01)
-    for step, windows in enumerate(training_batches(dataset.split("train"), chosen, 2)):
+    for step, batch in enumerate(training_batches(dataset.split("train"), chosen, 2)):
         for group, (lr, _, power) in zip(optimizer.param_groups, rates.values(), strict=True):
             group["lr"] = max(min(1, (step + 1) / 2) * lr * (1 - step / 2) ** power, chosen.min_lr)
-        images, labels, *_ = windows.crops(chosen.crop, torch.device("cpu"))
+        images, labels, *_ = batch.render(chosen.crop, torch.device("cpu"))
         training.seed_step(chosen.seed, step, 0)
         embeddings, classes = model(normalize(images)).permute(0, 2, 3, 1), model.classes()
         logits = -chosen.temperature * torch.cdist(embeddings.flatten(0, 2), classes, compute_mode=EXACT)
@@ -210,7 +210,7 @@ def test_what_an_evaluation_needs_is_looked_at_before_the_first_step(dataset, tm
         index["splits"] = {n: s for n, s in index["splits"].items() if n != "val"}
         if fault == "empty":
             index["splits"]["val"] = {**dataset.index["splits"]["val"], "images": 0}
-    with pytest.raises(DataError, match=f"({told}).*evaluations need this: mend it, or train without --eval-every") as caught:
+    with pytest.raises(DataError, match=f"({told}).*evaluations need this: repair it, or train without --eval-every") as caught:
         train(Dataset(dataset.folder, index), tmp_path / "run", config(eval_every=2))
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
 
@@ -234,7 +234,7 @@ def test_variables_of_accelerate_change_nothing(run, dataset, tmp_path, monkeypa
 
 
 def test_more_classes_than_an_int16_holds(tmp_path):
-    """Half of each picture has a class beyond 32,767 and half one below: both embeddings are moved towards the pixels."""
+    """Each picture is half a class above 32,767 and half one below; training moves the embeddings of both."""
     high, low = 40_000, 7
     masks = np.full((2, 40, 40), low, np.uint16)
     masks[:, 20:] = high
@@ -252,8 +252,8 @@ def test_more_classes_than_an_int16_holds(tmp_path):
         steps=1, batch_size=2, dim=4, margin=0.0, weight_decay=0.0, k=3, keep=9, track="none", scale_min=1, scale_max=1
     )
     trained = train(dataset, tmp_path / "run", settings)
-    windows = next(training_batches(dataset.split("train"), settings, 1))
-    labels = windows.crops(48, torch.device("cpu")).labels
+    batch = next(training_batches(dataset.split("train"), settings, 1))
+    labels = batch.render(48, torch.device("cpu")).labels
     assert labels.unique().tolist() == [-1, low - 1, high - 1]
     before, after = (weights(trained.folder, step)["class_embeddings"] for step in (0, 1))
     moved = (before != after).any(dim=1)

@@ -1,0 +1,79 @@
+"""How fast training batches come, in units of decoding their pictures."""
+
+import time
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import cv2
+
+from cocolvis.errors import DataError
+from cocolvis.memory import keep_freed_memory
+from cocolvis.pictures.encoded import decode_rgb
+from cocolvis.storage.dataset import Dataset
+from ess.bench.process import Failed, in_fresh_process
+from ess.config import Config
+from ess.data.loader import training_batches, training_split
+
+
+@dataclass(frozen=True, slots=True)
+class LoadingSpeed:
+    """Augmented crops a second from ``workers`` processes, and pictures that one process decodes a second.
+
+    ``share`` is crops a second / (workers * decodes a second).
+    """
+
+    workers: int
+    crops_per_second: float
+    decodes_per_second: float
+    share: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures by name."""
+        return asdict(self)
+
+
+def measure_loading(folder: Path, config: Config, *, seconds: float = 5.0, rounds: int = 3) -> LoadingSpeed:
+    """The speed of the loader with ``config.workers`` processes beside plain decoding in one, medians over the rounds.
+
+    A DataError when a process is killed.
+    """
+    speeds = []
+    for _ in range(rounds):
+        decodes, crops = (in_fresh_process(work, folder, config, seconds) for work in (_decodes, _crops))
+        if isinstance(decodes, Failed) or isinstance(crops, Failed):
+            raise DataError("a process that measures the loader was killed, most likely for its memory; try fewer --workers")
+        speeds.append((decodes, crops))
+    workers = max(1, config.workers)
+    return LoadingSpeed(
+        workers,
+        crops_per_second=median(crops for _, crops in speeds),
+        decodes_per_second=median(decodes for decodes, _ in speeds),
+        share=median(crops / (decodes * workers) for decodes, crops in speeds),
+    )
+
+
+def _decodes(folder: Path, config: Config, seconds: float) -> float:
+    """Pictures a second that one process decodes."""
+    cv2.setNumThreads(0)
+    keep_freed_memory()
+    split = Dataset.open(folder).split("train")
+    pictures = [split[index].content for index in range(min(len(split), 200))]
+    count, start = 0, time.perf_counter()
+    while not count or time.perf_counter() - start < seconds:
+        decode_rgb(pictures[count % len(pictures)])
+        count += 1
+    return count / (time.perf_counter() - start)
+
+
+def _crops(folder: Path, config: Config, seconds: float) -> float:
+    """Crops a second that the loader gives to a process that does nothing else, once its processes have started."""
+    with closing(training_batches(training_split(Dataset.open(folder), config), config, 2**40)) as batches:
+        for _ in range(1 + 2 * config.workers):
+            next(batches)
+        count, start = 0, time.perf_counter()
+        while not count or time.perf_counter() - start < seconds:
+            count += len(next(batches).ids)
+        return count / (time.perf_counter() - start)
