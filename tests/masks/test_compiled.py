@@ -7,7 +7,7 @@ import pytest
 import torch
 from numba.core.dispatcher import Dispatcher
 
-from cocolvis.masks import kernels, runlength
+from cocolvis.masks import polygon_kernels, run_kernels, runlength
 from cocolvis.masks.merge import Region, merge
 from cocolvis.masks.rasterize import rasterize
 from ess.kernels import among_cpu, exact_cpu, search_cpu
@@ -68,7 +68,14 @@ def search():
 
 
 @pytest.mark.parametrize(
-    ("module", "work"), [(kernels, merge_and_store), (exact_cpu, lose), (search_cpu, search), (among_cpu, lose)]
+    ("module", "work"),
+    [
+        (polygon_kernels, merge_and_store),
+        (run_kernels, merge_and_store),
+        (exact_cpu, lose),
+        (search_cpu, search),
+        (among_cpu, lose),
+    ],
 )
 def test_what_is_cached_has_one_form(module, work):
     work()
