@@ -1,9 +1,9 @@
-"""How fast the builder is, against plain merging, plain JSON and plain decoding; every figure a ratio within one run.
+"""The speed of the builder, compared with plain merging, plain JSON and plain decoding. Each ratio is from one run.
 
     python benchmarks/build.py [--images 2000] [--rounds 3] [--only merging --only reading ...] [--json]
 
-The input is generated with the statistics of COCO-Stuff and LVIS (coco_like.py). "Plain merging" is what the published
-generator does: pycocotools makes a mask of each annotation, and NumPy combines whole images.
+The input is generated with the statistics of COCO-Stuff and LVIS (coco_like.py). "Plain merging" works like the published
+generator: pycocotools makes a mask of each annotation, and NumPy combines whole images.
 """
 
 import json
@@ -37,21 +37,21 @@ from cocolvis.storage.dataset import Dataset
 from cocolvis.vocabulary import coco_lvis
 
 FEW = 20
-"""Images of the tree whose build is all start-up: what is subtracted."""
+"""Images of the tree whose build is nearly all start-up time, which is subtracted."""
 
 REAL_IMAGES, REAL_JSON = 119_979, 1.7e9
-"""The COCO+LVIS data set: images of both splits, bytes of annotations."""
+"""The COCO+LVIS data set: images of both splits, and bytes of annotations."""
 
 
 class Bench:
-    """The generated input, and the settings of a run."""
+    """The generated input and the settings of a run."""
 
     def __init__(self, folder: Path, images: int, rounds: int):
         self.folder, self.images, self.rounds = folder, images, rounds
 
-    @cache  # noqa: B019 (one instance a run)
+    @cache  # noqa: B019 (there is one instance per run)
     def tree(self, images: int) -> Path:
-        """A COCO + LVIS tree with so many images."""
+        """A COCO + LVIS tree with this number of images."""
         root = self.folder / f"tree-{images}"
         coco_like.write_tree(root, images)
         return root
@@ -62,12 +62,12 @@ class Bench:
 
     @cache  # noqa: B019
     def tasks(self, count: int) -> list[AnnotatedImage]:
-        """Image tasks as a worker gets them."""
+        """Image tasks as workers get them."""
         plan = CocoLvisPlan.make(self.sources(self.images), CocoLvisOptions(splits=("train",), images="none", limit=count))
         return [image for task in plan.tasks(plan.shard_counts()) for image in task.images]
 
     def build(self, count: int, **settings: Any) -> tuple[float, Path]:
-        """Build a tree; seconds, and the data set."""
+        """Build a tree; returns (seconds, the folder of the data set)."""
         how = {name: settings.pop(name) for name in ("workers", "progress") if name in settings}
         out = self.folder / "data"
         shutil.rmtree(out, ignore_errors=True)
@@ -77,16 +77,16 @@ class Bench:
 
 
 def merged(task: AnnotatedImage) -> np.ndarray:
-    """A mask as the builder makes it: from segmentation bytes to (H, W) uint16."""
-    layers = (
+    """The (H, W) uint16 mask of an image as the builder makes it, from the bytes of its segmentations."""
+    stuff, things = (
         [Region(s.category_id, rasterize(s.segmentation, task.height, task.width)) for s in source]
         for source in (task.stuff, task.things)
     )
-    return merge(*layers, task.height, task.width)
+    return merge(stuff, things, task.height, task.width)
 
 
 def plainly_merged(task: AnnotatedImage) -> np.ndarray:
-    """The same mask by a pycocotools mask of each annotation and arithmetic on whole images."""
+    """The same mask from a pycocotools mask of each annotation and arithmetic on whole images."""
     mask = np.zeros((task.height, task.width), np.int64)
     for source in (task.stuff, task.things):
         layer = np.zeros_like(mask)
@@ -100,7 +100,7 @@ def plainly_merged(task: AnnotatedImage) -> np.ndarray:
 
 
 def seconds_each(function: Callable[[Any], Any], items: Sequence[Any]) -> float:
-    """Seconds an item."""
+    """Seconds per item."""
     start = time.perf_counter()
     for item in items:
         function(item)
@@ -108,7 +108,7 @@ def seconds_each(function: Callable[[Any], Any], items: Sequence[Any]) -> float:
 
 
 def merging(bench: Bench) -> dict[str, float]:
-    """Merging on one core, and the whole build, in units of plain merging."""
+    """Merging on one core and the whole build, compared with plain merging."""
     warm_up()
     tasks = bench.tasks(min(400, bench.images))
     differing = sum(not np.array_equal(merged(task), plainly_merged(task)) for task in tasks)
@@ -133,7 +133,7 @@ def merging(bench: Bench) -> dict[str, float]:
 
 
 def workers(bench: Bench) -> dict[str, float]:
-    """Images a second of one and two processes, pictures embedded, once the work is under way."""
+    """Images per second with one and two processes and embedded pictures, after start-up."""
     rows = []
     for _ in range(bench.rounds):
         alone, _ = _rate(bench, 1)
@@ -149,7 +149,7 @@ def workers(bench: Bench) -> dict[str, float]:
 
 
 def _rate(bench: Bench, count: int) -> tuple[float, float]:
-    """(images a second from the first tenth on, seconds of this process an image) with so many workers."""
+    """(images per second after the first tenth, seconds of this process per image) with ``count`` workers."""
     seen: list[tuple[int, float, float]] = []
 
     def progress(done: int, total: int) -> None:
@@ -163,7 +163,7 @@ def _rate(bench: Bench, count: int) -> tuple[float, float]:
 
 
 def memory(bench: Bench) -> dict[str, float]:
-    """The largest resident size of a worker, for a data set and one a quarter as large (Linux)."""
+    """The peak resident size of a worker, for the whole data set and for a quarter of it (Linux)."""
     small, large = (_worker_mib(bench, images) for images in (bench.images // 4, bench.images))
     return {"quarter_worker_mib": small, "whole_worker_mib": large, "growth": large / small}
 
@@ -181,7 +181,7 @@ def _worker_mib(bench: Bench, images: int) -> float:
 
 
 def loading(bench: Bench) -> dict[str, float]:
-    """Loading and indexing a 1 GB LVIS file, beside json.load; a process each."""
+    """Loading and indexing a 1 GB LVIS file, compared with json.load, each in its own process."""
     path = bench.folder / "lvis_v1_train.json"
     images = coco_like.write_lvis(path, 1, least_bytes=10**9)
     report = "print(json.dumps([time.perf_counter() - t, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2]))"
@@ -201,15 +201,15 @@ def loading(bench: Bench) -> dict[str, float]:
 
 
 def _child(code: str, *arguments: str) -> Any:
-    """What a Python process of its own prints, as JSON."""
+    """The JSON that a separate Python process prints."""
     found = subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True)
     return json.loads(found.stdout)
 
 
 def reading(bench: Bench) -> dict[str, float]:
-    """Random samples, picture and mask decoded, in units of decoding the JPEGs alone and of a folder of JPEG + 16-bit PNG.
+    """Random samples, with picture and mask decoded, compared with JPEGs alone and with a folder of JPEGs and 16-bit PNGs.
 
-    The process keeps freed memory, as those of data loaders do: without, each of the three takes half as long again.
+    The process keeps freed memory, as data loaders do; otherwise each of the three would take half as long again.
     """
     _, out = bench.build(bench.images, images="embed")
     split = Dataset.open(out).split("train")
@@ -248,7 +248,7 @@ def reading(bench: Bench) -> dict[str, float]:
 
 
 def projection(found: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Minutes of the whole real build on 2, 8 and 32 cores: reading the annotations, then work or feeding, the longer."""
+    """Estimated minutes of the real build on 2, 8 and 32 cores: reading annotations, plus the longer of work and feeding."""
     if not {"workers", "loading"} <= found.keys():
         return {}
     start = REAL_JSON / 1e9 * found["loading"]["seconds"] / found["loading"]["gb"]
@@ -262,11 +262,11 @@ PARTS = {part.__name__: part for part in (merging, workers, reading, memory, loa
 
 @click.command()
 @click.option("--images", default=2000, show_default=True, help="Images of the generated tree.")
-@click.option("--rounds", default=3, show_default=True, help="Each figure is the median of so many rounds.")
-@click.option("--only", multiple=True, type=click.Choice(list(PARTS)), help="Measure only this; may be repeated.")
+@click.option("--rounds", default=3, show_default=True, help="Rounds; each figure is their median.")
+@click.option("--only", multiple=True, type=click.Choice(list(PARTS)), help="Measure only this part; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def main(images, rounds, only, as_json) -> None:
-    """Measure merging, the build, its workers and their memory, loading, reading."""
+    """Measure merging, the build, its workers and their memory, loading and reading."""
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), images, rounds)

@@ -1,7 +1,7 @@
-"""Annotations and pictures with the statistics of COCO-Stuff and LVIS, as many as a measurement needs.
+"""Generates any number of annotations and pictures with the statistics of COCO-Stuff and LVIS.
 
-12.7 polygons of 12 to 70 vertices and 7 stuff regions (compressed run lengths) an image, 640 x 480, JPEGs of 160 KB. What takes
-long to draw (stuff, pictures) is drawn ``DISTINCT`` times and repeated; polygons are all different.
+An image has 640 x 480 pixels, 12.7 polygons of 12 to 70 vertices, 7 stuff regions (compressed run lengths) and a 160 KB JPEG.
+All polygons are different. Stuff and pictures, which are slow to draw, are drawn ``DISTINCT`` times and repeated.
 """
 
 import json
@@ -19,7 +19,7 @@ DISTINCT = 100
 
 
 def polygon(rng: np.random.Generator) -> list[float]:
-    """A closed blob [x0, y0, x1, y1, ...] with two decimals; half of them cover less than about 1200 pixels, as in LVIS."""
+    """A closed blob [x0, y0, x1, y1, ...] with two decimals. Half of all blobs have less than about 1200 pixels, as in LVIS."""
     vertices = int(rng.integers(*VERTICES, endpoint=True))
     angles = np.sort(rng.uniform(0, 2 * np.pi, vertices))
     waves = np.sin(np.outer(angles, [2, 3, 5]) + rng.uniform(0, 6, 3)) @ [0.25, 0.15, 0.06]
@@ -35,7 +35,7 @@ def things(rng: np.random.Generator) -> list[list[float]]:
 
 
 def stuff(rng: np.random.Generator) -> list[dict]:
-    """STUFF regions that together fill an image, ragged as superpixels are; run lengths as COCO-Stuff writes them."""
+    """STUFF regions with ragged borders that together fill an image, as run lengths in the form of COCO-Stuff."""
     fields = [_noise(rng, 4) + 0.12 * _noise(rng, 24) + 0.015 * _noise(rng, 100) for _ in range(STUFF)]
     regions = np.argmax(fields, axis=0)
     coded = [coco_mask.encode(np.asfortranarray(regions == number, dtype=np.uint8)) for number in range(STUFF)]
@@ -55,7 +55,7 @@ def picture(rng: np.random.Generator) -> bytes:
 
 
 def image_records(count: int) -> list[dict]:
-    """``count`` entries of an ``images`` list, as LVIS has them."""
+    """``count`` entries of the ``images`` list of an LVIS file."""
     url = "http://images.cocodataset.org/train2017/{:012d}.jpg"
     flickr = "http://farm5.staticflickr.com/4026/4622125393_84c1fdb8d6_z.jpg"
     size = {"height": HEIGHT, "width": WIDTH, "license": 3, "date_captured": "2013-11-19 20:40:11", "flickr_url": flickr}
@@ -64,12 +64,12 @@ def image_records(count: int) -> list[dict]:
 
 
 def write_lvis(path: Path, images: int, seed: int = 0, least_bytes: int = 0) -> int:
-    """Write an LVIS file for images 1..``images``, longer until it has ``least_bytes``; the number of images."""
+    """Write an LVIS file with at least ``images`` images and ``least_bytes`` bytes; returns its number of images."""
     rng = np.random.default_rng(seed)
 
     def annotations() -> Iterator[str]:
         image = number = 0
-        pool = [_thing(rng, p) for p in (things(rng) for _ in range(200)) for p in p] if least_bytes else []
+        pool = [_thing(rng, points) for _ in range(200) for points in things(rng)] if least_bytes else []
         while image < images or file.tell() < least_bytes:
             image += 1
             drawn = pool[(image * 13) % len(pool) :][: rng.poisson(POLYGONS)] if pool else [_thing(rng, p) for p in things(rng)]
@@ -94,7 +94,7 @@ def _thing(rng: np.random.Generator, points: list[float]) -> str:
 
 
 def write_tree(root: Path, images: int, *, pictures: bool = True, seed: int = 0) -> tuple[Path, Path]:
-    """Write a COCO and an LVIS folder with ``images`` images of the split train; their paths."""
+    """Write a COCO and an LVIS folder with ``images`` images of the split train; returns their paths."""
     rng = np.random.default_rng(seed)
     coco, lvis = root / "coco", root / "lvis"
     write_lvis(lvis / "lvis_v1_train.json", images, seed)

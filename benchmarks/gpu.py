@@ -1,13 +1,13 @@
-"""Everything on a GPU in one call: the kernels against float64, then losses, search and prediction in units of what others do.
+"""All GPU measurements in one call: the kernels against float64, then losses, search and prediction against others.
 
     python benchmarks/gpu.py [--classes 1284 ...] [--images 8] [--size 512] [--dtype bfloat16 ...] [--rounds 5] [--json]
     TRITON_INTERPRET=1 python benchmarks/gpu.py --interpret    # tiny, and without a GPU
 
-Exits with 1 where a kernel is wrong or fails. Embeddings and class embeddings are random unit vectors, labels random; times are
-those of CUDA events forward and backward, medians of rounds, of new leaves. "published" is the arithmetic of the published code
-in torch: distances to all classes in chunks, topk, a gather of k + 1 class embeddings a pixel, norms, cross entropy. "dense"
-makes logits at a quarter of the resolution and enlarges them. Contenders that would take too much memory or time get fewer
-pixels, are scaled, and are marked. Memory is the peak beyond the inputs. Needs torch, Triton, NumPy and click.
+Exits with 1 if a kernel is wrong or fails. Embeddings and class embeddings are random unit vectors; labels are random. Times
+are medians over the rounds, measured by CUDA events, of a forward and backward pass with new leaf tensors. "published" is the
+arithmetic of the published code in torch: distances to all classes in chunks, topk, a gather of k + 1 class embeddings per
+pixel, norms, cross entropy. "dense" computes logits at a quarter of the resolution and upsamples them. Contenders that would
+take too much memory or time get fewer pixels; their figures are scaled and marked. Memory is the peak beyond the inputs.
 """
 
 import json
@@ -15,9 +15,10 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from statistics import median
+from typing import Any, cast
 
 import click
 import torch
@@ -32,14 +33,14 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 
 PAIRS = 1 << 34
-"""Pixels times classes of contenders that are not expected to be fast."""
+"""The most pairs of a pixel and a class for contenders that are expected to be slow."""
 
 BOUNDS = {torch.float32: (1e-5, 1e-4, 1e-4), torch.bfloat16: (1e-4, 2**-7, 2**-7)}
-"""Relative errors that value and gradients may have."""
+"""The relative errors allowed for the value and both gradients."""
 
 
 def trained(loss: Callable, images: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor) -> list[torch.Tensor]:
-    """A mean loss and its gradients by both embeddings."""
+    """A mean loss and its gradients by pixel and class embeddings."""
     leaves = [tensor.detach().clone().requires_grad_() for tensor in (images, classes)]
     value = loss(leaves[0], labels, leaves[1])
     value.backward()
@@ -47,7 +48,7 @@ def trained(loss: Callable, images: torch.Tensor, labels: torch.Tensor, classes:
 
 
 def fused(distance: str, images: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor) -> list[torch.Tensor]:
-    """The same by the kernels of ``ess.kernels.exact_triton``, which in the interpreter are called as they are."""
+    """The same with the kernels of ``ess.kernels.exact_triton``, which are called directly in the interpreter."""
     if not INTERPRETED:
         loss = partial(exact_cross_entropy, temperature=TEMPERATURE, distance=distance, backend="fused")
         return trained(loss, images, labels, classes)
@@ -55,13 +56,14 @@ def fused(distance: str, images: torch.Tensor, labels: torch.Tensor, classes: to
 
     labels = labels.flatten(1)
     weights = torch.full(labels.shape, 1 / labels.numel())
-    settings = {"temperature": TEMPERATURE, "distance": DISTANCES.index(distance), "ignore_index": -1, "gradients": True}
-    found = exact(images.flatten(2), labels, weights, classes, None, None, **settings)
-    return [(found.losses * weights).sum(), found.embeddings.view_as(images), found.classes]
+    settings: dict[str, Any] = {"temperature": TEMPERATURE, "ignore_index": -1, "gradients": True}
+    settings["distance"] = DISTANCES.index(distance)
+    losses, by_images, by_classes, _ = exact(images.flatten(2), labels, weights, classes, None, None, **settings)
+    return [(losses * weights).sum(), cast(torch.Tensor, by_images).view_as(images), cast(torch.Tensor, by_classes)]
 
 
 def search(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str = "euclidean") -> torch.Tensor:
-    """The nearest classes by ``ess.kernels.search_triton``."""
+    """The nearest classes, by ``ess.kernels.search_triton``."""
     if not INTERPRETED:
         return nearest(queries, classes, k, distance=distance, backend="triton")
     from ess.kernels import search_triton
@@ -70,13 +72,13 @@ def search(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str =
 
 
 def by_torch(pixels: torch.Tensor, classes: torch.Tensor, k: int) -> torch.Tensor:
-    """The k nearest, from distances to all classes in chunks."""
+    """The k nearest classes, from the distances to all classes, in chunks."""
     parts = pixels.split(max(1, (1 << 27) // len(classes)))
     return torch.cat([torch.cdist(part, classes).topk(k, largest=False).indices for part in parts])
 
 
 def installed_losses() -> dict[str, Callable]:
-    """Losses of linear layers by others, as far as they are installed."""
+    """Losses of linear layers from other packages, as far as these are installed."""
     found = linear_losses()
     try:
         from cut_cross_entropy import linear_cross_entropy
@@ -95,10 +97,10 @@ def installed_losses() -> dict[str, Callable]:
 
 
 def contenders(count: int, dim: int) -> dict[str, tuple[Callable, float]]:
-    """Name -> what computes a loss and its gradients, and how many pixels it may get."""
+    """Name -> a function that computes a loss and its gradients, and the most pixels it may get."""
     few, slow = MOST // (dim * (NEIGHBOURS + 1)), PAIRS // count
     torch_exact = partial(exact_cross_entropy, backend="torch")
-    found = {
+    found: dict[str, tuple[Callable, float]] = {
         "published": (partial(trained, partial(published, by_torch)), min(few, slow)),
         "exact, Triton": (partial(fused, "euclidean"), math.inf),
         "exact, cosine, Triton": (partial(fused, "cosine"), math.inf),
@@ -111,7 +113,7 @@ def contenders(count: int, dim: int) -> dict[str, tuple[Callable, float]]:
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Random vectors of unit length along dimension 1, float32."""
+    """Random float32 vectors of unit length along dimension 1."""
     return F.normalize(torch.randn(*shape, generator=torch.Generator(DEVICE).manual_seed(seed), device=DEVICE), dim=1)
 
 
@@ -122,7 +124,7 @@ def batch(count: int, dim: int, images: int, size: int) -> tuple[torch.Tensor, t
 
 
 def truth(distance: str, images: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """The mean loss from all logits."""
+    """The mean loss, computed from all logits."""
     pixels = as_rows(images)
     if distance == "cosine":
         logits = pixels @ classes.T
@@ -132,7 +134,7 @@ def truth(distance: str, images: torch.Tensor, labels: torch.Tensor, classes: to
 
 
 def check(count: int, dim: int, images: int, size: int, dtypes: list[torch.dtype]) -> list[dict]:
-    """Relative errors of value, gradients and found ids against float64, of pixels far from and near to their classes."""
+    """Relative errors of value, gradients and ids against float64, for pixels far from their classes and near to them."""
     found = []
     for near in (False, True):
         pixels, labels, classes = batch(count, dim, images, size)
@@ -148,18 +150,18 @@ def check(count: int, dim: int, images: int, size: int, dtypes: list[torch.dtype
                     what = f"{name}, {distance}, {str(dtype).removeprefix('torch.')}{', near' if near else ''}"
                     found.append({"what": what, "error": error, "bound": bound})
         queries, k = as_rows(pixels), min(NEIGHBOURS, count)
-        expected = torch.cdist(queries.double(), classes.double()).sort(dim=1, stable=True).indices[:, :k]
-        wrong = (search(queries, classes, k) != expected).double().mean().item()
+        ids = torch.cdist(queries.double(), classes.double()).sort(dim=1, stable=True).indices[:, :k]
+        wrong = torch.ne(search(queries, classes, k), ids).double().mean().item()
         found.append({"what": f"ids of the search{', near' if near else ''}", "error": wrong, "bound": 1e-3})
     return found
 
 
 def once(work: Callable) -> tuple[float, float]:
-    """Seconds and MiB beyond what was there."""
+    """(seconds, peak MiB beyond the memory in use before)."""
     if INTERPRETED:
-        start = time.perf_counter()
+        begun = time.perf_counter()
         work()
-        return time.perf_counter() - start, 0.0
+        return time.perf_counter() - begun, 0.0
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -171,8 +173,8 @@ def once(work: Callable) -> tuple[float, float]:
     return start.elapsed_time(end) / 1e3, (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-def race(works: dict[str, tuple[Callable, int]], pixels: int, rounds: int) -> dict[str, dict]:
-    """Name -> figures, of name -> (work, its pixels); the first is the measure, and of each the first round warms up."""
+def race(works: Mapping[str, tuple[Callable, int]], pixels: int, rounds: int) -> dict[str, dict]:
+    """Name -> figures, for name -> (work, its pixels), relative to the first one. The first round is a warm-up."""
     spent: dict[str, list] = {name: [] for name in works}
     failed = {}
     for _ in range(rounds + 1):
@@ -180,7 +182,7 @@ def race(works: dict[str, tuple[Callable, int]], pixels: int, rounds: int) -> di
             try:
                 if name not in failed:
                     spent[name].append(once(work))
-            except Exception as error:  # a contender that others wrote, or an array too large: the others go on
+            except Exception as error:  # a fault of one contender must not stop the others
                 failed[name] = f"{type(error).__name__}: {error}"[:200]
     first = next(iter(works))
     seconds = {name: median(s for s, _ in spent[name][1:]) / works[name][1] for name in works if name not in failed}
@@ -198,7 +200,7 @@ def race(works: dict[str, tuple[Callable, int]], pixels: int, rounds: int) -> di
 
 
 def measure_losses(count: int, dim: int, images: int, size: int, dtype: torch.dtype, rounds: int) -> dict[str, dict]:
-    """What :func:`race` says of all contenders."""
+    """The figures of :func:`race` for the losses of all contenders."""
     pixels, labels, classes = batch(count, dim, images, size)
     works = {}
     for name, (work, most) in contenders(count, dim).items():
@@ -209,7 +211,7 @@ def measure_losses(count: int, dim: int, images: int, size: int, dtype: torch.dt
 
 
 def measure_search(count: int, dim: int, images: int, size: int, rounds: int) -> dict[str, dict]:
-    """Who finds the nearest classes, and who predicts one for each pixel."""
+    """The figures of :func:`race` for the search of the nearest classes and for prediction."""
     pixels, _, classes = batch(count, dim, images, size)
     k = min(NEIGHBOURS + 1, count)
 
@@ -249,13 +251,13 @@ def report(title: str, rows: dict[str, dict], pixels: int) -> None:
 @click.option("--images", default=8, show_default=True, help="Images of a batch.")
 @click.option("--size", default=512, show_default=True, help="Height and width, a multiple of 4.")
 @click.option("--dtype", "names", multiple=True, default=("float32", "bfloat16"), show_default=True, help="Types, repeatable.")
-@click.option("--rounds", default=5, show_default=True, help="Rounds; the medians count.")
+@click.option("--rounds", default=5, show_default=True, help="Rounds; each figure is their median.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--interpret", is_flag=True, help="A tiny run in Triton's interpreter.")
+@click.option("--interpret", is_flag=True, help="Make a tiny run in Triton's interpreter.")
 def main(counts, dim, images, size, names, rounds, as_json, interpret) -> None:
     """Check and time the kernels."""
     if interpret != INTERPRETED:
-        raise click.UsageError("--interpret and the environment's TRITON_INTERPRET=1 belong together")
+        raise click.UsageError("--interpret needs TRITON_INTERPRET=1 in the environment, and the other way round")
     if interpret:
         counts, dim, images, size, names, rounds = (7,), 3, 1, 8, ("float32",), 1
     dtypes = [getattr(torch, name) for name in names]

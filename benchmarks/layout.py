@@ -1,8 +1,8 @@
-"""Ways to lay masks and pictures out in HDF5, compared by size, writing and random reading.
+"""Layouts of masks and pictures in HDF5, compared by size and by the time of writing and random reading.
 
     python benchmarks/layout.py [--coco DIR --lvis DIR] [--json]
 
-Times are ratios to decoding one JPEG of the same images in the same run, so that they compare across machines and loads.
+Times are in units of decoding one JPEG in the same run, so that they can be compared across machines and loads.
 """
 
 import json
@@ -29,13 +29,13 @@ from cocolvis.storage.dataset import Dataset
 from cocolvis.vocabulary import coco_lvis
 
 ROUNDS = 3
-"""Each time is the best of so many rounds."""
+"""Each time is the best of this number of rounds."""
 
 Reader = Callable[[int], np.ndarray]
 
 
 class Layout(NamedTuple):
-    """``write(file, items)`` stores all items; ``open(file)`` gives a function from row to the item as it was."""
+    """``write(file, items)`` stores all items; ``open(file)`` returns a function from a row to its item."""
 
     name: str
     write: Callable[[h5py.File, Sequence[np.ndarray]], Any]
@@ -43,7 +43,7 @@ class Layout(NamedTuple):
 
 
 def packed(file: h5py.File, parts: Sequence[np.ndarray], name: str = "data", **options: Any) -> None:
-    """Arrays one after another in one data set, with offsets."""
+    """Store arrays one after another in one data set, and their offsets in another."""
     file[f"{name}_offsets"] = np.cumsum([0, *map(len, parts)], dtype=np.uint64)
     file.create_dataset(name, data=np.concatenate(parts), **options)
 
@@ -55,7 +55,7 @@ def unpacked(file: h5py.File, name: str = "data") -> Reader:
 
 
 def runs(name: str, **options: Any) -> Layout:
-    """Masks as row-major run lengths, as the shards hold them."""
+    """Masks as row-major run lengths, like those of the shards."""
 
     def write(file, masks):
         classes, lengths = zip(*map(runlength.encode, masks), strict=True)
@@ -71,7 +71,7 @@ def runs(name: str, **options: Any) -> Layout:
 
 
 def runs_zlib() -> Layout:
-    """Run lengths, deflated one image at a time."""
+    """Run lengths, compressed one image at a time."""
 
     def write(file, masks):
         parts = [b"".join(part.tobytes() for part in runlength.encode(mask)) for mask in masks]
@@ -92,7 +92,7 @@ def runs_zlib() -> Layout:
 
 
 def one_each(name: str, **options: Any) -> Layout:
-    """One HDF5 data set an image."""
+    """One HDF5 data set per image."""
 
     def write(file, items):
         for row, item in enumerate(items):
@@ -119,7 +119,11 @@ def variable_length() -> Layout:
         for row, item in enumerate(items):
             data[row] = item
 
-    return Layout("variable-length bytes", write, lambda file: lambda row, data=file["data"]: data[row])
+    def open_(file):
+        data = file["data"]
+        return lambda row: data[row]
+
+    return Layout("variable-length bytes", write, open_)
 
 
 CHUNKS = (2048, 4096, 8192, 65536)
@@ -136,7 +140,7 @@ PICTURES = [Layout("packed bytes, offsets", packed, unpacked), variable_length()
 
 
 def measure(layout: Layout, items: Sequence[np.ndarray], unit: float, folder: Path) -> dict[str, Any]:
-    """Size, and times of writing and of reading at random, in ``unit`` seconds an image; checks what it reads."""
+    """Size, and times per image of writing and random reading in units of ``unit`` seconds. Checks what it reads."""
     order = np.random.default_rng(0).permutation(len(items)).tolist()
     path = folder / "layout.h5"
     writing, reading = [], []
@@ -148,7 +152,7 @@ def measure(layout: Layout, items: Sequence[np.ndarray], unit: float, folder: Pa
         with h5py.File(path, "r") as file:
             read = layout.open(file)
             if not all(np.array_equal(read(row), items[row]) for row in order[:20]):
-                raise RuntimeError(f"{layout.name}: reads something else than was written")
+                raise RuntimeError(f"{layout.name}: reads something other than what was written")
             start = time.perf_counter()
             for row in order:
                 read(row)
@@ -158,7 +162,7 @@ def measure(layout: Layout, items: Sequence[np.ndarray], unit: float, folder: Pa
 
 
 def decode_seconds(pictures: Sequence[np.ndarray]) -> float:
-    """Seconds to decode one JPEG: the unit of all times."""
+    """Seconds to decode one JPEG, the unit of all times."""
     rounds, contents = [], [picture.tobytes() for picture in pictures]
     for _ in range(ROUNDS):
         start = time.perf_counter()
@@ -169,9 +173,9 @@ def decode_seconds(pictures: Sequence[np.ndarray]) -> float:
 
 
 @click.command()
-@click.option("--coco", type=click.Path(path_type=Path), help="COCO folder; with --lvis. Default: a generated sample.")
-@click.option("--lvis", type=click.Path(path_type=Path), help="LVIS folder; with --coco.")
-@click.option("--images", default=1000, show_default=True, help="Images to lay out; fewer are repeated.")
+@click.option("--coco", type=click.Path(path_type=Path), help="COCO folder, together with --lvis. Default: a generated sample.")
+@click.option("--lvis", type=click.Path(path_type=Path), help="LVIS folder, together with --coco.")
+@click.option("--images", default=1000, show_default=True, help="Images to store. If there are fewer, they are repeated.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def main(coco, lvis, images, as_json) -> None:
     """Measure every layout on the masks and pictures of a COCO + LVIS tree."""
@@ -182,7 +186,8 @@ def main(coco, lvis, images, as_json) -> None:
             write_sample(folder, images=120, classes=120, size=256, seed=0)
         build(Sources(coco, lvis, coco_lvis()), folder / "data", CocoLvisOptions())
         dataset = Dataset.open(folder / "data")
-        samples = [sample for name in dataset.splits for sample in dataset.split(name)]
+        splits = [dataset.split(name) for name in dataset.splits]
+        samples = [split[row] for split in splits for row in range(len(split))]
         samples = (samples * (-(-images // len(samples))))[:images]
         masks, pictures = [s.mask for s in samples], [np.frombuffer(s.content, np.uint8) for s in samples]
         unit = decode_seconds(pictures[:200])

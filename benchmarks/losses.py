@@ -1,11 +1,11 @@
-"""Time and memory of the losses forward and backward, beside the published arithmetic and others; ratios within one run.
+"""Time and memory of the losses, forward and backward, compared with the published arithmetic and others in the same run.
 
     python benchmarks/losses.py [--classes 1284 ...] [--images 4] [--size 512] [--rounds 3] [--memory] [--plot DIR] [--json]
 
-Embeddings and class embeddings are random unit vectors, labels random. "published" is the arithmetic of the published code: a
-flat search by faiss, a gather of k + 1 class embeddings a pixel, norms, cross entropy. "dense" makes logits at a quarter of the
-resolution, as a convolution does, and enlarges them. What would not fit, or in a round take longer than --seconds, gets fewer
-pixels, and is marked; figures are a pixel. Memory is that of a new process, counted beyond the inputs and their gradients.
+Embeddings and class embeddings are random unit vectors, and labels are random. "published" is the arithmetic of the published
+code: a flat search by faiss, a gather of k + 1 class embeddings per pixel, norms, cross entropy. "dense" computes logits at a
+quarter of the resolution and upsamples them. Contenders that would not fit into memory, or exceed --seconds per round, get
+fewer pixels and are marked. Times are per pixel. Memory is that of a new process beyond the inputs and their gradients.
 """
 
 import json
@@ -44,11 +44,11 @@ CONTENDERS: dict[str, tuple[Callable, Callable[[int], int]]] = {
     "dense": (dense, lambda count: count),
     **{name: (partial(linear, loss), lambda count: 1) for name, loss in linear_losses().items()},
 }
-"""Name -> the loss, and numbers a pixel in its largest array."""
+"""Name -> the loss, and the numbers per pixel in its largest array."""
 
 
 def problem(count: int, dim: int, images: int, rows: int, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Embeddings (B, D, rows, size), labels and class embeddings; image by image, so that little more than these is needed."""
+    """Embeddings (B, D, rows, size), labels and class embeddings, made image by image to need little more memory."""
     g = torch.Generator().manual_seed(0)
     classes = F.normalize(torch.randn(count, dim, generator=g), dim=1)
     embeddings = torch.empty(images, dim, rows, size)
@@ -58,7 +58,7 @@ def problem(count: int, dim: int, images: int, rows: int, size: int) -> tuple[to
 
 
 def seconds(loss: Callable, embeddings: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor) -> float:
-    """Forward and backward, of new leaves."""
+    """Seconds of a forward and backward pass with new leaf tensors."""
     leaves = [tensor.detach().clone().requires_grad_() for tensor in (embeddings, classes)]
     start = time.perf_counter()
     loss(leaves[0], labels, leaves[1]).backward()
@@ -66,24 +66,24 @@ def seconds(loss: Callable, embeddings: torch.Tensor, labels: torch.Tensor, clas
 
 
 def fitting_rows(name: str, count: int, images: int, size: int) -> int:
-    """Rows of the images, a multiple of 4, whose arrays fit into memory."""
+    """The rows of the images, a multiple of 4, for which the largest array fits into memory."""
     return max(4, min(size, MOST // (CONTENDERS[name][1](count) * images * size) // 4 * 4))
 
 
 def affordable_rows(name: str, inputs: tuple, limit: float) -> int:
-    """Of the rows that fit so many as, by a small trial, take ``limit`` seconds."""
+    """The rows that fit into memory and, by a small trial, into ``limit`` seconds."""
     loss, _ = CONTENDERS[name]
     embeddings, labels, classes = inputs
     images, _, _, size = embeddings.shape
     fitting = fitting_rows(name, len(classes), images, size)
-    for rows in (4, max(4, min(32, fitting // 4 * 4))):  # the first one warms up
+    for rows in (4, max(4, min(32, fitting // 4 * 4))):  # the first is a warm-up
         part = embeddings[:1, :, :rows].contiguous(), labels[:1, :rows].contiguous(), classes
         spent = seconds(loss, *part)
     return max(4, min(fitting, int(limit / (spent / rows * images)) // 4 * 4))
 
 
 def time_all(count: int, dim: int, images: int, size: int, rounds: int, limit: float) -> dict[str, dict]:
-    """Contender -> {"us_a_pixel", "times_as_fast_as_published", "pixels"}; the first round warms up."""
+    """Contender -> {"us_a_pixel", "times_as_fast_as_published", "pixels"}; the first round is a warm-up."""
     embeddings, labels, classes = inputs = problem(count, dim, images, size, size)
     rows = {name: affordable_rows(name, inputs, limit) for name in CONTENDERS}
     times: dict[str, list[float]] = {name: [] for name in CONTENDERS}
@@ -103,12 +103,12 @@ def time_all(count: int, dim: int, images: int, size: int, rounds: int, limit: f
 
 
 def status(field: str) -> int:
-    """Bytes of this process, by a line of Linux's /proc."""
+    """Bytes in one line of this process's status on Linux."""
     return 1024 * int(next(line for line in Path("/proc/self/status").open() if line.startswith(field)).split()[1])
 
 
 def peak(name: str, count: int, dim: int, images: int, size: int) -> dict[str, float]:
-    """What this process, which must do nothing else, needs at most: {"bytes", "pixels", "resident"}."""
+    """The peak memory of this process, which must do nothing else: {"bytes", "pixels", "resident"}."""
     loss, _ = CONTENDERS[name]
     seconds(loss, *problem(40, dim, 1, 32, 32))  # compiles
     inputs = problem(count, dim, images, size, size)
@@ -117,7 +117,7 @@ def peak(name: str, count: int, dim: int, images: int, size: int) -> dict[str, f
     labels = inputs[1][:, :rows].clone()
     del inputs
     before = status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the highest so far is now
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     loss(leaves[0], labels, leaves[1]).backward()
     highest = status("VmHWM")
     beyond = highest - before - sum(leaf.numel() * leaf.element_size() for leaf in leaves)
@@ -125,7 +125,7 @@ def peak(name: str, count: int, dim: int, images: int, size: int) -> dict[str, f
 
 
 def memory_all(count: int, dim: int, images: int, size: int) -> dict[str, dict]:
-    """Contender -> what :func:`peak` found in a process of its own."""
+    """Contender -> the result of :func:`peak` in its own process."""
     options = ["--classes", count, "--dim", dim, "--images", images, "--size", size]
     found = {}
     for name in CONTENDERS:
@@ -135,14 +135,14 @@ def memory_all(count: int, dim: int, images: int, size: int) -> dict[str, dict]:
 
 
 def draw(found: dict[str, dict[int, dict]], folder: Path) -> None:
-    """losses-time.svg and losses-memory.svg, each against the number of classes; hollow where pixels were fewer."""
+    """Draw losses-time.svg and losses-memory.svg against the number of classes; points of fewer pixels are hollow."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figures = {
-        "time": ("us_a_pixel", 1, "microseconds a pixel"),
+        "time": ("us_a_pixel", 1, "microseconds per pixel"),
         "memory": ("bytes", 1 << 20, "MiB beyond inputs and gradients"),
     }
     for kind, by_count in found.items():
@@ -168,9 +168,9 @@ def draw(found: dict[str, dict[int, dict]], folder: Path) -> None:
 
 
 def show(found: dict[str, dict[int, dict]], images: int, size: int) -> None:
-    """Print what was found as tables."""
+    """Print the results as tables."""
     for count, rows in found["time"].items():
-        print(f"\n{count} classes, {images} x {size} x {size} pixels                 us a pixel   times as fast")
+        print(f"\n{count} classes, {images} x {size} x {size} pixels               us per pixel   times as fast")
         for name, row in rows.items():
             mark = "" if row["pixels"] == images * size * size else f"   on {row['pixels']:,} pixels"
             print(f"{name:<48}{row['us_a_pixel']:>15.3f}{row['times_as_fast_as_published']:>16.2f}{mark}")
@@ -186,10 +186,10 @@ def show(found: dict[str, dict[int, dict]], images: int, size: int) -> None:
 @click.option("--dim", default=12, show_default=True, help="Dimensions of an embedding.")
 @click.option("--images", default=4, show_default=True, help="Images of a batch.")
 @click.option("--size", default=512, show_default=True, help="Height and width, a multiple of 4.")
-@click.option("--rounds", default=3, show_default=True, help="Rounds; the medians count.")
-@click.option("--seconds", "limit", default=20.0, show_default=True, help="The most for one contender in a round.")
+@click.option("--rounds", default=3, show_default=True, help="Rounds; each figure is their median.")
+@click.option("--seconds", "limit", default=20.0, show_default=True, help="The longest time of one contender per round.")
 @click.option("--memory", is_flag=True, help="Measure memory too (Linux).")
-@click.option("--plot", type=click.Path(path_type=Path), help="A folder for pictures.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Folder for plots.")
 @click.option("--peak-of", type=click.Choice([*CONTENDERS]), hidden=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def main(counts, dim, images, size, rounds, limit, memory, plot, peak_of, as_json) -> None:

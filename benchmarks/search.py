@@ -1,16 +1,17 @@
-"""Time of the search for the nearest classes, what the clustered one misses, and prediction beside dense logits.
+"""The time of the search for the nearest classes, what the clustered search misses, and prediction against dense logits.
 
     python benchmarks/search.py [--classes 1284 ...] [--size 512] [--rounds 3] [--json]
 
-Class embeddings are random unit vectors; queries are random too, or lie near a class as those of a trained model do. Prediction
-is the nearest class of each pixel of an image, and on the other side the argmax over logits at a quarter of the resolution,
-enlarged: an image at a time. Dense logits of many classes get fewer pixels, and are marked; figures are a pixel.
+Class embeddings are random unit vectors. Queries are random too, or near a class like those of a trained model. Prediction is
+the nearest class of each pixel of one image, compared with the argmax over logits at a quarter of the resolution, upsampled.
+Dense logits of many classes are computed for fewer pixels, which is marked. All times are per pixel.
 """
 
 import json
 import time
 from collections.abc import Callable
 from statistics import median
+from typing import Any
 
 import click
 import torch
@@ -34,7 +35,7 @@ def points(kind: str, count: int, pixels: int, dim: int) -> tuple[torch.Tensor, 
 
 
 def medians(calls: dict[str, Callable], rounds: int) -> dict[str, float]:
-    """Seconds of each, all in turn; the first round warms up."""
+    """Median seconds of each call. The calls take turns, and the first round is a warm-up."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds + 1):
         for name, call in calls.items():
@@ -45,7 +46,7 @@ def medians(calls: dict[str, Callable], rounds: int) -> dict[str, float]:
 
 
 def search_all(kind: str, count: int, dim: int, pixels: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Backend -> {"us_a_pixel", "recall_1", "recall"}: how many of the nearest, and of the k nearest, are found."""
+    """Backend -> {"us_a_pixel", "recall_1", "recall"}: its time, and the shares of the nearest and the k nearest it finds."""
     queries, classes = points(kind, count, pixels, dim)
     k = min(K, count)
     found: dict[str, torch.Tensor] = {}
@@ -66,7 +67,7 @@ def search_all(kind: str, count: int, dim: int, pixels: int, rounds: int) -> dic
 
 
 def predict_all(count: int, dim: int, size: int, rounds: int) -> dict[str, float]:
-    """Microseconds a pixel of the nearest class and of dense logits, their ratio, and the pixels of the latter."""
+    """Microseconds per pixel of the nearest class and of dense logits, their ratio, and the pixels of the latter."""
     queries, classes = points("random", count, size * size, dim)
     image = queries.T.reshape(1, dim, size, size)
     rows = max(4, min(size, MOST // (count * size) // 4 * 4))
@@ -84,12 +85,12 @@ def predict_all(count: int, dim: int, size: int, rounds: int) -> dict[str, float
 @click.option("--classes", "counts", multiple=True, default=(150, 1284, 10_000, 100_000), show_default=True, help="Repeatable.")
 @click.option("--dim", default=12, show_default=True, help="Dimensions of an embedding.")
 @click.option("--size", default=512, show_default=True, help="Height and width of an image, a multiple of 4.")
-@click.option("--queries", default=65536, show_default=True, help="Pixels of the searches.")
-@click.option("--rounds", default=3, show_default=True, help="Rounds; the medians count.")
+@click.option("--queries", default=65536, show_default=True, help="Queries of a search.")
+@click.option("--rounds", default=3, show_default=True, help="Rounds; each figure is their median.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def main(counts, dim, size, queries, rounds, as_json) -> None:
-    """Measure the search and prediction."""
-    found = {
+    """Measure search and prediction."""
+    found: dict[int, dict[str, Any]] = {
         count: {
             "prediction": predict_all(count, dim, size, rounds),
             **{kind: search_all(kind, count, dim, queries, rounds) for kind in ("random", "near")},
@@ -102,12 +103,14 @@ def main(counts, dim, size, queries, rounds, as_json) -> None:
     for count, parts in found.items():
         row = parts.pop("prediction")
         mark = "" if row["dense_pixels"] == size * size else f" on {row['dense_pixels']:,} pixels"
-        print(f"\n{count} classes: predicting {row['nearest_us']:.3f} us a pixel, dense {row['dense_us']:.3f}{mark},", end=" ")
+        print(
+            f"\n{count} classes: predicting {row['nearest_us']:.3f} us per pixel, dense {row['dense_us']:.3f}{mark},", end=" "
+        )
         print(f"{row['times_as_fast_as_dense']:.1f} times as fast")
         for kind, rows in parts.items():
             for name, row in rows.items():
                 recalls = f"the nearest {row['recall_1']:.3f}, of the {K} nearest {row['recall']:.3f}"
-                print(f"  {kind:<8}{name:<12}{row['us_a_pixel']:>9.3f} us a pixel; found: {recalls}")
+                print(f"  {kind:<8}{name:<12}{row['us_a_pixel']:>9.3f} us per pixel; found: {recalls}")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""From one annotation to the mask of an image. Pure: no file is read or written."""
+"""From annotations to the mask of an image. Nothing here reads or writes files."""

@@ -1,7 +1,8 @@
-"""The masks of the published generator (ESSNet), its defects included, so that published checkpoints can be evaluated.
+"""The masks of the published generator (ESSNet) with its defects, so that published checkpoints can be evaluated.
 
-The generator moves stuff ids to class ids one after another in place, so that an id which was just assigned may be taken for a
-stuff id and moved again; and it keeps an image's stuff in 8 bits when there is exactly one stuff annotation.
+The generator replaces stuff ids by class ids one after another, in place. It can therefore mistake a class id that it has
+just assigned for a stuff id and replace it again. It also stores the stuff of an image with exactly one stuff annotation in
+8 bits.
 """
 
 from functools import lru_cache
@@ -9,7 +10,7 @@ from functools import lru_cache
 from cocolvis.vocabulary import STUFF_OTHER, UNLABELLED, coco_lvis
 
 MISSING_IMAGE = 429995
-"""The image that the published train list lacks."""
+"""The image that is missing from the published train list."""
 
 _SHARED_ORDER = (165, 98, 93, 168, 92, 141, 153, 109, 137, 108)
 
@@ -18,7 +19,7 @@ _SHARED_ORDER = (165, 98, 93, 168, 92, 141, 153, 109, 137, 108)
 def essnet_lookup(*, eight_bits: bool) -> dict[int, int]:
     """Stuff category id -> class id in the published masks.
 
-    ``eight_bits`` for an image with exactly one stuff annotation: every assigned id is then taken modulo 256.
+    ``eight_bits`` applies to images with exactly one stuff annotation: every class id is then taken modulo 256.
     """
     correct = coco_lvis().lookup("stuff")
     moves = [(old, correct[old]) for old in _SHARED_ORDER]

@@ -1,4 +1,4 @@
-"""A segmentation (polygons or run lengths) to the pixels it covers; says in words why one cannot be painted."""
+"""Turn a segmentation (polygons or run lengths) into the pixels it covers, or say why it cannot be painted."""
 
 from itertools import chain
 from typing import NamedTuple
@@ -6,11 +6,11 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from cocolvis.masks import kernels
+from cocolvis.masks import polygon_kernels, run_kernels
 from cocolvis.sources.json_values import REFUSED, described, whole
 
 MAX_OUTLINE = 2**24
-"""Longest polygon outline in pixels: memory and time grow with it."""
+"""The longest polygon outline, in pixels, that is accepted. Memory and time grow with it."""
 
 
 class _RunLengths(msgspec.Struct, gc=False):
@@ -19,13 +19,13 @@ class _RunLengths(msgspec.Struct, gc=False):
 
 
 class BadSegmentation(ValueError):
-    """A segmentation that cannot be painted; the message is the reason."""
+    """A segmentation that cannot be painted. The message gives the reason."""
 
 
 class Spans(NamedTuple):
     """The pixels of one region: intervals [starts[i], stops[i]) of the column-major pixel numbers x * H + y.
 
-    Both are (n,) int64, ascending; the intervals are disjoint.
+    Both are (n,) int64 and ascending. The intervals are disjoint.
     """
 
     starts: np.ndarray
@@ -38,7 +38,7 @@ class Spans(NamedTuple):
 
 
 class _LooseRunLengths(msgspec.Struct, gc=False):
-    """Run lengths whose numbers are also written as 10.0."""
+    """Run lengths whose whole numbers may also be written as 10.0."""
 
     counts: str | list[int | float]
     size: tuple[int | float, int | float]
@@ -49,15 +49,17 @@ class _LooseRunLengths(msgspec.Struct, gc=False):
 
 
 _decode = msgspec.json.Decoder(list[list[float]] | _RunLengths).decode
+
 _LONGEST_EXPLAINED = 2**16
-"""Bytes of a segmentation that is looked into to say what is wrong with it."""
+"""The longest segmentation, in bytes, whose fault is searched for so that the message can name it."""
 
 
 def rasterize(segmentation: bytes | msgspec.Raw, height: int, width: int) -> Spans:
     """The pixels that a COCO or LVIS segmentation covers in an image of this size, exactly as pycocotools paints them.
 
-    ``segmentation`` is JSON: a list of polygons [x0, y0, x1, y1, ...] whose union counts, or {"size": [H, W], "counts"}
-    with run lengths, compressed (text) or not (list). Raises :class:`BadSegmentation` for anything else.
+    ``segmentation`` is JSON: either a list of polygons [x0, y0, x1, y1, ...], of which the union is taken, or an object
+    {"size": [H, W], "counts": ...} with run lengths, as compressed text or as a list. Raises :class:`BadSegmentation` for
+    anything else.
     """
     try:
         parsed = _decode(segmentation)
@@ -74,9 +76,9 @@ def rasterize(segmentation: bytes | msgspec.Raw, height: int, width: int) -> Spa
 
 
 def _explained(segmentation: bytes | msgspec.Raw) -> str:
-    """What is wrong with a segmentation that cannot be parsed, in words."""
+    """Say what is wrong with a segmentation that cannot be parsed."""
     if len(segmentation) > _LONGEST_EXPLAINED:
-        return "what it holds is neither lists of numbers nor counts and size"
+        return "it contains neither lists of numbers nor counts and size"
     try:
         parts = msgspec.json.decode(segmentation, type=list[msgspec.Raw] | dict[str, msgspec.Raw])
     except REFUSED:
@@ -87,11 +89,11 @@ def _explained(segmentation: bytes | msgspec.Raw) -> str:
         try:
             numbers = msgspec.json.decode(part, type=list[msgspec.Raw])
         except REFUSED:
-            return f"it has {described(part)} where a polygon is expected, which is a list of numbers"
+            return f"it has {described(part)} where a polygon, a list of numbers, is expected"
         wrong = next((number for number in numbers if not _is_number(number)), None)
         if wrong is not None:
             return f"it has a polygon with {described(wrong)} where a number is expected"
-    return "what it holds cannot be read"
+    return "its content cannot be read"
 
 
 def _explained_runs(parts: dict[str, msgspec.Raw]) -> str:
@@ -130,29 +132,31 @@ def _from_polygons(polygons: list[list[float]], height: int, width: int) -> Span
         bounds.append(bounds[-1] + len(polygon) // 2)
     points = np.array(polygons[0] if len(polygons) == 1 else list(chain.from_iterable(polygons))).reshape(-1, 2)
     ends = np.array(bounds)
-    length = kernels.outline_length(points, ends, height, width)
+    length = polygon_kernels.outline_length(points, ends, height, width)
     if length < 0:
-        raise BadSegmentation(f"has a coordinate that is no number, or over one image side outside {height} x {width}")
+        raise BadSegmentation(
+            f"has a coordinate that is not a number, or is more than one image side outside {height} x {width}"
+        )
     if length > MAX_OUTLINE:
         raise BadSegmentation(f"has an outline of {length:.0f} pixels; at most {MAX_OUTLINE} are accepted")
-    return Spans(*kernels.polygon_spans(points, ends, height, width))
+    return Spans(*polygon_kernels.polygon_spans(points, ends, height, width))
 
 
 def _from_runs(counts: str | list[int], pixels: int) -> Spans:
     if isinstance(counts, str):
         try:
-            finding, *spans = kernels.compressed_spans(counts.encode("ascii"), pixels)
+            finding, *spans = run_kernels.compressed_spans(counts.encode("ascii"), pixels)
         except UnicodeEncodeError:
             raise BadSegmentation("has counts with characters outside ASCII") from None
     else:
         try:
-            finding, *spans = kernels.run_spans(np.array(counts, dtype=np.int64), pixels)
+            finding, *spans = run_kernels.run_spans(np.array(counts, dtype=np.int64), pixels)
         except OverflowError:
             raise BadSegmentation("has a run length beyond 64 bits") from None
-    if finding == kernels.CORRUPT:
+    if finding == run_kernels.CORRUPT:
         raise BadSegmentation("has corrupt compressed counts")
-    if finding == kernels.TOO_LONG:
+    if finding == run_kernels.TOO_LONG:
         raise BadSegmentation("has compressed counts beyond 40 bits")
-    if finding == kernels.UNFILLED:
+    if finding == run_kernels.UNFILLED:
         raise BadSegmentation(f"has run lengths that do not fill the image's {pixels} pixels")
     return Spans(*spans)

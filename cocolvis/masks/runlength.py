@@ -1,4 +1,4 @@
-"""Masks as row-major runs of equal class: the form in which they lie on disk."""
+"""Masks as row-major runs of equal class, which is how they are stored."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from cocolvis.limits import MAX_PIXELS
 
 
 class Runs(NamedTuple):
-    """A mask (``height``, ``width``) as runs: ``classes`` (R,) uint16, 0 = unlabelled, and ``lengths`` (R,) uint16."""
+    """A mask of ``height`` x ``width`` pixels as runs: ``classes`` (R,) uint16, 0 = unlabelled, and ``lengths`` (R,) uint16."""
 
     classes: np.ndarray
     lengths: np.ndarray
@@ -17,11 +17,11 @@ class Runs(NamedTuple):
 
     @classmethod
     def of(cls, mask: np.ndarray) -> "Runs":
-        """Those of an (H, W) uint16 mask."""
+        """The runs of an (H, W) uint16 mask."""
         return cls(*encode(mask), *mask.shape)
 
     def check(self, largest: int = 2**16 - 1) -> None:
-        """A ValueError unless they fill the mask exactly, which has at most MAX_PIXELS, with classes up to ``largest``."""
+        """Raise ValueError unless the runs cover exactly a mask of at most MAX_PIXELS, with classes of at most ``largest``."""
         pixels, covered = self.height * self.width, self.lengths.sum(dtype=np.int64)
         if pixels > MAX_PIXELS:
             raise ValueError(f"{self.height} x {self.width} pixels are more than {MAX_PIXELS}")
@@ -31,40 +31,40 @@ class Runs(NamedTuple):
             raise ValueError(f"holds class {self.classes.max()}, the vocabulary has 1..{largest}")
 
     def mask(self) -> np.ndarray:
-        """The mask, (H, W) uint16, of runs that were checked."""
-        from cocolvis.masks import kernels  # numba is slow to import, and who only counts never decodes
+        """The (H, W) uint16 mask. The runs must have passed :meth:`check`."""
+        from cocolvis.masks import run_kernels  # imported late: numba is slow to import and not always needed
 
-        return kernels.expand(self.classes, self.lengths, self.height * self.width).reshape(self.height, self.width)
+        return run_kernels.expand(self.classes, self.lengths, self.height * self.width).reshape(self.height, self.width)
 
     def window(self, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray]:
-        """(classes (R,) uint16, lengths (R,) int32) of a part of the mask, row-major, without decoding it."""
-        from cocolvis.masks import kernels
+        """(classes (R,) uint16, lengths (R,) int32): the row-major runs of mask[rows, columns], without decoding the mask."""
+        from cocolvis.masks import run_kernels
 
-        return kernels.window(self.classes, self.lengths, self.width, rows.start, rows.stop, columns.start, columns.stop)
+        return run_kernels.window(self.classes, self.lengths, self.width, rows.start, rows.stop, columns.start, columns.stop)
 
 
 def encode(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """An (H, W) uint16 mask to (classes (R,) uint16, lengths (R,) uint16), row-major.
+    """(classes (R,) uint16, lengths (R,) uint16): the row-major runs of an (H, W) uint16 mask.
 
-    Neighbouring runs differ in class, but for a run of more than 65535 pixels, which is stored as several.
+    Neighbouring runs differ in class, except that a run of more than 65535 pixels is split into several.
     """
-    from cocolvis.masks import kernels
+    from cocolvis.masks import run_kernels
 
     flat = np.require(mask, np.uint16, ("C", "W")).reshape(-1)
     if not flat.size:
         return np.zeros(0, np.uint16), np.zeros(0, np.uint16)
-    return kernels.run_lengths(flat, flat[: flat.size // 4 * 4].view(np.uint64))
+    return run_kernels.run_lengths(flat, flat[: flat.size // 4 * 4].view(np.uint64))
 
 
 def decode(classes: np.ndarray, lengths: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The (H, W) uint16 mask of runs; a ValueError when they do not fill it exactly, or it is over MAX_PIXELS."""
+    """The (H, W) uint16 mask of runs. Raises ValueError if they do not cover it exactly or it exceeds MAX_PIXELS."""
     runs = Runs(classes, lengths, height, width)
     runs.check()
     return runs.mask()
 
 
 def pixel_counts(classes: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(classes present but 0, ascending (n,) uint16; their pixels (n,) uint32)."""
-    from cocolvis.masks import kernels
+    """(classes (n,) uint16 that occur in the runs, ascending and without 0; their pixels (n,) uint32)."""
+    from cocolvis.masks import run_kernels
 
-    return kernels.pixels_of(classes, lengths)
+    return run_kernels.pixels_of(classes, lengths)

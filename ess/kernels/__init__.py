@@ -1,1 +1,6 @@
-"""What is fused: one module a kernel, each beside the plain torch formula that its tests compare with."""
+"""The compiled kernels, each tested against a plain torch formula, and the functions that choose among them.
+
+Suffixes of names and shapes in docstrings consist of axes: B images, P pixels (of a block or of all images), C classes, D
+dimensions of an embedding, K candidates of a pixel, N pixels of an image or classes of a tile, T tiles, G tiles of a group.
+``o_PD`` are the embeddings of P pixels, ``e_CD`` those of C classes, ``logits_PC`` the logit of each class at each pixel.
+"""

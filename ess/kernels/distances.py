@@ -1,8 +1,7 @@
-"""How near a pixel embedding and a class embedding are: the distances, and the numbers that compiled loops know them by."""
+"""The ways to measure how near a pixel embedding is to a class embedding, and the numbers that compiled loops use for them."""
 
 DISTANCES = ("euclidean", "squared", "cosine")
-"""How near is measured; "cosine" is the inner product, and "squared" ranks as "euclidean" does."""
-
+"""The names of the distances. "cosine" is the inner product; "squared" ranks classes as "euclidean" does."""
 
 EUCLIDEAN, SQUARED, COSINE = range(len(DISTANCES))
-"""The places of these, which is what compiled loops know them by."""
+"""The index of each distance in DISTANCES."""

@@ -1,27 +1,30 @@
 """The k nearest classes of each pixel on the CPU, without a pixels x classes array; compiled by numba.
 
-A pixel's scores for all classes, smaller is nearer, lie in the cache. They are looked at as a table of 16 lines, whose smallest
-entry in each column takes one pass of wide comparisons; only the columns that can hold one of the k smallest are looked into.
-The plain twin is ``ess.losses.neighbours._torch``.
+The scores of a pixel for all classes, the smaller the nearer, stay in the cache. They are viewed as a table of 16 lines. One
+pass of vector instructions finds the minimum of each column, and only the columns that can contain one of the k smallest scores
+are searched. The reference is ``ess.losses.neighbours._torch``.
 """
 
 import numpy as np
 
 from cocolvis.compiled import entry, inner
-from ess.kernels.threads import chunks, shared
+from ess.kernels.threads import chunks, parallel_for
 from ess.kernels.tiles import LINES, tiles
 
 _BLOCK = 16
-"""Pixels that meet the classes together."""
+"""How many pixels meet the classes together."""
 
 _CHUNK = 8192
-"""Pixels that a thread takes at a time."""
+"""How many pixels a thread takes at a time."""
 
 _fast = inner(fastmath={"contract", "reassoc", "nsz", "arcp"}, error_model="numpy")
 _strict = inner(error_model="numpy")
 
 
-# Much as in exact_cpu: numba's cache of what is compiled from one file does not notice when another one changes.
+# The next three functions resemble those of exact_cpu_loops. They cannot be shared, because numba's cache of what is compiled
+# from this file would not notice a change in another one.
+
+
 @_fast
 def _add_squares(rows, i, at, table, d, x0, x1, x2, x3, y0, y1, y2, y3):
     for c in range(table.shape[2]):
@@ -40,7 +43,7 @@ def _take_products(rows, i, at, table, d, x0, x1, x2, x3, y0, y1, y2, y3):
 
 @_fast
 def _scores(rows, i, at, table, points, products):
-    """Squared distances, or negative inner products, of the pixels i, i + 1 of ``points`` and the classes of a tile."""
+    """Squared distances, or negative inner products, of the pixels i and i + 1 and the classes of a tile."""
     for c in range(table.shape[2]):
         rows[i, at, c] = 0
         rows[i + 1, at, c] = 0
@@ -55,7 +58,7 @@ def _scores(rows, i, at, table, points, products):
 
 @inner(fastmath={"nnan", "nsz"}, error_model="numpy")
 def _columns(row, least):
-    """The smallest of each column, of a row seen as a table of 16 lines: in one expression, which LLVM makes wide."""
+    """The minimum of each column of a row viewed as a table of 16 lines; a conditional expression, which LLVM vectorises."""
     columns = len(least)
     for c in range(columns):
         found = row[c]
@@ -67,7 +70,7 @@ def _columns(row, least):
 
 @_strict
 def _insert(score, class_id, scores, ids):
-    """Put a class among the k best so far, ascending by score and then by id; the last one falls out."""
+    """Insert a class into the k best so far, ascending by score and then by id, and drop the last of them."""
     at = len(scores) - 1
     if score > scores[at] or (score == scores[at] and class_id > ids[at]):
         return
@@ -79,7 +82,7 @@ def _insert(score, class_id, scores, ids):
 
 @_strict
 def _bound(least, scores):
-    """A score that at least k classes do not exceed: the k-th smallest of the columns' smallest."""
+    """The k-th smallest of the columns' minima, which at least k classes do not exceed. ``scores`` (k,) is scratch."""
     scores[:] = np.inf
     for c in range(len(least)):
         score = least[c]
@@ -94,7 +97,7 @@ def _bound(least, scores):
 
 @_strict
 def _select(row, count, least, scores, ids):
-    """The k classes with the smallest scores of row (16 * columns,), infinite from ``count`` on, into ids (k,)."""
+    """Write the k classes with the smallest scores to ids (k,). row (16 * columns,) is infinite from ``count`` on."""
     columns = len(least)
     _columns(row, least)
     bound = _bound(least, scores)
@@ -107,8 +110,8 @@ def _select(row, count, least, scores, ids):
 
 
 @entry(error_model="numpy")
-def _share(queries, table, count, products, first, end, found):
-    """The queries first:end; ``table`` (T, D, n) are the tiles of ``count`` classes."""
+def _run_chunk(queries, table, count, products, first, end, found):
+    """Write found[first:end], the ids nearest to these queries. ``table`` (T, D, N) are the tiles of ``count`` classes."""
     (number, channels, width), k = table.shape, found.shape[1]
     flat, least = np.empty((_BLOCK, number * width), np.float32), np.empty(number * width // LINES, np.float32)
     rows = flat.reshape(_BLOCK, number, width)
@@ -128,17 +131,17 @@ def _share(queries, table, count, products, first, end, found):
 
 
 def search(queries: np.ndarray, classes: np.ndarray, k: int, *, products: bool, threads: int) -> np.ndarray:
-    """(P, k) int64: the classes nearest to each query, the nearest first, the lower id first among equals.
+    """(P, k) int64: the classes nearest to each query, the nearest first; ties go to the lower id.
 
-    ``queries`` (P, D) and ``classes`` (C, D) float32; near is a small distance, or with ``products`` a large inner product. A
-    query with a NaN gets arbitrary classes.
+    ``queries`` (P, D) and ``classes`` (C, D) are float32 and compared by Euclidean distance, or with ``products`` by inner
+    product, the largest first. A query with a NaN gets arbitrary classes.
     """
     queries = np.require(queries, np.float32, ("C", "W"))
     found = np.empty((len(queries), k), np.int64)
     table = tiles(classes)
 
-    def compute(first, end):
-        _share(queries, table, len(classes), products, first, end, found)
+    def compute(first: int, end: int) -> None:
+        _run_chunk(queries, table, len(classes), products, first, end, found)
 
-    shared(lambda: (compute, lambda: None), chunks(len(queries), _CHUNK), threads)
+    parallel_for(lambda: (compute, lambda: None), chunks(len(queries), _CHUNK), threads)
     return found

@@ -1,9 +1,9 @@
-"""The k nearest classes of each pixel on a GPU, without a pixels x classes array; by Triton.
+"""The k nearest classes of each pixel on a GPU, without a pixels x classes array; in Triton.
 
-A program holds a block of queries, walks over tiles of classes, and keeps the best k of each query as integers that sort as
-(score, id) do: the bits of a float32, flipped where it is negative, above the id. A tile is looked into only while it holds
-something better. Scores come from differences, 2 instructions a dimension, and so lose nothing by cancellation. The plain twin
-is ``ess.losses.neighbours._torch``.
+A program holds a block of queries, loops over tiles of classes, and keeps the best k keys of each query. A key is an integer
+that sorts like (score, id): the bits of the float32 score, flipped if it is negative, above the id. Keys are taken from a tile
+only while it contains a better one. Scores come from differences, 2 instructions per dimension, so that nothing cancels.
+The reference is ``ess.losses.neighbours._torch``.
 """
 
 import torch
@@ -11,17 +11,17 @@ import triton
 import triton.language as tl
 
 _LAST = tl.constexpr(2**63 - 1)
-"""Sorts after every score."""
+"""A key that sorts after every other."""
 
 
 def _blocks(k: int) -> tuple[int, int]:
-    """How many queries and classes meet at once, powers of two: 32 keys a thread, fewer where many are kept."""
+    """(queries, classes) that meet at once, powers of two: 32 keys per thread, and fewer where many are kept."""
     return (64, 64) if k <= 16 else (32, 64)
 
 
 @triton.jit
 def _keys(queries, table, kept, ids, count, PRODUCTS: tl.constexpr, CHANNELS, QUERIES: tl.constexpr, CLASSES: tl.constexpr):
-    """(score, id) of a block of queries and a tile of classes, (QUERIES, CLASSES) int64, smaller is nearer."""
+    """The keys of a block of queries and a tile of classes, (QUERIES, CLASSES) int64; the smaller, the nearer."""
     known = ids < count
     scores = tl.zeros((QUERIES, CLASSES), tl.float32)
     for d in range(CHANNELS):
@@ -31,7 +31,7 @@ def _keys(queries, table, kept, ids, count, PRODUCTS: tl.constexpr, CHANNELS, QU
             scores -= query * point
         else:
             scores += (query - point) * (query - point)
-    bits = scores.to(tl.int32, bitcast=True)  # a sum that began with 0 is never -0
+    bits = scores.to(tl.int32, bitcast=True)  # a sum that starts at 0 is never -0
     bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     return tl.where(known[None, :], (bits.to(tl.int64) << 32) | ids[None, :], _LAST)
 
@@ -50,12 +50,12 @@ def _nearest(
     QUERIES: tl.constexpr,
     CLASSES: tl.constexpr,
 ):
-    """found (P, K) int64 of a block of queries (P, D); ``table`` is (D, C)."""
+    """Writes the ids of the nearest classes, ``found`` (P, K) int64, of a block of queries (P, D); ``table`` is (D, C)."""
     places = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
     kept = places < size
     lines = queries + places.to(tl.int64) * CHANNELS
     slots = tl.arange(0, SLOTS)[None, :].to(tl.int64)
-    best = tl.zeros((QUERIES, SLOTS), tl.int64) + tl.where(slots < K, _LAST - 1 - slots, -_LAST)  # no two in use are equal
+    best = tl.zeros((QUERIES, SLOTS), tl.int64) + tl.where(slots < K, _LAST - 1 - slots, -_LAST)  # all differ
     worst = tl.max(best, 1)
     for start in range(0, count, CLASSES):
         ids = start + tl.arange(0, CLASSES)
@@ -74,10 +74,10 @@ def _nearest(
 
 
 def search(queries: torch.Tensor, classes: torch.Tensor, k: int, *, products: bool) -> torch.Tensor:
-    """(P, k) int64: the classes nearest to each query, the nearest first, the lower id first among equals; k <= 64.
+    """(P, k) int64, k <= 64: the classes nearest to each query, the nearest first; ties go to the lower id.
 
-    ``queries`` (P, D) and ``classes`` (C, D) are compared in float32; near is a small distance, or with ``products`` a large
-    inner product. A query with a NaN gets arbitrary classes.
+    ``queries`` (P, D) and ``classes`` (C, D) are compared in float32, by Euclidean distance, or with ``products`` by inner
+    product, the largest first. A query with a NaN gets arbitrary classes.
     """
     queries, table = queries.float().contiguous(), classes.float().T.contiguous()
     size, channels = queries.shape
@@ -85,11 +85,11 @@ def search(queries: torch.Tensor, classes: torch.Tensor, k: int, *, products: bo
     at_once, width = _blocks(k)
     with torch.cuda.device_of(queries):
         _nearest[triton.cdiv(size, at_once),](
-            queries,
-            table,
-            found,
-            size,
-            len(classes),
+            queries=queries,
+            table=table,
+            found=found,
+            size=size,
+            count=len(classes),
             K=k,
             SLOTS=max(2, triton.next_power_of_2(k)),
             PRODUCTS=products,

@@ -1,28 +1,32 @@
-"""The pixels of a batch divided among threads; the compiled loops hold no lock of Python's."""
+"""A parallel loop whose sums do not depend on the number of threads. Compiled loops run in it without Python's lock."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Condition
+from typing import Any
 
 _LEAST = 256
-"""Pixels that are worth a turn."""
+"""The fewest pixels that are worth a chunk of their own."""
+
+Worker = tuple[Callable[..., Any], Callable[[], Any]]
+"""(compute, add) of one thread."""
 
 
 def chunks(pixels: int, most: int) -> list[tuple[int, int]]:
-    """(first, end) of parts of at most so many pixels; of few pixels, enough parts for some threads."""
+    """(first, end) of consecutive chunks of at most ``most`` pixels; at least 8 if none of them gets too small."""
     chunk = max(_LEAST, min(most, -(-pixels // 8)))
     return [(first, min(first + chunk, pixels)) for first in range(0, pixels, chunk)]
 
 
-def shared(worker: Callable[[], tuple[Callable[..., None], Callable[[], None]]], parts: Sequence[tuple], threads: int) -> None:
-    """Call ``compute(*part)`` for all parts, some at a time, and after each ``add()``, one at a time.
+def parallel_for(worker: Callable[[], Worker], parts: Sequence[tuple], threads: int) -> None:
+    """Call ``compute(*part)`` for all parts in parallel, and ``add()`` after each, one at a time.
 
-    Each thread has the two from a ``worker()`` of its own. Additions come in the order of the parts, so that sums are the same
-    to the last bit whatever the number of threads. The first exception ends the work.
+    Each thread gets these two functions from its own call of ``worker()``. The additions happen in the order of the parts, so
+    that sums are equal to the last bit for any number of threads. The first exception stops the loop and is raised.
     """
     numbered, turn, added, failed = iter([*enumerate(parts)]), Condition(), 0, False
 
-    def run():
+    def run() -> None:
         nonlocal added, failed
         try:
             compute, add = worker()
@@ -43,7 +47,8 @@ def shared(worker: Callable[[], tuple[Callable[..., None], Callable[[], None]]],
             raise
 
     if threads == 1 or len(parts) < 2:
-        return run()
+        run()
+        return
     with ThreadPoolExecutor(min(threads, len(parts))) as pool:
         for future in [pool.submit(run) for _ in range(threads)]:
             future.result()

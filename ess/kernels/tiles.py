@@ -1,4 +1,4 @@
-"""How class embeddings and scratch lie in memory while pixels meet them."""
+"""The memory layout of class embeddings and of scratch arrays in the loops of the CPU."""
 
 import numpy as np
 
@@ -6,14 +6,14 @@ TILE = 1536
 """The most classes of a tile."""
 
 LINES = 16
-"""The number of classes in a tile is a multiple of this: rows of float32 begin where a line of the cache does."""
+"""The number of classes in a tile is a multiple of this, so that rows of float32 start at cache lines of 64 bytes."""
 
 _NUMBERS = 1 << 15
-"""About how many numbers a tile of many dimensions has, so that it stays in the second cache."""
+"""About the most numbers of a tile with many dimensions, so that it stays in the second-level cache."""
 
 
 def zeros(*shape: int) -> np.ndarray:
-    """Float32 zeros that begin where a line of the cache does, which saves a fifth of the time of loops over rows."""
+    """Float32 zeros that start at a cache line, which saves a fifth of the time of loops over rows."""
     size = 4 * int(np.prod(shape))
     memory = np.zeros(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
@@ -21,10 +21,10 @@ def zeros(*shape: int) -> np.ndarray:
 
 
 def tiles(classes: np.ndarray) -> np.ndarray:
-    """(C, D) as (T, D', n) float32: n classes a tile, one dimension after another, D' a multiple of 4; zeros where none is.
+    """The (C, D) class embeddings as (T, D, N) float32: N classes per tile and D padded to a multiple of 4, with zeros.
 
-    Each tile is an array of its own to the compiled loops: of a part of a larger one, numba forgets that lines are contiguous,
-    and loads number by number.
+    Each tile is contiguous. If it were a slice of one (D, C) array, numba would not know that its rows are contiguous and would
+    load single numbers.
     """
     count, channels = classes.shape
     padded = -(-channels // 4) * 4

@@ -1,4 +1,7 @@
-"""The losses: cross entropy of pixel embeddings against class embeddings, over all classes or the nearest; pure functions."""
+"""The losses: cross entropy of pixel embeddings against class embeddings, over all classes or a few of them. Pure functions.
+
+The suffixes of names are the axes listed in ``ess.kernels``: ``o_PD`` are pixel embeddings and ``e_CD`` class embeddings.
+"""
 
 from collections.abc import Callable
 
@@ -11,28 +14,29 @@ from ess.kernels.distances import DISTANCES
 from ess.losses.neighbours import nearest
 
 NEGATIVES = ("nearest", "random", "published")
-"""Which classes a pixel is told from: the k nearest others, k random others, or the k nearest with the published collision."""
+"""The negatives of a pixel: the k nearest other classes, k random ones, or the k nearest with the published collision."""
 
 STRIDES = (1, 2, 4, 8, 16)
-"""How many pixels may share one search."""
+"""The numbers of pixels that can share one search."""
 
 REDUCTIONS = ("mean", "sum", "none")
-"""What comes back: the mean over the pixels that count, their sum, or (B, H, W) with 0 where ignored."""
+"""The result: the mean over all pixels that are not ignored, their sum, or (B, H, W) with 0 where ignored."""
 
 EXACT_UP_TO = 2_000
-"""Up to about so many classes the exact loss costs no more than one over searched neighbours: docs/losses.md."""
+"""Up to about this many classes the exact loss costs no more than the loss over nearest neighbours; see docs/losses.md."""
 
 _QUERIES = 1 << 18
-"""Pixels that search together."""
+"""The most pixels in one search."""
 
-_ELEMENTS = 1 << 22  # numbers in the largest intermediate tensor of one chunk of pixels
+_ELEMENTS = 1 << 22
+"""The most numbers in the largest intermediate tensor of one chunk of pixels."""
 
 _DISTANCES = 1 << 21
-"""Distances between class embeddings that are there at the same time."""
+"""The most distances between class embeddings in memory at once."""
 
 
 def chosen(loss: str, classes: int) -> str:
-    """The loss of this name, where "auto" is "exact" or "knn", whichever costs less for so many classes."""
+    """The loss with this name, where "auto" stands for "exact" or "knn", whichever is faster for this number of classes."""
     return loss if loss != "auto" else "exact" if classes <= EXACT_UP_TO else "knn"
 
 
@@ -53,13 +57,15 @@ def exact_cross_entropy(
     """Cross entropy over all classes, logit of class c at pixel p: -T * ||o_p - e_c|| + b_c.
 
     ``embeddings`` (B, D, H, W) floating, ``labels`` (B, H, W) integer, 0..C-1 or ``ignore_index``, ``classes`` (C, D)
-    floating with C >= 2; both embeddings are taken as given. ``distance``: "euclidean" as the paper has it, "squared" for
-    -T * ||o_p - e_c||^2, "cosine" for T * <o_p, e_c>. Without a counted pixel the loss is 0 and so are its gradients.
+    floating with C >= 2. Neither embedding is normalised here. ``distance`` is "euclidean" as in the paper, "squared" for
+    -T * ||o_p - e_c||^2, or "cosine" for T * <o_p, e_c>. If all pixels are ignored, the loss and its gradients are 0.
 
-    ``bias`` (C,) is added to the logits: tau * log prior makes logit adjustment of it. ``class_weight`` (C,) weighs each pixel
-    by its target, and "mean" divides by the sum of the weights. ``class_mask`` (B, C) bool, False where a class takes no part
-    in an image (federated labels); a pixel's target always does. ``backend``: "fused" computes value and gradients in one
-    pass by a compiled kernel (CPU, float32), "torch" by plain formulas; "auto" is the former where it can.
+    ``bias`` (C,) is added to the logits; tau * log prior gives logit adjustment (Menon et al., ICLR 2021). ``class_weight``
+    (C,) multiplies the loss of each pixel by the weight of its target, and "mean" divides by the sum of these weights.
+    ``class_mask`` (B, C) bool is False where a class takes no part in an image (federated labels); a target always takes part.
+
+    ``backend`` "fused" computes value and gradients in one pass with a compiled kernel (CPU: float32; CUDA: Triton, D <= 256),
+    "torch" with plain formulas; "auto" is "fused" wherever that is possible. Raises ValueError if an argument does not fit.
     """
     labels = _checked(embeddings, labels, classes, distance, ignore_index, reduction)
     _check_extras(embeddings, classes, bias, class_weight, class_mask)
@@ -72,7 +78,7 @@ def exact_cross_entropy(
         settings = fused.Settings(temperature, distance, ignore_index)
         if reduction != "none":
             return fused.weighted_sum(embeddings, classes, bias, labels, weights, class_mask, settings)
-        return fused.each(embeddings, classes, bias, labels, class_mask, settings) * weights
+        return fused.per_pixel(embeddings, classes, bias, labels, class_mask, settings) * weights
     losses = _exact_by_torch(embeddings, labels, classes, temperature, distance, ignore_index, bias, class_mask) * weights
     return losses if reduction == "none" else losses.sum()
 
@@ -93,13 +99,13 @@ def knn_cross_entropy(
     generator: torch.Generator | None = None,
     backend: str = "auto",
 ) -> torch.Tensor:
-    """Cross entropy over S_p = {t} + k negatives, instead of over all classes: otherwise as :func:`exact_cross_entropy`.
+    """Cross entropy over S_p = {t} + k negatives instead of all classes; otherwise like :func:`exact_cross_entropy`.
 
-    ``negatives``: "nearest" takes the k classes nearest to o_p other than the target t (all C - 1 where k is larger),
-    "random" k distinct others drawn with ``generator``, "published" the k nearest with a target among them replaced by the
-    class before it (0 by 0). ``search`` is the backend of :func:`nearest`; no gradient goes through it. With a
-    ``query_stride`` of 2, 4, 8 or 16 one pixel in so many searches, and the others of its block of 1 x 2, 2 x 2, 2 x 4 or 4 x 4
-    pixels take what it found; a pixel's own target is still none of its negatives.
+    ``negatives`` "nearest" are the k classes nearest to o_p other than the target t (all C - 1 if k is larger), "random" k
+    distinct others drawn with ``generator``, "published" the k nearest, among which the target is replaced by the class before
+    it (0 by 0). ``search`` is the backend of :func:`nearest`, through which no gradient flows. With a ``query_stride`` of 2, 4,
+    8 or 16, one pixel of each block of 1 x 2, 2 x 2, 2 x 4 or 4 x 4 pixels searches for all of them. Even then the target of a
+    pixel is never one of its negatives, except as published.
     """
     labels = _checked(embeddings, labels, classes, distance, ignore_index, reduction)
     if k < 1:
@@ -116,21 +122,24 @@ def knn_cross_entropy(
         others = _found_others(embeddings, counted, targets, classes, k, distance, negatives, search, query_stride)
     candidates = torch.cat([targets.int(), others.int()], dim=1)
     if fused.chosen(backend, embeddings, classes, devices=("cpu",)):
-        losses = fused.among(embeddings, classes, counted, candidates, fused.Settings(temperature, distance, ignore_index))
+        losses = fused.over_candidates(
+            embeddings, classes, counted, candidates, fused.Settings(temperature, distance, ignore_index)
+        )
         return _reduce(losses, counted, labels, reduction)
 
-    def loss(o: torch.Tensor, candidates: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
-        z = _logits(o, F.embedding(candidates, e), temperature, distance)
-        return _cross_entropy(z[:, :1], z[:, 1:])
+    def loss(o_PD: torch.Tensor, candidates_PK: torch.Tensor, e_CD: torch.Tensor) -> torch.Tensor:
+        z_PK = _logits(o_PD, F.embedding(candidates_PK, e_CD), temperature, distance)
+        return _cross_entropy(z_PK[:, :1], z_PK[:, 1:])
 
     pixels, width = _pixels(embeddings, counted), candidates.shape[1] * classes.shape[1]
     return _reduce(_chunked(loss, pixels, candidates, (classes,), width), counted, labels, reduction)
 
 
 def margin_penalty(classes: torch.Tensor, *, margin: float = 0.2) -> torch.Tensor:
-    """Mean over the classes of max(0, m - min_{j != c} ||e_c - e_j||): class embeddings keep apart. ``classes`` is (C, D).
+    """The mean over all classes c of max(0, m - min_{j != c} ||e_c - e_j||), which keeps the class embeddings (C, D) apart.
 
-    Memory grows with C alone: the nearest other class is found for some classes at a time, and no gradient goes through that.
+    The search for the nearest other class takes some classes at a time, so that memory grows with C and not C^2. No gradient
+    flows through the search.
     """
     _check_classes(classes)
     closest = _nearest_others(classes.detach())
@@ -139,12 +148,12 @@ def margin_penalty(classes: torch.Tensor, *, margin: float = 0.2) -> torch.Tenso
 
 
 def _nearest_others(classes: torch.Tensor) -> torch.Tensor:
-    """(C,) the class nearest to each other than itself; ties go to the lower id."""
+    """(C,) int64: the nearest other class of each class; ties go to the lower id."""
     rows = max(1, _DISTANCES // len(classes))
     found = torch.empty(len(classes), dtype=torch.int64, device=classes.device)
     for first in range(0, len(classes), rows):
         part = slice(first, first + rows)
-        found[part] = _nearest_of_some(classes[part], classes, first)  # results kept apart would split the freed memory
+        found[part] = _nearest_of_some(classes[part], classes, first)  # a list of results would fragment the heap
     return found
 
 
@@ -157,7 +166,7 @@ def _nearest_of_some(some: torch.Tensor, classes: torch.Tensor, first: int) -> t
 def dense_cross_entropy(
     logits: torch.Tensor, labels: torch.Tensor, *, ignore_index: int = -1, reduction: str = "mean"
 ) -> torch.Tensor:
-    """The baseline's cross entropy: ``logits`` (B, C, H, W), everything else as in :func:`exact_cross_entropy`."""
+    """The cross entropy of the dense baseline: ``logits`` (B, C, H, W), and the rest as in :func:`exact_cross_entropy`."""
     labels = _check_labels(logits, labels, logits.shape[1], ignore_index, reduction)
     losses = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none" if reduction == "none" else "sum")
     return losses / (labels != ignore_index).sum().clamp_min(1) if reduction == "mean" else losses
@@ -165,62 +174,63 @@ def dense_cross_entropy(
 
 def _exact_by_torch(embeddings, labels, classes, temperature, distance, ignore_index, bias, class_mask) -> torch.Tensor:
     """The exact loss of each pixel, (B, H, W), 0 where ignored, by plain formulas."""
-    counted = (labels != ignore_index).flatten().nonzero().squeeze(1)
-    images = counted // labels[0].numel()
-    ids = torch.stack([labels.flatten()[counted], images], dim=1)
+    counted_P = (labels != ignore_index).flatten().nonzero().squeeze(1)
+    images_P = counted_P // labels[0].numel()
+    ids_P2 = torch.stack([labels.flatten()[counted_P], images_P], dim=1)
 
-    def loss(o: torch.Tensor, ids: torch.Tensor, e: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        t = ids[:, :1]
-        z = _logits(o, e, temperature, distance) + b
+    def loss(o_PD: torch.Tensor, ids_P2: torch.Tensor, e_CD: torch.Tensor, bias_C: torch.Tensor) -> torch.Tensor:
+        target_P1 = ids_P2[:, :1]
+        z_PC = _logits(o_PD, e_CD, temperature, distance) + bias_C
         if class_mask is not None:
-            z = z.masked_fill(~class_mask[ids[:, 1]].scatter(1, t, True), -torch.inf)
-        return _cross_entropy(z.gather(1, t), z.scatter(1, t, -torch.inf))
+            z_PC = z_PC.masked_fill(~class_mask[ids_P2[:, 1]].scatter(1, target_P1, True), -torch.inf)
+        return _cross_entropy(z_PC.gather(1, target_P1), z_PC.scatter(1, target_P1, -torch.inf))
 
     bias = classes.new_zeros(len(classes)) if bias is None else bias
-    losses = _chunked(loss, _pixels(embeddings, counted), ids, (classes, bias), len(classes))
-    return losses.new_zeros(labels.numel()).index_copy(0, counted, losses).view(labels.shape)
+    losses = _chunked(loss, _pixels(embeddings, counted_P), ids_P2, (classes, bias), len(classes))
+    return losses.new_zeros(labels.numel()).index_copy(0, counted_P, losses).view(labels.shape)
 
 
-def _logits(o: torch.Tensor, e: torch.Tensor, temperature: float, distance: str) -> torch.Tensor:
-    """Logits of the pixels o (P, D) for classes e: all alike (C, D) to (P, C), or each its own (P, K, D) to (P, K).
+def _logits(o_PD: torch.Tensor, e: torch.Tensor, temperature: float, distance: str) -> torch.Tensor:
+    """The logits of pixels: (P, C) for classes ``e`` (C, D), or (P, K) if each pixel has its own candidates ``e`` (P, K, D).
 
-    Differences are taken before they are squared: ||o||^2 - 2 <o, e> + ||e||^2 loses the small distances that matter most.
+    Differences are taken before they are squared, because ||o||^2 - 2 <o, e> + ||e||^2 loses the digits of small distances,
+    which matter most.
     """
     if distance == "cosine":
-        return temperature * (o @ e.T if e.ndim == 2 else (e @ o[:, :, None]).squeeze(2))
+        return temperature * (o_PD @ e.T if e.ndim == 2 else (e @ o_PD[:, :, None]).squeeze(2))
     if e.ndim == 2:
-        d = torch.cdist(o, e, compute_mode="donot_use_mm_for_euclid_dist")
+        d = torch.cdist(o_PD, e, compute_mode="donot_use_mm_for_euclid_dist")
     else:
-        d = torch.linalg.vector_norm(o[:, None] - e, dim=2)
+        d = torch.linalg.vector_norm(o_PD[:, None] - e, dim=2)
     return -temperature * (d.square() if distance == "squared" else d)
 
 
-def _cross_entropy(target: torch.Tensor, negatives: torch.Tensor) -> torch.Tensor:
-    """-log(exp z_t / (exp z_t + sum exp z_n)), (P, 1) and (P, K) to (P,), with its full precision however small it is."""
-    return -F.logsigmoid(target.squeeze(1) - negatives.logsumexp(dim=1))
+def _cross_entropy(target_P1: torch.Tensor, negatives_PK: torch.Tensor) -> torch.Tensor:
+    """-log(exp z_t / (exp z_t + sum exp z_n)), (P,), with full precision however small it is."""
+    return -F.logsigmoid(target_P1.squeeze(1) - negatives_PK.logsumexp(dim=1))
 
 
 def _chunked(loss: Callable, pixels: torch.Tensor, ids: torch.Tensor, shared: tuple, width: int) -> torch.Tensor:
-    """``loss(pixels, ids, *shared)`` (P,), as many pixels at a time as keep (pixels, width) small, forward and backward."""
+    """``loss(pixels, ids, *shared)`` (P,), for so few pixels at a time that (pixels, width) stays small, also backward."""
     rows = max(1, _ELEMENTS // width)
     dtype = torch.promote_types(torch.promote_types(pixels.dtype, shared[0].dtype), torch.float32)
     shared = tuple(tensor.to(dtype) for tensor in shared)
 
-    def part(o: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(o.device.type, enabled=False):
-            return loss(o.to(dtype), i, *shared)
+    def part(o_PD: torch.Tensor, part_ids: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(o_PD.device.type, enabled=False):
+            return loss(o_PD.to(dtype), part_ids, *shared)
 
     chunks = zip(pixels.split(rows), ids.split(rows), strict=True)
     return torch.cat([checkpoint(part, o, i, use_reentrant=False, preserve_rng_state=False) for o, i in chunks])
 
 
 def _pixels(embeddings: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Embeddings (P, D) of the pixels at ``places`` (P,) among all B*H*W."""
+    """The embeddings (P, D) of the pixels with indices ``places`` (P,) into all B * H * W."""
     return embeddings.permute(0, 2, 3, 1).reshape(-1, embeddings.shape[1]).index_select(0, places)
 
 
 def _checked(embeddings, labels, classes, distance, ignore_index, reduction) -> torch.Tensor:
-    """The labels as int64; a ValueError that says which argument does not fit."""
+    """The labels as int64. Raises ValueError if an argument does not fit."""
     _check_classes(classes)
     if distance not in DISTANCES:
         raise ValueError(f"distance is {distance!r}: expected one of {', '.join(DISTANCES)}")
@@ -249,7 +259,7 @@ def _check_classes(classes: torch.Tensor) -> None:
 
 
 def _check_labels(maps: torch.Tensor, labels: torch.Tensor, classes: int, ignore_index: int, reduction: str) -> torch.Tensor:
-    """The labels as int64; a ValueError where they are no labels of ``maps`` (B, channels, H, W) in 0..classes-1."""
+    """The labels as int64. Raises ValueError unless they fit ``maps`` (B, channels, H, W) and are in 0..classes-1."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}: expected one of {', '.join(REDUCTIONS)}")
     if maps.ndim != 4 or labels.shape != (maps.shape[0], *maps.shape[2:]):
@@ -266,7 +276,7 @@ def _check_labels(maps: torch.Tensor, labels: torch.Tensor, classes: int, ignore
 
 
 def _reduce(losses: torch.Tensor, counted: torch.Tensor, labels: torch.Tensor, reduction: str) -> torch.Tensor:
-    """The losses (P,) of the pixels at ``counted`` as the caller wants them."""
+    """The losses (P,) of the pixels at ``counted``, reduced as the caller wants."""
     if reduction == "none":
         return losses.new_zeros(labels.numel()).index_copy(0, counted, losses).view(labels.shape)
     return losses.sum() / max(1, len(losses)) if reduction == "mean" else losses.sum()
@@ -274,22 +284,22 @@ def _reduce(losses: torch.Tensor, counted: torch.Tensor, labels: torch.Tensor, r
 
 @torch.no_grad()
 def _found_others(embeddings, counted, targets, classes, k, distance, negatives, search, stride) -> torch.Tensor:
-    """(P, k) int32 ids of the negatives of the pixels at ``counted``; some pixels at a time, since they are copied.
+    """(P, k) int32: the negatives of the pixels at ``counted``, some pixels at a time because their embeddings are copied.
 
-    Nearest others than the target are k of k + 1 found, the last of which stands in for a target among them.
+    For "nearest", k + 1 classes are found. If the target is one of them, the last one takes its place.
     """
     k = min(k, len(classes) - 1 if negatives == "nearest" else len(classes))
     settings = {"distance": distance, "backend": search}
     wanted = k + (negatives == "nearest")
     points = embeddings.flatten(2)
     if stride > 1:
-        grid, places = _searching(embeddings, counted, stride)
+        grid, blocks = _block_queries(embeddings, counted, stride)
         shared = nearest(grid, classes, wanted, **settings).int()
     found = []
     for first in range(0, max(1, len(counted)), _QUERIES):
         part, target = slice(first, first + _QUERIES), targets[first : first + _QUERIES].int()
         if stride > 1:
-            ids = shared[places[part]]
+            ids = shared[blocks[part]]
         else:
             image, pixel = counted[part] // points.shape[2], counted[part] % points.shape[2]
             ids = nearest(points[image, :, pixel], classes, wanted, **settings).int()
@@ -300,8 +310,8 @@ def _found_others(embeddings, counted, targets, classes, k, distance, negatives,
     return torch.cat(found)
 
 
-def _searching(embeddings: torch.Tensor, counted: torch.Tensor, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(Q, D) embeddings in the middle of each block of so many pixels, and (P,) which of them is that of a counted pixel."""
+def _block_queries(embeddings: torch.Tensor, counted: torch.Tensor, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(Q, D) embeddings from the middle of each block of ``stride`` pixels, and (P,) the block of each counted pixel."""
     height, width = embeddings.shape[2:]
     tall = 1 << (stride.bit_length() - 1) // 2
     wide = stride // tall
@@ -313,7 +323,7 @@ def _searching(embeddings: torch.Tensor, counted: torch.Tensor, stride: int) -> 
 
 
 def _random_others(targets: torch.Tensor, classes: int, k: int, generator: torch.Generator | None) -> torch.Tensor:
-    """(P, k) distinct ids other than the target, every set equally likely: Floyd's sampling from the C - 1 others."""
+    """(P, k) distinct classes other than the target, all sets equally likely, by Floyd's algorithm over the C - 1 others."""
     k = min(k, classes - 1)
     drawn = targets.new_empty((len(targets), 0))
     for last in range(classes - 1 - k, classes - 1):

@@ -1,4 +1,4 @@
-"""Which class embeddings lie nearest to a pixel embedding: one exact search by several means, and an approximate one."""
+"""The class embeddings nearest to a pixel embedding: several implementations of the exact search, and an approximate one."""
 
 import os
 from functools import lru_cache
@@ -9,28 +9,30 @@ import torch
 from ess.kernels.distances import DISTANCES
 
 BACKENDS = ("auto", "numba", "triton", "faiss", "torch", "clustered")
-"""Who searches. All but "clustered" compare with every class; "triton" needs a GPU, where "auto" is it.
+"""The implementations. All but "clustered" compare a query with every class. "triton" needs a GPU, on which it is "auto".
 
-"auto" on the CPU is numba for 2 to _FEW classes, else faiss. "clustered" is faiss's inverted file: a query looks into the
-_PROBES nearest of some sqrt(_PROBES * C) clusters of classes, and misses the neighbours in others.
+On the CPU, "auto" is numba for 2 to _FEW classes per query, otherwise faiss. "clustered" is faiss's inverted file: a query is
+compared with the classes of the _PROBES nearest of about sqrt(_PROBES * C) clusters, and misses neighbours in other clusters.
 """
 
 _FEW = 64
+"""The most classes per query that the compiled searches are made for."""
 
 _PROBES = 16
 
-_PAIRS = 1 << 22  # query-class pairs in memory at once
+_PAIRS = 1 << 22
+"""The most pairs of a query and a class in memory at once."""
 
 
 @torch.no_grad()
 def nearest(
     queries: torch.Tensor, classes: torch.Tensor, k: int, *, distance: str = "euclidean", backend: str = "auto"
 ) -> torch.Tensor:
-    """The ids of the k classes nearest to each query, the nearest first.
+    """(P, k) int64: the ids 0..C-1 of the k classes nearest to each query, the nearest first.
 
-    ``queries`` are (P, D) and ``classes`` (C, D), any floating type, compared in float32; the result is (P, k) int64, ids
-    0..C-1. Among equally near classes the lower id comes first, with "faiss" and "clustered" either. A query with a NaN gets
-    arbitrary ids.
+    ``queries`` (P, D) and ``classes`` (C, D) are of any floating type and compared in float32. Ties go to the lower id, except
+    that "faiss" and "clustered" may break them either way. A query with a NaN gets arbitrary ids. Raises ValueError if an
+    argument does not fit.
     """
     if queries.ndim != 2 or classes.ndim != 2 or queries.shape[1] != classes.shape[1]:
         raise ValueError(f"queries {tuple(queries.shape)} and classes {tuple(classes.shape)}: expected (P, D) and (C, D)")
@@ -58,25 +60,26 @@ def _best(queries: torch.Tensor, k: int) -> str:
 
 def _numba(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str) -> torch.Tensor:
     """:func:`nearest` by the compiled loop of ``ess.kernels.search_cpu``."""
-    from ess.kernels import search_cpu  # numba is slow to import
+    from ess.kernels import search_cpu  # imported late: numba is slow to import
 
-    points, threads = (x.cpu().numpy() for x in (queries, classes)), torch.get_num_threads()
-    return torch.from_numpy(search_cpu.search(*points, k, products=distance == "cosine", threads=threads)).to(queries.device)
+    points, table, threads = queries.cpu().numpy(), classes.cpu().numpy(), torch.get_num_threads()
+    ids = search_cpu.search(points, table, k, products=distance == "cosine", threads=threads)
+    return torch.from_numpy(ids).to(queries.device)
 
 
 def _triton(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str) -> torch.Tensor:
     """:func:`nearest` by the kernel of ``ess.kernels.search_triton``."""
-    from ess.kernels import search_triton  # triton is not everywhere
+    from ess.kernels import search_triton  # imported late: triton is optional
 
     return search_triton.search(queries, classes, k, products=distance == "cosine")
 
 
 def _faiss(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str) -> torch.Tensor:
-    """:func:`nearest` by a flat faiss index, on the GPU where both the queries and this faiss are."""
+    """:func:`nearest` by a flat faiss index, on the GPU if the queries are there and this faiss supports it."""
     import faiss
-    import faiss.contrib.torch_utils  # lets an index take tensors
+    import faiss.contrib.torch_utils  # makes indexes accept tensors
 
-    index = (faiss.IndexFlatIP if distance == "cosine" else faiss.IndexFlatL2)(classes.shape[1])
+    index: faiss.Index = (faiss.IndexFlatIP if distance == "cosine" else faiss.IndexFlatL2)(classes.shape[1])
     device = queries.device
     if queries.is_cuda and hasattr(faiss, "StandardGpuResources"):
         index = faiss.index_cpu_to_gpu(_gpu_resources(device.index), device.index, index)
@@ -84,11 +87,11 @@ def _faiss(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str) 
         queries, classes = queries.cpu(), classes.cpu()
     index.add(classes)
     _, ids = index.search(queries, k)
-    return ids.clamp_min(0).to(device)  # faiss says -1 where a NaN leaves it nothing
+    return ids.clamp_min(0).to(device)  # faiss returns -1 for queries with a NaN
 
 
 def _clustered(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str) -> torch.Tensor:
-    """:func:`nearest` among the classes of the nearest clusters; on the CPU. Exact where the clusters hold fewer than k."""
+    """:func:`nearest` among the classes of the nearest clusters, on the CPU; exact for queries whose clusters hold too few."""
     import faiss
     import faiss.contrib.torch_utils
 
@@ -111,7 +114,7 @@ def _clustered(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: s
 
 @lru_cache
 def _gpu_resources(device_index: int):
-    """The scratch memory of faiss on one GPU: by default it would take 1.5 GB, at every search anew."""
+    """The scratch memory of faiss on one GPU. By default faiss would allocate 1.5 GB for every search."""
     import faiss
 
     resources = faiss.StandardGpuResources()
@@ -120,22 +123,22 @@ def _gpu_resources(device_index: int):
 
 
 def _torch(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str) -> torch.Tensor:
-    """:func:`nearest` by comparing everything with everything, some thousand queries at a time."""
+    """:func:`nearest` from the matrix of all distances, some queries at a time."""
     rows = max(1, _PAIRS // len(classes))
     return torch.cat([_smallest(_scores(part, classes, distance), k) for part in queries.split(rows)])
 
 
 def _scores(queries: torch.Tensor, classes: torch.Tensor, distance: str) -> torch.Tensor:
-    """(P, C) float32, smaller is nearer; 0 - x rather than -x, so that there is no negative zero."""
+    """(P, C) float32, the smaller the nearer."""
     if distance == "cosine":
-        return 0 - queries @ classes.T
+        return 0 - queries @ classes.T  # unlike -x, never a negative zero
     return torch.cdist(queries, classes, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _smallest(scores: torch.Tensor, k: int) -> torch.Tensor:
-    """The columns of the k smallest scores of each row, the lower column first among equals.
+    """The columns of the k smallest scores of each row; ties go to the lower column.
 
-    The bits of a float32 sort as an integer once those of negative numbers are flipped; the column goes below them.
+    The bits of a float32 sort like an integer once those of negative numbers are flipped. The column forms the lower bits.
     """
     if k == 1:
         return scores.argmin(dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""The decoder of DeepLabV3+ in its published form: atrous spatial pyramid pooling, a skip from stride 4, a 3x3 convolution."""
+"""The decoder of DeepLabV3+ (Chen et al., ECCV 2018): atrous spatial pyramid pooling, a skip from stride 4, one 3x3 block."""
 
 import math
 
@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import nn
 
 RATES = {16: (6, 12, 18), 8: (12, 24, 36)}
-"""Output stride of the encoder -> dilation of the three 3x3 branches, the same in pixels of the image."""
+"""Output stride of the encoder -> dilations of the three 3x3 branches, which span the same pixels of the image."""
 
 
 class DeepLabV3PlusDecoder(nn.Module):
-    """Features at stride 4 and at the output stride -> (B, channels, H/4, W/4)."""
+    """Features (B, low_channels, H/4, W/4) and (B, high_channels, H/s, W/s), s the output stride -> (B, channels, H/4, W/4)."""
 
     def __init__(self, low_channels: int, high_channels: int, channels: int, output_stride: int = 16):
         super().__init__()
@@ -25,7 +25,7 @@ class DeepLabV3PlusDecoder(nn.Module):
 
 
 class ASPP(nn.Module):
-    """Five views of the same features, 256 channels each, joined to 256: 1x1, three dilated 3x3, and the whole image."""
+    """Five branches of 256 channels, fused to 256 again: a 1x1, three dilated 3x3 convolutions, and image pooling."""
 
     def __init__(self, in_channels: int, rates: tuple[int, ...]):
         super().__init__()
@@ -39,7 +39,7 @@ class ASPP(nn.Module):
 
 
 def to_group_norm(module: nn.Module) -> None:
-    """Replace every BatchNorm2d below ``module`` by GroupNorm of 32 groups, or as many as divide the channels evenly."""
+    """Replace every BatchNorm2d inside ``module`` by a GroupNorm of gcd(32, channels) groups."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             setattr(module, name, nn.GroupNorm(math.gcd(32, child.num_features), child.num_features))
@@ -48,7 +48,7 @@ def to_group_norm(module: nn.Module) -> None:
 
 
 def _conv(in_channels: int, channels: int, size: int, rate: int = 1) -> nn.Sequential:
-    """A convolution that keeps the resolution, BatchNorm and ReLU."""
+    """A convolution that keeps the resolution, followed by BatchNorm and ReLU."""
     conv = nn.Conv2d(in_channels, channels, size, padding=rate * (size // 2), dilation=rate, bias=False)
     nn.init.kaiming_normal_(conv.weight)
     return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU())

@@ -1,7 +1,7 @@
-"""Which encoders there are, which decoder works with which, and what timm knows of their weights."""
+"""The encoders, the decoders that work with each, and what timm knows about their weights."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from cocolvis.errors import DataError
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 _RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "resnest50d", "regnety_008")
 _CONVNEXTS = tuple(f"convnext{name}" for name in ("_tiny", "_small", "_base", "_large", "v2_tiny", "v2_base", "v2_large"))
 _MOBILE = ("mobilenetv2_100", "mobilenetv3_large_100", "efficientnet_b0", "efficientnet_b3")
-_DILATED = (*_MOBILE, *_RESNETS, *_CONVNEXTS)  # can keep a resolution below stride 32
+_DILATED = (*_MOBILE, *_RESNETS, *_CONVNEXTS)  # support an output stride below 32
 _SWINS = tuple(f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base", "large"))
 _SWINS += ("swinv2_tiny_window8_256", "swinv2_small_window8_256")
 _SWINS += ("swinv2_base_window12to16_192to256", "swinv2_large_window12to16_192to256")
 _PYRAMIDS = ("densenet121", *_SWINS, "pvt_v2_b0", "pvt_v2_b2")
 _STAGED = (*_DILATED, "hrnet_w18", *_PYRAMIDS)
-PLAIN = tuple(f"deit_{size}_patch16_224" for size in ("tiny", "small", "base"))  # one resolution throughout
+PLAIN = tuple(f"deit_{size}_patch16_224" for size in ("tiny", "small", "base"))  # all blocks have one resolution
 PLAIN += tuple(f"deit3_{size}_patch16_224" for size in ("small", "base", "large"))
 PLAIN += tuple(f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large"))
 PLAIN += tuple(
@@ -37,18 +37,18 @@ ENCODERS = {
     "fpn": _STAGED,
     "upernet": (*_STAGED, *PLAIN),
     "segformer": (*_STAGED, *PLAIN),
-    "pspnet": (*_RESNETS, *_CONVNEXTS, *_PYRAMIDS),  # of the others it would leave parts unused
+    "pspnet": (*_RESNETS, *_CONVNEXTS, *_PYRAMIDS),  # parts of the others would stay unused
     "pan": _DILATED,
     "dpt": PLAIN,
 }
-"""Architecture -> the timm encoders that it works with, each also by a name with one of its tags ("convnext_tiny.fb_in22k").
+"""Architecture -> the timm encoders it works with. A name may carry one of the encoder's tags ("convnext_tiny.fb_in22k").
 
-"deeplabv3plus" is the module of that name, which also takes any other timm encoder with features at stride 4 and at the output
-stride; the others are the decoders of segmentation-models-pytorch.
+"deeplabv3plus" is :mod:`ess.models.deeplabv3plus`, which also accepts any other timm encoder with features at stride 4 and at
+the output stride. The others are the decoders of segmentation-models-pytorch.
 """
 
 OPTIONS = {name: {"strict_img_size": False} for name in _SWINS}
-"""Encoder -> what timm must be told, for images of any size."""
+"""Encoder -> the options of timm that let it accept images of any size."""
 
 
 def pairs() -> list[tuple[str, str]]:
@@ -57,28 +57,29 @@ def pairs() -> list[tuple[str, str]]:
 
 
 def encoders_of(arch: str) -> tuple[str, ...]:
-    """The timm encoders that an architecture is listed with; a DataError that names all when it is unknown."""
+    """The timm encoders listed for an architecture. Raises DataError, listing all architectures, if it is unknown."""
     if arch not in ENCODERS:
         raise DataError(f"no architecture is named {arch!r}{_meant(arch, ENCODERS)}: expected one of {', '.join(ENCODERS)}")
     return ENCODERS[arch]
 
 
 def pretrained_tags(encoder: str) -> list[str]:
-    """The tags of the weights that timm knows for an encoder without a tag; the first is what it means by none."""
+    """The tags of the weights that timm knows for an encoder, given without a tag. The first is timm's default."""
     import timm
 
     tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{encoder}.*")]
-    default = timm.get_pretrained_cfg(encoder).tag
+    cfg = timm.get_pretrained_cfg(encoder)
+    default = cfg.tag if cfg else None
     return sorted(tags, key=lambda tag: tag != default)
 
 
 def decoders_of(encoder: str) -> list[str]:
-    """The architectures that an encoder, with or without a tag, is listed with."""
+    """The architectures for which an encoder, with or without a tag, is listed."""
     return [arch for arch, encoders in ENCODERS.items() if encoder.partition(".")[0] in encoders]
 
 
 def describe(encoder: str) -> dict[str, Any]:
-    """What helps to choose an encoder: parameters, stride of each feature, decoders, and the weights that timm knows."""
+    """Facts that help to choose an encoder: parameters, strides of its features, decoders, license, and tags of its weights."""
     import timm
     import torch
 
@@ -88,7 +89,7 @@ def describe(encoder: str) -> dict[str, Any]:
         raise DataError(f"no encoder is named {encoder!r}{_meant(name, listed)}: `ess models` lists all")
     cfg = check_pair(decoders_of(encoder)[0], encoder)
     with torch.device("meta"):
-        model = timm.create_model(encoder, num_classes=0)
+        model: Any = timm.create_model(encoder, num_classes=0)
     strides = sorted({info["reduction"] for info in model.feature_info})
     return {
         "encoder": encoder,
@@ -101,9 +102,9 @@ def describe(encoder: str) -> dict[str, Any]:
 
 
 def check_pair(arch: str, encoder: str) -> "PretrainedCfg":
-    """What timm says of the encoder's weights.
+    """Timm's description of the encoder's weights.
 
-    A DataError that says what works, unless this pair does, or is our decoder on another encoder of timm: that is tried.
+    Raises DataError, listing what works, unless the pair is listed. Our own decoder may be tried on any other timm encoder.
     """
     import timm
 
@@ -116,9 +117,12 @@ def check_pair(arch: str, encoder: str) -> "PretrainedCfg":
     if tag and tag not in pretrained_tags(name):
         tags = pretrained_tags(name)
         raise DataError(f"{name} has no weights tagged {tag!r}{_meant(tag, tags)}: there are {', '.join(tags)}")
-    return timm.get_pretrained_cfg(encoder)
+    cfg = timm.get_pretrained_cfg(encoder)
+    if cfg is None:
+        raise DataError(f"timm describes no weights of {encoder!r}: with {arch} work {', '.join(listed)}")
+    return cfg
 
 
-def _meant(name: str, known: Sequence) -> str:
-    near = difflib.get_close_matches(name, known)
+def _meant(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, [*known])
     return f"; did you mean {', '.join(near)}?" if near else ""

@@ -1,7 +1,8 @@
-"""The networks: an encoder, a decoder with one output a pixel, and the class embeddings."""
+"""The networks: an encoder, a decoder with one output per pixel, and the class embeddings."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,19 +21,24 @@ HEADS = ("embedding", "dense")
 NORMS = ("batch", "group")
 NORMALIZE = ("full", "quarter", None)
 
-_SMALLEST = {"pan": 128, "pspnet": 32}  # smaller images are padded to this
+_SMALLEST = {"pan": 128, "pspnet": 32}
+"""Architecture -> the side in pixels to which smaller images are padded."""
 
 
 class SegmentationModel(nn.Module):
-    """An encoder and a decoder with one output for each pixel, and where ``dim`` is not None the class embeddings.
+    """An encoder, a decoder with one output per pixel and, unless ``dim`` is None, the class embeddings (C, ``dim``).
 
-    ``decoder(encoder(images))`` gives ``dim`` channels, or ``classes`` logits where ``dim`` is None, at any resolution.
-    ``normalize``: "full" gives unit vectors at every pixel; "quarter" normalises what the decoder gives and upsamples then,
-    as the published code does; None leaves pixel and class embeddings as they are. ``distance`` is by which predictions are
-    nearest. Images are padded with zeros at the bottom and the right to a multiple of ``multiple`` and to ``smallest``, and
-    the outputs cropped accordingly. ``mean`` and ``std`` are what the encoder was trained with: it gets the images as if they
-    had been normalised by these. :meth:`freeze_encoder` leaves the encoder as it is from then on.
+    ``decoder(encoder(images))`` gives ``dim`` channels at any resolution, or ``classes`` logits if ``dim`` is None.
+
+    ``normalize`` "full" gives unit vectors at every pixel. "quarter" normalises the output of the decoder before upsampling it,
+    as the published code does. None leaves pixel and class embeddings as they are. Predictions are the nearest classes by
+    ``distance``. Images are padded with zeros at the bottom and the right to a multiple of ``multiple`` pixels and at least
+    ``smallest``, and the outputs are cropped accordingly. ``mean`` and ``std`` are the statistics with which the encoder was
+    trained; images normalised by ImageNet's are converted to them.
     """
+
+    scale: torch.Tensor | None
+    shift: torch.Tensor | None
 
     def __init__(
         self,
@@ -62,26 +68,26 @@ class SegmentationModel(nn.Module):
         self.register_buffer("shift", shift, persistent=False)
 
     def freeze_encoder(self) -> None:
-        """Train the rest alone: the encoder has no gradients and keeps no activations, and is in evaluation mode throughout."""
+        """Train only the rest from now on. The encoder gets no gradients, keeps no activations and stays in evaluation mode."""
         self._frozen = True
         self.encoder.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "SegmentationModel":
-        """As every module, but for a frozen encoder."""
+        """Set the mode of all parts except a frozen encoder."""
         super().train(mode)
         if self._frozen:
             self.encoder.eval()
         return self
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (B, 3, H, W) floating, less ImageNet's mean -> embeddings (B, d, H, W) float32, or logits (B, C, H, W)."""
+        """Images (B, 3, H, W), normalised as for ImageNet -> embeddings (B, D, H, W) float32, or logits (B, C, H, W)."""
         height, width = images.shape[-2:]
         padded = F.pad(images, (0, self.padded(width) - width, 0, self.padded(height) - height))
         return self.output(padded)[:, :, :height, :width]
 
     def output(self, padded: torch.Tensor) -> torch.Tensor:
-        """:meth:`forward` of images whose sides are as :meth:`padded` makes them."""
-        output = self._decoded(padded if self.scale is None else padded * self.scale + self.shift)
+        """:meth:`forward` for images whose sides are already those of :meth:`padded`."""
+        output = self._decoded(padded if self.scale is None or self.shift is None else padded * self.scale + self.shift)
         if self.class_embeddings is None:
             return _resize(output, padded)
         output = output.to(torch.promote_types(output.dtype, torch.float32))
@@ -91,7 +97,7 @@ class SegmentationModel(nn.Module):
         return F.normalize(output, dim=1) if self.normalize == "full" else output
 
     def classes(self) -> torch.Tensor:
-        """The class embeddings (C, d), unit length along d unless ``normalize`` is None."""
+        """The class embeddings (C, D), of unit length unless ``normalize`` is None."""
         if self.class_embeddings is None:
             raise ValueError("a dense head has no class embeddings: build the model with head 'embedding'")
         return self.class_embeddings if self.normalize is None else F.normalize(self.class_embeddings, dim=1)
@@ -103,19 +109,19 @@ class SegmentationModel(nn.Module):
 
     @torch.no_grad()
     def classify(self, output: torch.Tensor) -> torch.Tensor:
-        """What :meth:`forward` gives -> (B, H, W) int64, the index 0..C-1 of the nearest class or the largest logit."""
+        """The output of :meth:`forward` -> (B, H, W) int64, the index 0..C-1 of the nearest class or the largest logit."""
         if self.class_embeddings is None:
             return output.argmax(dim=1)
         pixels = output.permute(0, 2, 3, 1)
         return nearest(pixels.flatten(0, 2), self.classes(), 1, distance=self.distance).view(pixels.shape[:3])
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Every parameter once, under "encoder", "decoder" or "classes", as the method trains them at rates of their own."""
+        """All parameters in groups "encoder", "decoder" and "classes", for which training uses separate learning rates."""
         classes = [] if self.class_embeddings is None else [self.class_embeddings]
         return {"encoder": [*self.encoder.parameters()], "decoder": [*self.decoder.parameters()], "classes": classes}
 
     def padded(self, length: int) -> int:
-        """The side, in pixels, that images of this side are padded to."""
+        """The side in pixels to which an image side of ``length`` pixels is padded."""
         return max(self.smallest, (length + self.multiple - 1) // self.multiple * self.multiple)
 
     def _encoded(self, images: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -131,7 +137,7 @@ class SegmentationModel(nn.Module):
             if "more than 1 value per channel" not in str(error):
                 raise
             advice = "use a larger batch or norm 'group'"
-            raise DataError(f"BatchNorm cannot train on batch size 1 behind image pooling: {advice}") from None
+            raise DataError(f"BatchNorm cannot train on batch size 1 after image pooling: {advice}") from None
 
 
 def build_model(
@@ -148,10 +154,11 @@ def build_model(
     encoder_bn_momentum: float = 0.01,
     weights: str | Path | None = None,
 ) -> SegmentationModel:
-    """A model of one of :func:`ess.models.encoders.pairs`, its encoder's BatchNorm at momentum 0.01 by default, as published.
+    """A model of one of :func:`ess.models.encoders.pairs`. The encoder's BatchNorm has momentum 0.01 by default, as published.
 
-    ``head`` "dense" gives C logits instead of ``dim`` channels; ``output_stride`` 8 or 16 is for "deeplabv3plus" alone;
-    ``norm`` "group" puts GroupNorm for BatchNorm in the decoder. ``weights`` of the encoder: None, "imagenet", or a file.
+    ``head`` "dense" gives C logits instead of ``dim`` channels. ``output_stride``, 8 or 16, applies only to "deeplabv3plus".
+    ``norm`` "group" replaces BatchNorm by GroupNorm in the decoder. ``weights`` of the encoder are None for random ones,
+    "imagenet", or a file. Raises DataError if an argument does not fit.
     """
     cfg = check_pair(arch, encoder)
     _check("head", head, HEADS)
@@ -160,8 +167,8 @@ def build_model(
     _check("output_stride", output_stride, tuple(RATES))
     _check("distance", distance, DISTANCES)
     state = None if weights is None else encoder_weights(encoder, weights)
-    options = {"pretrained_cfg_overlay": {"state_dict": state}} if state else {}
-    options |= OPTIONS.get(cfg.architecture, {})
+    options: dict[str, Any] = {"pretrained_cfg_overlay": {"state_dict": state}} if state else {}
+    options |= OPTIONS.get(cfg.architecture or "", {})
     channels = dim if head == "embedding" else classes
     build = _deeplabv3plus if arch == "deeplabv3plus" else _plain if cfg.architecture in PLAIN else _smp
     encoder_module, decoder, multiple = build(arch, encoder, channels, output_stride, bool(state), options)
@@ -170,13 +177,22 @@ def build_model(
     for module in encoder_module.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = encoder_bn_momentum
-    dim = dim if head == "embedding" else None
-    shared = {"multiple": multiple, "smallest": _SMALLEST.get(arch, 1), "mean": cfg.mean, "std": cfg.std}
-    return SegmentationModel(encoder_module, decoder, classes, dim, normalize=normalize, distance=distance, **shared)
+    return SegmentationModel(
+        encoder_module,
+        decoder,
+        classes,
+        dim if head == "embedding" else None,
+        normalize=normalize,
+        distance=distance,
+        multiple=multiple,
+        smallest=_SMALLEST.get(arch, 1),
+        mean=cfg.mean,
+        std=cfg.std,
+    )
 
 
 def model_from_config(config: Config, classes: int, *, weights: str | Path | None) -> SegmentationModel:
-    """The model that the settings of a run describe, over ``classes`` classes; ``weights`` as in :func:`build_model`."""
+    """The model for the settings of a run, with ``classes`` classes and ``weights`` as in :func:`build_model`."""
     return build_model(
         config.arch,
         config.encoder,
@@ -193,25 +209,27 @@ def model_from_config(config: Config, classes: int, *, weights: str | Path | Non
 
 
 def _deeplabv3plus(arch: str, encoder: str, channels: int, output_stride: int, pretrained: bool, options: dict) -> tuple:
-    """(encoder, decoder, multiple) of our own DeepLabV3+ on the encoder's first features at stride 4 and its last."""
+    """(encoder, decoder, multiple) of our own DeepLabV3+ on the encoder's features at stride 4 and its last ones."""
     import timm
 
     try:
         with torch.device("meta"):
-            strides = timm.create_model(encoder, features_only=True).feature_info.reduction()
-        taken = {"features_only": True, "out_indices": (strides.index(4), len(strides) - 1), "output_stride": output_stride}
-        features = timm.create_model(encoder, pretrained=pretrained, **taken, **options)
-    except Exception as error:  # each family of timm says in its own way what it cannot do
+            whole: Any = timm.create_model(encoder, features_only=True)
+        strides = whole.feature_info.reduction()
+        options |= {"features_only": True, "out_indices": (strides.index(4), len(strides) - 1), "output_stride": output_stride}
+        features: Any = timm.create_model(encoder, pretrained=pretrained, **options)
+    except Exception as error:  # the families of timm raise different exceptions for what they do not support
         works = ", ".join(ENCODERS[arch])
         raise DataError(
             f"{arch} does not work with {encoder!r}: it has no features at strides 4 and {output_stride}"
             f" ({str(error).splitlines()[0] if str(error) else type(error).__name__}); with {arch} work {works}"
         ) from None
-    return features, DeepLabV3PlusDecoder(*features.feature_info.channels(), channels, output_stride), output_stride
+    low, high = features.feature_info.channels()
+    return features, DeepLabV3PlusDecoder(low, high, channels, output_stride), output_stride
 
 
 def _smp(arch: str, encoder: str, channels: int, output_stride: int, pretrained: bool, options: dict) -> tuple:
-    """(encoder, decoder, multiple) of a segmentation-models-pytorch architecture, its last upsampling left to us."""
+    """(encoder, decoder, multiple) of an architecture of segmentation-models-pytorch, without its last upsampling."""
     import segmentation_models_pytorch as smp
 
     model = smp.create_model(arch, f"tu-{encoder}", encoder_weights=pretrained or None, classes=channels, **options)
@@ -219,7 +237,7 @@ def _smp(arch: str, encoder: str, channels: int, output_stride: int, pretrained:
 
 
 def _plain(arch: str, encoder: str, channels: int, output_stride: int, pretrained: bool, options: dict) -> tuple:
-    """(encoder, decoder, multiple) of a plain vision transformer: DPT as it is, other decoders behind a feature pyramid."""
+    """(encoder, decoder, multiple) of a plain vision transformer, with DPT, or with another decoder after a feature pyramid."""
     from segmentation_models_pytorch.base import initialization
     from segmentation_models_pytorch.decoders.dpt.decoder import DPTDecoder, DPTSegmentationHead
     from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
@@ -228,7 +246,8 @@ def _plain(arch: str, encoder: str, channels: int, output_stride: int, pretraine
     from ess.models.vit import FeaturePyramid, PlainEncoder
 
     vit = PlainEncoder(encoder, pretrained=pretrained, **options)
-    if arch == "dpt":  # told that patches are 16 wide, because it halves and doubles the grid of patches, whatever their size
+    head: nn.Module
+    if arch == "dpt":  # "16" stands for any patch size: DPT halves and doubles the grid of patches relative to it
         decoder, head = DPTDecoder([vit.width] * 4, [16] * 4), DPTSegmentationHead(256, channels).head
     else:
         pyramid = FeaturePyramid(vit.width)
@@ -260,7 +279,7 @@ def _resize(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def _restandardization(mean: Sequence[float], std: Sequence[float]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """(scale, shift), (3, 1, 1) each, from ImageNet's statistics to others; None where there is nothing to do."""
+    """(scale, shift), each (3, 1, 1), that convert images from ImageNet's statistics to these; None if they are the same."""
     if (tuple(mean), tuple(std)) == (IMAGENET_MEAN, IMAGENET_STD):
         return None, None
     ours, theirs = torch.tensor([IMAGENET_MEAN, IMAGENET_STD]), torch.tensor([mean, std])

@@ -1,4 +1,6 @@
-"""Plain vision transformers as encoders: the features of four blocks, all at one resolution, and a pyramid made of them."""
+"""Plain vision transformers as encoders: the features of four blocks, all at one resolution, and a pyramid made from them."""
+
+from typing import Any
 
 import timm
 import torch
@@ -7,30 +9,32 @@ from torch import nn
 
 
 class PlainEncoder(nn.Module):
-    """A vision transformer of timm without what stands behind its blocks; images are multiples of its ``patch``.
+    """A timm vision transformer without its classifier; the sides of images are multiples of ``patch`` pixels.
 
-    (B, 3, H, W) -> (features, prefixes): of the blocks at 1/4, 1/2, 3/4 and all of the depth, through the final norm, each
-    (B, ``width``, H/patch, W/patch), and each one's class and register tokens (B, n, ``width``).
+    Images (B, 3, H, W) -> (features, prefixes) of four blocks, at 1/4, 1/2, 3/4 and all of the depth: features (B, ``width``,
+    H/patch, W/patch) after the final norm, and class and register tokens (B, n, ``width``).
     """
 
     def __init__(self, name: str, **options):
         super().__init__()
-        self.model = timm.create_model(name, num_classes=0, dynamic_img_size=True, **options)
-        depth = len(self.model.blocks)
-        self.blocks = self.model.prune_intermediate_layers([depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)])
-        self.width = self.model.embed_dim
-        self.patch = self.model.patch_embed.patch_size[0]
+        model: Any = timm.create_model(name, num_classes=0, dynamic_img_size=True, **options)
+        depth = len(model.blocks)
+        self.model = model
+        self.blocks: list[int] = model.prune_intermediate_layers([depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)])
+        self.width: int = model.embed_dim
+        self.patch: int = model.patch_embed.patch_size[0]
 
     def forward(self, images: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-        given = {"indices": self.blocks, "norm": True, "return_prefix_tokens": True, "intermediates_only": True}
-        return tuple(zip(*self.model.forward_intermediates(images, **given), strict=True))
+        options = {"indices": self.blocks, "norm": True, "return_prefix_tokens": True, "intermediates_only": True}
+        features, prefixes = zip(*self.model.forward_intermediates(images, **options), strict=True)
+        return features, prefixes
 
 
 class FeaturePyramid(nn.Module):
-    """What a :class:`PlainEncoder` gives -> features as staged encoders have them, at 1/4, 1/2, 1 and 2 times its patch.
+    """The output of a :class:`PlainEncoder` -> features at strides of 1/4, 1/2, 1 and 2 patches, as staged encoders have them.
 
-    As in ViTDet (Li et al., ECCV 2022), but each level from a block of its own. Decoders of segmentation-models-pytorch also
-    want the image and its half before these: two tensors without channels.
+    As in ViTDet (Li et al., ECCV 2022), except that each level comes from a different block. The decoders of
+    segmentation-models-pytorch expect features at strides 1 and 2 before these; they get two tensors without channels.
     """
 
     def __init__(self, width: int):

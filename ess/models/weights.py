@@ -1,20 +1,21 @@
-"""Pretrained weights of encoders: from the hub's cache, the hub, or a file; never by unpickling."""
+"""Pretrained weights of encoders, from the hub's cache, the hub or a file, never by unpickling."""
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from cocolvis.errors import DataError
 
 _SAFE_FILES = {"open_clip_pytorch_model.bin": "open_clip_model.safetensors"}
-"""The name of a file on the hub that is pickled, if not the usual one -> of the one beside it that is not."""
+"""The unusual name of a pickled file on the hub -> the name of the safetensors file in the same repository."""
 
 
 def encoder_weights(encoder: str, weights: str | Path) -> dict[str, torch.Tensor]:
-    """The state dict of a whole timm model, name -> tensor: "imagenet" from the hub or its cache, else from a file.
+    """The state dict of a whole timm model, name -> tensor, from the hub or its cache ("imagenet") or from a file.
 
-    Nothing is unpickled. A DataError in one line, at once, when the hub cannot be reached, or the file does not fit.
+    Nothing is unpickled. Raises DataError, without long retries, if the hub cannot be reached or the file does not fit.
     """
     path = _hub_file(encoder) if weights == "imagenet" else Path(weights)
     state = _read_weights(path)
@@ -39,19 +40,21 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _check_weights(path: Path, state: dict[str, torch.Tensor], encoder: str) -> None:
-    """A DataError when the file's names or shapes are not those of the timm model, as its family reads them.
+    """Raise DataError unless the names and shapes of the file are those of the timm model, its classifier aside.
 
-    Other projects' names are translated, position embeddings of other sizes resized, the classifier does not count.
+    The model's own filter first translates the names of other projects and resizes position embeddings.
     """
     import timm
 
     with torch.device("meta"):
-        model = timm.create_model(encoder)
+        model: Any = timm.create_model(encoder)
     translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     try:
         state = translate(dict(state), model) if translate else state
     except (KeyError, RuntimeError, AttributeError, ValueError, TypeError) as error:
-        raise DataError(f"{path}: is not of timm's {encoder} ({type(error).__name__}: {str(error).splitlines()[0]})") from None
+        raise DataError(
+            f"{path}: does not contain weights of timm's {encoder} ({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from None
     classifiers = model.pretrained_cfg["classifier"] or ()
     behind = tuple(f"{name.split('.')[0]}." for name in ([classifiers] if isinstance(classifiers, str) else classifiers))
     ours = {name: tuple(t.shape) for name, t in model.state_dict().items() if not name.startswith(behind)}
@@ -67,23 +70,25 @@ def _check_weights(path: Path, state: dict[str, torch.Tensor], encoder: str) -> 
 
 
 def _hub_file(encoder: str) -> Path:
-    """The pretrained weights in the local hub cache, downloaded when they are not there but the hub can be reached."""
+    """The pretrained weights in the local cache of the hub, downloaded if they are missing and the hub can be reached."""
     import huggingface_hub as hub
     import timm
 
     cfg = timm.get_pretrained_cfg(encoder)
-    repo, file = cfg.hf_hub_id, _SAFE_FILES.get(cfg.hf_hub_filename, "model.safetensors")
-    if not repo:
+    if cfg is None or not cfg.hf_hub_id:
         raise DataError(f"timm knows no weights of {encoder}: use --weights none, or --weights FILE")
+    repo, file = cfg.hf_hub_id, _SAFE_FILES.get(cfg.hf_hub_filename or "", "model.safetensors")
     cached = hub.try_to_load_from_cache(repo, file)
     if isinstance(cached, str):
         return Path(cached)
     try:
-        hub.get_hf_file_metadata(hub.hf_hub_url(repo, file), timeout=3)  # answers at once where a download would retry long
+        hub.get_hf_file_metadata(
+            hub.hf_hub_url(repo, file), timeout=3
+        )  # fails at once, whereas a download would retry for long
         return Path(hub.hf_hub_download(repo, file))
     except Exception as error:
         cache = hub.constants.HF_HUB_CACHE
         raise DataError(
-            f"ImageNet weights {repo}/{file} are neither in {cache} nor to be had from the hub ({type(error).__name__});"
+            f"ImageNet weights {repo}/{file} are not in {cache} and cannot be downloaded from the hub ({type(error).__name__});"
             " use --weights none, or --weights FILE with a .safetensors file of timm's weights"
         ) from None

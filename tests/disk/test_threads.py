@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ess.kernels.threads import chunks, shared
+from ess.kernels.threads import chunks, parallel_for
 from ess.losses.cross_entropy import exact_cross_entropy, knn_cross_entropy
 
 
@@ -31,7 +31,7 @@ def test_additions_are_made_in_order(threads):
 
         return compute, lambda: added.append(mine.pop())
 
-    shared(worker, [(number,) for number in range(20)], threads)
+    parallel_for(worker, [(number,) for number in range(20)], threads)
     assert added == [*range(20)]
 
 
@@ -45,7 +45,7 @@ def test_a_failure_ends_the_work_and_is_raised(threads):
         computed.append(number)
 
     with pytest.raises(MemoryError, match="part 4"):
-        shared(lambda: (compute, lambda: None), [(number,) for number in range(1000)], threads)
+        parallel_for(lambda: (compute, lambda: None), [(number,) for number in range(1000)], threads)
     assert len(computed) < 1000
     assert threading.active_count() < 50
 

@@ -1,4 +1,4 @@
-"""The fused cross entropy over all classes against a definition in float64 that makes the whole pixels x classes array."""
+"""The fused cross entropies against definitions in float64 that make the whole pixels x classes array."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ SHAPES = [(2, 2, 9), (31, 13, 50), (700, 256, 40), (1284, 12, 90), (5000, 3, 20)
 
 
 def problem(classes, dim, width, seed=0):
-    """Embeddings (2, D, 3, W) of unit length, of which two lie on class embeddings, labels with ignored pixels, classes."""
+    """Embeddings (2, D, 3, W) of unit length, two of them equal to class embeddings; labels, some ignored; classes."""
     g = torch.Generator().manual_seed(seed)
     e = F.normalize(torch.randn(classes, dim, generator=g), dim=1)
     o = F.normalize(torch.randn(2, dim, 3, width, generator=g), dim=1)
@@ -38,7 +38,7 @@ def extras(classes, seed=1):
 
 
 def definition(o, labels, e, temperature, distance, bias=None, class_weight=None, class_mask=None):
-    """The loss of each pixel, (B, H, W), weighted, 0 where ignored."""
+    """The weighted loss of each pixel, (B, H, W), 0 where ignored."""
     pixels = o.permute(0, 2, 3, 1)
     if distance == "cosine":
         z = temperature * pixels @ e.T

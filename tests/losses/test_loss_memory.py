@@ -1,4 +1,4 @@
-"""The memory of the losses, measured in processes of their own: none that grows with the classes, far less than others need."""
+"""The memory of the losses, measured in separate processes: it does not grow with the classes, unlike that of others."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ def peak(name, classes, images, size):
 def test_memory_does_not_grow_with_the_classes(name):
     few, many = peak(name, 100, 2, 64), peak(name, 30_000, 2, 64)
     assert many["resident"] <= 1.05 * few["resident"]
-    assert many["bytes"] < 2 * 64 * 64 * 30_000 * 4 / 20  # of a pixels x classes array
+    assert many["bytes"] < 2 * 64 * 64 * 30_000 * 4 / 20  # a twentieth of a pixels x classes array
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"""The losses against definitions written in float64 pixel by pixel, and at the edges where formulas break."""
+"""The losses against definitions in float64, pixel by pixel, and in the limits where plain formulas break."""
 
 import math
 from functools import partial
@@ -22,7 +22,7 @@ def problem(classes=30, dim=12, size=(2, 5, 3), ignored=0.2, dtype=torch.float32
 
 
 def similarity(o, e, temperature, distance):
-    """Logits of one pixel (D,) for the classes (C, D), in the words of the definition."""
+    """The logits of one pixel (D,) for the classes (C, D), by definition."""
     if distance == "cosine":
         return temperature * (e * o).sum(1)
     squares = (e - o).square().sum(1)
@@ -33,7 +33,7 @@ def similarity(o, e, temperature, distance):
 
 
 def definition(embeddings, labels, classes, temperature, distance, candidates=None):
-    """Loss of each pixel that counts; ``candidates(similarities, target)`` lists the negatives' ids, all others by default."""
+    """The loss of each counted pixel. ``candidates(logits, target)`` lists its negatives; by default all other classes."""
     losses = []
     for b, y, x in (labels != -1).nonzero().tolist():
         t = int(labels[b, y, x])
@@ -48,7 +48,7 @@ def nearest_others(k):
 
 
 def assert_matches(loss, truth, embeddings, classes):
-    """Relative error of value and gradients in float32 against the float64 truth."""
+    """Assert that value and gradients in float32 are close to ``truth`` in float64."""
     a, b = (x.detach().clone().requires_grad_() for x in (embeddings, classes))
     c, d = (x.detach().double().requires_grad_() for x in (embeddings, classes))
     got, want = loss(a, b), truth(c, d)
@@ -77,7 +77,7 @@ def test_exact_is_the_definition(classes, dim, distance):
 def test_many_classes_come_in_groups(distance, extras, monkeypatch):
     monkeypatch.setattr("ess.kernels.tiles.TILE", 256)
     embeddings, labels, e = problem(1100, 7, size=(2, 9, 13))
-    for y, c in enumerate((900, 400, 1099)):  # near classes of other groups than the first
+    for y, c in enumerate((900, 400, 1099)):  # near classes outside the first group
         embeddings[0, :, y, 0] = e[c] + 1e-4
         labels[0, y, 0] = c - 1
     g = torch.Generator().manual_seed(1)
@@ -249,7 +249,7 @@ def test_distance_zero_gives_no_gradient(loss, distance):
     other = 2.0 if distance == "squared" else math.sqrt(2)
     assert value.item() == pytest.approx(math.log(1 + 3 * math.exp(-other)), rel=1e-6)
     (grad,) = torch.autograd.grad(value, embeddings)
-    share = math.exp(-other) / (1 + 3 * math.exp(-other))  # each of the others pushes along (o - e) / ||o - e||, or twice o - e
+    share = math.exp(-other) / (1 + 3 * math.exp(-other))  # each other class pushes along (o - e) / ||o - e||, or 2 (o - e)
     slope = share * (2.0 if distance == "squared" else 1 / math.sqrt(2))
     torch.testing.assert_close(grad.flatten(), torch.tensor([slope, slope, -3 * slope, slope]))
 
@@ -297,7 +297,7 @@ def test_random_negatives_are_distinct_others_and_even():
     assert drawn.shape == (20000, 3) and not (drawn == targets).any()
     assert (drawn.sort(dim=1).values.diff(dim=1) > 0).all()
     sets = torch.bincount(((1 << drawn).sum(1))[targets[:, 0] == 2], minlength=64)
-    assert sets.count_nonzero() == 10  # of the 5 others every 3
+    assert sets.count_nonzero() == 10  # all sets of 3 of the 5 others
     assert sets[sets > 0].min() > 0.8 * sets[sets > 0].float().mean()
 
 
@@ -365,7 +365,7 @@ def test_margin_penalty_is_the_definition():
 
 
 def in_one_piece(e, margin=0.2):
-    """The penalty from all C x C distances at once."""
+    """The penalty, computed from all C x C distances at once."""
     with torch.no_grad():
         distances = torch.cdist(e, e, compute_mode="donot_use_mm_for_euclid_dist")
         closest = distances.fill_diagonal_(torch.inf).argmin(dim=1)
@@ -377,7 +377,7 @@ def in_one_piece(e, margin=0.2):
 def test_margin_penalty_in_parts_is_that_in_one_piece(dtype, at_once, monkeypatch):
     monkeypatch.setattr("ess.losses.cross_entropy._DISTANCES", at_once)
     e = F.normalize(torch.randn(50, 3, generator=torch.Generator().manual_seed(0), dtype=dtype), dim=1)
-    e[17], e[40] = e[3], e[3]  # of equals the lower class is taken
+    e[17], e[40] = e[3], e[3]  # ties go to the lower class
     e.requires_grad_()
     got, expected = margin_penalty(e, margin=0.4), in_one_piece(e, margin=0.4)
     assert got.item() == expected.item() > 0.05

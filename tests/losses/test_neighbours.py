@@ -1,4 +1,4 @@
-"""The search by a compiled loop and by torch, against faiss and against sorting everything."""
+"""The implementations of the search against each other and against sorting all distances."""
 
 import os
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from ess.kernels.distances import DISTANCES
 from ess.losses.neighbours import BACKENDS, nearest
 
-HERE = [backend for backend in BACKENDS if backend != "triton"]  # which has tests of its own
+HERE = [backend for backend in BACKENDS if backend != "triton"]  # "triton" is tested in test_triton.py
 EXACT = [backend for backend in HERE if backend != "clustered"]
 
 
@@ -35,7 +35,7 @@ def test_backends_agree_with_sorting(classes, dim, k, distance):
     for backend in EXACT:
         ids = nearest(queries, e, k, distance=distance, backend=backend)
         assert ids.dtype == torch.int64 and ids.shape == (211, k)
-        assert (ids == expected).float().mean() > 0.999, backend  # float32 may swap what is all but equally near
+        assert (ids == expected).float().mean() > 0.999, backend  # float32 may swap classes at nearly equal distances
         taken = torch.gather(torch.cdist(queries, e), 1, ids)
         torch.testing.assert_close(taken, torch.gather(torch.cdist(queries, e), 1, expected), atol=1e-3, rtol=0)
 
@@ -102,7 +102,7 @@ def test_clusters_find_most(distance):
     queries, e = points(2000, 3000)
     found, all_near = (nearest(queries, e, 5, distance=distance, backend=backend) for backend in ("clustered", "torch"))
     recall = (found[:, :, None] == all_near[:, None]).any(dim=2).float().mean().item()
-    assert 0.8 < recall < 1  # with 1 it would be no approximation, and slow
+    assert 0.8 < recall < 1  # at 1 it would not approximate, and be slow
     distances = torch.cdist(queries, e).gather(1, found)
     assert (distances.diff(dim=1) >= -1e-5).all()
     assert (nearest(queries, e, 5, distance=distance, backend="clustered") == found).all()

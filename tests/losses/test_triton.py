@@ -1,8 +1,8 @@
-"""The Triton kernels against definitions in float64 and sorting: on the GPU, or where there is none in Triton's interpreter.
+"""The Triton kernels against definitions in float64 and against sorting, on a GPU or in Triton's interpreter.
 
-Triton decides as it is imported whether it interprets, for its own library too, and torch's compiler imports it for reasons of
-its own. So without a GPU all tests here but the first few run in a process whose environment says TRITON_INTERPRET=1 from the
-start, and no other test ever meets an interpreted Triton.
+Triton decides when it is imported whether it interprets its kernels, and torch's compiler may import it at any time. Without a
+GPU, all tests here except the first few therefore run in a separate process that starts with TRITON_INTERPRET=1, so that no
+other test sees an interpreted Triton.
 """
 
 import importlib.util
@@ -30,12 +30,12 @@ if INTERPRETED or DEVICE == "cuda":
 
 
 def kernel(test):
-    """A test of what kernels compute, where they run in this process."""
+    """Keep a test of the results of kernels only if they run in this process."""
     return test if INTERPRETED or DEVICE == "cuda" else None
 
 
 def interpreted(*command):
-    """What a Python with an interpreting Triton prints."""
+    """The output of a Python process in which Triton interprets its kernels."""
     done = subprocess.run(
         [sys.executable, *map(str, command)],
         env=os.environ | {"TRITON_INTERPRET": "1"},
@@ -57,30 +57,30 @@ def test_everything_below_in_the_interpreter(which):
 @pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
 @pytest.mark.parametrize(("dtype", "distance"), [("bf16", EUCLIDEAN), pytest.param("fp32", COSINE, marks=pytest.mark.long)])
 def test_hopper_can_be_compiled_for(dtype, distance, tmp_path, monkeypatch):
-    from ess.kernels import exact_triton, search_triton
+    from ess.kernels import exact_triton, exact_triton_kernels, search_triton
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    blocks = exact_triton._blocks(12, half=dtype == "bf16")
-    sizes = {"CHANNELS": 12, "WIDTH": 16, "PIXELS": blocks.pixels, "CLASSES": blocks.classes}
+    tile = exact_triton._tile(12, torch.bfloat16 if dtype == "bf16" else torch.float32)
+    sizes = {"CHANNELS": 12, "WIDTH": 16, "PIXELS": tile.pixels, "CLASSES": tile.classes}
     constants = sizes | {"DISTANCE": distance, "NEAR": 0.1, "PRECISION": "tf32x3", "GRADIENTS": True, "BIAS": True}
-    pointers = dict.fromkeys(("weights", "norms", "extra", "logsums", "misses", "bias", "unit", "losses", "totals"), "*fp32")
-    pointers |= {"embeddings": f"*{dtype}", "classes": f"*{dtype}", "moves": f"*{dtype}", "labels": "*i64"}
-    pointers |= {"bias_totals": "*fp32", "temperature": "fp32", "factor": "fp32"}
-    for function in (exact_triton._by_pixel, exact_triton._by_class):
-        assert compiled(function, pointers, constants, blocks).count("ex2.approx") >= 1
+    pointers = dict.fromkeys(("weights", "norms", "bias", "masked_bias", "unit", "losses", "logsums", "misses"), "*fp32")
+    pointers |= dict.fromkeys(("embeddings", "classes", "grad_embeddings"), f"*{dtype}") | {"labels": "*i64"}
+    pointers |= dict.fromkeys(("grad_classes", "grad_bias"), "*fp32") | dict.fromkeys(("temperature", "factor"), "fp32")
+    for function in (exact_triton_kernels.by_pixel, exact_triton_kernels.by_class):
+        assert compiled(function, pointers, constants, tile).count("ex2.approx") >= 1
     constants = {"K": 7, "SLOTS": 8, "PRODUCTS": False, "CHANNELS": 12, "QUERIES": 64, "CLASSES": 64}
-    compiled(search_triton._nearest, {"queries": "*fp32", "table": "*fp32", "found": "*i64"}, constants, blocks)
+    compiled(search_triton._nearest, {"queries": "*fp32", "table": "*fp32", "found": "*i64"}, constants, tile)
 
 
-def compiled(function, types, constants, blocks):
-    """The PTX of a kernel for sm_90; arguments of no given type are int32."""
+def compiled(function, types, constants, tile):
+    """The PTX of a kernel for sm_90. Arguments without a type in ``types`` are int32."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in function.arg_names}
-    options = {"num_warps": blocks.warps, "num_stages": blocks.stages, "enable_fp_fusion": True}
+    options = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
     found = triton.compile(ASTSource(function, signature, constants), target=GPUTarget("cuda", 90, 32), options=options)
     assert found.metadata.shared <= 227 << 10
     return found.asm["ptx"]
@@ -98,7 +98,7 @@ def test_the_benchmark_runs_in_the_interpreter():
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Few classes make several tiles; and what the interpreter cannot do, products of bfloat16, which it keeps as bits."""
+    """Small tiles, and products of bfloat16, which the interpreter stores as bits and cannot multiply."""
     if not INTERPRETED:
         return
     from triton.language import bfloat16, float32
@@ -110,13 +110,13 @@ def small_blocks(monkeypatch):
     def widened(x):
         return builder.cast_impl(x, float32) if x.dtype.scalar == bfloat16 else x
 
-    monkeypatch.setattr(exact_triton, "_blocks", lambda channels, half: exact_triton.Blocks(32, 32, 4, 1))
+    monkeypatch.setattr(exact_triton, "_tile", lambda channels, dtype: exact_triton.Tile(32, 32, 4, 1))
     monkeypatch.setattr(search_triton, "_blocks", lambda k: (16, 32))
     monkeypatch.setattr(type(builder), "create_dot", lambda self, a, b, *rest: product(self, widened(a), widened(b), *rest))
 
 
 def problem(classes, dim, size, near=None, seed=0):
-    """Embeddings (2, D, N) of unit length, or ``near`` the embeddings of their classes, labels with ignored pixels, classes."""
+    """Embeddings (2, D, N), of unit length or at the distance ``near`` of their classes; labels, some ignored; classes."""
     g = torch.Generator().manual_seed(seed)
     e = F.normalize(torch.randn(classes, dim, generator=g), dim=1)
     labels = torch.randint(classes, (2, size), generator=g)
@@ -128,7 +128,7 @@ def problem(classes, dim, size, near=None, seed=0):
 
 
 def extras(classes, size, names=("weights", "bias", "mask"), seed=1):
-    """Weights of either sign, a bias and a mask that leaves some class to each image; ones and nothing where not named."""
+    """Weights of both signs, a bias, and a mask that keeps some classes of each image; ones or None if not in ``names``."""
     g = torch.Generator().manual_seed(seed)
     weights, bias, mask = (torch.rand(n, generator=g) for n in ((2, size), (classes,), (2, classes)))
     mask = mask < 0.6
@@ -141,7 +141,7 @@ def extras(classes, size, names=("weights", "bias", "mask"), seed=1):
 
 
 def definition(o, labels, weights, e, bias, mask, temperature, distance):
-    """The loss of each pixel and the gradients of the weighted sum by o, e and bias; all logits at once, in float64."""
+    """The loss of each pixel, and the gradients of the weighted sum by o, e and bias, from all logits in float64."""
     o, e, bias = (None if x is None else x.detach().double().requires_grad_() for x in (o, e, bias))
     pixels = o.transpose(1, 2)
     if distance == COSINE:
@@ -254,7 +254,7 @@ def test_half_precision_costs_the_gradients_one_rounding(dim, distance, dtype, s
     o, labels, e = problem(75, dim, 40)
     o, e = o.to(dtype), e.to(dtype)
     o[0, :, :20] = e[labels[0, :20].clamp_min(0)].T + 0.1 * o[0, :, :20]
-    weights = extras(75, 40)[0] / 2**20  # as of a mean over many pixels
+    weights = extras(75, 40)[0] / 2**20  # as for a mean over many pixels
     found = assert_matches((o, labels, weights, e, None, None), (1e-5, 2 * step, 2 * step), distance=distance)
     assert [x.dtype for x in found[1:]] == [torch.float32 if dtype == torch.float16 else dtype, torch.float32]
 

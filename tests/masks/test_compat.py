@@ -1,4 +1,4 @@
-"""The published generator's masks: facts about its defects, and its in-place remapping done literally."""
+"""The masks of the published generator: its known defects, and its in-place remapping carried out literally."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What numba caches: one form of each function that Python calls, whatever the arguments, and nothing of those inside."""
+"""Numba caches exactly one compiled form of each function that Python calls, for all kinds of arguments."""
 
 import json
 
@@ -7,10 +7,10 @@ import pytest
 import torch
 from numba.core.dispatcher import Dispatcher
 
-from cocolvis.masks import kernels, runlength
+from cocolvis.masks import polygon_kernels, run_kernels, runlength
 from cocolvis.masks.merge import Region, merge
 from cocolvis.masks.rasterize import rasterize
-from ess.kernels import among_cpu, exact_cpu, search_cpu
+from ess.kernels import candidates_cpu, exact_cpu_loops, search_cpu
 from ess.losses.cross_entropy import exact_cross_entropy, knn_cross_entropy
 from ess.losses.neighbours import nearest
 
@@ -68,7 +68,14 @@ def search():
 
 
 @pytest.mark.parametrize(
-    ("module", "work"), [(kernels, merge_and_store), (exact_cpu, lose), (search_cpu, search), (among_cpu, lose)]
+    ("module", "work"),
+    [
+        (polygon_kernels, merge_and_store),
+        (run_kernels, merge_and_store),
+        (exact_cpu_loops, lose),
+        (search_cpu, search),
+        (candidates_cpu, lose),
+    ],
 )
 def test_what_is_cached_has_one_form(module, work):
     work()

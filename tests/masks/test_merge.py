@@ -1,4 +1,4 @@
-"""What lies over what: hand-drawn 8 x 8 pictures, built and read back."""
+"""How regions cover each other, in hand-drawn 8 x 8 masks that are built and read back."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from cocolvis.masks.merge import Region, merge
 from cocolvis.masks.rasterize import Spans
 
 CLASSES = {"a": 3, "b": 793, "t": 1271, "s": 1261, "C": 181}
-"""airplane, person, tree, sky-other, cabinet: as LVIS 3 and 793, stuff 169 and 157, and both LVIS 181 and stuff 98."""
+"""airplane and person (LVIS 3 and 793), tree and sky-other (stuff 169 and 157), cabinet (both LVIS 181 and stuff 98)."""
 
 TREE, SKY, CABINET, OTHER = 169, 157, 98, 183
 

@@ -1,4 +1,4 @@
-"""Segmentations to pixels, against pycocotools, and the refusal of what would crash it."""
+"""The pixels of segmentations, compared with pycocotools, and the refusal of input that would crash it."""
 
 import json
 
@@ -16,7 +16,7 @@ polygon = st.integers(3, 9).flatmap(lambda points: st.lists(coordinate, min_size
 
 
 def painted(segmentation, height, width):
-    """(H, W) bool of the spans, and their area."""
+    """The spans as an (H, W) bool mask, after checking that they are disjoint and sum to their area."""
     spans = rasterize(json.dumps(segmentation).encode(), height, width)
     flat = np.zeros(height * width, bool)
     for start, stop in zip(spans.starts, spans.stops, strict=True):

@@ -1,4 +1,4 @@
-"""Every pair through one harness; sizes, normalisation, groups, refusals, and weights without a network."""
+"""All pairs of architecture and encoder; image sizes, normalisation, parameter groups, refusals, and weights offline."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ SMALLEST = ["mobilenetv2_100", "mobilenetv3_large_100", "efficientnet_b0", SMALL
 SMALLEST += ["regnety_008", "convnext_tiny", "convnextv2_tiny", "hrnet_w18", "densenet121", "swin_tiny_patch4_window7_224"]
 SMALLEST += ["swinv2_tiny_window8_256", "pvt_v2_b0", "deit_tiny_patch16_224", "deit3_small_patch16_224", "vit_tiny_patch16_224"]
 SMALLEST += ["vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", "eva02_small_patch14_336"]
-"""The smallest encoder of each family: the larger ones are built by the same code."""
+"""The smallest encoder of each family. The same code builds the larger ones."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def small() -> SegmentationModel:
 
 
 def assert_pair_works(arch, encoder):
-    """Forward and backward at 64x64: shape, unit length, a gradient for every parameter; any size; what is saved is all."""
+    """Shapes, unit length, a gradient for every parameter, any image size, and a state dict that restores the model."""
     torch.manual_seed(0)
     model = build_model(arch, encoder, classes=20, dim=6).train()
     output = model(torch.randn(2, 3, 64, 64))
@@ -57,7 +57,7 @@ def assert_pair_works(arch, encoder):
 
 
 def assert_structure_works(arch, encoder):
-    """The shapes and gradients of :func:`assert_pair_works` at odd sizes, on the meta device, which computes no numbers."""
+    """Shapes and gradients at odd image sizes on the meta device, where no numbers are computed."""
     with torch.device("meta"):
         model = build_model(arch, encoder, classes=20, dim=6)
         for size in ((13, 9), (61, 83)):
@@ -281,7 +281,7 @@ def test_refusals(arguments, message):
 
 @pytest.fixture
 def unreachable(monkeypatch):
-    """A hub client that finds nothing in its cache and no network."""
+    """A hub client with an empty cache and no network."""
 
     def fail(*args, **kwargs):
         raise OSError("no network")
@@ -294,7 +294,7 @@ def unreachable(monkeypatch):
 
 
 @pytest.mark.parametrize(("arch", "encoder"), [("deeplabv3plus", SMALL), ("dpt", "deit_tiny_patch16_224")])
-def test_imagenet_weights_out_of_reach_are_told_without_a_download(arch, encoder, unreachable):
+def test_imagenet_weights_out_of_reach_are_reported_without_a_download(arch, encoder, unreachable):
     with pytest.raises(DataError) as refusal:
         build_model(arch, encoder, weights="imagenet")
     for part in (f"timm/{encoder}", str(huggingface_hub.constants.HF_HUB_CACHE), "--weights none", "--weights FILE"):
@@ -354,7 +354,7 @@ def test_position_embeddings_of_another_size_are_resized(tmp_path):
 
 
 def test_the_names_of_the_project_that_trained_the_weights_are_understood(tmp_path):
-    """DINOv2's own file says "mask_token" and "register_tokens", and has its class token in the position embedding."""
+    """DINOv2's own file has "mask_token" and "register_tokens", and a class token in its position embedding."""
     state = timm.create_model("vit_small_patch14_reg4_dinov2").state_dict()
     theirs = {name: value for name, value in state.items() if name not in ("reg_token", "pos_embed")}
     theirs |= {"register_tokens": state["reg_token"], "mask_token": torch.zeros(1, 384)}

@@ -1,0 +1,171 @@
+"""The compiled loops between run lengths, spans and masks.
+
+They check all lengths and bounds, so that no input makes them leave their arrays. Faults are reported as values, which
+``rasterize`` puts into words.
+"""
+
+import numpy as np
+
+from cocolvis.compiled import entry, inner
+
+FILLED, CORRUPT, TOO_LONG, UNFILLED = range(4)
+"""The findings of :func:`compressed_spans` and :func:`run_spans`."""
+
+_FOUR_PIXELS = np.uint64(0x0001000100010001)
+"""A uint16 multiplied by this is four copies of it side by side."""
+
+_LONGEST_RUN = 2**16 - 1
+"""Pixels that the uint16 length of one run can count."""
+
+_MOST_SYMBOLS = 8
+"""The most characters of one compressed run length: 40 bits, more than any image needs."""
+
+
+@entry()
+def compressed_spans(counts, pixels):
+    """(finding, starts, stops) of COCO's compressed counts, ASCII bytes, for an image of ``pixels`` pixels.
+
+    Each character, less 48, holds 5 bits of a number, the lowest first, and has bit 32 set if more follow. Numbers are signed;
+    from the fourth on, a number is the difference to the run two places before. The rest is as in :func:`run_spans`.
+    """
+    runs = np.empty(len(counts), np.int64)
+    number = value = symbols = 0
+    for character in counts:
+        symbol = int(character) - 48
+        if symbol < 0 or symbol > 63:
+            return CORRUPT, runs[:0], runs[:0]
+        value |= (symbol & 31) << (5 * symbols)
+        symbols += 1
+        if symbols > _MOST_SYMBOLS:
+            return TOO_LONG, runs[:0], runs[:0]
+        if not symbol & 32:
+            if symbol & 16:
+                value -= 1 << (5 * symbols)
+            runs[number] = value + (runs[number - 2] if number > 2 else 0)
+            number += 1
+            value = symbols = 0
+    if symbols or number == 0:
+        return CORRUPT, runs[:0], runs[:0]
+    return run_spans(runs[:number], pixels)
+
+
+@entry()
+def run_spans(runs, pixels):
+    """(finding, starts, stops) of (n,) int64 run lengths in column-major order, for an image of ``pixels`` pixels.
+
+    Runs alternate between outside and inside, starting outside. The spans [start, stop) of the pixels inside are int64,
+    ascending and disjoint. The finding is FILLED if the runs cover the image exactly.
+    """
+    starts, stops = np.empty(len(runs) // 2 + 1, np.int64), np.empty(len(runs) // 2 + 1, np.int64)
+    at = count = 0
+    for i in range(len(runs)):
+        if runs[i] < 0 or runs[i] > pixels - at:
+            return UNFILLED, starts[:0], stops[:0]
+        if i % 2 and runs[i]:
+            starts[count], stops[count] = at, at + runs[i]
+            count += 1
+        at += runs[i]
+    return (FILLED if at == pixels else UNFILLED), starts[:count], stops[:count]
+
+
+@entry()
+def paint(mask, starts, stops, class_id):
+    """Set the spans [start, stop) of a flat column-major (W * H,) uint16 mask to ``class_id``."""
+    for i in range(len(starts)):
+        mask[starts[i] : stops[i]] = class_id
+
+
+@inner()
+def _starts(flat, words):
+    """(n,) int64 indices at which the runs of a flat (P,) uint16 array start; ``words`` (P // 4,) uint64 is the same memory."""
+    starts, count = np.empty(8192, np.int64), 1
+    starts[0], current = 0, flat[0]
+    four = np.uint64(current) * _FOUR_PIXELS
+    for word in range(len(words) + 1):
+        if word < len(words) and words[word] == four:
+            continue
+        if count + 4 > len(starts):
+            starts = np.append(starts, np.empty_like(starts))
+        for i in range(4 * word, min(4 * word + 4, len(flat))):
+            if flat[i] != current:
+                starts[count], current = i, flat[i]
+                count += 1
+        four = np.uint64(current) * _FOUR_PIXELS
+    return starts[:count]
+
+
+@entry()
+def run_lengths(flat, words):
+    """(classes uint16, lengths uint16) of the runs of equal value in a flat (P,) uint16 array, P >= 1.
+
+    ``words`` (P // 4,) uint64 is the same memory, in which four pixels are compared at a time. A run of more than 65535 pixels
+    is split into several.
+    """
+    starts = _starts(flat, words)
+    most = len(starts) + len(flat) // _LONGEST_RUN
+    classes, lengths, run = np.empty(most, np.uint16), np.empty(most, np.uint16), 0
+    for i in range(len(starts)):
+        left = (starts[i + 1] if i + 1 < len(starts) else len(flat)) - starts[i]
+        while left > 0:
+            classes[run], lengths[run] = flat[starts[i]], min(left, _LONGEST_RUN)
+            left -= _LONGEST_RUN
+            run += 1
+    return classes[:run].copy(), lengths[:run].copy()
+
+
+@entry()
+def expand(classes, lengths, pixels):
+    """The runs as a flat (pixels,) uint16 array, or an empty array if they do not cover it exactly.
+
+    Every run is written 16 pixels at a time. What this writes past the end of a run, the next run overwrites.
+    """
+    flat = np.empty(pixels + 16, np.uint16)
+    at = 0
+    for run in range(len(classes)):
+        class_id, end, place = classes[run], at + lengths[run], at
+        if end > pixels:
+            return flat[:0]
+        while place < end:
+            for i in range(16):
+                flat[place + i] = class_id
+            place += 16
+        at = end
+    return flat[: pixels if at == pixels else 0]
+
+
+@entry()
+def window(classes, lengths, width, top, bottom, left, right):
+    """(classes uint16, lengths int32) of the runs of mask[top:bottom, left:right], row-major.
+
+    ``classes`` and ``lengths`` cover a mask of ``width`` columns. Neighbouring runs of the result differ in class.
+    """
+    most = len(classes) + bottom - top  # every run of the result starts where a run or a row of the mask starts
+    found, sizes, count = np.empty(most, np.uint16), np.empty(most, np.int32), 0
+    at, row, last = 0, top * width, bottom * width
+    for run in range(len(classes)):
+        start, end = max(at, row), min(at + lengths[run], last)
+        while start < end:
+            low, high = max(start, row + left), min(end, row + right)
+            if low < high and count and found[count - 1] == classes[run]:
+                sizes[count - 1] += high - low
+            elif low < high:
+                found[count], sizes[count] = classes[run], high - low
+                count += 1
+            start = min(end, row + width)
+            if start == row + width:
+                row = start
+        at += lengths[run]
+        if at >= last:
+            break
+    return found[:count], sizes[:count]
+
+
+@entry()
+def pixels_of(classes, lengths):
+    """(classes (n,) uint16 that occur in the runs, ascending and without 0; their pixels (n,) uint32)."""
+    pixels = np.zeros(int(classes.max()) + 1 if len(classes) else 1, np.uint32)
+    for i in range(len(classes)):
+        pixels[classes[i]] += lengths[i]
+    pixels[0] = 0
+    present = np.flatnonzero(pixels)
+    return present.astype(np.uint16), pixels[present]
