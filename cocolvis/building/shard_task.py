@@ -126,10 +126,10 @@ def read_picture(
 ) -> bytes | None:
     """The bytes of an image's picture, b"" if the build does not read it; None and a fault if it cannot be used.
 
-    It cannot if it is absent, broken, or not of the ``expected`` (height, width). A fault says who expects that in the words of
-    ``source``, such as "its mask is". ``absent`` is the reason given for a missing picture, if the caller knows it. ``decode`` is
-    that of :func:`encoded.check`. ``seen`` counts remarks on the picture. A DataError if the picture cannot be read, or decoded,
-    for a reason that is not about this one file.
+    It cannot if it is absent, broken, or not of the ``expected`` (height, width). A fault says who expects that in the words
+    of ``source``, such as "its mask is". ``absent`` is the reason given for a missing picture, if the caller knows it.
+    ``decode`` is that of :func:`encoded.check`. ``seen`` counts remarks on the picture. A DataError if the picture cannot be
+    read, or decoded, for a reason that is not about this one file.
     """
     if image.picture is None:
         return b""

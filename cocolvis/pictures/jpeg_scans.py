@@ -147,7 +147,7 @@ def _whole(data, state, dc, ac):
     if found != FINE:
         return found
     buffer, bits, at = state[_BUFFER], state[_BITS], state[_AT]
-    k = 1
+    k = np.int64(1)
     while k < 64:
         if bits < 32:
             buffer, bits, at = _filled(data, buffer, bits, at)

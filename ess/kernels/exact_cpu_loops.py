@@ -86,7 +86,7 @@ def _exp2(x):
     shifted = x + _ROUND
     f = x - (shifted - _ROUND)
     y = (((((_C6 * f + _C5) * f + _C4) * f + _C3) * f + _C2) * f + _C1) * f + _C0
-    return _number(int32(_bits(y) + int32(_bits(shifted) << 23)))
+    return _number(int32(_bits(y) + int32(_bits(shifted) << 23)))  # type: ignore[call-arg]  # numba adds the context
 
 
 @_fast

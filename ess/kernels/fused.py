@@ -107,8 +107,9 @@ class _PerPixel(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream):
-        *inputs, labels, mask = ctx.saved_tensors
-        _, *gradients = _exact(*inputs, labels, upstream, mask, ctx.settings, gradients=True)
+        embeddings, classes, bias, labels, mask = ctx.saved_tensors
+        _, *gradients = _exact(embeddings, classes, bias, labels, upstream, mask, ctx.settings, gradients=True)
+        inputs = (embeddings, classes, bias)
         return *(_like(g, t) for g, t in zip(gradients, inputs, strict=True)), None, None, None
 
 
