@@ -183,7 +183,7 @@ class BuildState:
 
 
 def made_by(content: Mapping[str, Any]) -> tuple[object, object]:
-    """The mask rule and the format version of whoever made a build or a shard."""
+    """The mask rule and the format version of the process that made a build or a shard."""
     return content.get("mask_rule", "not recorded"), content.get("version", "not recorded")
 
 

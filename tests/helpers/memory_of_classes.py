@@ -36,7 +36,7 @@ def penalty(count: int) -> int:
 
 
 def evaluation(count: int) -> int:
-    """Two images of each of two processes, and all that is told of them."""
+    """Two images of each of two processes, and everything that is reported about them."""
     before = _resident("VmRSS")
     rng, parts = np.random.default_rng(0), [Confusion(count), Confusion(count)]
     for part in parts * 2:
