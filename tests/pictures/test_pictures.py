@@ -196,7 +196,7 @@ root = Path(sys.argv[1])
 for name in ("good", "bomb"):
     make = lambda: LabelPlan(find(root / name, ("train", "val"), first_label=1, ignored=()), LabelOptions(dataset="folder"))
     before()
-    index = build.run(make, root / f"{name}-out")
+    index = build.Build().run(make, root / f"{name}-out")
 say(json.dumps(index["report"]["faults"]))
 """
     folder_tree(tmp_path / "good", join(*made(8, 8, bits=1, colour=0)))
@@ -350,7 +350,7 @@ def test_build_with_decode_leaves_out_damaged_jpegs(tmp_path, workers):
     refused = run("build", *given, "--out", tmp_path / "plain", "--decode", "--resume", code=1)
     assert "of other inputs or options" in refused.stderr
     none = run("build", *given, "--out", tmp_path / "none", "--decode", "--images", "none", code=1)
-    assert "--decode looks into the pictures" in none.stderr
+    assert "--decode reads the pictures" in none.stderr
 
 
 @pytest.mark.parametrize("images", ["embed", "path"])

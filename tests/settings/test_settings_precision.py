@@ -73,7 +73,7 @@ def test_gradients_are_scaled_in_the_backward_pass_and_unscaled_for_the_step(ste
     objective.model.class_embeddings.register_hook(seen.append)
     loss = training.optimise(*arguments)
     summed, penalty = plain(batch)
-    expected = summed / plain.counted(batch) + penalty
+    expected = summed / plain.total_weight(batch) + penalty
     torch.testing.assert_close(loss, expected.detach())
     expected.backward()
     gradient = plain.model.class_embeddings.grad
