@@ -1,1 +1,1 @@
-"""Building a data set from annotations and pictures: the plan, the work on each shard, what survives an interruption."""
+"""Builds a data set from annotations and pictures: the plan, the tasks of its shards, and the state for resuming."""

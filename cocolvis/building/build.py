@@ -1,4 +1,4 @@
-"""The build: plans, runs the tasks of the shards, keeps what is finished whatever happens, and writes the index at the end."""
+"""The build: makes a plan, runs the tasks of the shards, keeps finished shards if it fails, and writes the index at the end."""
 
 import shutil
 from collections.abc import Callable, Collection, Iterator
@@ -21,7 +21,7 @@ from cocolvis.faults import Fault
 from cocolvis.progress import Announce, Phase, Progress, ignore
 from cocolvis.sources.inputs import Sources
 from cocolvis.storage import dataset
-from cocolvis.text import human_size
+from cocolvis.text import first_few, human_size
 
 _NO_PARTS = "holds no shards of `cocolvis build --shard I/N`"
 
@@ -29,16 +29,16 @@ _NO_PARTS = "holds no shards of `cocolvis build --shard I/N`"
 class Mode(Enum):
     """What a build does with a folder that already holds something."""
 
-    FRESH = "leave it alone: a DataError"
-    RESUME = "complete the build that was begun there, and keep its finished shards"
-    OVERWRITE = "replace the data set or the unfinished build that is there"
+    FRESH = "refuse to build there"
+    RESUME = "complete the unfinished build, and keep its finished shards"
+    OVERWRITE = "replace the data set or the unfinished build"
 
 
 @dataclass(frozen=True)
 class Part:
-    """One of ``count`` jobs that build a data set together: it builds every ``count``-th shard, from the ``number``-th on.
+    """One of ``count`` jobs that build a data set together: it builds every ``count``-th shard from the ``number``-th on.
 
-    A part that runs again goes on where it was stopped. :func:`join` completes the data set. 1 <= ``number`` <= ``count``.
+    A part that runs again keeps its finished shards. :func:`join` completes the data set. 1 <= ``number`` <= ``count``.
     """
 
     number: int
@@ -51,12 +51,12 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Build:
-    """How to build: what becomes of a folder that is not empty, who does the work, and which faults end it.
+    """How to build: what to do with a folder that is not empty, which processes do the work, and which faults end the build.
 
     ``workers`` is the number of processes, 1 for this process alone, or the address of a dask.distributed scheduler whose
-    cluster does the work. With ``strict`` any fault of the input is a DataError. With ``allow_missing`` whatever cannot be read
-    is left out, for whatever reason and however much it is. ``progress`` is called with numbers of images, ``phase`` with how
-    much of the finished shards has been checked, and ``announce`` with lines for the user.
+    cluster does the work. With ``strict``, any fault of the input raises DataError. With ``allow_missing``, images that cannot
+    be read are left out, for any reason and in any number. ``progress`` is called with numbers of images, ``phase`` while
+    finished shards are checked, and ``announce`` with lines for the user.
     """
 
     mode: Mode | Part = Mode.FRESH
@@ -74,14 +74,14 @@ class Build:
     def run(self, make_plan: Callable[[], ShardPlan], out: Path) -> dict[str, Any] | None:
         """Write the data set of a plan to ``out`` and return its index, as in dataset.json; None after a single part.
 
-        Shards that are finished stay finished whatever is raised. A DataError, before ``make_plan`` is called, if the mode
-        rules out what is in the folder, or if another build is at work there. A DataError too if input cannot be read for a
-        reason that is not about that one file, such as a lost disk, or if a split lost too many images, unless that is allowed.
+        Finished shards are kept if an exception is raised. Raises DataError, before ``make_plan`` is called, if the mode does
+        not allow the contents of the folder, or if another build is running there; later if input cannot be read for a reason
+        that does not concern a single file, such as a lost disk, or if a split lost too many images without ``allow_missing``.
         """
         out = out.absolute()
         _check_is_folder(out)
         part = (self.mode.number, self.mode.count) if isinstance(self.mode, Part) else None
-        with lock.held(out, part, self.announce) as lease, reading.allowing_missing(self.allow_missing), _advice_to_resume():
+        with lock.held(out, part, self.announce) as lease, reading.allowing_missing(self.allow_missing), _advising_to_resume():
             self._check_content(out)
             plan = make_plan()
             if self.mode is not Mode.OVERWRITE and (out / dataset.INDEX).exists():
@@ -89,7 +89,7 @@ class Build:
             return self._run(plan, BuildState(out, lease))
 
     def _check_content(self, out: Path) -> None:
-        """A DataError if the mode rules out what is in the folder."""
+        """Raise DataError if the mode does not allow the contents of the folder."""
         if self.mode is Mode.OVERWRITE:
             inventory(out)  # refuses links that lead out of the folder
         if self.mode is not Mode.FRESH:
@@ -102,25 +102,25 @@ class Build:
     def _run(self, plan: ShardPlan, state: BuildState) -> dict[str, Any] | None:
         if self.strict:
             _refuse(plan.faults)
-        mended = self.mode is not Mode.OVERWRITE and resume.check(state, plan)
+        repaired = self.mode is not Mode.OVERWRITE and resume.check(state, plan)
         names = [*plan.shard_counts()]
         if isinstance(self.mode, Part):
             names = names[self.mode.number - 1 :: self.mode.count]
             with state.swept(names):
-                self._build_shards(plan, state, names, mended)
+                self._build_shards(plan, state, names, repaired)
             return None
         with state.swept():
-            reports = self._build_shards(plan, state, names, mended)
+            reports = self._build_shards(plan, state, names, repaired)
             advice = "--resume reads them again, --resume --allow-missing leaves these images out"
             return index.complete(state, reports, self.announce, advice)
 
-    def _build_shards(self, plan: ShardPlan, state: BuildState, names: list[str], mended: bool) -> dict[str, dict[str, Any]]:
-        """Build those of the named shards that are not finished, or lack files that were ``mended``; the reports of all."""
+    def _build_shards(self, plan: ShardPlan, state: BuildState, names: list[str], repaired: bool) -> dict[str, dict[str, Any]]:
+        """Build the named shards that are not finished, or whose files were ``repaired``; return the reports of all."""
         reports, freed = {}, 0
         if self.mode is Mode.OVERWRITE:
             freed = inventory(state.out).bytes
         else:
-            reports = resume.kept(state, plan, names, mended, self.phase, self.announce)
+            reports = resume.keep_finished(state, plan, names, repaired, self.phase, self.announce)
         left = [name for name in names if name not in reports]
         _check_disk(plan, state.out, left, freed, self.announce)
         if self.mode is Mode.OVERWRITE:
@@ -137,7 +137,7 @@ class Build:
     def _work(
         self, plan: ShardPlan, state: BuildState, names: Collection[str], progress: Callable[[int], None]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(shard name, report) of each named shard as soon as it is written."""
+        """Yield (shard name, report) of each named shard when it is written."""
         progress(0)
         if not names:
             return
@@ -161,7 +161,7 @@ def build(sources: Sources, out: Path, options: CocoLvisOptions, **how: Any) -> 
 def join(out: Path, announce: Announce = ignore, phase: Phase = ignore, *, allow_missing: bool = False) -> dict[str, Any]:
     """Complete a data set whose shards were built in parts, and return its index.
 
-    A DataError that names what is missing; also if a split lost too many images, unless ``allow_missing`` is set.
+    Raises DataError if shards are missing, or if a split lost too many images without ``allow_missing``.
     """
     out = out.absolute()
     if not out.is_dir():
@@ -178,19 +178,19 @@ def join(out: Path, announce: Announce = ignore, phase: Phase = ignore, *, allow
             reports = resume.finished(state, names, phase)
             missing = [name for name in names if name not in reports]
             if missing:
-                reason = f"{len(missing)} of {len(names)} shards are missing or damaged: {resume.shortened(missing)}"
-                raise DataError(f"{out}: {reason}; run the parts again that hold them, with `cocolvis build ... --shard I/N`")
+                reason = f"{len(missing)} of {len(names)} shards are missing or damaged: {first_few(missing, resume.SHOWN)}"
+                raise DataError(f"{out}: {reason}; run the parts that build them again, with `cocolvis build ... --shard I/N`")
             advice = "parts that run again read them again, `join --allow-missing` leaves these images out"
             return index.complete(state, reports, announce, advice)
 
 
 @contextmanager
-def _advice_to_resume() -> Iterator[None]:
-    """Turn failures of the machine into a DataError that says how to go on."""
+def _advising_to_resume() -> Iterator[None]:
+    """Turn failures of the machine into DataErrors whose messages say how to continue."""
     try:
         yield
     except MemoryError:
-        raise DataError(f"memory ran out; take fewer --workers; {executors.KEPT}") from None
+        raise DataError(f"memory ran out; try fewer --workers; {executors.KEPT}") from None
     except Unwritable as error:
         raise DataError(f"{error}; {executors.KEPT}") from None
 
@@ -204,7 +204,7 @@ def _check_is_folder(out: Path) -> None:
 
 
 def _refuse(faults: list[Fault]) -> None:
-    """A DataError that counts the faults and describes the first, if there is one."""
+    """Raise DataError if there are faults; the message counts them and describes the first."""
     if faults:
         fault = faults[0]
         ids = (("image", fault.image_id), ("annotation", fault.annotation_id))
@@ -213,11 +213,11 @@ def _refuse(faults: list[Fault]) -> None:
 
 
 def _check_disk(plan: ShardPlan, out: Path, names: Collection[str], freed: int, announce: Announce) -> None:
-    """Refuse before anything is written or removed if the disk cannot hold the named shards; ``freed`` bytes come back."""
+    """Raise DataError if the disk cannot hold the named shards; ``freed`` bytes are added to its free space."""
     existing = next(path for path in (out, *out.parents) if path.exists())
     usage, needed = shutil.disk_usage(existing), plan.bytes_needed(names)
     free = usage.free + freed
     sizes = f"about {human_size(needed)} in {out}, where {human_size(free)} are free"
-    if usage.total and needed > free:  # some network file systems say 0
+    if usage.total and needed > free:  # some network file systems report a total of 0
         raise DataError(f"the build needs {sizes}; make room, choose another --out, or store less (--images path)")
     announce(f"needs {sizes}")

@@ -25,7 +25,7 @@ from cocolvis.storage.samples import Sample
 from cocolvis.vocabulary import Vocabulary, coco_lvis
 
 _SAMPLED = 1000
-"""Images of a split that are measured to estimate the disk space that all of them will take."""
+"""How many images of a split are measured to estimate the disk space of all of them."""
 
 _ANNOTATION_BYTES = 1
 """Bytes of annotation for one byte of mask, on the safe side; 1.6 to 2.4 are measured."""
@@ -38,8 +38,8 @@ _Row = tuple[ImageRecord, str, str]
 class CocoLvisOptions(ShardOptions):
     """Everything besides the annotations and pictures that decides the shards of COCO+LVIS.
 
-    ``overlap`` is one of ``OVERLAPS``; ``compat="essnet"`` reproduces the masks of the published generator.
-    A DataError for a value that is out of range, or that another one rules out.
+    ``overlap`` is one of ``OVERLAPS``; ``compat="essnet"`` reproduces the masks of the published generator. Raises DataError if
+    a value is out of range or contradicts another one.
     """
 
     shard_size: int = 500
@@ -59,7 +59,7 @@ class CocoLvisOptions(ShardOptions):
 class AnnotatedImage:
     """One image with all its annotations in file order; the segmentations are not parsed yet.
 
-    ``path`` is what the shard records; ``picture`` is where the bytes lie, None if they are not read.
+    ``path`` is recorded in the shard; ``picture`` is the location of the bytes, None if they are not read.
     """
 
     image_id: int
@@ -81,7 +81,7 @@ class CocoLvisTask(ShardTask[AnnotatedImage]):
     options: CocoLvisOptions
 
     def sample(self, image: AnnotatedImage, faults: list[Fault], seen: Counter[str]) -> Sample | None:
-        """One image with its merged mask, as :func:`build_sample` makes it."""
+        """One image with its merged mask; see :func:`build_sample`."""
         return build_sample(image, self.options, faults, seen)
 
     def __reduce__(self):
@@ -103,9 +103,9 @@ def _task_from_fields(values: dict[str, Any]) -> CocoLvisTask:
 def build_sample(
     image: AnnotatedImage, options: CocoLvisOptions, faults: list[Fault], seen: Counter[str] | None = None
 ) -> Sample | None:
-    """One image's sample, or None if its picture is missing or does not fit; whatever is skipped is added to ``faults``.
+    """The sample of one image, or None if its picture is missing or of another size; everything skipped is added to ``faults``.
 
-    ``seen`` counts remarks on pictures.
+    ``seen`` counts remarks on pictures (:mod:`cocolvis.pictures.remarks`).
     """
     size = image.height, image.width
     content = read_picture(image, size, "the annotations say", faults, decode=options.decode, seen=seen)
@@ -189,7 +189,7 @@ class CocoLvisPlan(ShardPlan[_Row]):
             for image, folder, name in plan._located(things, split):
                 stuff_files[folder] = sources.stuff(folder)
                 if split_of.setdefault(image.id, split) != split:
-                    reason = f"the split {split_of[image.id]} has an image of this id, too; both are kept"
+                    reason = f"split {split_of[image.id]} has an image with this id too; both are kept"
                     plan.faults.append(Fault("image in two splits", "lvis", image.id, None, reason))
                 if plan._belongs(image, folder, things.count(image.id) > 0):
                     plan.images[split].append((image, folder, name))
@@ -227,7 +227,7 @@ class CocoLvisPlan(ShardPlan[_Row]):
         return True
 
     def unusable(self) -> dict[str, int]:
-        """Split -> images of the LVIS file whose records are malformed; 0 if ``limit`` asks for no images."""
+        """Split -> images of the LVIS file whose records are malformed; 0 if ``limit`` is 0."""
         return self._unusable
 
     def inputs(self) -> dict[str, str]:
@@ -235,12 +235,15 @@ class CocoLvisPlan(ShardPlan[_Row]):
         return self.sources.digests()
 
     def image_root(self) -> Path | None:
-        """The folder that the recorded paths start from if the data set refers to its pictures; a DataError for a zip."""
+        """The folder that the recorded paths start from if the data set refers to its pictures.
+
+        Raises DataError if they are in a zip.
+        """
         if self.options.images != "path":
             return None
         roots = {self.sources.pictures(folder).root for images in self.images.values() for _, folder, _ in images}
         if len(roots) > 1:
-            raise DataError(f"the pictures lie in {' and '.join(map(str, sorted(roots)))}; --images path needs one folder")
+            raise DataError(f"the pictures are in {' and '.join(map(str, sorted(roots)))}; --images path needs one folder")
         return next(iter(roots), None)
 
     def task(self, name: str, split: str, rows: list[_Row]) -> CocoLvisTask:
@@ -250,7 +253,7 @@ class CocoLvisPlan(ShardPlan[_Row]):
         return CocoLvisTask(name=name, split=split, images=images, options=self.options, vocabulary=self.vocabulary.digest)
 
     def annotated_image(self, things: AnnotationFile, image: ImageRecord, folder: str, name: str) -> AnnotatedImage:
-        """One image with all its annotations; ``things`` is the LVIS file of its split, ``folder``/``name`` its picture."""
+        """One image with all its annotations, ``things`` of its split included; its picture is ``folder``/``name``."""
         return AnnotatedImage(
             image_id=image.id,
             height=image.height,
@@ -269,7 +272,7 @@ class CocoLvisPlan(ShardPlan[_Row]):
         return image.id, f"{folder}/{name}"
 
     def warm_up(self) -> None:
-        """Compile the kernels that merge, and those that look for damage if asked to, or load them from their cache."""
+        """Compile the kernels that merge, and with ``decode`` those of the JPEG check, or load them from their cache."""
         warm_up()
         if self.options.decode:
             encoded.warm_up()
@@ -278,7 +281,7 @@ class CocoLvisPlan(ShardPlan[_Row]):
         return None if self.options.images == "none" else self.sources.pictures(folder).find(name)
 
     def row_bytes(self, split: str, rows: list[_Row]) -> int:
-        """An estimate from some of the rows: pictures by the size of their files, masks by that of their annotations."""
+        """An estimate from some of the rows: pictures by the size of their files, masks by the size of their annotations."""
         sampled = rows[:: max(1, len(rows) // _SAMPLED)]
         return len(rows) * sum(self._bytes_of(split, *row) for row in sampled) // len(sampled)
 

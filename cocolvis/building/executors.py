@@ -1,4 +1,4 @@
-"""Running shard tasks: in this process, in processes of this machine, or on the workers of a dask.distributed cluster."""
+"""Runs shard tasks: in this process, in processes of this machine, or on the workers of a dask.distributed cluster."""
 
 import logging
 import os
@@ -25,12 +25,12 @@ _PATIENCE = 30
 """Seconds to wait until a scheduler answers, and until it has a worker, at the start and when it has lost all of them."""
 
 _AHEAD = 2
-"""Tasks that are prepared for each worker: this bounds the memory of the planning process."""
+"""How many tasks are prepared for each worker; this bounds the memory of the planning process."""
 
-KEPT = "finished shards are kept: go on with --resume"
+KEPT = "finished shards are kept: continue with --resume"
 
 Report = dict[str, Any]
-"""What :func:`cocolvis.building.shard_task.run_shard` returns."""
+"""The result of :func:`cocolvis.building.shard_task.run_shard`."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Workers:
     """``submit`` starts a shard task and returns a future of its report; ``count`` tasks run at a time.
 
     ``images`` returns the number of images done so far, including those of tasks that still run; it is None if the workers
-    cannot count them. ``check`` raises if no worker is left to do what was submitted.
+    cannot count them. ``check`` raises TimeoutError if no workers are left.
     """
 
     submit: Callable[[ShardTask, Path, Lease], Future[Report]]
@@ -50,7 +50,7 @@ class Workers:
 def run_here(
     tasks: Iterator[ShardTask], path: Callable[[str], Path], lease: Lease, progress: Callable[[int], None]
 ) -> Iterator[tuple[str, Report]]:
-    """Run the tasks one after another in this process; (shard name, report) of each.
+    """Run the tasks one after another in this process and yield (shard name, report) of each.
 
     ``path`` maps the name of a shard to its file. ``progress`` is called with the number of images done so far.
     """
@@ -75,7 +75,7 @@ def run_in(
     lease: Lease,
     progress: Callable[[int], None],
 ) -> Iterator[tuple[str, Report]]:
-    """Run the tasks on workers, which are started first; (shard name, report) of each as soon as it is finished.
+    """Start the workers, run the tasks on them, and yield (shard name, report) of each when it is finished.
 
     ``path`` and ``progress`` are those of :func:`run_here`.
     """
@@ -99,7 +99,7 @@ def run_in(
 
 @contextmanager
 def processes(count: int) -> Iterator[Workers]:
-    """Processes of this machine, spawned, not forked. They end at once after an exception; a DataError if one of them dies."""
+    """Spawn processes on this machine, which end at once after an exception; raises DataError if one of them dies."""
     context = get_context("spawn")
     ticks, stop = context.Value("q", 0), context.Event()
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(ticks, stop))
@@ -121,7 +121,7 @@ def processes(count: int) -> Iterator[Workers]:
 
 @contextmanager
 def interrupts_deferred() -> Iterator[Callable[[], None]]:
-    """Delay Ctrl-C until the function that this yields is called, or to the end: inside compiled code it would get lost."""
+    """Delay Ctrl-C until the yielded function is called, or until the end: compiled code would lose it."""
     interrupted = threading.Event()
 
     def check() -> None:
@@ -154,7 +154,7 @@ _ticks: Any = None
 
 
 def _start_worker(ticks: Any, stop: Any) -> None:
-    """Prepare to count images for the parent, and end at once when the parent says so or is gone."""
+    """Prepare a worker process: it counts images for the parent, and ends at once when ``stop`` is set or the parent ends."""
     global _ticks
     _ticks = ticks
     keep_freed_memory()
@@ -177,12 +177,12 @@ def _work(task: ShardTask, shard: Path, lease: Lease) -> Report:
 
 
 _CHATTY = ("distributed", "distributed.client", "tornado", "tornado.application", "asyncio", "concurrent.futures")
-"""Loggers that write about every lost connection and every cancelled task."""
+"""Loggers that report every lost connection and every cancelled task."""
 
 
 @contextmanager
 def cluster(address: str) -> Iterator[Workers]:
-    """The workers of a dask.distributed scheduler, which must see the same folders; if one dies, the others go on."""
+    """Connect to the workers of a dask.distributed scheduler; they must see the same folders, and continue if one dies."""
     try:
         import dask
         from distributed import Client, KilledWorker
@@ -210,7 +210,10 @@ def cluster(address: str) -> Iterator[Workers]:
 
 
 def _within(seconds: float, call: Callable) -> Any:
-    """What ``call`` returns; a TimeoutError if it takes longer: a client waits forever for a service that is no scheduler."""
+    """The result of ``call``.
+
+    Raises TimeoutError if it takes longer, because a client waits forever for a service that is not a scheduler.
+    """
     result: Future[Any] = Future()
 
     def run() -> None:
@@ -240,7 +243,7 @@ def _cluster_workers(client: Any, executor: Executor, address: str) -> Workers:
 
 
 def _check_workers(client: Any, last_seen: list[float]) -> None:
-    """A TimeoutError if there have been no workers for some time: the scheduler would wait for new ones forever."""
+    """Raise TimeoutError if there have been no workers for some time: the scheduler would wait for new ones forever."""
     if client.nthreads():
         last_seen[0] = time.monotonic()
     elif time.monotonic() - last_seen[0] > _PATIENCE:
@@ -249,7 +252,7 @@ def _check_workers(client: Any, last_seen: list[float]) -> None:
 
 @contextmanager
 def _silenced(*names: str) -> Iterator[None]:
-    """Silence these loggers, so that the one line that says what to do is not buried under lost connections."""
+    """Silence these loggers, so that the one-line error is not buried under messages about lost connections."""
     loggers = [logging.getLogger(name) for name in names]
     before = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""dataset.json, which ends a build: what must hold before it is written, what it contains, and one that is there already."""
+"""dataset.json: the checks before a build writes it, its content, and opening one that exists already."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -23,8 +23,8 @@ from cocolvis.storage.shard_reader import ShardReader
 def complete(state: BuildState, reports: Reports, announce: Announce, advice: str) -> dict[str, Any]:
     """Turn a build whose shards are all finished into a data set, and return its index.
 
-    A DataError, with ``advice``, if a split lost too many images and that is not allowed; the shards that lack images are
-    then built again when the build goes on. ``announce`` gets remarks on the pictures and labels.
+    Raises DataError, with ``advice``, if a split lost too many images and that is not allowed; the shards that lack images are
+    then built again when the build continues. ``announce`` is called with remarks on the pictures and labels.
     """
     if not reading.missing_allowed() and (
         reasons := reasons_to_refuse(state.planned(), reports, state.record.get("unusable", {}))
@@ -44,30 +44,33 @@ def complete(state: BuildState, reports: Reports, announce: Announce, advice: st
 
 
 def write(state: BuildState, reports: Reports) -> dict[str, Any]:
-    """Write the index, and remove the state of the build; the index."""
+    """Write the index, remove the state of the build, and return the index."""
     index = _content(state, reports)
     check_index(state.out / dataset.INDEX, index)
     write_json(state.out / dataset.INDEX, index, state.lease.check)
-    overwrite.forget(state.out)
+    overwrite.remove_state(state.out)
     return index
 
 
 def opened(out: Path) -> dict[str, Any]:
-    """The index of a finished data set; a DataError that says how to go on if it is damaged."""
+    """The index of a finished data set; raises DataError if it is damaged."""
     try:
         return dict(dataset.Dataset.open(out).index)
     except DataError as error:
-        raise DataError(f"{error}; build it anew with `cocolvis build --overwrite`, or `import`") from None
+        raise DataError(f"{error}; build it again with `cocolvis build --overwrite`, or `import`") from None
 
 
 def resumed(out: Path, description: Mapping[str, Any]) -> dict[str, Any]:
-    """The index of a finished data set; a DataError unless it is what a build of this description makes."""
+    """The index of a finished data set.
+
+    Raises DataError if it was built from other inputs or options, or by another mask rule.
+    """
     index = opened(out)
     rule = index.get("mask_rule", "not recorded")
     if rule != description["mask_rule"]:
         reason = f"its {len(index['shards'])} shards have mask rule {rule}, this cocolvis has {description['mask_rule']}"
-        raise DataError(f"{out}: is a finished data set, but {reason}; make it anew with `cocolvis build --overwrite`")
-    overwrite.forget(out)
+        raise DataError(f"{out}: is a finished data set, but {reason}; build it again with `cocolvis build --overwrite`")
+    overwrite.remove_state(out)
     if any(index[key] != description[key] for key in ("options", "inputs")) or (
         index["vocabulary"]["digest"] != description["vocabulary"]
     ):
@@ -84,9 +87,9 @@ def _content(state: BuildState, reports: Reports) -> dict[str, Any]:
     }
     splits, leaves = {}, {}
     for split in description["options"]["splits"]:
-        own = {name: entry for name, entry in entries.items() if entry["split"] == split}
-        splits[split] = {"images": sum(entry["images"] for entry in own.values()), "shards": len(own)}
-        leaves[split] = [leaf for name, entry in own.items() for leaf in _leaves(state, name, split, entry["images"])]
+        of_split = {name: entry for name, entry in entries.items() if entry["split"] == split}
+        splits[split] = {"images": sum(entry["images"] for entry in of_split.values()), "shards": len(of_split)}
+        leaves[split] = [leaf for name, entry in of_split.items() for leaf in _leaves(state, name, split, entry["images"])]
     faults = [Fault(*fault) for fault in (*record["faults"], *(fault for name in names for fault in reports[name]["faults"]))]
     return {
         "format": dataset.FORMAT,
@@ -103,12 +106,12 @@ def _content(state: BuildState, reports: Reports) -> dict[str, Any]:
 
 
 def _leaves(state: BuildState, name: str, split: str, images: int) -> list[bytes]:
-    """The digests of a shard's images; a DataError if it is not the shard that the build made."""
+    """The digests of a shard's images; raises DataError if the file is not the shard that was built."""
     reader = ShardReader(state.shard(name))
     expected = {"split": split, "vocabulary": state.record["description"]["vocabulary"]}
     attributes = {key: reader.attributes.get(key) for key in expected}
     if (attributes, len(reader)) != (expected, images):
-        raise DataError(f"{reader.path}: is not the shard that its report describes; {OVERWRITE}")
+        raise DataError(f"{reader.path}: does not match the report of the shard; {OVERWRITE}")
     leaves = [row.tobytes() for row in reader.digests()]
     reader.close()
     return leaves

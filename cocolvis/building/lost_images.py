@@ -1,4 +1,4 @@
-"""Images that a build lost because files were missing or unreadable: which shards lack some, and how many are too many."""
+"""Images that a build lost to missing or unreadable files: which shards lack some, and whether a split lost too many."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 from cocolvis.faults import Fault
 
 LOST = ("missing image", "unreadable image", "missing mask", "unreadable mask")
-"""Kinds of faults that cost an image because a file is missing or cannot be read."""
+"""Kinds of faults that lose an image because a file is missing or cannot be read."""
 
 _NAMED = 3
-"""Lost images that are named in the line about a split that lost too many."""
+"""How many lost images a message names."""
 
 _SHARE, _COUNT = 0.01, 10
-"""A split may lose this share of its images; a loss of fewer than this number is accepted whatever the share."""
+"""A split has lost too many images if it lost more than this share and at least this number of them."""
 
 Reports = Mapping[str, Mapping[str, Any]]
 """Shard name -> report of the finished shard."""
@@ -21,8 +21,8 @@ Reports = Mapping[str, Mapping[str, Any]]
 def reasons_to_refuse(planned: Mapping[str, int], reports: Reports, unusable: Mapping[str, int]) -> list[str]:
     """One line for each split that lost too many images in the finished shards; an empty list if none did.
 
-    ``planned`` has the number of images that each shard would hold if none were lost, ``unusable`` the number that the
-    annotations of each split list in records too broken to be planned.
+    ``planned`` maps each shard to the number of images that it holds if none is lost, and ``unusable`` each split to the number
+    of its image records that are too malformed to be planned.
     """
     reasons = []
     for split in dict.fromkeys([*map(split_of, planned), *unusable]):

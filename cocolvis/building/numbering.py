@@ -1,24 +1,25 @@
-"""Whether the labels in users' own masks fit their list of classes, and which option of the import helps if they do not."""
+"""Compares the labels in imported masks with the list of classes, and suggests an option of the import if they do not fit."""
 
 import re
 import shlex
 from collections.abc import Collection, Iterable, Mapping
 
+from cocolvis.text import first_few
 from cocolvis.vocabulary import Vocabulary
 
 SOURCE = "folder"
-"""The name of the labels that `cocolvis import folder` gives to classes."""
+"""The vocabulary's name for the numbering of labels in `cocolvis import folder`."""
 
 _KEY = "label {}"
 _WHITE = (255, 65535)
 """White in 8 and 16 bits: some programs write it for "yes" in black-and-white masks, and others for "no class"."""
 
 _NAMED = 8
-"""Unknown labels that a line lists."""
+"""How many unknown labels a line lists."""
 
 
 def keys(labels: Iterable[int], known: Collection[int]) -> list[str]:
-    """The keys under which the labels of an image are counted: the ``known`` ones, and the first few of the others."""
+    """The keys under which the labels of an image are counted: all ``known`` labels, and the first few unknown ones."""
     labels = list(labels)
     others = [label for label in labels if label not in known]
     kept = {*others[:_NAMED], *(label for label in _WHITE if label in others)}
@@ -26,7 +27,7 @@ def keys(labels: Iterable[int], known: Collection[int]) -> list[str]:
 
 
 def advice(seen: Mapping[str, int], vocabulary: Vocabulary) -> list[str]:
-    """Lines for the user if the labels that were ``seen``, counted by :func:`keys`, are not those of the classes."""
+    """Suggestions for the user, one line each, if the labels ``seen`` (counts by :func:`keys`) do not fit the classes."""
     pattern = _KEY.format(r"(\d+)")
     images = {int(match[1]): count for key, count in seen.items() if (match := re.fullmatch(pattern, key))}
     classes = {c.sources[SOURCE]: c.name for c in vocabulary if SOURCE in c.sources}
@@ -61,7 +62,7 @@ def _white(label: int, images: int) -> str:
 
 
 def _shifted(labels: Collection[int], unknown: list[int], classes: Mapping[int, str]) -> list[str]:
-    """A line if the labels would fit if the first class had another label; [] if they would not."""
+    """A suggestion if the labels would fit with another first label, as a list of one line; [] otherwise."""
     (first, name), last = next(iter(classes.items())), max(classes)
     if first == 1 and not unknown and set(labels) == set(range(last)):
         held = f"the masks hold the labels {_span(0, last - 1)}, and none holds {last}, the last class's ({classes[last]!r})"
@@ -75,9 +76,10 @@ def _shifted(labels: Collection[int], unknown: list[int], classes: Mapping[int, 
 
 
 def _unknown(labels: list[int], classes: Mapping[int, str]) -> str:
-    named = ", ".join(map(str, labels[:_NAMED])) + (", ..." if len(labels) > _NAMED else "")
-    held = f"the masks hold {named}, and the {len(classes)} classes have {_span(min(classes), max(classes))}"
-    return f"{held}: add what is missing to the list of classes, or import them with --ignore {labels[0]}"
+    held = (
+        f"the masks hold {first_few(labels, _NAMED)}, and the {len(classes)} classes have {_span(min(classes), max(classes))}"
+    )
+    return f"{held}: add the missing classes to the list, or import them with --ignore {labels[0]}"
 
 
 def _span(first: int, last: int) -> str:

@@ -26,12 +26,15 @@ _INDEX_START = re.compile(rb'\s*\{\s*"format"\s*:\s*"cocolvis"')
 """The beginning of dataset.json, by which a damaged one is recognized."""
 
 _NAMED = 5
-"""Files of others that are listed in a line."""
+"""How many of the remaining files a message names."""
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """The files of a folder: ``ours`` in the order of removal, dataset.json first and plan.json last; ``others`` stay."""
+    """The files of a folder: ``ours``, which cocolvis wrote, and ``others``.
+
+    ``ours`` is in the order of removal, dataset.json first and plan.json last; ``others`` stay.
+    """
 
     out: Path
     ours: list[Path]
@@ -43,16 +46,16 @@ class Inventory:
         return sum(path.lstat().st_size for path in self.ours)
 
     def refuse_foreign(self, names: Collection[str]) -> None:
-        """A DataError if a build of shards with these names would replace a file that is not ours."""
+        """Raise DataError if a build of shards with these names would replace a file that is not ours."""
         places = [self.out / name for name in (dataset.INDEX, report.FILE, ".build/plan.json", ".build/files.json")]
         places += [self.out / "shards" / f"{name}.h5" for name in names]
         foreign = next((path for path in places if path in set(self.others)), None)
         if foreign:
             advice = "move it away, or choose another --out"
-            raise DataError(f"{foreign}: is not known to be cocolvis's own, and the build would replace it; {advice}")
+            raise DataError(f"{foreign}: does not seem to be cocolvis's own, and the build would replace it; {advice}")
 
     def remove(self, announce: Callable[[str], None]) -> None:
-        """Remove what is ours, and announce what stays."""
+        """Remove ``ours``, and announce the files that stay."""
         if self.others:
             named = ", ".join(one_line(str(path.relative_to(self.out))) for path in self.others[:_NAMED])
             more = f", ... ({len(self.others)} in all)" if len(self.others) > _NAMED else ""
@@ -65,11 +68,11 @@ class Inventory:
 
 
 def inventory(out: Path) -> Inventory:
-    """Tell the files of cocolvis in a folder from all others. A DataError if ``shards`` or ``.build`` is a link, or a file.
+    """Distinguish the files of cocolvis in a folder from all others.
 
-    A shard is ours if a readable dataset.json or plan.json lists it. If neither can be read, it is ours if it has the name of a
-    shard and its content says that it is one. A dataset.json that cannot be read is ours if it begins like one, or if there is
-    a readable plan.json or a shard of ours.
+    A shard is ours if a readable dataset.json or plan.json lists it. If neither can be read, a file with the name of a shard is
+    ours if its content identifies it as one. An unreadable dataset.json is ours if it begins like one, or if a readable
+    plan.json or one of our shards exists. Raises DataError if ``shards`` or ``.build`` is a symbolic link, or a file.
     """
     shards, state = out / "shards", out / ".build"
     for folder in (shards, state):
@@ -82,18 +85,18 @@ def inventory(out: Path) -> Inventory:
     readable = in_index is not None or in_record is not None
     listed = {*(in_index or ()), *(in_record or ())}
     named = [path for path in inside[shards] if _SHARD.fullmatch(path.name) and not path.is_dir()]
-    own = [path for path in named if (path.name in listed if readable else is_shard(path))]
-    has_build = bool(own) or in_record is not None
+    our_shards = [path for path in named if (path.name in listed if readable else is_shard(path))]
+    has_build = bool(our_shards) or in_record is not None
     top = [out / dataset.INDEX] if in_index is not None or _is_index(out / dataset.INDEX, has_build) else []
     top += [out / report.FILE] if (top or has_build) and os.path.isfile(out / report.FILE) else []
-    ours = [*top, *own, *state_files(out)]
+    ours = [*top, *our_shards, *state_files(out)]
     at_top = (path for path in sorted(_inside(out)) if path not in inside and not is_lock(path))
     others = [path for path in (*at_top, *inside[shards], *inside[state]) if path not in set(ours)]
     return Inventory(out, ours, others)
 
 
 def state_files(out: Path) -> list[Path]:
-    """The files of ``.build`` that are ours, plan.json last; so is an empty folder that has the name of one of them."""
+    """The files of ``.build`` that are ours, plan.json last, and empty folders with such names."""
     found = []
     for path in sorted(_inside(out / ".build")):
         blocked = not path.is_symlink() and path.is_dir() and any(path.iterdir())
@@ -107,8 +110,8 @@ def is_report(path: Path) -> bool:
     return _REPORT.fullmatch(path.name) is not None
 
 
-def forget(out: Path) -> None:
-    """Remove what is ours in ``.build``, and the folder itself if nothing is left in it; what cannot be removed stays."""
+def remove_state(out: Path) -> None:
+    """Remove our files from ``.build``, and the folder itself if it is then empty; files that cannot be removed stay."""
     with suppress(OSError, DataError):
         Inventory(out, state_files(out), []).remove(lambda line: None)
         (out / ".build").rmdir()
@@ -126,8 +129,7 @@ def _inside(folder: Path) -> Iterator[Path]:
 def _listed(path: Path, names: Callable[[Any], Collection[Any]]) -> set[str] | None:
     """The names of the files in shards/ that a JSON file lists; None if it cannot be read."""
     try:
-        if regular_file(path).st_size > MAX_INDEX:
-            return None
+        regular_file(path, MAX_INDEX)
         return {name for name in names(msgspec.json.decode(path.read_bytes())) if isinstance(name, str)}
     except (DataError, OSError, msgspec.DecodeError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None
@@ -145,7 +147,7 @@ def _shards_of_record(content: dict[str, Any]) -> list[str]:
 
 
 def _is_index(path: Path, has_build: bool) -> bool:
-    """Whether a dataset.json that cannot be read as one is ours; ``has_build`` says whether a build of ours is beside it."""
+    """Whether a dataset.json that cannot be parsed is ours; ``has_build`` says whether the folder contains a build of ours."""
     if is_absent(path) or (path.is_dir() and not path.is_symlink()):
         return False
     try:

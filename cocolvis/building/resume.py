@@ -1,4 +1,4 @@
-"""Going on with an unfinished build: whether it is the same build, and which of its finished shards are kept."""
+"""Continues an unfinished build: checks that it is the same build, and decides which of its finished shards are kept."""
 
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -14,10 +14,14 @@ from cocolvis.errors import DataError
 from cocolvis.masks.merge import MASK_RULE
 from cocolvis.progress import Announce, Phase, count_bytes, ignore
 from cocolvis.storage.columns import VERSION
+from cocolvis.text import first_few
+
+SHOWN = 5
+"""How many shards a message names."""
 
 
 def check(state: BuildState, plan: ShardPlan) -> bool:
-    """Whether input files were mended since the build was begun; a DataError if going on would mix two builds."""
+    """Whether input files were repaired since the build was begun; raises DataError if continuing would mix two builds."""
     has_shards = state.shards.exists() and any(state.shards.glob("*.h5"))  # before plan.json: another part may write both now
     if not state.is_begun():
         if has_shards:
@@ -32,11 +36,11 @@ def check(state: BuildState, plan: ShardPlan) -> bool:
         advice = "resume with the same, or replace it with --overwrite"
         raise DataError(f"{state.out}: was begun with other inputs or options; {advice}")
     state.is_this_build = True
-    return match is Match.MENDED
+    return match is Match.REPAIRED
 
 
 def begin(state: BuildState, plan: ShardPlan) -> None:
-    """Record what is being built unless that was done before; a DataError if another part has just begun another build."""
+    """Record what is being built unless that was done before; raises DataError if another part has just begun another build."""
     if not state.is_this_build and not state.create(plan):
         check(state, plan)
     if state.files_record() is None:  # after plan.json, so that parts that begin together record the files of one plan
@@ -44,10 +48,10 @@ def begin(state: BuildState, plan: ShardPlan) -> None:
 
 
 def finished(state: BuildState, names: Collection[str], phase: Phase = ignore) -> dict[str, dict[str, Any]]:
-    """Shard name -> report, for those of the named shards that are whole: there is a report, and the file is as it says.
+    """Shard name -> report, for those of the named shards that have a report and a file with the size and SHA-256 in it.
 
-    ``phase`` is called with how much of them has been read. A DataError if reports belong to another build or to another
-    version of cocolvis.
+    ``phase`` is called with the bytes of these files that have been read. Raises DataError if reports belong to another build
+    or to another version of cocolvis.
     """
     if not state.is_begun():
         return {}
@@ -60,39 +64,34 @@ def finished(state: BuildState, names: Collection[str], phase: Phase = ignore) -
             refuse_other_version(state.out, f"{shards} of {len(names)} shards were built", maker)
     others = [name for name, report in whole.items() if report["build"] != state.made_from(name)]
     if others:
-        reason = f"{len(others)} of {len(names)} shards were built from other inputs or options: {shortened(others)}"
+        reason = f"{len(others)} of {len(names)} shards were built from other inputs or options: {first_few(others, SHOWN)}"
         raise DataError(f"{state.out}: {reason}; {OVERWRITE}")
     return whole
 
 
-def kept(
-    state: BuildState, plan: ShardPlan, names: Collection[str], mended: bool, phase: Phase, announce: Announce
+def keep_finished(
+    state: BuildState, plan: ShardPlan, names: Collection[str], repaired: bool, phase: Phase, announce: Announce
 ) -> dict[str, dict[str, Any]]:
-    """The reports of those of the named shards that are finished and need not be built again."""
+    """The reports of those named shards that are kept; finished shards that must be built again are announced and marked."""
     reports = finished(state, names, phase)
     if reading.missing_allowed():
         return reports
-    again = _to_build_again(state, reports, mended)
+    again = _to_build_again(state, reports, repaired)
     if again:
-        announce(f"{len(again)} of the finished shards lack images that could not be read: these are built again")
+        announce(f"{len(again)} of the finished shards lack images that could not be read; they are built again")
         state.build_again(again, reports)
-    if mended:
+    if repaired:
         state.write_files_record(plan)
     return {name: report for name, report in reports.items() if name not in again}
 
 
-def shortened(names: Collection[str], most: int = 5) -> str:
-    """The first few of some names."""
-    return ", ".join(list(names)[:most]) + (", ..." if len(names) > most else "")
+def _to_build_again(state: BuildState, reports: Reports, repaired: bool) -> list[str]:
+    """The finished shards that lack images, if files were repaired or too many images are missing to finish the build.
 
-
-def _to_build_again(state: BuildState, reports: Reports, mended: bool) -> list[str]:
-    """Finished shards that lack images, if files were mended or if they lack so many that no data set could be made of them.
-
-    What other parts have finished counts too. Otherwise only shards that an earlier process has marked are built again.
+    The shards of other parts are counted as well. Otherwise, only the shards that an earlier process has marked.
     """
     lacking = incomplete(reports)
-    if mended or not reports or reasons_to_refuse(state.planned(), {**state.reports(), **reports}, {}):
+    if repaired or not reports or reasons_to_refuse(state.planned(), {**state.reports(), **reports}, {}):
         return lacking
     return [name for name in lacking if reports[name].get("again")]
 

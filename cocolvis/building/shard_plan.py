@@ -1,4 +1,4 @@
-"""The base of every plan, wherever its masks come from: which images make which shard."""
+"""The base class of plans, for annotations and for label files: which images belong to which shard."""
 
 import hashlib
 import json
@@ -26,19 +26,19 @@ _FAULT_BYTES, _FAULT_COPIES = 300, 2
 """Bytes of a fault without its reason in all the files that list it (110 + 100 or 180 measured); copies of its reason."""
 
 Row = TypeVar("Row")
-"""What a plan knows of one image."""
+"""What a plan stores about one image."""
 
 
 class Match(Enum):
     """How a plan compares with the build that was begun in a folder."""
 
-    OTHER = "its inputs or options differ"
-    SAME = "it is the same build"
-    MENDED = "it is the same build, and files that were missing or broken have changed since"
+    OTHER = "a build with other inputs or options"
+    SAME = "the same build"
+    REPAIRED = "the same build, but files that were missing or broken have changed since"
 
 
 class ShardPlan(ABC, Generic[Row]):
-    """The images of each split in order, and the faults that are known before any mask is made."""
+    """The images of each split in order, and the faults found before any mask is made."""
 
     options: ShardOptions
     vocabulary: Vocabulary
@@ -47,7 +47,7 @@ class ShardPlan(ABC, Generic[Row]):
 
     @abstractmethod
     def inputs(self) -> dict[str, str]:
-        """Name -> SHA-256 of everything that the data set is made from."""
+        """Name -> SHA-256 of each input of the data set."""
 
     @abstractmethod
     def image_root(self) -> Path | None:
@@ -74,16 +74,16 @@ class ShardPlan(ABC, Generic[Row]):
         root = self.image_root()
         options = asdict(self.options) | {"splits": list(self.options.splits), "image_root": str(root) if root else None}
         if not options["decode"]:
-            del options["decode"]  # earlier versions had no such option, and what they built is still the same
+            del options["decode"]  # earlier versions had no such option; their builds stay resumable
         made_by = {"mask_rule": MASK_RULE, "version": VERSION}
         return {"options": options, "inputs": self.inputs(), "vocabulary": self.vocabulary.digest} | made_by
 
     def unusable(self) -> dict[str, int]:
-        """Split -> images that its annotations list in records too broken to make anything of."""
+        """Split -> number of image records that are too malformed to be planned."""
         return {}
 
     def files_record(self) -> dict[str, Any] | None:
-        """What files.json records of the input files, so that a build can be resumed after some were lost or restored."""
+        """The content of files.json, which allows resuming a build after input files were lost or restored; None without it."""
         return None
 
     def compare(self, begun: dict[str, Any], files: dict[str, Any] | None, unsettled: Collection[str]) -> Match:
@@ -104,7 +104,7 @@ class ShardPlan(ABC, Generic[Row]):
         return {name: hashlib.sha256(line.encode()).hexdigest() for name, line in lines.items()}
 
     def tasks(self, names: Collection[str]) -> Iterator[ShardTask]:
-        """The tasks of the named shards in order, each made when it is asked for."""
+        """Yield the tasks of the named shards in order; each is made on request."""
         return (self.task(name, split, rows) for name, split, rows in self._shards() if name in names)
 
     def bytes_needed(self, names: Collection[str]) -> int:
@@ -112,14 +112,14 @@ class ShardPlan(ABC, Generic[Row]):
         faults = sum(_FAULT_BYTES + _FAULT_COPIES * len(fault.reason) for fault in self.faults)
         total = len(names) * _SHARD_BYTES + _INDEX_BYTES + faults
         for split in self.images:
-            rows = [row for name, own, chosen in self._shards() if own == split and name in names for row in chosen]
+            rows = [row for name, of, chosen in self._shards() if of == split and name in names for row in chosen]
             total += self.row_bytes(split, rows) if rows else 0
         return int(total * _MARGIN)
 
     @property
     def shard_size(self) -> int:
         """The number of images in a shard; the last shard of a split may have fewer."""
-        assert self.options.shard_size is not None, "a plan has chosen the shard size by the time that it exists"
+        assert self.options.shard_size is not None, "plans set the shard size when they are made"
         return self.options.shard_size
 
     def shard_name(self, split: str, row: int) -> str:
@@ -127,7 +127,7 @@ class ShardPlan(ABC, Generic[Row]):
         return f"{split}-{row // self.shard_size:05d}"
 
     def _shards(self) -> Iterator[tuple[str, str, list[Row]]]:
-        """(shard name, split, its images)."""
+        """Yield (shard name, split, images) of each shard."""
         for split, images in self.images.items():
             for start in range(0, len(images), self.shard_size):
                 yield self.shard_name(split, start), split, images[start : start + self.shard_size]

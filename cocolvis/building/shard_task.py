@@ -1,4 +1,4 @@
-"""The base of every shard, wherever its masks come from: the options that decide it, and the task that writes it."""
+"""The base classes of shard options and tasks, for annotations and for label files, and the function that writes a shard."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -22,16 +22,16 @@ from cocolvis.storage.samples import Sample
 from cocolvis.storage.shard_writer import ShardWriter
 
 IMAGES = ("embed", "path", "none")
-"""What a shard keeps of a picture: its bytes; only its path; only its path, and the build never opens the picture."""
+"""What a shard stores of a picture: its bytes and path; only its path; or only its path, without the build opening it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardOptions:
     """Everything besides the input that decides what the shards contain.
 
-    ``limit`` takes only the first images of each split; ``shard_size`` is the number of images in a shard, None if the plan
-    chooses it; ``images`` is one of ``IMAGES``; ``decode`` leaves out pictures that :func:`cocolvis.pictures.encoded.check`
-    finds damaged beyond the header. A DataError for a value out of range.
+    ``limit`` is the number of images taken from the start of each split; ``shard_size`` is the number of images in a shard,
+    None if the plan chooses it; ``images`` is one of ``IMAGES``; ``decode`` leaves out pictures that
+    :func:`cocolvis.pictures.encoded.check` finds damaged beyond the header. Raises DataError if a value is out of range.
     """
 
     splits: tuple[str, ...] = SPLITS
@@ -50,7 +50,7 @@ class ShardOptions:
 
 
 class Pictured(Protocol):
-    """An image of a task: ``path`` is what the shard records; ``picture`` is where the bytes lie, None if they are not read."""
+    """An image of a task: ``path`` is recorded in the shard; ``picture`` locates the bytes, None if they are not read."""
 
     @property
     def image_id(self) -> int: ...
@@ -63,15 +63,15 @@ class Pictured(Protocol):
 
 
 Image = TypeVar("Image", bound=Pictured)
-"""What a task knows of one image."""
+"""What a task stores about one image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardTask(ABC, Generic[Image]):
     """Everything that one shard is made from. It pickles, so it can run in any process that sees the same folders.
 
-    ``vocabulary`` is the digest of the classes. With ``allow_missing``, input that cannot be read is a fault whatever the
-    reason; this changes nothing else in the shard.
+    ``vocabulary`` is the digest of the classes. With ``allow_missing``, every read error is a fault of one image, whatever its
+    cause; nothing else in the shard changes.
     """
 
     name: str
@@ -83,9 +83,9 @@ class ShardTask(ABC, Generic[Image]):
 
     @abstractmethod
     def sample(self, image: Image, faults: list[Fault], seen: Counter[str]) -> Sample | None:
-        """One of the ``images`` as a sample, or None if it is left out. Whatever is skipped is added to ``faults``.
+        """One of the ``images`` as a sample, or None if it is left out. Everything skipped is added to ``faults``.
 
-        ``seen`` counts what the user should hear about at the end of the build (:mod:`cocolvis.pictures.remarks`).
+        ``seen`` counts remarks that are reported at the end of the build (:mod:`cocolvis.pictures.remarks`).
         """
 
 
@@ -93,8 +93,8 @@ def run_shard(task: ShardTask, shard: Path, lease: Lease, tick: Callable[[], Non
     """Write the shard and return its report: {"images", "bytes", "sha256", "hdf5", "mask_rule", "version", "faults", "seen"}.
 
     ``hdf5`` is the version of the library in this process, which may differ from that of other workers. ``tick`` is called
-    after each image. Faults of single records are collected. A DataError if a file cannot be written, if the ``lease`` of the
-    folder was lost, or if input cannot be read for a reason that is not about that one file.
+    after each image. Faults of single records are collected. Raises DataError if the shard cannot be written, if the ``lease``
+    of the folder was lost, or if input cannot be read for a reason that does not concern a single file.
     """
     with reading.allowing_missing(task.allow_missing):
         return _write_shard(task, shard, lease, tick)
@@ -126,10 +126,10 @@ def read_picture(
 ) -> bytes | None:
     """The bytes of an image's picture, b"" if the build does not read it; None and a fault if it cannot be used.
 
-    It cannot if it is absent, broken, or not of the ``expected`` (height, width). A fault says who expects that in the words
-    of ``source``, such as "its mask is". ``absent`` is the reason given for a missing picture, if the caller knows it.
-    ``decode`` is that of :func:`encoded.check`. ``seen`` counts remarks on the picture. A DataError if the picture cannot be
-    read, or decoded, for a reason that is not about this one file.
+    It cannot be used if it is absent, broken, or not of the ``expected`` (height, width), which the fault attributes to
+    ``source``, such as "its mask is". ``absent`` is the reason for a missing picture, if the caller knows it. ``decode`` is
+    passed to :func:`encoded.check`. ``seen`` counts remarks on the picture. Raises DataError if the picture cannot be read or
+    decoded for a reason that does not concern this one file.
     """
     if image.picture is None:
         return b""

@@ -1,4 +1,4 @@
-"""The folder ``.build`` of an unfinished build: the record of what is being built, and a report for each finished shard."""
+"""The folder ``.build`` of an unfinished build: a record of the whole build, and a report for each finished shard."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from cocolvis.text import one_line
 from cocolvis.vocabulary import Vocabulary, coco_lvis
 
 OVERWRITE = "replace it with `cocolvis build --overwrite`, or `import`"
-_UNKNOWN = f"what was begun here is not known any more: {OVERWRITE}"
+_UNKNOWN = f"the build that was begun here cannot be identified any more: {OVERWRITE}"
 
 
 class BuildState:
@@ -35,17 +35,20 @@ class BuildState:
         self.shards = out / "shards"
         self.lease = lease
         self.is_this_build = False
-        """Whether plan.json is known to record the build that this process is at work on."""
+        """Whether plan.json is known to record the build that this process makes."""
         self._record_path, self._files_path = self.folder / "plan.json", self.folder / "files.json"
         self._record: dict[str, Any] | None = None
 
     def is_begun(self) -> bool:
-        """Whether there is a plan.json, whatever it holds."""
+        """Whether plan.json exists, readable or not."""
         return not is_absent(self._record_path)
 
     @property
     def record(self) -> dict[str, Any]:
-        """The content of plan.json: {"description", "shards", "faults", "vocabulary", "unusable"}; a DataError without it."""
+        """The content of plan.json: {"description", "shards", "faults", "vocabulary", "unusable"}.
+
+        Raises DataError if it cannot be read.
+        """
         if self._record is None:
             try:
                 self._record = read(self._record_path, BuildRecord)
@@ -54,12 +57,12 @@ class BuildState:
         return self._record
 
     def planned(self) -> dict[str, int]:
-        """Shard name -> number of images that it holds if none is lost."""
+        """Shard name -> number of images if none is lost."""
         return {name: shard["images"] for name, shard in self.record["shards"].items()}
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The classes of the build; a DataError if they are not those that it was begun with."""
+        """The classes of the build; raises DataError if plan.json contradicts itself about them."""
         recorded, digest = self.record["vocabulary"], self.record["description"]["vocabulary"]
         try:
             vocabulary = coco_lvis() if recorded is None else Vocabulary.from_json(recorded)
@@ -70,17 +73,17 @@ class BuildState:
         return vocabulary
 
     def check_maker(self) -> None:
-        """A DataError if a version of cocolvis began the build whose masks or files differ from those of this version."""
+        """Raise DataError if the build was begun by a version of cocolvis with another mask rule or format version."""
         try:
             begun = read(self._record_path, AnyBuildRecord)["description"]
         except DataError:
-            begun = self.record["description"]  # its error says what to do
+            begun = self.record["description"]  # raises the error that says what to do
         if made_by(begun) != (MASK_RULE, VERSION):
             finished = sum(overwrite.is_report(path) for path in overwrite.state_files(self.out))
             refuse_other_version(self.out, f"was begun, with {finished} finished shards,", made_by(begun))
 
     def create(self, plan: ShardPlan) -> bool:
-        """Make the folders and write plan.json; False if there is one, which another part may have written just now."""
+        """Create the folders and write plan.json; return False if it exists, because another part may just have written it."""
         rows = plan.shard_rows()
         shards = {name: {"images": images, "rows": rows[name]} for name, images in plan.shard_counts().items()}
         content = {
@@ -99,7 +102,7 @@ class BuildState:
         return self.is_this_build
 
     def files_record(self) -> dict[str, Any] | None:
-        """The content of files.json, None if there is no such file; a DataError if it is damaged."""
+        """The content of files.json, None if there is no such file; raises DataError if it is damaged."""
         if is_absent(self._files_path):
             return None
         try:
@@ -113,7 +116,7 @@ class BuildState:
             write_json(self._files_path, content, self.lease.check)
 
     def replace(self, names: Collection[str], announce: Callable[[str], None]) -> None:
-        """Remove the data set or unfinished build that is here, before one that consists of the named shards is begun."""
+        """Remove the present data set or unfinished build before a new one with the named shards is begun."""
         files = overwrite.inventory(self.out)
         files.refuse_foreign(names)
         self.lease.check()
@@ -125,12 +128,12 @@ class BuildState:
         return self.shards / f"{name}.h5"
 
     def reports(self) -> dict[str, dict[str, Any]]:
-        """Shard name -> report, for all shards that have a readable one, whether or not the shards are still whole."""
+        """Shard name -> report, for all shards with a readable report; the shards themselves are not checked."""
         reports = {name: self.report(name) for name in self.record["shards"]}
         return {name: content for name, content in reports.items() if content is not None}
 
     def report(self, name: str) -> dict[str, Any] | None:
-        """The report of a shard; None if there is none, or none that can be read."""
+        """The report of a shard; None if it is missing or unreadable."""
         try:
             return read(self.folder / f"{name}.json", ShardReport)
         except DataError:
@@ -142,13 +145,16 @@ class BuildState:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def finish(self, name: str, written: Mapping[str, Any]) -> dict[str, Any]:
-        """Keep the report of a shard that was ``written``, and return it; a DataError if another version wrote the shard."""
+        """Store the report of a shard that was ``written``, and return it.
+
+        Raises DataError if another version wrote the shard.
+        """
         if made_by(written) != (MASK_RULE, VERSION):
             refuse_other_version(self.shard(name), "was built by a worker", made_by(written))
         return self._write_report(name, {**written, "build": self.made_from(name)})
 
     def build_again(self, names: Collection[str], reports: Mapping[str, Mapping[str, Any]]) -> None:
-        """Record that finished shards have to be built once more, so that a later process does it if this one is stopped."""
+        """Record that finished shards have to be built again, so that a later process does so if this one is stopped."""
         for name in names:
             self._write_report(name, {**reports[name], "again": True})
 
@@ -161,10 +167,10 @@ class BuildState:
 
     @contextmanager
     def swept(self, names: Collection[str] | None = None) -> Iterator[None]:
-        """Remove what killed processes left half-written, of the named shards or of the whole folder, before and after.
+        """Remove, before and after, the temporary files that killed processes left, of the named shards or of the whole folder.
 
-        No other process may be at work on them. Single shards are only swept if the recorded build is this one: parts of
-        another build may be writing shards of the same names. A file that a stopped process was about to rename is removed too.
+        No other process may be writing them. Single shards are swept only if the recorded build is this one, because parts of
+        another build may be writing shards with the same names.
         """
         try:
             self._sweep(names)
@@ -183,13 +189,13 @@ class BuildState:
 
 
 def made_by(content: Mapping[str, Any]) -> tuple[object, object]:
-    """The mask rule and the format version of the process that made a build or a shard."""
+    """The mask rule and the format version that a record or a report contains."""
     return content.get("mask_rule", "not recorded"), content.get("version", "not recorded")
 
 
 def refuse_other_version(path: Path, made: str, maker: tuple[object, object]) -> NoReturn:
-    """A DataError about what another version of cocolvis made; ``made`` is the verb, such as "was begun"."""
+    """Raise DataError about the work of another version of cocolvis; ``made`` is the predicate, such as "was begun"."""
     raise DataError(
         f"{path}: {made} by mask rule {maker[0]} and format version {maker[1]}, this cocolvis has {MASK_RULE} and {VERSION}: "
-        f"go on with the cocolvis that began it, or {OVERWRITE}"
+        f"continue with the version of cocolvis that began it, or {OVERWRITE}"
     )

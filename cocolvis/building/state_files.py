@@ -1,4 +1,4 @@
-"""What the files of ``.build`` must hold: they may be damaged, or come from another version of cocolvis."""
+"""The types of the files in ``.build``, which may be damaged or come from another version of cocolvis."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,11 +9,9 @@ from msgspec import Meta
 from cocolvis.disk.files import regular_file
 from cocolvis.errors import DataError
 from cocolvis.faults import Fault
-from cocolvis.storage.index import MAX_INDEX
+from cocolvis.storage.index import MAX_INDEX, Count, Sha256
 from cocolvis.text import one_line
 
-_Count = Annotated[int, Meta(ge=0, le=2**53)]
-_Hash = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _ShardName = Annotated[str, Meta(pattern=r"^\w[\w-]*-\d{5,}\Z")]
 
 
@@ -29,26 +27,26 @@ class _Description(msgspec.Struct):
 
 
 class _ShardRecord(msgspec.Struct):
-    images: _Count
-    rows: _Hash
+    images: Count
+    rows: Sha256
 
 
 class BuildRecord(msgspec.Struct):
-    """plan.json, the record of what is being built.
+    """plan.json, the record of the whole build.
 
-    ``rows`` of a shard is a SHA-256 of which images it holds. ``unusable`` has the number of images of each split whose records
-    are too broken to be planned. ``vocabulary`` is None for the classes of COCO+LVIS.
+    ``rows`` of a shard is a SHA-256 over its images. ``unusable`` maps each split to the number of image records that are too
+    malformed to be planned. ``vocabulary`` is None for the classes of COCO+LVIS.
     """
 
     description: _Description
     shards: dict[_ShardName, _ShardRecord]
     faults: list[Fault]
     vocabulary: dict[str, Any] | None
-    unusable: dict[str, _Count] = {}
+    unusable: dict[str, Count] = {}
 
 
 class AnyBuildRecord(msgspec.Struct):
-    """What can be read from plan.json whichever version of cocolvis wrote it."""
+    """The part of plan.json that every version of cocolvis can read."""
 
     description: dict[str, Any]
 
@@ -56,34 +54,32 @@ class AnyBuildRecord(msgspec.Struct):
 class ShardReport(msgspec.Struct):
     """The report of a finished shard. ``build`` is a SHA-256 of everything that the shard was made from.
 
-    With ``again``, the shard lacks images and has to be built once more.
+    With ``again``, the shard lacks images and has to be built again.
     """
 
-    images: _Count
-    bytes: _Count
-    sha256: _Hash
+    images: Count
+    bytes: Count
+    sha256: Sha256
     hdf5: Annotated[str, Meta(max_length=100)]
-    mask_rule: _Count
-    version: _Count
-    build: _Hash
+    mask_rule: Count
+    version: Count
+    build: Sha256
     faults: list[Fault]
     again: bool = False
-    seen: dict[str, _Count] = {}
+    seen: dict[str, Count] = {}
 
 
 class FilesRecord(msgspec.Struct):
-    """files.json, the record of the input files, as :meth:`cocolvis.building.shard_plan.ShardPlan.files_record` makes it."""
+    """files.json, the record of the input files; see :meth:`cocolvis.building.shard_plan.ShardPlan.files_record`."""
 
-    inputs: dict[str, _Hash]
-    names: _Hash
-    sizes: dict[str, list[tuple[_Count, _Count]]]
+    inputs: dict[str, Sha256]
+    names: Sha256
+    sizes: dict[str, list[tuple[Count, Count]]]
 
 
 def read(path: Path, shape: type[msgspec.Struct]) -> dict[str, Any]:
-    """The content of a JSON file, which must have the given shape; a DataError that names the file if it does not."""
-    size = regular_file(path).st_size
-    if size > MAX_INDEX:
-        raise DataError(f"{path}: has {size} bytes; at most {MAX_INDEX} are read")
+    """The content of a JSON file; raises DataError if it cannot be read or does not have the given shape."""
+    regular_file(path, MAX_INDEX)
     try:
         content = msgspec.json.decode(path.read_bytes())
         msgspec.convert(content, shape)

@@ -96,7 +96,7 @@ def test_a_build_killed_at_any_time_resumes(sample, tmp_path, delay):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_ctrl_c_keeps_finished_work_and_says_how_to_go_on(sample, tmp_path, workers):
+def test_ctrl_c_keeps_finished_work_and_says_how_to_continue(sample, tmp_path, workers):
     out = tmp_path / "data"
     command = [sys.executable, "-m", "cli.cocolvis", "build", "--coco", sample.coco, "--lvis", sample.lvis, "--out", out]
     process = subprocess.Popen([*command, "--shard-size", "1", "--workers", str(workers)], stderr=subprocess.PIPE, text=True)
@@ -105,7 +105,7 @@ def test_ctrl_c_keeps_finished_work_and_says_how_to_go_on(sample, tmp_path, work
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=20)[1]
     assert process.returncode == 130, said
-    assert said.splitlines()[-1] == "interrupted; finished shards are kept: go on with --resume"
+    assert said.splitlines()[-1] == "interrupted; finished shards are kept: continue with --resume"
 
 
 def test_a_damaged_shard_is_built_again_on_resume(sample, tmp_path):
@@ -157,7 +157,7 @@ def test_a_full_disk_or_unwritable_folder_is_reported_in_one_line(tree, tmp_path
 def test_a_dead_worker_is_reported_in_one_line(tree, tmp_path, monkeypatch):
     five_images(tree).write()
     monkeypatch.setattr(executors, "_work", die)
-    with pytest.raises(DataError, match=r"a worker process died .* go on with --resume"):
+    with pytest.raises(DataError, match=r"a worker process died .* continue with --resume"):
         build(tree.sources(), tmp_path / "data", CocoLvisOptions(), workers=2)
 
 

@@ -46,7 +46,7 @@ def test_an_error_that_is_not_about_one_file_ends_a_build_that_can_be_resumed(tr
             disk = Disk(patch, "3.jpg", error)
             line = run(*command(tree, "--shard-size", 2, "--resume"), code=1)
         said = os.strerror(getattr(errno, name)) if name else "the system gives no reason"
-        assert line.startswith(f"Error: {tree.picture(3)}: cannot be read: {said}; finished shards are kept: go on with ")
+        assert line.startswith(f"Error: {tree.picture(3)}: cannot be read: {said}; finished shards are kept: continue with ")
         assert line.endswith("or with --resume --allow-missing to leave out what cannot be read")
         assert disk.calls == 5 or name == "ENOMEM" or reading._worn_out, name
         assert list(kept(tree.root / "data")) == ["train-00000"] and not (tree.root / "data" / "dataset.json").exists()

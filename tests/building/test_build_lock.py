@@ -1,4 +1,4 @@
-"""Builds in one folder at the same time: which may go on, which are refused, and what one does whose folder was taken over."""
+"""Builds in one folder at the same time: which may continue, which are refused, and what a build does that lost the lock."""
 
 import json
 import os

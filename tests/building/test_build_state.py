@@ -212,7 +212,7 @@ def test_a_shard_that_is_not_what_its_report_says_is_not_indexed(begun):
     theirs = json.loads((begun / ".build/val-00000.json").read_text())
     shutil.copy(other, begun / "shards/train-00000.h5")
     (begun / ".build/train-00000.json").write_text(json.dumps(theirs | {"build": ours["build"]}))
-    with pytest.raises(DataError, match=r"train-00000.h5: is not the shard that its report describes"):
+    with pytest.raises(DataError, match=r"train-00000.h5: does not match the report of the shard"):
         join(begun)
     assert not (begun / "dataset.json").exists()
 
@@ -221,7 +221,7 @@ def test_a_shard_that_is_not_what_its_report_says_is_not_indexed(begun):
 def test_shards_of_another_rule_or_version_are_refused(sample, begun, monkeypatch, going_on):
     for name in ("train-00001", "train-00002", "val-00000"):
         changed(begun / ".build" / f"{name}.json", mask_rule=MASK_RULE + 1)
-    advice = r"go on with the cocolvis that began it, or replace it with `cocolvis build --overwrite`"
+    advice = r"continue with the version of cocolvis that began it, or replace it with `cocolvis build --overwrite`"
     other = f"mask rule {MASK_RULE + 1} and format version {VERSION}"
     with pytest.raises(DataError, match=rf"3 of 20 shards were built by {other}, .*{advice}"):
         going_on(sample, begun)
@@ -406,6 +406,6 @@ def test_a_broken_index_is_reported_in_one_line(sample, finished, begun, damage)
     shutil.copy(finished / "whole" / "dataset.json", begun)
     damage(begun / "dataset.json")
     for attempt in (partial(join, begun), partial(resumed, sample, begun)):
-        with pytest.raises(DataError, match=r"dataset.json: .*; build it anew with `cocolvis build --overwrite`"):
+        with pytest.raises(DataError, match=r"dataset.json: .*; build it again with `cocolvis build --overwrite`"):
             attempt()
     assert len(list((begun / ".build").iterdir())) == SHARDS + 1

@@ -119,7 +119,7 @@ def test_a_cluster_goes_on_when_a_worker_dies_and_reports_when_all_have_died(sam
         assert all_die.wait_for(lambda: begun(tmp_path / "all"))
         found.workers[1].kill()
         assert all_die.ended() == 1
-        reason = r"lost its workers or its connection \(no worker for 2 s\); finished shards are kept: go on with --resume"
+        reason = r"lost its workers or its connection \(no worker for 2 s\); finished shards are kept: continue with --resume"
         assert re.fullmatch(rf"Error: --scheduler {found.address}: {reason}", all_die.error())
         completed_here(sample, tmp_path / "all", whole)
 
@@ -135,7 +135,7 @@ def test_a_scheduler_that_dies_costs_no_finished_work(sample, whole, tmp_path):
         found.scheduler.kill()
         assert victim.ended() == 1
         assert victim.error().startswith(f"Error: --scheduler {found.address}: lost its workers or its connection (")
-        assert victim.error().endswith("; finished shards are kept: go on with --resume")
+        assert victim.error().endswith("; finished shards are kept: continue with --resume")
         found.workers[0].send_signal(signal.SIGKILL)
         found.workers[0].wait()
         completed_here(sample, tmp_path / "data", whole)
@@ -152,7 +152,7 @@ def test_a_failing_disk_is_reported_by_the_cluster_in_one_line(sample, tmp_path)
         victim = build_on(found.address, built, tmp_path / "data")
         assert victim.ended() == 1
         assert victim.error().startswith(
-            f"Error: {bad}: cannot be read: Input/output error; finished shards are kept: go on with "
+            f"Error: {bad}: cannot be read: Input/output error; finished shards are kept: continue with "
         )
         check_unfinished(tmp_path / "data")
         allowed = build_on(found.address, built, tmp_path / "data", 30, "--resume", "--allow-missing")

@@ -66,7 +66,7 @@ class Chase:
         if (self.out / "dataset.json").exists():
             return False
         if whom == "worker":
-            assert code == 1 and victim.error().endswith("finished shards are kept: go on with --resume")
+            assert code == 1 and victim.error().endswith("finished shards are kept: continue with --resume")
         self.deaths.append(len(reports(self.out)))
         check_unfinished(self.out)
         self.check_kept()
@@ -224,7 +224,7 @@ FULL = "No space left on device"
 )
 def test_a_disk_that_fails_in_mid_build_costs_no_finished_work(sample, tmp_path, scenario, file, reason):
     facts = on_small_disk(scenario, tmp_path, sample)
-    advice = "finished shards are kept: go on with --resume"
+    advice = "finished shards are kept: continue with --resume"
     assert facts["said"] == f"{tmp_path}/disk/data/{file}: cannot be written: {reason}; {advice}"
     assert (facts["finished"], facts["left"], facts["indexed"]) == (["train-00000"], [], False)
     assert (facts["again"], facts["kept"]) == (None, True)
@@ -258,7 +258,7 @@ def test_a_shard_that_cannot_take_its_name_is_reported_in_one_line(sample, tmp_p
 
     with pytest.raises(DataError) as raised:
         sample.rebuild(tmp_path / "data", shard_size=10, workers=workers, progress=block)
-    reason = "cannot be written: Is a directory; finished shards are kept: go on with --resume"
+    reason = "cannot be written: Is a directory; finished shards are kept: continue with --resume"
     assert str(raised.value) == f"{blocked.parent}: {reason}"
     assert not halves(tmp_path / "data" / "shards")
     blocked.rmdir()
