@@ -1,1 +1,1 @@
-"""Robust access to files and folders: atomic writes, reads with retries, zip archives, locks."""
+"""Robust access to files and folders: atomic writes, reads with retries, zip archives, and locks."""

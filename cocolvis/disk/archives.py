@@ -22,7 +22,7 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")
 """A member's header: its signature, and the lengths of the name and extra field that follow it."""
 
 _BLOCK = 2**24
-"""Bytes that are unpacked at a time."""
+"""How many bytes are unpacked at a time."""
 
 _METHODS = {
     1: "Shrink",
@@ -48,7 +48,7 @@ _EXPANSION = 1100
 """The largest plausible ratio of unpacked to packed bytes: Deflate reaches 1032 at most."""
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
-"""Suffixes of the files that may have been meant when a picture is missing, tried in lower and upper case."""
+"""Suffixes under which a missing picture may exist, tried in lower and upper case."""
 
 _BROKEN = (OSError, ValueError, EOFError, MemoryError, OverflowError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """The exceptions that reading a damaged zip raises."""
@@ -57,10 +57,10 @@ _BROKEN = (OSError, ValueError, EOFError, MemoryError, OverflowError, RuntimeErr
 class Place(NamedTuple):
     """The location of a file: ``path`` itself, or the member of the zip ``path`` whose header begins at byte ``offset``.
 
-    It holds everything needed to read the file, so that a worker does not read the central directory again, and it pickles to
-    a few bytes. ``folder`` is the folder of all files of this kind, by default the parent of ``path``; while it is unusable,
-    a missing file is not blamed. ``stamp`` identifies the version of the zip that was indexed. ``unread`` is empty, or says
-    how the member is packed if it cannot be read here.
+    It holds everything needed to read the file, so that a worker does not read the central directory again, and it pickles to a
+    few bytes. ``folder`` is the folder of all files of this kind, by default the parent of ``path``; if it is unusable, a
+    missing file is not the fault of that file. ``stamp`` identifies the version of the zip that was indexed. ``unread`` says
+    how the member is packed if that is not supported, and is empty otherwise.
     """
 
     path: str
@@ -80,7 +80,7 @@ class Place(NamedTuple):
     def read(self) -> bytes:
         """The bytes of a small file, read with retries.
 
-        An OSError or ValueError when the file itself is at fault; a DataError when its disk, its folder or its zip is.
+        Raises OSError or ValueError if the file itself is at fault, DataError if its disk, its folder or its zip is.
         """
         if self.unread:
             raise ValueError(f"it is {self.unread} in {self.path}, which is not supported; {UNPACK}")
@@ -115,25 +115,28 @@ class Place(NamedTuple):
         return content
 
     def _whole(self) -> bytes:
-        found = os.stat(self.path)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.stat(self.path)
+        if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is not a regular file")  # opening a named pipe would block forever
-        if found.st_size > MAX_PICTURE:
-            raise ValueError(f"it has {found.st_size} bytes; at most {MAX_PICTURE} are read")
+        if status.st_size > MAX_PICTURE:
+            raise ValueError(f"it has {status.st_size} bytes; at most {MAX_PICTURE} are read")
         with open(self.path, "rb") as file:
             return file.read()
 
     def why_missing(self) -> str:
-        """Why :meth:`read` raised a FileNotFoundError; names a file beside this one that differs only in its suffix."""
+        """Why :meth:`read` raised FileNotFoundError; names a file in the same folder that differs only in its suffix."""
         if self.member is not None:
             return f"{self.path} no longer exists"
         stem = os.path.splitext(self.path)[0]
         others = (stem + written for suffix in _SUFFIXES for written in (suffix, suffix.upper()))
-        found = next((path for path in others if os.path.exists(path)), None)
-        return "does not exist" + (f"; there is {os.path.basename(found)}" if found else "")
+        similar = next((path for path in others if os.path.exists(path)), None)
+        return "does not exist" + (f"; there is {os.path.basename(similar)}" if similar else "")
 
     def length(self) -> int:
-        """The number of bytes that :meth:`read` will return, or 0 when the file is faulty; a DataError as there."""
+        """The number of bytes that :meth:`read` will return, or 0 if the file is faulty.
+
+        Raises DataError as :meth:`read` does.
+        """
         try:
             size = self.size if self.member is not None else self._with_retries(lambda: os.stat(self.path)).st_size
         except OSError:
@@ -141,7 +144,7 @@ class Place(NamedTuple):
         return size if size <= MAX_PICTURE else 0
 
     def map(self) -> Buffer:
-        """The bytes of a large file: a memory map of a file on disk, a copy of a zip member. A DataError when that fails."""
+        """The bytes of a large file: a memory map of a file on disk, a copy of a zip member. Raises DataError if that fails."""
         read: Callable[[], Buffer] = self._mapped if self.member is None else self._unpacked
         try:
             return reading.with_retries(read, str(self), reading.system_reason)
@@ -176,7 +179,7 @@ def _inflated(packed: bytes, size: int) -> bytes:
 
 
 def members(archive: Path) -> dict[str, Place]:
-    """Member name, with "/" between folders, -> location of each file in a zip; a DataError when the zip cannot be read.
+    """Member name, with "/" between folders, -> location of each file in a zip; raises DataError if the zip cannot be read.
 
     The central directory is cached, and read again only after the zip was changed or replaced.
     """
@@ -187,7 +190,7 @@ def members(archive: Path) -> dict[str, Place]:
 
 
 def _in_words(error: Exception) -> str:
-    """What is wrong with a file, without the wording of a library."""
+    """The fault of a file in our own words, not in those of a library."""
     if isinstance(error, OSError):
         return reading.strerror(error)
     if isinstance(error, ValueError):  # raised here or by the system
@@ -216,7 +219,7 @@ def _members(archive: Path, stamp: tuple[int, int, int]) -> dict[str, Place]:
 
 
 def _unread(member: zipfile.ZipInfo) -> str:
-    """How a member is packed if it cannot be read here; empty if it can."""
+    """How a member is packed if that is not supported; otherwise empty."""
     if member.flag_bits & 1 or member.compress_type == _AES:
         return "encrypted"
     if member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

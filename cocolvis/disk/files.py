@@ -16,23 +16,23 @@ from cocolvis.progress import ignore
 from cocolvis.text import decoded
 
 _LARGEST_TEXT = 2**24
-"""Bytes of the largest hand-written text file that is read: settings, lists of images or classes."""
+"""The most bytes of a hand-written text file that is read: settings, lists of images or classes."""
 
 _BLOCK = 2**20
-"""Bytes that are hashed at a time."""
+"""How many bytes are hashed at a time."""
 
 
 class Unwritable(DataError):
-    """The file system refused to write: the disk is full, the folder is read-only."""
+    """The file system refused to write, for example because the disk is full or the folder is read-only."""
 
 
 @contextmanager
 def write_aside(path: Path, permit: Callable[[], None] = lambda: None, *, sync: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it is synced and renamed to ``path``, on an exception it is removed.
+    """Yield a temporary path next to ``path``; on success it is synced and renamed to ``path``, on an exception it is removed.
 
     ``permit`` is called before anything is written and again before the rename; it raises an exception to prevent either.
     Without ``sync``, the caller must sync many files at once with :func:`sync_disk`; until then a power cut may leave ``path``
-    without its contents. An Unwritable, which is a DataError, when the file system refuses.
+    without its contents. Raises Unwritable if the file system refuses.
     """
     with _aside(path, permit) as aside:
         yield aside
@@ -45,9 +45,9 @@ def write_aside(path: Path, permit: Callable[[], None] = lambda: None, *, sync: 
 
 
 def create_json(path: Path, content: Any, permit: Callable[[], None] = lambda: None) -> bool:
-    """Write indented JSON atomically unless ``path`` exists; returns whether it was written. An Unwritable as above.
+    """Write indented JSON atomically unless ``path`` exists, and return whether it was written.
 
-    When several processes do this at the same time, exactly one succeeds.
+    If several processes do this at the same time, exactly one succeeds. Raises Unwritable if the file system refuses.
     """
     with _aside(path, permit) as aside:
         aside.write_bytes(_pretty(content))
@@ -70,7 +70,7 @@ def create_json(path: Path, content: Any, permit: Callable[[], None] = lambda: N
 
 @contextmanager
 def _aside(path: Path, permit: Callable[[], None]) -> Iterator[Path]:
-    """A temporary path beside ``path``, whose folder is created; removed at the end. An OSError becomes an Unwritable."""
+    """Create the folder of ``path``, yield a temporary path in it and remove that at the end; raises Unwritable for OSError."""
     permit()
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
@@ -111,9 +111,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_disk(folder: Path) -> None:
-    """Sync the whole file system of a folder; an Unwritable when that fails.
+    """Sync the whole file system of a folder; raises Unwritable if that fails.
 
-    For thousands of files this is one call, where an fsync of each would wait for the disk and its journal every time.
+    This is one call for thousands of files; an fsync of each would wait for the disk and its journal every time.
     """
     try:
         handle = os.open(folder, os.O_RDONLY)
@@ -130,7 +130,7 @@ def sync_disk(folder: Path) -> None:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a matplotlib figure atomically; a DataError when that fails or the suffix is not a known picture format."""
+    """Write a matplotlib figure atomically; raises DataError if that fails or the suffix is not a known picture format."""
     try:
         with write_aside(path) as aside:
             figure.savefig(aside, dpi=160, format=path.suffix[1:] or "png")
@@ -150,7 +150,7 @@ def _pretty(content: Any) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """The contents of a JSON file; a DataError that names it when it is absent, malformed or not UTF-8."""
+    """The contents of a JSON file; raises DataError if it is absent, malformed or not UTF-8."""
     try:
         return json.loads(decoded(path.read_bytes(), path))
     except OSError as error:
@@ -170,8 +170,8 @@ def is_absent(path: Path) -> bool:
     return False
 
 
-def regular_file(path: Path) -> os.stat_result:
-    """The status of a regular file; a DataError when ``path`` is absent, or is a folder, a pipe or a device."""
+def regular_file(path: Path, most: int | None = None) -> os.stat_result:
+    """The status of a regular file; raises DataError if ``path`` is absent, not a file, or has more than ``most`` bytes."""
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -180,17 +180,17 @@ def regular_file(path: Path) -> os.stat_result:
         raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{path}: is a folder, a pipe or a device; expected a file")
+    if most is not None and status.st_size > most:
+        raise DataError(f"{path}: has {status.st_size} bytes; at most {most} are read")
     return status
 
 
 def read_text(path: Path) -> str:
     """The text of a small file, without a byte order mark and with "\\n" at the end of every line.
 
-    A DataError that names the file when it is absent, too large or not UTF-8.
+    Raises DataError if it is absent, too large or not UTF-8.
     """
-    size = regular_file(path).st_size
-    if size > _LARGEST_TEXT:
-        raise DataError(f"{path}: has {size} bytes; at most {_LARGEST_TEXT} are read")
+    regular_file(path, _LARGEST_TEXT)
     try:
         return decoded(path.read_bytes(), path)
     except OSError as error:
@@ -198,7 +198,7 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a small text file, without empty lines at the end; a DataError as for :func:`read_text`."""
+    """The lines of a small text file, without empty lines at the end; raises DataError as :func:`read_text` does."""
     text = read_text(path).rstrip()
     return text.split("\n") if text else []
 

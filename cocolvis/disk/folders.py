@@ -32,9 +32,9 @@ class Walk(NamedTuple):
 def walk(folder: str | Path, tolerant: bool = False) -> Walk:
     """All files below a folder, linked folders included; an empty list if the folder does not exist.
 
-    Each folder is read once: under its own name if it lies below ``folder``, otherwise under that of the first link to it.
-    Loops of links therefore end. Hidden files and system files are skipped. A folder that cannot be read, after the retries of
-    :mod:`cocolvis.disk.reading`, is a DataError; with ``tolerant`` it is a note instead, unless it is ``folder`` itself.
+    Each folder is read once: under its own name if it is below ``folder``, otherwise under the name of the first link to it.
+    Loops of links therefore end. Hidden files and system files are skipped. Raises DataError if a folder cannot be read after
+    the retries of :mod:`cocolvis.disk.reading`; with ``tolerant`` it becomes a note instead, unless it is ``folder`` itself.
     """
     with reading.allowing_missing(tolerant or reading.missing_allowed()):
         return _walk(folder, tolerant)
@@ -44,8 +44,8 @@ def _walk(folder: str | Path, tolerant: bool) -> Walk:
     top = os.path.realpath(folder)
     above = {os.path.realpath(path): path for path in (*Path(top).parents, *Path(os.path.abspath(folder)).parents)}
     outside = {real: path for real, path in above.items() if os.path.commonpath((real, top)) != top}
-    seen = {real: f"leads back to {path}, and is not followed" for real, path in outside.items()}
-    found: list[str] = []
+    seen = {real: f"leads back to {path} and is not followed" for real, path in outside.items()}
+    files: list[str] = []
     problems: dict[str, list[tuple[str, str]]] = {}
     folders, links = deque([""]), deque[str]()
     while folders or links:  # links last, so that folders below the top one keep their own names
@@ -69,10 +69,10 @@ def _walk(folder: str | Path, tolerant: bool) -> Walk:
             if _is_folder(entry):
                 (links if entry.is_symlink() else folders).append(name)
                 continue
-            found.append(name)
+            files.append(name)
             if lost := _lost_link(entry):
                 problems.setdefault("lost", []).append((entry.path, lost))
-    return Walk(sorted(found), [_line(*min(met), len(met)) for met in problems.values()])
+    return Walk(sorted(files), [_line(*min(met), len(met)) for met in problems.values()])
 
 
 def passed_over(name: str) -> bool:
@@ -115,7 +115,7 @@ class Similar:
 def _keys(name: str) -> tuple[str, list[str]]:
     """A path in lower case, and what remains of it, longest first, when its name is cut at a separator such as "_"."""
     folder, slash, stem = nfc(name).casefold().rpartition("/")
-    cuts = [(found.start(), found.end()) for found in re.finditer(r"[_.\- ]+", stem)]
+    cuts = [(match.start(), match.end()) for match in re.finditer(r"[_.\- ]+", stem)]
     parts = {part for start, end in cuts for part in (stem[:start], stem[end:]) if part}
     return folder + slash + stem, [folder + slash + part for part in sorted(parts, key=lambda part: (-len(part), part))]
 
@@ -137,7 +137,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def _lost_link(entry: os.DirEntry) -> str | None:
-    """What is wrong with a dangling link, or with a text file that replaced a link on a system without links; None if fine."""
+    """The fault of a dangling link, or of a text file that replaced a link on a system without links; None if there is none."""
     if entry.is_symlink():
         return None if os.path.exists(entry.path) else f"is a link to {os.readlink(entry.path)}, which cannot be read"
     if "." in entry.name or not entry.is_file(follow_symlinks=False):

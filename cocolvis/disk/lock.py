@@ -1,4 +1,4 @@
-"""The lock of a folder: one build at a time, safe across machines, and a check whether the right to write was lost.
+"""The lock of a folder: it allows one build at a time, across machines, and tells a process when it has lost the lock.
 
 Every running process owns a file ``.build-TOKEN.lock`` in the folder, whose name is never used again. To start, it writes that
 file with the state *claim*, and then looks at the files of others:
@@ -38,7 +38,7 @@ from cocolvis.errors import DataError
 from cocolvis.progress import Announce
 
 HEARTBEAT = 10.0
-"""Seconds between two signs of life."""
+"""Seconds between two updates of the counter."""
 
 TAKEOVER_AFTER = 120.0
 """Seconds without a sign of life after which a process on another machine is considered dead."""
@@ -54,7 +54,7 @@ _HALF = re.compile(r"\.(.*)\.[0-9a-f]{12}\.tmp")
 _PROBE = "build-look"
 
 _released: set[str] = set()
-"""Tokens that this process, which is still alive, has released: their files do not count if they could not be removed."""
+"""Tokens that this process, which is still alive, has released; files with these that could not be removed are ignored."""
 
 _Number = Annotated[int, Meta(ge=1)]
 
@@ -71,7 +71,7 @@ class Lease:
     token: str
 
     def check(self) -> None:
-        """Raise a LockLost if the lock was lost, or a DataError if its file cannot be read."""
+        """Raise LockLost if the lock was lost, DataError if its file cannot be read."""
         content = _read(self.path)
         if content is None or self.token.encode() not in content:
             cause = "another process took it over after a silence, or the lock file was removed"
@@ -100,7 +100,7 @@ class _Entry(msgspec.Struct, frozen=True, kw_only=True):
         return mine is None or theirs is None or mine[1] != theirs[1] or mine[0] == theirs[0]
 
     def is_alive(self) -> bool | None:
-        """Whether the owner still runs, as :meth:`Owner.is_alive`."""
+        """Whether the owner still runs; see :meth:`Owner.is_alive`."""
         return False if self.token in _released else self.owner.is_alive()
 
 
@@ -109,8 +109,8 @@ def held(out: Path, part: tuple[int, int] | None, announce: Announce, what: str 
     """Hold the lock of the folder ``out`` inside this context; ``what`` names the process to others.
 
     The folder is created if necessary, and removed afterwards if it is empty. Different parts (i, n) of the same n may run
-    together; everything else is exclusive. A DataError that names the process which holds the folder. For an owner on another
-    machine that gives no sign of life, it waits and says so through ``announce``.
+    together; everything else is exclusive. If the owner of the lock is on another machine and shows no sign of life, this
+    waits, and says so through ``announce``. Raises DataError if another process holds the folder.
     """
     what = f"part {part[0]} of {part[1]}" if part else what
     entry = _Entry(token=uuid.uuid4().hex, what=what, part=part, owner=Owner.current())
@@ -154,7 +154,7 @@ class _Pulse:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
-        """Write the claim; a DataError if that fails."""
+        """Write the claim; raises DataError if that fails."""
         refused: BaseException | None = None
         for _ in range(10):  # a process that withdraws may be removing the empty folder
             refused = None
@@ -173,7 +173,7 @@ class _Pulse:
         self._thread.start()
 
     def hold(self) -> None:
-        """Mark the claim as held; a DataError if that cannot be written."""
+        """Mark the claim as held; raises DataError if that cannot be written."""
         self._state = b"held "
         try:
             self._beat()
@@ -183,7 +183,7 @@ class _Pulse:
             raise DataError(f"{self._path.parent}: cannot be written: {reason(error)}") from None
 
     def end(self) -> None:
-        """Stop the signs of life."""
+        """Stop updating the counter."""
         self._over.set()
         if self._thread.ident is not None:
             self._thread.join(timeout=_LOOK)  # not forever: a network file system may hang
@@ -216,13 +216,13 @@ class _Rivals:
     _said: set[Path] = field(default_factory=set)
 
     def settle(self) -> None:
-        """Return when no other process is in the way; a DataError if one that is alive holds the folder."""
+        """Wait until no other process is in the way; raises DataError if a running one holds the folder."""
         while any([self._in_the_way(path) for path in self._others()]):
             time.sleep(min(_LOOK, TAKEOVER_AFTER / 10))
             self.lease.check()
 
     def _others(self) -> list[Path]:
-        """The lock files of others. Changing the folder first makes a network file system list it afresh."""
+        """The lock files of others; the folder is changed first, so that a network file system lists it again."""
         probe = self.out / f".{_PROBE}.{uuid.uuid4().hex[:12]}.tmp"
         with suppress(OSError):
             probe.touch()

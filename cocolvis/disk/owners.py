@@ -47,7 +47,7 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
 
 @lru_cache(maxsize=1)
 def _system() -> str | None:
-    """Boot id and pid namespace: containers share the boot with their host but have their own pids. None if unknown."""
+    """Boot id and pid namespace; None if unknown. Containers share the boot with their host but have their own pids."""
     if sys.platform != "linux":
         return _output("sysctl", "-n", "kern.bootsessionuuid")
     try:
@@ -69,7 +69,7 @@ def _started(pid: int) -> str | None:
 
 
 def _output(*command: str) -> str | None:
-    """What a command prints; None if it fails or prints nothing."""
+    """The output of a command; None if it fails or prints nothing."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
     except (OSError, ValueError, subprocess.SubprocessError):

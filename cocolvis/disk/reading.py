@@ -1,4 +1,4 @@
-"""Reading input from disks that may fail: errors that are not about one file are retried, then end the work."""
+"""Reads input from disks that may fail: errors that do not concern a single file are retried, and then end the build."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ _OF_ONE_FILE = {*_NAMES, *_DENIED, *_NO_SUCH_OFFSET}
 """Errors that concern only the requested file; all others concern the disk, the network or this machine."""
 
 ADVICE = (
-    "finished shards are kept: go on with --resume when it can be read again, or with --resume --allow-missing to leave out"
+    "finished shards are kept: continue with --resume when it can be read again, or with --resume --allow-missing to leave out"
     " what cannot be read"
 )
 
@@ -36,7 +36,7 @@ class UnreadableInput(DataError):
 
 @contextmanager
 def allowing_missing(allowed: bool) -> Iterator[None]:
-    """Inside this context, when ``allowed``, every read error counts as a fault of that one file, whatever the cause."""
+    """Inside this context, if ``allowed``, every read error counts as a fault of that one file, whatever its cause."""
     token = _allowed.set(allowed)
     try:
         yield
@@ -50,19 +50,19 @@ def missing_allowed() -> bool:
 
 
 def with_retries(read: Callable[[], _T], name: str, reason: Callable[[OSError], str | None]) -> _T:
-    """What ``read`` returns; an error that is not about one file is retried after each of ``PAUSES``.
+    """The result of ``read``; an error that does not concern a single file is retried after each of ``PAUSES``.
 
-    ``reason`` explains an error that is not about one file and returns None for one that is. The latter is raised at once, and
-    so is any exception that is neither an OSError nor a MemoryError. When the last attempt fails, an UnreadableInput that
-    calls the input ``name`` is raised, or the OSError itself inside ``allowing_missing(True)``. After that, later calls do not
-    wait again until a read has succeeded.
+    ``reason`` explains such an error, and returns None for one that concerns a single file. The latter is raised at once, and
+    so is any exception other than OSError and MemoryError. If the last attempt fails, this raises UnreadableInput with the
+    ``name`` of the input, or the OSError itself inside ``allowing_missing(True)``. After that, calls do not wait again until a
+    read has succeeded.
     """
     global _worn_out
     for pause in (*(() if _worn_out else PAUSES), None):
         try:
-            found = read()
+            result = read()
             _worn_out = False
-            return found
+            return result
         except (OSError, MemoryError) as raised:
             error = _as_os_error(raised)
             why = reason(error)
@@ -83,7 +83,7 @@ def unreadable(name: str, error: OSError | MemoryError, why: str | None = None) 
 
 @contextmanager
 def decoding(name: object) -> Iterator[None]:
-    """While the input ``name`` is decoded, running out of memory or a system error is not counted as a fault of the input."""
+    """Inside this context, which decodes ``name``, lack of memory and system errors are not faults of that input."""
     try:
         yield
     except (OSError, MemoryError) as error:
@@ -95,22 +95,22 @@ def _as_os_error(error: OSError | MemoryError) -> OSError:
 
 
 def strerror(error: OSError) -> str:
-    """The system's message for an error; never the repr of an object."""
+    """The system's message for an error."""
     return os.strerror(error.errno) if error.errno else "the system gives no reason"
 
 
 def system_reason(error: OSError) -> str | None:
-    """The reason for an error that is not about the requested file; None for one that is."""
+    """The reason for an error that does not concern a single file; None for one that does."""
     return None if error.errno in _OF_ONE_FILE else strerror(error)
 
 
 def archive_reason(error: OSError) -> str | None:
-    """As :func:`system_reason`, for a member of a zip: only an impossible offset is the fault of that member alone."""
+    """Like :func:`system_reason`, for a member of a zip: only an impossible offset is the fault of that member alone."""
     return None if error.errno in _NO_SUCH_OFFSET else strerror(error)
 
 
 def file_reason(path: str, folder: str) -> Callable[[OSError], str | None]:
-    """As :func:`system_reason`, for a file in ``folder``: when the folder itself is unusable, the file is not to blame."""
+    """Like :func:`system_reason`, for a file in ``folder``: if the folder itself is unusable, the file is not at fault."""
 
     def reason(error: OSError) -> str | None:
         return system_reason(error) or folder_problem(folder) or _unsearchable(path)
@@ -119,7 +119,7 @@ def file_reason(path: str, folder: str) -> Callable[[OSError], str | None]:
 
 
 def folder_problem(folder: str) -> str | None:
-    """Why no file in a folder can be read: the folder is absent, empty or unreadable, as when its disk is not mounted."""
+    """Why no file in a folder can be read: it is absent, empty or unreadable; None if files can be read."""
     try:
         with os.scandir(folder) as entries:
             return None if next(entries, None) else f"the folder {folder} is empty; is its disk mounted?"
@@ -147,7 +147,7 @@ def is_folder(path: str | os.PathLike) -> bool:
 
 
 def status(path: str | os.PathLike) -> os.stat_result | None:
-    """The status of a file or folder, read with retries; None when nothing usable exists there."""
+    """The status of a file or folder, read with retries; None if it does not exist or cannot be used."""
     try:
         return with_retries(lambda: os.stat(path), os.fsdecode(path), system_reason)
     except (OSError, ValueError):
@@ -155,7 +155,7 @@ def status(path: str | os.PathLike) -> os.stat_result | None:
 
 
 def _unsearchable(path: str) -> str | None:
-    """Why not even the name of a file can be looked up, which is the fault of its folder; None when it can."""
+    """Why the name of a file cannot be looked up, which is the fault of its folder; None if it can."""
     try:
         os.lstat(path)
     except OSError as error:

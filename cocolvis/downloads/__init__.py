@@ -1,1 +1,1 @@
-"""Fetching the official COCO, COCO-Stuff and LVIS archives over HTTP."""
+"""Fetches the official COCO, COCO-Stuff and LVIS archives over HTTP."""

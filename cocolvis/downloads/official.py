@@ -1,4 +1,4 @@
-"""Fetching and checking the official COCO, COCO-Stuff and LVIS archives, and recording their SHA-256."""
+"""Fetches and checks the official COCO, COCO-Stuff and LVIS archives, and records their SHA-256."""
 
 import fcntl
 import os
@@ -52,7 +52,7 @@ ARCHIVES = (
     Archive("val2017", "coco/val2017.zip", f"{_COCO}/val2017.zip", 815_585_330),
     Archive("train2017", "coco/train2017.zip", f"{_COCO}/train2017.zip", 19_336_861_798),
 )
-"""In download order: train2017, which takes hours, is last, so that a dead address shows early."""
+"""The archives in download order. train2017, which takes hours, is last, so that a dead address is noticed early."""
 
 
 class Record(msgspec.Struct):
@@ -70,7 +70,7 @@ class _Records(msgspec.Struct):
 
 
 class Job:
-    """One archive of a download: where it comes from, where it goes, and how much of it is there."""
+    """One archive of a download: its source, its target, and how much of it has been fetched."""
 
     def __init__(self, archive: Archive, out: Path, mirror: str | None, record: Record | None):
         words = ["cocolvis", "download", "--out", str(out), "--only", archive.name, *(("--mirror", mirror) if mirror else ())]
@@ -91,7 +91,7 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether the archive is there and recorded."""
+        """Whether the archive exists and is recorded."""
         return self.there and self.record is not None
 
     @property
@@ -101,18 +101,18 @@ class Job:
 
     @property
     def state(self) -> str:
-        """In one word: "finished", "there" (but not recorded), "begun", or ""."""
+        """The state in one word: "finished", "there" (but not recorded), "begun", or ""."""
         return "finished" if self.finished else "there" if self.there else "begun" if self.have else ""
 
     def fault(self, path: Path, fault: str) -> DataError:
-        """The exception for a fault of ``path``; it names the command that fetches the archive again."""
+        """The exception for a fault of ``path``; its message ends with the command that fetches the archive again."""
         return DataError(f"{path}: {fault} and fetch it again with {self.part.command}")
 
 
 def plan(out: Path, names: Sequence[str] = (), mirror: str | None = None) -> list[Job]:
-    """The state of each named archive (default: all) in the folder ``out``; fetches nothing.
+    """A job for each named archive (default: all), with its state in the folder ``out``; fetches nothing.
 
-    ``mirror`` replaces everything before the last part of each address. A DataError if it is not a web address, or if an
+    ``mirror`` replaces everything before the last part of each address. Raises DataError if it is not a web address, or if an
     archive in ``out`` differs in size from the recorded or published one.
     """
     if mirror is not None and not WEB.fullmatch(mirror):
@@ -128,7 +128,7 @@ def free_bytes(out: Path) -> int:
 
 
 def check_disk(out: Path, jobs: Sequence[Job]) -> None:
-    """Raise a DataError if the disk cannot hold what is left to fetch."""
+    """Raise DataError if the disk cannot hold what is left to fetch."""
     left, free = sum(job.left for job in jobs), free_bytes(out)
     if left > free:
         sizes = f"{human_size(left)} are left to fetch and the disk has {human_size(free)} free"
@@ -144,9 +144,9 @@ def download(
     phase: Phase = ignore,
     policy: RetryPolicy | None = None,
 ) -> list[Record]:
-    """Fetch the unfinished archives that :func:`plan` lists; returns the records of all of them, as kept in downloads.json.
+    """Fetch the unfinished archives that :func:`plan` lists, and return the records of all of them, as in downloads.json.
 
-    ``progress`` reports bytes received, ``phase`` the bytes of an archive being hashed, and ``announce`` each retry. A
+    ``progress`` reports bytes received, ``phase`` the bytes of an archive being hashed, and ``announce`` each retry. Raises
     DataError if an archive cannot be fetched or is not the published one; received bytes are kept, and the same call continues
     from there.
     """
@@ -174,7 +174,7 @@ def download(
 
 
 def _checked(job: Job, announce: Announce, phase: Phase) -> Record:
-    """The record of an archive that was fetched or that the user put there; a DataError if it is not the published one."""
+    """The record of an archive that was fetched or put there by the user; raises DataError if it is not the published one."""
     archive, part = job.archive, job.part
     path = part.target if job.there else part.path
     size, digest, fault = path.stat().st_size, "", None

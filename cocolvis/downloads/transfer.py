@@ -1,6 +1,6 @@
-"""Fetching one file over HTTP into a partial file: resumable, and never a mixture of two versions of the file.
+"""Fetches one file over HTTP into a partial file: resumable, and never a mixture of two versions of the file.
 
-No more bytes are written than the server announced, and good bytes are never discarded for a response that turns out bad.
+It never writes more bytes than the server announced, and never discards good bytes for a response that turns out to be bad.
 """
 
 import http.client
@@ -22,14 +22,14 @@ from cocolvis.errors import DataError
 from cocolvis.progress import Announce
 
 WEB = re.compile(r"https?://[!-~]+")
-"""The addresses that are fetched or followed after a redirect."""
+"""Addresses that may be fetched, also after a redirect."""
 
 _BLOCK = 2**18
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 _LONGEST_WAIT = 60.0
 
 _Response = http.client.HTTPResponse | urllib.error.HTTPError
-"""A response, also one with an error status."""
+"""A response with any status."""
 
 Received = Callable[[int, int | None], None]
 """Called with the number of bytes received so far, and the size of the file or None if it is unknown."""
@@ -37,7 +37,7 @@ Received = Callable[[int, int | None], None]
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """When to give up.
+    """When to retry and when to give up.
 
     ``attempts`` is the number of consecutive attempts without a new byte, ``backoff`` the seconds before the second attempt,
     doubled each time, and ``timeout`` the seconds that a server may stay silent.
@@ -66,8 +66,8 @@ class Version(msgspec.Struct):
 class PartialFile:
     """A file being fetched from ``url`` to ``target``.
 
-    ``published`` is its published size in bytes, if any; ``most`` is the most bytes that are accepted, whatever the server
-    announces; ``command`` is the command line that continues the download.
+    ``published`` is its published size in bytes, if any; ``most`` is the most bytes that are accepted, even if the server
+    announces more; ``command`` is the command line that continues the download.
     """
 
     url: str
@@ -92,9 +92,9 @@ class PartialFile:
         return self.path.stat().st_size if self.path.exists() else 0
 
     def resumable(self) -> tuple[Version | None, int]:
-        """The recorded version, if it is of the same address, and the bytes to continue from.
+        """The recorded version, or None if it has another address, and the number of bytes to continue from.
 
-        That is 0 unless If-Range can confirm that the version is unchanged, or all bytes are there.
+        The number is 0 unless If-Range can confirm that the version is unchanged, or all bytes have been received.
         """
         with suppress(DataError, msgspec.ValidationError):
             version = msgspec.convert(read_json(self.version_path), Version)
@@ -110,18 +110,18 @@ class PartialFile:
 
     @property
     def _aside(self) -> tuple[Path, Path]:
-        """The paths of good bytes and their version while a response is read that may not be the file."""
+        """The paths of good bytes and of their version while a response is read that may turn out not to be the file."""
         name = f"{self.target.name}.kept"
         return self.target.with_name(name), self.target.with_name(f"{name}.json")
 
     def set_aside(self) -> None:
-        """Move the bytes aside, which are good so far; :meth:`restore` brings them back, :meth:`forget` discards them."""
+        """Move the good bytes aside; :meth:`restore` brings them back, :meth:`forget` discards them."""
         path, version_path = self._aside
         shutil.copyfile(self.version_path, version_path)
         os.replace(self.path, path)
 
     def restore(self) -> bool:
-        """Remove the bytes and their version, and bring back what was set aside; returns whether there was anything."""
+        """Remove the bytes and their version, and bring back those that were set aside; return whether there were any."""
         self.path.unlink(missing_ok=True)
         self.version_path.unlink(missing_ok=True)
         path, version_path = self._aside
@@ -133,13 +133,13 @@ class PartialFile:
         return there
 
     def forget(self) -> None:
-        """Remove what was set aside."""
+        """Remove the bytes that were set aside."""
         for path in self._aside:
             path.unlink(missing_ok=True)
 
 
 class _Retry(Exception):
-    """An attempt failed but another may succeed; with ``whole`` it must request the file from its beginning."""
+    """A failed attempt after which another may succeed; with ``whole``, that one must request the file from its beginning."""
 
     def __init__(self, message: str, whole: bool = False):
         super().__init__(message)
@@ -147,9 +147,9 @@ class _Retry(Exception):
 
 
 def fetch(part: PartialFile, received: Received, announce: Announce, policy: RetryPolicy) -> None:
-    """Fetch the missing bytes of a file, in several attempts if necessary; only those without a new byte are counted.
+    """Fetch the missing bytes of a file, in several attempts if necessary; only attempts without a new byte are counted.
 
-    A DataError when the server refuses, offers a different file, or sends nothing new; the received bytes are kept.
+    Raises DataError if the server refuses, offers a different file, or sends nothing new; the received bytes are kept.
     """
     furthest, failures, whole = part.resumable()[1], 0, False
     while True:
@@ -157,7 +157,7 @@ def fetch(part: PartialFile, received: Received, announce: Announce, policy: Ret
             return _attempt(part, received, policy.timeout, whole)
         except OSError as error:
             fault = f"cannot be written: {error.strerror or error}"
-            raise DataError(f"{part.path}: {fault}; go on with {part.command}") from error
+            raise DataError(f"{part.path}: {fault}; continue with {part.command}") from error
         except _Retry as error:
             whole = error.whole
             failures = 0 if part.have > furthest else failures + 1
@@ -165,14 +165,14 @@ def fetch(part: PartialFile, received: Received, announce: Announce, policy: Ret
             if failures >= policy.attempts:
                 kept = f"; {part.have:,} bytes are kept in {part.path}" if part.have else ""
                 tried = f"{failures} consecutive attempts brought nothing new"
-                raise DataError(f"{part.url}: {error}; {tried}{kept}; go on with {part.command}") from None
+                raise DataError(f"{part.url}: {error}; {tried}{kept}; continue with {part.command}") from None
             wait = min(policy.backoff * 2**failures, _LONGEST_WAIT)
             announce(f"{part.target.name}: {error}; trying again in {wait:.0f} s")
             time.sleep(wait)
 
 
 def _attempt(part: PartialFile, received: Received, timeout: float, whole: bool) -> None:
-    """Request the missing bytes, or the ``whole`` file, and write them; returns when the file is complete."""
+    """Request the missing bytes, or the ``whole`` file, and write them until the file is complete."""
     version, have = part.resumable()
     if version and have == version.bytes and not whole:
         return
@@ -220,7 +220,7 @@ def _start_over(
 
 
 def _continue(part: PartialFile, response: _Response, have: int, total: int, received: Received) -> None:
-    """Append the missing bytes; if the server sends more than those, all of them are dropped again."""
+    """Append the missing bytes; if the server sends more than these, all of them are removed again."""
     try:
         _copy(response, part, have, total, received)
     except DataError:
@@ -229,7 +229,7 @@ def _continue(part: PartialFile, response: _Response, have: int, total: int, rec
 
 
 def _open(part: PartialFile, headers: dict[str, str], timeout: float) -> _Response:
-    """The response to a request, after redirects; a _Retry if a later attempt may succeed, otherwise a DataError."""
+    """The response to a request, after redirects; raises _Retry if a later attempt may succeed, otherwise DataError."""
     try:
         request = urllib.request.Request(part.url, headers=headers)
         return urllib.request.build_opener(_Redirects).open(request, timeout=timeout)
@@ -264,14 +264,14 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 def _continued(response: _Response, version: Version, have: int) -> int | None:
     """The size of the whole file if the response continues this version exactly at byte ``have``, otherwise None."""
     form = {206: rf"bytes {have}-\d+/(\d+)", 416: rf"bytes \*/({have})"}.get(response.status or 0, "no range")
-    found = re.fullmatch(form, response.headers.get("Content-Range", ""))
+    match = re.fullmatch(form, response.headers.get("Content-Range", ""))
     validators = (("ETag", version.etag), ("Last-Modified", version.last_modified))
     same = all(response.headers[name] in (None, value) for name, value in validators)
-    return int(found[1]) if found and same and version.bytes in (None, int(found[1])) else None
+    return int(match[1]) if match and same and version.bytes in (None, int(match[1])) else None
 
 
 def _accepted(part: PartialFile, response: _Response) -> bytes:
-    """The first block of a file; a DataError, before any bytes are discarded, if the response cannot be the published file."""
+    """The first block of a file; raises DataError, before any bytes are discarded, if the response cannot be the file."""
     _refuse_coding(part, response)
     if response.headers.get_content_type() == "text/html":
         raise _refusal(part, "the server sends a web page instead of the file")
@@ -289,7 +289,7 @@ def _accepted(part: PartialFile, response: _Response) -> bytes:
 
 
 def _refuse_coding(part: PartialFile, response: _Response) -> None:
-    """Raise a DataError if the body is encoded: neither its size nor where to continue would be known."""
+    """Raise DataError if the body is encoded: its size and the offset to continue from would be unknown."""
     codings = ", ".join(response.headers.get_all("Content-Encoding", [])).strip()
     if codings.lower() not in ("", "identity"):
         raise _refusal(part, f"the server sends the file with the Content-Encoding {codings[:40]!a}, which was not requested")
@@ -304,7 +304,7 @@ def _copy(
 ) -> None:
     """Append the body, which begins at byte ``at`` of the file and of which a ``block`` may have been read already.
 
-    A _Retry if it ends early, a DataError if it continues past the last byte of the file.
+    Raises _Retry if it ends early, DataError if it continues past the last byte of the file.
     """
     end = part.most if total is None else total
     with part.path.open("ab") as file:

@@ -1,4 +1,4 @@
-"""Checking the central directory at the end of a zip: that it is complete, and that it points into the file."""
+"""Checks the central directory at the end of a zip: that it is complete and points into the file."""
 
 import struct
 from pathlib import Path
@@ -18,14 +18,14 @@ _MEMBER_RECORD = struct.Struct("<4s16xLLHHH8xL")
 _LOCAL_HEADER = 30
 _LONGEST_COMMENT = 2**16
 _FULL_16, _FULL_32 = 2**16 - 1, 2**32 - 1
-"""Values that say that the number is in a 64-bit record instead."""
+"""Values that mean that the number is in a 64-bit record instead."""
 
 
 def fault(path: Path) -> str | None:
-    """What is wrong with the central directory of a zip, or None if it is fine. The members themselves are not read.
+    """The fault of the central directory of a zip, or None if it has none. The members themselves are not read.
 
     The directory must be at the end of the file and list as many members as it declares, each within the bytes before the
-    directory. An OSError if the file cannot be read.
+    directory. Raises OSError if the file cannot be read.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -40,7 +40,7 @@ def fault(path: Path) -> str | None:
 
 
 def _directory(file: BinaryIO, size: int) -> tuple[int, int, int]:
-    """The number of members that the directory declares, and where it begins and ends; a ValueError if there is none."""
+    """The number of members that the directory declares, and where it begins and ends; raises ValueError if there is none."""
     first = max(0, size - _END_RECORD.size - _LONGEST_COMMENT)
     file.seek(first)
     tail = file.read()
@@ -75,9 +75,9 @@ def _directory64(file: BinaryIO, end: int) -> tuple[int, int, int, int]:
 
 
 def _check_members(file: BinaryIO, members: int, start: int, end: int) -> None:
-    """Raise a ValueError unless bytes ``start`` to ``end`` list ``members`` members that all lie before ``start``."""
+    """Raise ValueError unless bytes ``start`` to ``end`` list ``members`` members that are all before ``start``."""
     file.seek(start)
-    found, at = 0, start
+    listed, at = 0, start
     while at < end:
         signature, packed, unpacked, name, extra, comment, offset = _MEMBER_RECORD.unpack(file.read(_MEMBER_RECORD.size))
         if signature != _MEMBER:
@@ -86,12 +86,12 @@ def _check_members(file: BinaryIO, members: int, start: int, end: int) -> None:
         if _FULL_32 in (packed, unpacked, offset):
             packed, offset = _numbers64(extra_field, packed, unpacked, offset)
         if offset + _LOCAL_HEADER + packed > start:
-            at_member = f"{packed:,} bytes at {offset:,} for member {found + 1}"
+            at_member = f"{packed:,} bytes at {offset:,} for member {listed + 1}"
             raise ValueError(f"its central directory points outside the file: to {at_member}")
         at += _MEMBER_RECORD.size + name + extra + comment
-        found += 1
-    if (found, at) != (members, end):
-        raise ValueError(f"its central directory lists {found:,} members but declares {members:,}")
+        listed += 1
+    if (listed, at) != (members, end):
+        raise ValueError(f"its central directory lists {listed:,} members but declares {members:,}")
 
 
 def _numbers64(extra: bytes, packed: int, unpacked: int, offset: int) -> tuple[int, int]:

@@ -90,7 +90,7 @@ def test_a_link_to_a_folder_above_is_not_followed(tmp_path):
     for way in ("src/train", "entry"):
         found = walk(tmp_path / way)
         assert found.files == ["a.jpg"]
-        assert found.notes == [f"{tmp_path}/{way}/up: leads back to {tmp_path}/src, and is not followed"]
+        assert found.notes == [f"{tmp_path}/{way}/up: leads back to {tmp_path}/src and is not followed"]
 
 
 def test_a_link_to_a_folder_above_may_itself_be_walked(tmp_path):
@@ -157,7 +157,7 @@ def test_an_import_follows_links_and_its_ids_are_the_numbers_of_its_names(tmp_pa
     result = CliRunner().invoke(main, ["import", "folder", str(src), "--out", str(tmp_path / "data"), "--workers", "1"])
     assert result.exit_code == 0, result.output
     said = [line for line in result.stderr.splitlines() if "leads back" in line]
-    assert said == [f"{src}/{k}/train/loop: leads back to {src}/{k}, and is not followed" for k in ("images", "masks")]
+    assert said == [f"{src}/{k}/train/loop: leads back to {src}/{k} and is not followed" for k in ("images", "masks")]
     data = Dataset.open(tmp_path / "data")
     assert {data.find(i).path for i in (285, 139, 4, 724)} == {
         f"images/{name}" for name in ("train/000000000285.jpg", "train/139.png", "train/city/0004.jpg", "val/724.jpg")
@@ -373,7 +373,7 @@ def test_examples_whose_masks_have_similar_names(tmp_path):
     touch(tmp_path, "images/é.jpg", f"masks/{unicodedata.normalize('NFD', 'é')}.png", "images/cat.jpg")
     assert len(pair([str(tmp_path / "images")], [str(tmp_path / "masks")])) == 1
     touch(tmp_path, "masks/cat_mask.png")
-    with pytest.raises(DataError, match=r"cat_mask\.png: no picture has its stem; .*; there is cat\.jpg"):
+    with pytest.raises(DataError, match=r"cat_mask\.png: no picture has the same stem; .*; there is cat\.jpg"):
         pair([str(tmp_path / "images")], [str(tmp_path / "masks")])
 
 

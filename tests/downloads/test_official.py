@@ -169,7 +169,7 @@ def test_a_full_disk_is_reported(site, stuff):
     begun(site, stuff)
     stuff.part.unlink()
     stuff.part.symlink_to("/dev/full")
-    assert "No space left on device; go on with" in message(stuff) and len(site.asked) == 1
+    assert "No space left on device; continue with" in message(stuff) and len(site.asked) == 1
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def test_attempts_without_a_new_byte_are_counted(site, stuff, tmp_path):
     text = message(stuff)
     assert "3 consecutive attempts brought nothing new; 1,000 bytes are kept in" in text
     command = f"`cocolvis download --out {tmp_path} --only stuff --mirror {site.url}`"
-    assert text.endswith(f"go on with {command}") and len(site.asked) == 4
+    assert text.endswith(f"continue with {command}") and len(site.asked) == 4
     stuff()
     assert whole(stuff) and site.ranges[-1] == "bytes=1000-"
 
