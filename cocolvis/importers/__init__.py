@@ -1,1 +1,1 @@
-"""Other data sets, as they are distributed, built into the same shards: one module and one table of classes for each."""
+"""Imports other data sets, in the layout of their distribution, into the same shards: a module and a table of classes each."""

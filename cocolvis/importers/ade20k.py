@@ -12,7 +12,7 @@ _FOLDERS = {"train": "training", "val": "validation"}
 
 
 def find(src: Path, splits: Collection[str]) -> Tree:
-    """The tree at ``src``; a DataError if a folder of one of the ``splits`` is missing."""
+    """The tree at ``src``; raises DataError if a folder of one of the ``splits`` is missing."""
     needed = [f"{kind}/{_FOLDERS[split]}" for split in splits for kind in ("images", "annotations")]
     root, findings = find_root(src, needed, ["ADEChallengeData2016"], EXPECTED), Findings()
     layout = {

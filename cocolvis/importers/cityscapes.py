@@ -14,7 +14,7 @@ _LABEL_IDS, _TRAIN_IDS = "_gtFine_labelIds.png", "_gtFine_labelTrainIds.png"
 
 
 def find(src: Path, splits: Collection[str]) -> Tree:
-    """The tree at ``src``; a DataError if a folder of one of the ``splits`` is missing.
+    """The tree at ``src``; raises DataError if a folder of one of the ``splits`` is missing.
 
     Files with label ids are read, or those with train ids if there are none. The split test is not used: its labels are not
     public.

@@ -15,7 +15,7 @@ _ADVICE = f"images of COCO-Stuff 10k have names such as COCO_train2014_000000000
 
 
 def find(src: Path, splits: Collection[str]) -> Tree:
-    """The tree at ``src``; a DataError if a folder, or the list of one of the ``splits``, is missing."""
+    """The tree at ``src``; raises DataError if a folder, or the list of one of the ``splits``, is missing."""
     root = find_root(src, ["images", "annotations", *(_LISTS[split] for split in splits)], ["cocostuff-10k-v1.1"], EXPECTED)
     layout = [f"images/{{}}{ending}" for ending in PICTURES], ["annotations/{}.mat", "annotations/{}.png"]
     findings = Findings()

@@ -1,4 +1,4 @@
-"""Data sets of users' own: pictures, label files of the same names, and a list of classes."""
+"""Users' own data sets: pictures, label files with the same names, and a list of classes."""
 
 import csv
 from collections.abc import Collection, Iterator, Mapping
@@ -27,11 +27,12 @@ def find(
     ignored: Collection[int] = (),
     labels: Mapping[str, int] | None = None,
 ) -> Tree:
-    """The tree at ``src``; a DataError if a folder of one of the ``splits`` or the list of classes is missing or malformed.
+    """The tree at ``src``.
 
-    The first class has the label ``first_label``, 0 or 1, in the masks, and the others count on from there; classes named in
+    The first class has the label ``first_label``, 0 or 1, in the masks, and the labels of the others follow; classes named in
     ``labels`` have the label given there instead. Pixels with an ``ignored`` label are unlabelled, and so are those with 0 if
-    no class has that label.
+    no class has that label. Raises DataError if a folder of one of the ``splits`` or the list of classes is missing or
+    malformed.
     """
     root = find_root(src, [f"{kind}/{split}" for split in splits for kind in ("images", "masks")], [], EXPECTED)
     vocabulary = _vocabulary(root, first_label, ignored, labels or {})
@@ -68,7 +69,10 @@ def _vocabulary(root: Path, first_label: int, ignored: Collection[int], given: M
 
 
 def _labels(path: Path, classes: list[ClassInfo], given: Mapping[str, int]) -> dict[int, str]:
-    """Label -> name of the class; a DataError if two classes have the same label, or a label is given to an unknown class."""
+    """Label -> name of the class.
+
+    Raises DataError if two classes have the same label, or a label is given to an unknown class.
+    """
     labels: dict[int, str] = {}
     for c in classes:
         if (label := c.sources[SOURCE]) in labels:
@@ -80,12 +84,12 @@ def _labels(path: Path, classes: list[ClassInfo], given: Mapping[str, int]) -> d
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """One name on each line; an empty last line does not count."""
+    """One name on each line; empty lines at the end are ignored."""
     return ((name, "stuff") for name in read_lines(path))
 
 
 def _table(path: Path) -> Iterator[tuple[str, str]]:
-    """A column "name" and, optionally, "kind"."""
+    """Rows with the column "name" and, optionally, "kind"."""
     try:
         rows = csv.DictReader(StringIO(read_text(path), newline=""))
         if "name" not in (rows.fieldnames or ()):

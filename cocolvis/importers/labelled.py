@@ -22,23 +22,23 @@ from cocolvis.masks.runlength import Runs
 from cocolvis.pictures import encoded
 from cocolvis.pictures.label_files import Labels, label_pixels, open_labels, to_classes
 from cocolvis.storage.samples import Sample
-from cocolvis.text import nfc
+from cocolvis.text import first_few, nfc
 
 _SHARD_SIZE, _SHARD_BYTES = 500, 2**27
-"""The most images, and the most bytes of pictures, in a shard whose size the plan chooses: it is put together in memory."""
+"""The most images, and the most bytes of pictures, in a shard whose size the plan chooses; shards are assembled in memory."""
 
 _SAMPLED, _SAFE = 24, 1.5
-"""Masks of a split that are decoded to estimate the disk space that all of them will take; safety factor of the estimate."""
+"""How many masks of a split are decoded to estimate the disk space of all of them; the safety factor of the estimate."""
 
 _LISTED = 8
-"""Unknown labels of an image that its fault lists."""
+"""How many unknown labels of an image its fault lists."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelOptions(ShardOptions):
     """Everything besides the pictures and label files that decides the shards; ``dataset`` is the name of the importer.
 
-    Without a ``shard_size``, a shard has 500 images, or fewer if these were more than 128 MiB of pictures.
+    Without a ``shard_size``, a shard has 500 images, or fewer if their pictures have more than 128 MiB.
     """
 
     shard_size: int | None = None
@@ -56,7 +56,7 @@ class LabelTask(ShardTask[LabelledImage]):
     def sample(self, image: LabelledImage, faults: list[Fault], seen: Counter[str]) -> Sample | None:
         """The image with its mask; None and a fault if its picture or label file is absent, broken or of another size.
 
-        Pixels with an unknown label become unlabelled, which is a fault. ``seen`` also counts labels
+        Pixels with an unknown label become unlabelled, and a fault reports them. ``seen`` also counts labels
         (:mod:`cocolvis.building.numbering`).
         """
         opened = _open_or_fault(image, faults)
@@ -73,23 +73,29 @@ class LabelTask(ShardTask[LabelledImage]):
         seen.update(numbering.keys(pixels, self.known))
         unknown = {label: count for label, count in pixels.items() if label not in self.known}
         if unknown:
-            listed = ", ".join(map(str, list(unknown)[:_LISTED])) + (", ..." if len(unknown) > _LISTED else "")
-            reason = f"{sum(unknown.values())} pixels have labels that no class has: {listed}"
+            reason = f"{sum(unknown.values())} pixels have labels that no class has: {first_few(unknown, _LISTED)}"
             _add_fault(image, faults, "unknown label", reason)
-        none = np.zeros(0, np.uint16)
-        kept = content if self.options.images == "embed" else b""
-        return Sample(image_id=image.image_id, path=image.path, runs=Runs.of(mask), content=kept, neg=none, not_exhaustive=none)
+        stored = content if self.options.images == "embed" else b""
+        no_classes = np.zeros(0, np.uint16)
+        return Sample(
+            image_id=image.image_id,
+            path=image.path,
+            runs=Runs.of(mask),
+            content=stored,
+            neg=no_classes,
+            not_exhaustive=no_classes,
+        )
 
 
 class LabelPlan(ShardPlan[LabelledImage]):
-    """The plan of a data set that was found in a folder; a DataError if one of its splits is empty."""
+    """The plan of a data set that was found in a folder; raises DataError if one of its splits is empty."""
 
     options: LabelOptions
 
     def __init__(self, tree: Tree, options: LabelOptions):
         for split in options.splits:
             if not tree.images[split]:
-                raise DataError(f"{tree.root}: split {split} has no images; check what is there")
+                raise DataError(f"{tree.root}: split {split} has no images; check its folders, or leave it out with --split")
         self.tree, self.vocabulary, self.faults = tree, tree.vocabulary, list(tree.findings.faults)
         self._sizes = {split: _sizes(tree.images[split]) for split in options.splits}
         self.images = {split: list(tree.images[split][: options.limit]) for split in options.splits}
@@ -102,16 +108,16 @@ class LabelPlan(ShardPlan[LabelledImage]):
         return {split: _digest(self.tree.images[split], sizes) for split, sizes in self._sizes.items()}
 
     def files_record(self) -> dict[str, Any]:
-        """A digest of the ids and names of all images, and the sizes of their pictures and label files; 0 for a lost file."""
+        """A digest of the ids and names of all images, and the sizes of pictures and label files, 0 for missing ones."""
         names = (f"{split}\t{_name(image)}\n" for split in self._sizes for image in self.tree.images[split])
         digest = hashlib.sha256("".join(names).encode()).hexdigest()
         return {"inputs": self.inputs(), "names": digest, "sizes": self._sizes}
 
     def compare(self, begun: dict[str, Any], files: dict[str, Any] | None, unsettled: Collection[str]) -> Match:
-        """Compare this plan with an unfinished build of the same images, whose files may have changed since it was begun.
+        """Compare this plan with an unfinished build of the same images, whose files may have changed since that was begun.
 
-        Files may have been lost. Files that were restored or mended must belong to ``unsettled`` shards. This plan takes over
-        the shard size, unless the user has set one, and the recorded sizes of files that are lost.
+        Files may have been lost since. Files that were restored or repaired must belong to ``unsettled`` shards. This plan
+        adopts the shard size of the build, unless the user has set one, and the recorded sizes of files that are now missing.
         """
         if files is None or files["names"] != self.files_record()["names"]:
             return super().compare(begun, files, unsettled)
@@ -128,12 +134,12 @@ class LabelPlan(ShardPlan[LabelledImage]):
                 changed = [before for after, before in zip(size, old, strict=True) if after and after != before]
                 if any(changed) and self.shard_name(split, row) not in unsettled:
                     return Match.OTHER
-                match = Match.MENDED if changed else match
+                match = Match.REPAIRED if changed else match
                 sizes[row] = size[0] or old[0], size[1] or old[1]
         return match
 
     def image_root(self) -> Path | None:
-        """The folder of the data set, if its shards refer to the pictures there."""
+        """The folder of the data set, if its shards refer to the pictures there; otherwise None."""
         return self.tree.root if self.options.images == "path" else None
 
     def task(self, name: str, split: str, rows: list[LabelledImage]) -> LabelTask:
@@ -152,7 +158,7 @@ class LabelPlan(ShardPlan[LabelledImage]):
         return row.image_id, row.path
 
     def warm_up(self) -> None:
-        """Compile the kernels that code masks, and those that look for damage if asked to, or load them from their cache."""
+        """Compile the kernels that encode masks, and with ``decode`` those of the JPEG check, or load them from their cache."""
         runlength.pixel_counts(*runlength.encode(np.zeros((1, 1), np.uint16)))
         if self.options.decode:
             encoded.warm_up()
@@ -171,7 +177,7 @@ def _sizes(images: Sequence[LabelledImage]) -> list[tuple[int, int]]:
 
 
 def _name(image: LabelledImage) -> str:
-    """Id and path of an image, as far as known even if the file is lost: without ending, its characters composed."""
+    """Id and path of an image, in a form that does not depend on the ending or on how characters are composed."""
     return f"{image.image_id}\t{nfc(os.path.splitext(image.path)[0])}"
 
 
@@ -181,7 +187,7 @@ def _digest(images: Sequence[LabelledImage], sizes: Sequence[tuple[int, int]]) -
 
 
 def _mask_bytes(image: LabelledImage) -> int:
-    """The bytes of an image's mask in a shard; 0 if the image will be left out because its files do not fit together."""
+    """The bytes of an image's mask in a shard; 0 if the image will be left out because its files do not match."""
     try:
         labels = _open(image)
         if labels.size != encoded.image_size(image.picture.read()):

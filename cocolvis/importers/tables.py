@@ -1,4 +1,4 @@
-"""The reviewed tables of classes in this folder, as vocabularies."""
+"""Reads the tables of classes in this folder as vocabularies."""
 
 import csv
 from functools import cache

@@ -1,4 +1,4 @@
-"""Finding the pictures and label files below a folder and pairing them; every file is named by its path from that folder."""
+"""Finds the pictures and label files below a folder and pairs them; every file is named by its path from that folder."""
 
 import os
 import re
@@ -18,13 +18,12 @@ from cocolvis.text import nfc
 from cocolvis.vocabulary import Vocabulary
 
 PICTURES = (".jpg", ".jpeg", ".png")
-"""File endings that every import takes for pictures, in upper or lower case."""
+"""File endings of pictures in every import, in upper or lower case."""
 
 OWN_DATA = (
-    "import a data set of your own, whatever made it, with `cocolvis import folder`: images/{train,val}, masks/{train,val}"
-    " and a list of classes"
+    "import a data set of your own with `cocolvis import folder`: images/{train,val}, masks/{train,val} and a list of classes"
 )
-"""What to do with a data set that only looks like a published one: its classes are others."""
+"""The advice for a data set that only looks like a published one and has other classes."""
 
 _UNREAD = (*PICTURES, ".bmp", ".tif", ".tiff", ".webp", ".gif", ".jp2", ".mat", ".npy", ".npz")
 """Endings of files that may have been meant as a picture or a mask although they are not read as one."""
@@ -39,8 +38,8 @@ Layout = tuple[Sequence[str], Sequence[str]]
 class LabelledImage(NamedTuple):
     """An image: its id, and the paths from ``root`` of its picture and its label file, either of which may be missing.
 
-    ``missing`` says in words what is wrong with the missing one. ``folders`` are the folder of all pictures and that of all
-    label files, if the names of files contain folders below these.
+    ``missing`` says what is wrong with the missing one. ``folders`` are the folder of all pictures and that of all label files,
+    if file names contain folders below them.
     """
 
     image_id: int
@@ -66,7 +65,7 @@ class LabelledImage(NamedTuple):
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found out while looking for files: what is wrong with single files, and lines for the user."""
+    """The results of looking for files besides the images: faults of single files, and lines for the user."""
 
     faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -74,7 +73,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class Tree:
-    """A data set as it was found in a folder.
+    """A data set found in a folder.
 
     ``images`` has the images of each split in order; ``source`` is the numbering of ``vocabulary`` that the label files use.
     """
@@ -89,7 +88,7 @@ class Tree:
 def find_root(src: Path, needed: Iterable[str], inside: Sequence[str], expected: str) -> Path:
     """``src``, or one of the folders ``inside`` it, whichever holds everything ``needed``.
 
-    A DataError that says what is missing; ``expected`` is the layout in words.
+    Raises DataError if both lack something; ``expected`` is the layout in words.
     """
     if not reading.is_folder(src):
         raise DataError(f"{src}: is not a directory; expected {expected}")
@@ -109,10 +108,10 @@ def paired(
 
     If all names are numbers, and no number occurs twice, these are the ids; otherwise images are counted from 1 over all
     splits. Of two files with the same name, the one whose path comes first in the ``layout`` is used. A missing file gets the
-    first path. Findings are limited to ``splits``. A DataError if one of these has no picture with its labels, unless that is
-    allowed (:func:`cocolvis.disk.reading.allowing_missing`).
+    first path. Findings are limited to ``splits``. Raises DataError if one of these has no picture with its labels, unless that
+    is allowed (:func:`cocolvis.disk.reading.allowing_missing`).
     """
-    found: dict[str, list[LabelledImage]] = {}
+    by_split: dict[str, list[LabelledImage]] = {}
     for split, paths in layout.items():
         wanted = split in splits
         try:
@@ -125,13 +124,13 @@ def paired(
         names = sorted(pictures.named.keys() | labels.named.keys() | pictures.other.keys() | labels.other.keys())
         whole = pictures.named.keys() & labels.named.keys()
         similar = [either.unpaired(whole) for either in both] if len(whole) < len(names) else []
-        found[split] = [_image(root, name, paths, both, similar) for name in names]
+        by_split[split] = [_image(root, name, paths, both, similar) for name in names]
         if wanted and names and not whole and not reading.missing_allowed():
-            image = found[split][0]
+            image = by_split[split][0]
             absent = image.picture if names[0] in labels.named else image.labels
             why = reading.folder_problem(absent.folder) or f"{absent.path.removeprefix(f'{root}/')} {image.missing}"
             raise DataError(f"{root}: split {split} has no picture with its mask: {why}")
-    return _numbered(found, findings)
+    return _numbered(by_split, findings)
 
 
 def listed(
@@ -139,12 +138,12 @@ def listed(
 ) -> dict[str, list[LabelledImage]]:
     """The labelled images of each split in the order of its list; the groups of ``pattern``, concatenated, are an image's id.
 
-    ``lists`` has the path of the list of each split, and the layout of its files. Only the first word of a line counts, without
-    folder and ending. A line that does not match, or repeats a name, is a fault; a DataError, with ``advice``, if no line
-    matches.
+    ``lists`` has the path of the list of each split, and the layout of its files. Only the first word of a line is used,
+    without folder and ending. A line that does not match, or repeats a name, is a fault. Raises DataError, with ``advice``, if
+    no line matches.
     """
     matched: dict[tuple[str, ...], _Matched] = {}
-    found: dict[str, list[LabelledImage]] = {}
+    by_split: dict[str, list[LabelledImage]] = {}
     for split, (names, layout) in lists.items():
         ids = _listed_ids(root, names, pattern, advice, findings)
         for paths in map(tuple, layout):
@@ -153,8 +152,8 @@ def listed(
         both = [matched[tuple(paths)] for paths in layout]
         whole = both[0].named.keys() & both[1].named.keys()
         similar = [either.unpaired(ids.keys()) for either in both] if ids.keys() - whole else []
-        found[split] = [_image(root, name, layout, both, similar)._replace(image_id=ids[name]) for name in ids]
-    return found
+        by_split[split] = [_image(root, name, layout, both, similar)._replace(image_id=ids[name]) for name in ids]
+    return by_split
 
 
 @dataclass(frozen=True)
@@ -209,7 +208,7 @@ def _take(matched: _Matched, path: str, name: str, findings: Findings) -> None:
 
 
 def _image(root: Path, name: str, layout: Layout, both: Sequence[_Matched], similar: Sequence[Similar]) -> LabelledImage:
-    """The image of a name, its id still 0. A missing file gets the first path of the layout, and a hint at a similar file."""
+    """The image with this name, its id still 0. A missing file gets the first path of the layout and a hint."""
     picture, labels = (matched.named.get(name, paths[0].format(name)) for matched, paths in zip(both, layout, strict=True))
     folders = _folder(picture, layout[0]), _folder(labels, layout[1])
     image = LabelledImage(0, str(root), picture, labels, folders=folders)
@@ -226,7 +225,7 @@ def _folder(path: str, paths: Sequence[str]) -> str:
 
 
 def _described(path: str, is_mask: bool) -> str:
-    """The name of a file, and, if it looks like a mask of another format, which format a mask must have."""
+    """The name of a file; if that looks like a mask in another format, also the format that masks must have."""
     name = PurePosixPath(path)
     if not is_mask or name.suffix.lower() not in _UNREAD or name.suffix.lower() == ".png":
         return name.name
@@ -234,9 +233,9 @@ def _described(path: str, is_mask: bool) -> str:
     return f"{name.name}, but masks must be PNGs" + (": a JPEG is lossy, and its numbers are not those that were drawn" * lossy)
 
 
-def _numbered(found: Mapping[str, list[LabelledImage]], findings: Findings) -> dict[str, list[LabelledImage]]:
+def _numbered(by_split: Mapping[str, list[LabelledImage]], findings: Findings) -> dict[str, list[LabelledImage]]:
     """The images with their ids: the numbers that are their names, or a count over all splits."""
-    images = list(chain.from_iterable(found.values()))
+    images = list(chain.from_iterable(by_split.values()))
     numbers = [_number(image.path) for image in images]
     named = [number for number in numbers if number is not None]
     ids = iter(named)
@@ -244,7 +243,7 @@ def _numbered(found: Mapping[str, list[LabelledImage]], findings: Findings) -> d
         ids = iter(range(1, len(images) + 1))
         if named:
             findings.notes.append(f"the images are counted from 1: {reason}")
-    return {split: [image._replace(image_id=next(ids)) for image in own] for split, own in found.items()}
+    return {split: [image._replace(image_id=next(ids)) for image in of_split] for split, of_split in by_split.items()}
 
 
 def _number(path: str) -> int | None:

@@ -19,7 +19,7 @@ _ADVICE = f"images of PASCAL VOC have names such as 2007_000032, and its 21 clas
 
 
 def find(src: Path, splits: Collection[str], augmented: bool = False) -> Tree:
-    """The tree at ``src``; a DataError if a folder, or the list of one of the ``splits``, is missing.
+    """The tree at ``src``; raises DataError if a folder, or the list of one of the ``splits``, is missing.
 
     With ``augmented``, train_aug.txt or trainaug.txt lists the images of train, and SegmentationClassAug has their labels.
     """

@@ -88,9 +88,9 @@ def test_the_commands_that_look_at_a_data_set(tmp_path):
     assert json.loads(run("stats", out, "--json").stdout)["splits"]["train"]["groups"] == {}
     assert "all as recorded" in run("verify", out).stdout
     refused = run("verify", out, "--oracle", "--coco", tmp_path, "--lvis", tmp_path, code=1).stderr.splitlines()[-1]
-    assert refused.startswith("Error: ") and "has another vocabulary than COCO+LVIS" in refused
+    assert refused.startswith("Error: ") and "does not have the vocabulary of COCO+LVIS" in refused
     refused = run("why", out, 2007000032, 0, 0, "--coco", tmp_path, "--lvis", tmp_path, code=1).stderr
-    assert "has another vocabulary than COCO+LVIS" in refused
+    assert "does not have the vocabulary of COCO+LVIS" in refused
     run("show", out, 2007000032, "--out", tmp_path / "pictures")
     assert Image.open(tmp_path / "pictures" / "002007000032.png").size[0] > 480
     run("export", out, "--out", tmp_path / "masks")
