@@ -1,1 +1,1 @@
-"""Looks into a finished data set: checks it, compares it, explains it, draws it, and exports its masks."""
+"""Checks, compares, explains, draws and exports finished data sets."""

@@ -3,12 +3,12 @@
 from cocolvis.compiled import entry
 
 COUNT, TOP, BOTTOM, LEFT, RIGHT = range(5)
-"""The columns of ``found`` in :func:`blend`: the pixels of a class, and its first and last row and column."""
+"""The columns of ``extents`` in :func:`blend`: the pixels of a class, and its first and last row and column."""
 
 
 @entry()
-def blend(image, mask, colours, inside, outlines, blended, found):
-    """Fill ``blended`` (H, W, 3) uint8 with the overlay, and ``found`` (C, 5) int64, all zeros, with the extent of each class.
+def blend(image, mask, colours, inside, outlines, blended, extents):
+    """Fill ``blended`` (H, W, 3) uint8 with the overlay, and ``extents`` (C, 5) int64, all zeros, with that of each class.
 
     ``image`` (H, W, 3) uint8; ``mask`` (H, W) uint16 below C, 0 = unlabelled; ``colours`` (C, 3) uint8, read-only. A channel of
     value v becomes ``table[k, v]``, where k is the same channel of the class's colour, or 256 for unlabelled pixels. The table
@@ -25,9 +25,9 @@ def blend(image, mask, colours, inside, outlines, blended, found):
                 for channel in range(3):
                     blended[y, x, channel] = table[colours[c, channel] if c else 256, image[y, x, channel]]
                 x += 1
-            if found[c, COUNT] == 0:
-                found[c, TOP], found[c, LEFT] = y, start
-            found[c, COUNT] += x - start
-            found[c, BOTTOM] = y
-            found[c, LEFT] = min(found[c, LEFT], start)
-            found[c, RIGHT] = max(found[c, RIGHT], x - 1)
+            if extents[c, COUNT] == 0:
+                extents[c, TOP], extents[c, LEFT] = y, start
+            extents[c, COUNT] += x - start
+            extents[c, BOTTOM] = y
+            extents[c, LEFT] = min(extents[c, LEFT], start)
+            extents[c, RIGHT] = max(extents[c, RIGHT], x - 1)

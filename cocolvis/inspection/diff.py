@@ -62,37 +62,37 @@ def diff(a: Dataset, b: Dataset, progress: Progress = ignore, phase: Phase = ign
 
     ``progress`` counts images; ``phase`` is called for every shard whose image ids are read beforehand.
     """
-    found = Difference()
+    difference = Difference()
     counts: dict[int, int] = {}
     splits = {name: _find_rows(a, b, name, phase) for name in sorted({*a.splits, *b.splits})}
     total = sum(len(rows.a.keys() & rows.b.keys()) for rows in splits.values())
     progress(0, total)
     for name, rows in splits.items():
-        found.only_a += [(name, image_id) for image_id in rows.a if image_id not in rows.b]
-        found.only_b += [(name, image_id) for image_id in rows.b if image_id not in rows.a]
+        difference.only_a += [(name, image_id) for image_id in rows.a if image_id not in rows.b]
+        difference.only_b += [(name, image_id) for image_id in rows.b if image_id not in rows.a]
         if rows.split_a is None or rows.split_b is None:
             continue
         for image_id in [image_id for image_id in rows.a if image_id in rows.b]:
             masks = rows.split_a.mask(rows.a[image_id]), rows.split_b.mask(rows.b[image_id])
-            _compare(found, counts, (name, image_id), *masks)
-            found.common += 1
-            progress(found.common, total)
+            _compare(difference, counts, (name, image_id), *masks)
+            difference.common += 1
+            progress(difference.common, total)
     pairs = (Pair(*divmod(code, _CODE), pixels) for code, pixels in counts.items())
-    found.pairs = sorted(pairs, key=lambda pair: (-pair.pixels, pair))
-    return found
+    difference.pairs = sorted(pairs, key=lambda pair: (-pair.pixels, pair))
+    return difference
 
 
-def _compare(found: Difference, counts: dict[int, int], image: tuple[str, int], a: np.ndarray, b: np.ndarray) -> None:
+def _compare(difference: Difference, counts: dict[int, int], image: tuple[str, int], a: np.ndarray, b: np.ndarray) -> None:
     if a.shape != b.shape:
-        found.resized.append(image)
+        difference.resized.append(image)
         return
-    found.pixels += a.size
+    difference.pixels += a.size
     where = a != b
     codes, pixels = np.unique(a[where].astype(np.int64) * _CODE + b[where], return_counts=True)
     for code, count in zip(codes.tolist(), pixels.tolist(), strict=True):
         counts[code] = counts.get(code, 0) + count
     if codes.size:
-        found.differing.append((*image, int(pixels.sum())))
+        difference.differing.append((*image, int(pixels.sum())))
 
 
 def _find_rows(a: Dataset, b: Dataset, name: str, phase: Phase) -> _Rows:

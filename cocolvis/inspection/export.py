@@ -66,15 +66,15 @@ def _tasks(dataset: Dataset, out: Path) -> Iterator[tuple[Path, Runs]]:
 def _begin(dataset: Dataset, out: Path, resume: bool, overwrite: bool) -> None:
     """Write the record of this export, unless it is there already; raises DataError if there are masks of another data set."""
     record = _Record(dataset.index["digest"], list(dataset.splits))
-    found = _read_record(out, overwrite)
-    if found == record:
+    earlier = _read_record(out, overwrite)
+    if earlier == record:
         for name in record.splits if resume or overwrite else ():
             _sweep(out / name)
         return
-    others = {*record.splits, *(found.splits if found else ())}
+    others = {*record.splits, *(earlier.splits if earlier else ())}
     masks = [path for name in sorted(others) for path in _masks(out / name)]
     if masks and not overwrite:
-        whose = "of another data set" if found else f"of unknown origin, since no {RECORD} describes them"
+        whose = "of another data set" if earlier else f"of unknown origin, because there is no {RECORD}"
         raise DataError(
             f"{out}: holds masks {whose}, such as {masks[0]}; choose another --out, or replace them with --overwrite"
         )
@@ -91,15 +91,15 @@ def _read_record(out: Path, overwrite: bool) -> _Record | None:
         if is_absent(path):
             return None
         regular_file(path)
-        found = msgspec.convert(read_json(path), _Record)
-        if not all(re.fullmatch(r"\w[\w-]*", name) for name in found.splits):
+        record = msgspec.convert(read_json(path), _Record)
+        if not all(re.fullmatch(r"\w[\w-]*", name) for name in record.splits):
             raise msgspec.ValidationError("it names an invalid split")
-        return found
+        return record
     except (DataError, msgspec.ValidationError) as error:
         if overwrite:
             return None
-        said = error if isinstance(error, DataError) else f"{path}: is not a record of an export: {error}"
-        raise DataError(f"{said}; choose another --out, or replace the masks with --overwrite") from None
+        message = error if isinstance(error, DataError) else f"{path}: is not a record of an export: {error}"
+        raise DataError(f"{message}; choose another --out, or replace the masks with --overwrite") from None
 
 
 def _masks(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The independent check: derives every mask again with lvis.LVIS and pycocotools.coco.COCO and compares it pixel by pixel.
+"""The independent check: derives every mask again with lvis.LVIS and pycocotools.coco.COCO, and compares pixel by pixel.
 
 Apart from the vocabulary it shares no code with the builder; it reads the built masks through :class:`Dataset`.
 """
@@ -42,8 +42,8 @@ class OracleResult:
     """The result of the comparison.
 
     ``images`` counts the compared images; ``differing`` lists (split, image id, differing pixels). ``missing`` and
-    ``unexpected`` list (split, image id) of images that the data set lacks and of images that it should not hold, or not twice.
-    ``skipped`` counts the annotations that were left out because the build reported a fault in them.
+    ``unexpected`` list (split, image id) of images that the data set lacks, and of images that it should not contain or
+    contains more than once. ``skipped`` counts the annotations that were left out because the build reported a fault in them.
     """
 
     images: int = 0
@@ -54,7 +54,7 @@ class OracleResult:
 
     def faults(self) -> list[str]:
         """One line for each fault; empty if everything is equal."""
-        lines = [f"{split}: image {i} is missing: the annotations have it, the report does not" for split, i in self.missing]
+        lines = [f"{split}: image {i} is missing, and the report does not list it" for split, i in self.missing]
         lines += [f"{split}: image {i} should not be there" for split, i in self.unexpected]
         return lines + [f"{split}: image {i} differs in {pixels} pixels" for split, i, pixels in self.differing]
 
@@ -66,7 +66,7 @@ def check(dataset: Dataset, coco: Roots, lvis: Roots, progress: Progress = ignor
     vocabulary or was built from other annotation files.
     """
     if not dataset.is_coco_lvis:
-        raise DataError(f"{dataset.folder}: has another vocabulary than COCO+LVIS; --oracle can only check COCO+LVIS masks")
+        raise DataError(f"{dataset.folder}: does not have the vocabulary of COCO+LVIS; --oracle can only check COCO+LVIS masks")
     oracle = _Oracle(dataset, coco, lvis, phase)
     result = OracleResult()
     total = sum(dataset.splits.values())

@@ -58,15 +58,15 @@ def overlay(image: np.ndarray, mask: np.ndarray, names: Vocabulary | Sequence[st
 
     image, mask = np.require(image, np.uint8, ("C", "W")), np.require(mask, np.uint16, ("C", "W"))
     colours = _palette_of(mask)
-    picture, found = np.empty_like(image), np.zeros((len(colours), 5), np.int64)
-    blend(image, mask, colours, *_blended_colours(opacity), picture, found)
-    pixels = found[:, COUNT]
+    picture, extents = np.empty_like(image), np.zeros((len(colours), 5), np.int64)
+    blend(image, mask, colours, *_blended_colours(opacity), picture, extents)
+    pixels = extents[:, COUNT]
     pixels[0] = 0
     taken: list[tuple[int, int, int, int]] = []
     for c in np.argsort(-pixels, kind="stable")[:NAMED].tolist():
         if pixels[c] and pixels[c] >= _SMALLEST * mask.size:
-            top, left = found[c, TOP], found[c, LEFT]
-            region = mask[top : found[c, BOTTOM] + 1, left : found[c, RIGHT] + 1] == c
+            top, left = extents[c, TOP], extents[c, LEFT]
+            region = mask[top : extents[c, BOTTOM] + 1, left : extents[c, RIGHT] + 1] == c
             centre = _widest(region, int(top), int(left))
             _write(picture, names.name(c) if isinstance(names, Vocabulary) else names[c], centre, taken)
     return picture

@@ -28,12 +28,12 @@ def statistics(dataset: Dataset, progress: Progress = ignore) -> dict[str, Any]:
     many of them occur, their pixels, and their images (summed over classes). ``pixels`` counts all pixels, ``labelled`` those
     that have a class. ``progress`` counts images.
     """
-    done, total, found = 0, sum(dataset.splits.values()), {}
+    done, total, splits = 0, sum(dataset.splits.values()), {}
     for name, images in dataset.splits.items():
         before = done
-        found[name] = _split_statistics(dataset, name, lambda read: progress(before + read, total))  # noqa: B023 (called now)
+        splits[name] = _split_statistics(dataset, name, lambda read: progress(before + read, total))  # noqa: B023 (called now)
         done += images
-    return {"splits": found}
+    return {"splits": splits}
 
 
 def _split_statistics(dataset: Dataset, name: str, read: Callable[[int], None]) -> dict[str, Any]:

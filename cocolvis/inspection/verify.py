@@ -1,4 +1,4 @@
-"""The integrity of a data set: every shard against its recorded size and SHA-256, and its content against dataset.json."""
+"""Verifies a data set: the size and SHA-256 of every shard, and its content against dataset.json."""
 
 import os
 from collections import Counter
@@ -92,17 +92,17 @@ class _ShardProgress:
         self._before = self._size = self._hashed = 0
 
     def begin(self, size: int) -> None:
-        """The previous shard is done, and the next one has ``size`` bytes."""
+        """Begin the next shard, which has ``size`` bytes."""
         self._before, self._size, self._hashed = self._before + self._size, size, 0
         self._progress(self._before, self._total)
 
     def hashed(self, count: int) -> None:
-        """``count`` more bytes of the shard's file have been hashed."""
+        """Report that ``count`` more bytes of the shard's file have been hashed."""
         self._hashed += count
         self._progress(self._before + min(self._hashed, self._size) // 2, self._total)
 
     def checked(self, share: float) -> None:
-        """This share of the shard's images has been checked."""
+        """Report that this share of the shard's images has been checked."""
         self._progress(self._before + int(self._size * (1 + share) / 2), self._total)
 
 
@@ -114,8 +114,8 @@ def _file_faults(path: Path, entry: dict[str, Any], meter: _ShardProgress) -> It
         size = regular_file(path).st_size
         if size != entry["bytes"]:
             yield f"{path}: has {size} bytes, dataset.json says {entry['bytes']}"
-        elif (found := sha256(path, meter.hashed)) != entry["sha256"]:
-            yield f"{path}: has SHA-256 {found}, dataset.json says {entry['sha256']}"
+        elif (actual := sha256(path, meter.hashed)) != entry["sha256"]:
+            yield f"{path}: has SHA-256 {actual}, dataset.json says {entry['sha256']}"
     except DataError as error:
         yield str(error)
 
@@ -128,8 +128,8 @@ def _content_faults(reader: ShardReader, entry: dict[str, Any], dataset: Dataset
             yield f"its {name} is {one_line(repr(reader.attributes.get(name)))}, dataset.json says {expected!r}"
     listed = reader.federated_classes()
     if listed.size and not 1 <= listed.min() <= listed.max() <= len(dataset.vocabulary):
-        found = f"{listed.min()}..{listed.max()}"
-        yield f"/neg and /not_exhaustive hold classes {found}, the vocabulary has 1..{len(dataset.vocabulary)}"
+        present = f"{listed.min()}..{listed.max()}"
+        yield f"/neg and /not_exhaustive hold classes {present}, the vocabulary has 1..{len(dataset.vocabulary)}"
 
 
 def _image_faults(reader: ShardReader, leaves: list[bytes], meter: _ShardProgress) -> Iterator[str]:
@@ -144,8 +144,8 @@ def _image_faults(reader: ShardReader, leaves: list[bytes], meter: _ShardProgres
         try:
             leaves.append(reader.digest(row))
             if leaves[-1] != recorded.tobytes():
-                found = f"image {image_id} has the digest {leaves[-1].hex()}, the shard says {recorded.tobytes().hex()}"
-                yield f"{reader.path}: {found}"
+                fault = f"image {image_id} has the digest {leaves[-1].hex()}, the shard says {recorded.tobytes().hex()}"
+                yield f"{reader.path}: {fault}"
             runs = reader.runs(row)
         except DataError as error:
             yield str(error)
@@ -161,15 +161,15 @@ def _image_faults(reader: ShardReader, leaves: list[bytes], meter: _ShardProgres
 
 
 def _index_faults(dataset: Dataset, ids: dict[str, list[np.ndarray]], leaves: dict[str, list[bytes]]) -> Iterator[str]:
-    found = digest.of_dataset(leaves, dataset.vocabulary.digest)
-    if found != dataset.index["digest"]:
-        yield f"{dataset.folder / 'dataset.json'}: its digest is {dataset.index['digest']}, the contents make {found}"
+    actual = digest.of_dataset(leaves, dataset.vocabulary.digest)
+    if actual != dataset.index["digest"]:
+        yield f"{dataset.folder / 'dataset.json'}: its digest is {dataset.index['digest']}, but the contents give {actual}"
     for split, parts in ids.items():
         entries = [entry for entry in dataset.index["shards"] if entry["split"] == split]
         recorded = dataset.index["splits"].get(split)
         counted = {"images": sum(entry["images"] for entry in entries), "shards": len(entries)}
         if recorded != counted:
-            yield f"{dataset.folder / 'dataset.json'}: split {split} is {recorded}, its shards make {counted}"
+            yield f"{dataset.folder / 'dataset.json'}: split {split} is {recorded}, its shards have {counted}"
         repeated = [i for i, count in Counter(np.concatenate([np.zeros(0, np.int64), *parts]).tolist()).items() if count > 1]
         if repeated:
             yield f"split {split}: {len(repeated)} image ids occur more than once, the first: {repeated[0]}"

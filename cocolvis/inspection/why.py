@@ -34,7 +34,7 @@ class Layer:
 class Explanation:
     """A pixel of an image of ``height`` x ``width``: its ``layers`` from top to bottom, and the class that the mask stores.
 
-    ``left_out`` are the annotations of the image that builds leave out, with the reason.
+    ``left_out`` lists the annotations of the image that builds leave out, with the reason.
     """
 
     split: str
@@ -64,7 +64,7 @@ class Explanation:
         if self.stored == self.derived:
             return None
         derived = f"{self.derived} {coco_lvis().name(self.derived)}"
-        found = f"the mask has class {self.stored} {self.stored_name}, the annotations make it {derived}"
+        found = f"the mask has class {self.stored} {self.stored_name}, but the annotations give {derived}"
         return f"image {self.image_id}, x {self.x}, y {self.y}: {found}; `cocolvis verify` checks the data set"
 
     def to_json(self) -> dict:
@@ -77,11 +77,11 @@ def why(dataset: Dataset, sources: Sources, image_id: int, x: int, y: int) -> Ex
     """Explain the pixel in column ``x`` and row ``y``, counted from 0 at the top left.
 
     Reads the LVIS file of the image's split and the stuff file of its folder. Raises DataError if the data set does not hold
-    the image, if the pixel lies outside the image, or if the data set was built with another vocabulary or other annotation
+    the image, if the pixel is outside the image, or if the data set was built with another vocabulary or other annotation
     files.
     """
     if not dataset.is_coco_lvis:
-        raise DataError(f"{dataset.folder}: has another vocabulary than COCO+LVIS; only COCO+LVIS masks can be explained")
+        raise DataError(f"{dataset.folder}: does not have the vocabulary of COCO+LVIS; only COCO+LVIS masks can be explained")
     split, row = dataset.locate(image_id)
     mask = split.mask(row)
     height, width = mask.shape
@@ -108,7 +108,7 @@ def why(dataset: Dataset, sources: Sources, image_id: int, x: int, y: int) -> Ex
 def _task(
     dataset: Dataset, sources: Sources, split: str, image_id: int, shape: tuple[int, ...]
 ) -> tuple[AnnotatedImage, CocoLvisOptions, list[Fault]]:
-    """What a build makes the image's mask from: its annotations, the options, and the faults found while reading them."""
+    """The input of the image's mask: its annotations, the options of the build, and the faults found while reading."""
     things = sources.things(split)
     record = things.images.get(image_id)
     _check_inputs(dataset, sources)
@@ -132,7 +132,7 @@ def _check_inputs(dataset: Dataset, sources: Sources) -> None:
 
 
 def _covers(spans: Spans, pixel: int) -> bool:
-    """Whether a column-major pixel number lies in one of the spans."""
+    """Whether a column-major pixel number is in one of the spans."""
     before = int(spans.starts.searchsorted(pixel, "right"))
     return before > 0 and pixel < spans.stops[before - 1]
 

@@ -244,5 +244,5 @@ def test_contents_that_contradict_the_index_are_found(data):
     found = verify(data)
     assert any("holds 2 images, dataset.json says 3" in line for line in found)
     assert any(
-        "split train is {'images': 5, 'shards': 3}, its shards make {'images': 6, 'shards': 3}" in line for line in found
+        "split train is {'images': 5, 'shards': 3}, its shards have {'images': 6, 'shards': 3}" in line for line in found
     )

@@ -172,7 +172,7 @@ def test_another_vocabulary_is_refused(tree, overlapping):
     data = tree.build()
     data.vocabulary.classes = data.vocabulary.classes[:-1]
     del data.vocabulary.__dict__["digest"]
-    with pytest.raises(DataError, match="has another vocabulary than COCO"):
+    with pytest.raises(DataError, match="does not have the vocabulary of COCO"):
         why(data, tree.sources(), 1, 0, 0)
 
 
@@ -189,7 +189,7 @@ def test_a_mask_that_disagrees_is_a_fault(tree, overlapping):
     for (x, y), derived in {(3, 2): "793 person", (7, 7): "0 unlabelled"}.items():
         found = why(data, tree.sources(), 1, x, y)
         assert found.fault.startswith(
-            f"image 1, x {x}, y {y}: the mask has class 17 {name}, the annotations make it {derived};"
+            f"image 1, x {x}, y {y}: the mask has class 17 {name}, but the annotations give {derived};"
         )
 
 
