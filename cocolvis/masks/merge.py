@@ -14,7 +14,7 @@ from cocolvis.vocabulary import UNLABELLED
 MASK_RULE = 2
 """The version of the rules that turn annotations and label files into masks. A build never mixes shards of two versions.
 
-Increase it whenever a change alters the mask of any input.
+Increase it with every change that alters the mask of some input.
 """
 
 OVERLAPS = ("first", "small-on-top")

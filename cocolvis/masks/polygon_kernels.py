@@ -5,12 +5,12 @@ The rule of pycocotools, in full:
 1. The vertices are rounded to a grid with ``_SCALE`` = 5 points per pixel side: p becomes int(5 p + 1/2).
 2. An edge visits one grid point per step of its longer axis, x if both are equal; the other coordinate is rounded, halves up.
    It starts at the end where the longer axis is smaller.
-3. Where two successive points lie on either side of the centre 5 c + 2.5 of a pixel column c, the outline crosses the column,
-   at the upper of the two points.
-4. The row of a crossing is the first one whose centre 5 r + 2.5 lies below that point, 0 at least and the height at most.
+3. Where two successive points are on different sides of the centre 5 c + 2.5 of a pixel column c, the outline crosses the
+   column, at the upper of the two points.
+4. The row of a crossing is the first one whose centre 5 r + 2.5 is below that point, at least 0 and at most the height.
 5. In each column, the pixels from the first crossing to the second, from the third to the fourth, and so on, are inside.
 
-``rasterize`` passes on only what :func:`outline_length` accepts, so that all memory here is bounded.
+``rasterize`` passes on only polygons that :func:`outline_length` accepts, so that all memory here is bounded.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from cocolvis.compiled import entry, inner
 
 _SCALE = 5
-"""Grid points per pixel side, odd, so that no grid point lies on the centre of a pixel."""
+"""Grid points per pixel side, odd, so that grid points are never on the centre of a pixel."""
 
 
 @entry()
@@ -48,7 +48,7 @@ def _to_grid(value):
 
 @inner()
 def _next_centre(at):
-    """The first column (or row) from 0 on whose centre lies beyond the grid point ``at``: the least c with 5 c + 2.5 > at."""
+    """The first column (or row) whose centre is beyond the grid point ``at``: the least c with 5 c + 2.5 > at."""
     return (max(at, 0) + _SCALE // 2) // _SCALE
 
 
@@ -62,7 +62,7 @@ def _minor(start, slope, step):
 def _steps_to_pass(x0, slope, steps, centre):
     """How many of the ``steps`` of a steep edge, at least 1, take its x from one side of a centre to the other.
 
-    The quotient gives the number up to rounding. It is corrected by what :func:`_minor` says, which decides.
+    The quotient gives the number up to rounding. It is corrected until it agrees with :func:`_minor`.
     """
     step = min(max(int((centre - x0) / slope), 1), steps)
     while step > 1 and (_minor(x0, slope, step - 1) > centre) == (slope > 0):
@@ -177,7 +177,8 @@ def _united(starts, stops):
 def polygon_spans(points, bounds, height, width):
     """(starts, stops) int64 of the pixels inside any of the polygons, as column-major pixel numbers x * height + y.
 
-    The spans [start, stop) are ascending and disjoint. The arguments are those that :func:`outline_length` has accepted.
+    The spans [start, stop) are ascending and disjoint. The arguments are those of :func:`outline_length`, which must have
+    accepted them.
     """
     most = 0
     for polygon in range(len(bounds) - 1):

@@ -8,6 +8,7 @@ import numpy as np
 
 from cocolvis.masks import polygon_kernels, run_kernels
 from cocolvis.sources.json_values import REFUSED, described, whole
+from cocolvis.text import first_few
 
 MAX_OUTLINE = 2**24
 """The longest polygon outline, in pixels, that is accepted. Memory and time grow with it."""
@@ -51,7 +52,7 @@ class _LooseRunLengths(msgspec.Struct, gc=False):
 _decode = msgspec.json.Decoder(list[list[float]] | _RunLengths).decode
 
 _LONGEST_EXPLAINED = 2**16
-"""The longest segmentation, in bytes, whose fault is searched for so that the message can name it."""
+"""The longest segmentation, in bytes, whose fault is described in the message."""
 
 
 def rasterize(segmentation: bytes | msgspec.Raw, height: int, width: int) -> Spans:
@@ -110,8 +111,8 @@ def _explained_runs(parts: dict[str, msgspec.Raw]) -> str:
         items = msgspec.json.decode(parts[name], type=list[msgspec.Raw])
     except REFUSED:
         return f"its {name} is {described(parts[name])}; expected {expected[name]}"
-    found = ", ".join(described(item) for item in items[:3]) + (", ..." if len(items) > 3 else "")
-    return f"its {name} is a list of {found or 'nothing'}; expected {expected[name]}"
+    shown = first_few(map(described, items), 3) or "nothing"
+    return f"its {name} is a list of {shown}; expected {expected[name]}"
 
 
 def _is_number(raw: msgspec.Raw) -> bool:

@@ -1,7 +1,7 @@
 """The compiled loops between run lengths, spans and masks.
 
-They check all lengths and bounds, so that no input makes them leave their arrays. Faults are reported as values, which
-``rasterize`` puts into words.
+They check all lengths and bounds, and stay inside their arrays for any input. Faults are returned as values, which
+``rasterize`` describes in words.
 """
 
 import numpy as np
@@ -26,7 +26,7 @@ def compressed_spans(counts, pixels):
     """(finding, starts, stops) of COCO's compressed counts, ASCII bytes, for an image of ``pixels`` pixels.
 
     Each character, less 48, holds 5 bits of a number, the lowest first, and has bit 32 set if more follow. Numbers are signed;
-    from the fourth on, a number is the difference to the run two places before. The rest is as in :func:`run_spans`.
+    from the fourth on, a number is the difference to the run two places before. The result is that of :func:`run_spans`.
     """
     runs = np.empty(len(counts), np.int64)
     number = value = symbols = 0
@@ -140,16 +140,16 @@ def window(classes, lengths, width, top, bottom, left, right):
     ``classes`` and ``lengths`` cover a mask of ``width`` columns. Neighbouring runs of the result differ in class.
     """
     most = len(classes) + bottom - top  # every run of the result starts where a run or a row of the mask starts
-    found, sizes, count = np.empty(most, np.uint16), np.empty(most, np.int32), 0
+    shown, sizes, count = np.empty(most, np.uint16), np.empty(most, np.int32), 0
     at, row, last = 0, top * width, bottom * width
     for run in range(len(classes)):
         start, end = max(at, row), min(at + lengths[run], last)
         while start < end:
             low, high = max(start, row + left), min(end, row + right)
-            if low < high and count and found[count - 1] == classes[run]:
+            if low < high and count and shown[count - 1] == classes[run]:
                 sizes[count - 1] += high - low
             elif low < high:
-                found[count], sizes[count] = classes[run], high - low
+                shown[count], sizes[count] = classes[run], high - low
                 count += 1
             start = min(end, row + width)
             if start == row + width:
@@ -157,7 +157,7 @@ def window(classes, lengths, width, top, bottom, left, right):
         at += lengths[run]
         if at >= last:
             break
-    return found[:count], sizes[:count]
+    return shown[:count], sizes[:count]
 
 
 @entry()

@@ -84,7 +84,7 @@ def check_pixels(size: tuple[int, int]) -> None:
 
 
 def warm_up() -> None:
-    """Compile the kernels of :func:`check` or load them from the cache, so that processes and threads need not each do so."""
+    """Compile the kernels of :func:`check`, or load them from the cache, before processes and threads need them."""
     check(cv2.imencode(".jpg", np.zeros((8, 8), np.uint8))[1].tobytes(), (8, 8))
 
 

@@ -25,7 +25,7 @@ _BARE = frozenset((0x01, *range(0xD0, 0xDA)))
 """Markers that have no length: TEM, RST0..RST7, and the start and end of the image."""
 
 _MOST_SEGMENTS = 2**16
-"""A file with more segments is not a picture but an attempt to waste time."""
+"""The most segments that are read; a file with more is an attempt to waste time."""
 
 
 def read_size(content: bytes) -> tuple[int, int]:
@@ -132,8 +132,8 @@ class _Frame(NamedTuple):
 
     def most(self) -> tuple[int, int]:
         """The largest sampling factors."""
-        found = self.components.values()
-        return max(c.across for c in found), max(c.down for c in found)
+        components = self.components.values()
+        return max(c.across for c in components), max(c.down for c in components)
 
 
 @dataclass(slots=True)
@@ -147,10 +147,10 @@ class _State:
 
 
 def _segment(content: bytes, at: int) -> _Segment:
-    found = _MARKER.search(content, at)
-    if found is None:
+    match = _MARKER.search(content, at)
+    if match is None:
         raise ValueError("the JPEG breaks off")
-    marker, start, at = found[1][0], found.start(), found.end()
+    marker, start, at = match[1][0], match.start(), match.end()
     if marker in _BARE:
         return _Segment(marker, b"", start, at)
     length = struct.unpack_from(">H", content, at)[0] if at + 2 <= len(content) else 0
@@ -220,11 +220,11 @@ def _scan(content: bytes, segment: _Segment, state: _State) -> int:
         members[0].nonzero = np.zeros(frame.blocks(members[0]), np.uint64)
     units = frame.units() if count > 1 else frame.blocks(members[0])
     plan = np.array(blocks, np.int64)
-    found, at = scans.follow(
+    result, at = scans.follow(
         np.frombuffer(content, np.uint8), segment.end, tables, plan, units, state.restart, kind, first, last, members[0].nonzero
     )
-    if found != scans.FINE:
-        raise ValueError(f"the JPEG's pixels {scans.FAULTS[found]}, at byte {at}")
+    if result != scans.FINE:
+        raise ValueError(f"the JPEG's pixels {scans.FAULTS[result]}, at byte {at}")
     if first == 0:
         state.seen |= chosen.keys()
     return at

@@ -45,21 +45,21 @@ def follow(data, at, tables, blocks, units, restart, kind, first, last, nonzero)
             markers += 1
         for block in range(len(blocks)):
             dc, ac = tables[blocks[block, 1] & 3], tables[4 + (blocks[block, 2] & 3)]
-            found = FINE
+            result = FINE
             if kind == WHOLE:
-                found = _whole(data, state, dc, ac)
+                result = _whole(data, state, dc, ac)
             elif kind == DC:
-                found = _difference(data, state, dc)
+                result = _difference(data, state, dc)
             elif kind == DC_REFINED:
-                found = FINE if _take(data, state, 1) >= 0 else BREAKS_OFF
+                result = FINE if _take(data, state, 1) >= 0 else BREAKS_OFF
             elif kind == AC and run:
                 run -= 1
             elif kind == AC:
-                found, run = _ac(data, state, ac, first, last, nonzero, unit)
+                result, run = _ac(data, state, ac, first, last, nonzero, unit)
             else:
-                found, run = _ac_refined(data, state, ac, first, last, nonzero, unit, run)
-            if found != FINE:
-                return found, state[_AT]
+                result, run = _ac_refined(data, state, ac, first, last, nonzero, unit, run)
+            if result != FINE:
+                return result, state[_AT]
     return (LEFT_OVER if run or not _drained(data, state) else FINE), state[_AT]
 
 
@@ -143,9 +143,9 @@ def _difference(data, state, table):
 @inner()
 def _whole(data, state, dc, ac):
     """Read a block of a sequential scan. Most files have only these, so the state is kept in local variables."""
-    found = _difference(data, state, dc)
-    if found != FINE:
-        return found
+    result = _difference(data, state, dc)
+    if result != FINE:
+        return result
     buffer, bits, at = state[_BUFFER], state[_BITS], state[_AT]
     k = np.int64(1)
     while k < 64:
@@ -154,17 +154,17 @@ def _whole(data, state, dc, ac):
         code = np.int64(ac[_ahead(buffer, bits)])
         length, zeros, size = code >> 8, code >> 4 & 15, code & 15
         if length == 0 or length + size > bits:
-            found = NO_CODE if length == 0 and bits >= 16 else BREAKS_OFF
+            result = NO_CODE if length == 0 and bits >= 16 else BREAKS_OFF
             break
         bits -= length + size
         if size == 0 and zeros != 15:
             break
         k += zeros + 1
         if k > 64 and size:
-            found = TOO_LONG
+            result = TOO_LONG
             break
     state[_BUFFER], state[_BITS], state[_AT] = buffer, bits, at
-    return found
+    return result
 
 
 @inner()

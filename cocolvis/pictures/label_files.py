@@ -13,7 +13,7 @@ from cocolvis.pictures.encoded import check_pixels
 from cocolvis.pictures.other_formats import opened, pixels
 
 LABELS = 2**16
-"""Labels are below this, because a class number on disk has 16 bits."""
+"""Labels are below this number, because class ids on disk have 16 bits."""
 
 LOSSY = "a JPEG, which is lossy: its numbers are not those that were drawn"
 
@@ -29,7 +29,7 @@ _SIGNATURES = {
     **{b"P5": "a PGM", b"P6": "a PPM", b"\0\0\0\x0cjP  ": "a JPEG 2000", b"\x89HDF": "an HDF5 file"},
     b"\x1f\x8b": "a gzip file",
 }
-"""First bytes of files that users mistake for label files -> what they are."""
+"""First bytes of files that users mistake for label files -> the name of their format."""
 
 
 class Labels(NamedTuple):

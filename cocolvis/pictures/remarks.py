@@ -30,31 +30,31 @@ def orientation(content: bytes) -> int:
         content = png.exif(content)
     elif content.startswith(b"RIFF"):
         content = content[place + 8 :] if (place := content.find(b"EXIF", 12)) > 0 else b""
-    found = read_tags(content.removeprefix(_EXIF_START), (ORIENTATION,)).get(ORIENTATION, (1,))[0]
-    return found if 1 <= found <= 8 else 1
+    value = read_tags(content.removeprefix(_EXIF_START), (ORIENTATION,)).get(ORIENTATION, (1,))[0]
+    return value if 1 <= value <= 8 else 1
 
 
 def why_size(content: bytes, size: tuple[int, int], expected: tuple[int, int]) -> str:
-    """The part of a message that says that only its EXIF orientation gives a picture the ``expected`` size; "" otherwise."""
-    if size != expected[::-1] or (found := orientation(content)) not in _TURNED:
+    """The end of a message about a wrong size that the EXIF orientation would turn into the ``expected`` one; "" otherwise."""
+    if size != expected[::-1] or (turned := orientation(content)) not in _TURNED:
         return ""
-    return f"; only its EXIF orientation, {found}, turns it to that size, and labels must refer to the pixels as stored"
+    return f"; only its EXIF orientation, {turned}, turns it to that size, and labels must refer to the pixels as stored"
 
 
 def of_picture(content: bytes) -> list[str]:
     """The kinds of remarks that apply to a readable picture; a picture with 16-bit values is decoded once more."""
-    found = {ROTATED: orientation(content) > 1, DARK: _is_dark(content), PAGES: has_more(content)}
-    return [kind for kind, holds in found.items() if holds]
+    applies = {ROTATED: orientation(content) > 1, DARK: _is_dark(content), PAGES: has_more(content)}
+    return [kind for kind, holds in applies.items() if holds]
 
 
 def lines(counts: Mapping[str, int], first: Mapping[str, str] | None = None) -> list[str]:
     """One line for each kind of remark, with the number of pictures; ``first`` names one picture of each kind."""
-    said = []
+    remarks = []
     for kind, words in _WORDS.items():
         if count := counts.get(kind, 0):
             named = f" ({first[kind]}{', ...' if count > 1 else ''})" if first else ""
-            said.append((f"{count} pictures{named} have " if count > 1 else f"1 picture{named} has ") + words)
-    return said
+            remarks.append((f"{count} pictures{named} have " if count > 1 else f"1 picture{named} has ") + words)
+    return remarks
 
 
 def _is_dark(content: bytes) -> bool:

@@ -43,10 +43,10 @@ def numbers(content: bytes) -> str:
     if BITS not in tags and SAMPLES not in tags:
         return ""
     bits, kind = tags.get(BITS, (1,)), tags.get(FORMAT, (1,))[0]
-    said = "complex " if kind in _COMPLEX else "signed " if kind == _SIGNED else ""
-    said += "floating-point numbers" if kind == _FLOAT else "numbers" if kind in _COMPLEX else "integers"
+    words = "complex " if kind in _COMPLEX else "signed " if kind == _SIGNED else ""
+    words += "floating-point numbers" if kind == _FLOAT else "numbers" if kind in _COMPLEX else "integers"
     many = tags.get(SAMPLES, (len(bits),))[0]
-    return f"{'- and '.join(map(str, sorted(set(bits))))}-bit {said}" + (f", {many} a pixel" if many > 1 else "")
+    return f"{'- and '.join(map(str, sorted(set(bits))))}-bit {words}" + (f", {many} a pixel" if many > 1 else "")
 
 
 class _Directory(NamedTuple):
@@ -58,9 +58,9 @@ class _Directory(NamedTuple):
 
 def _directory(content: bytes) -> _Directory:
     """Read the first directory of a TIFF as far as possible; tags that are not integers are skipped."""
-    found = _Directory({})
+    directory = _Directory({})
     if content[:4] not in _HEADERS:
-        return found
+        return directory
     order, big = _HEADERS[content[:4]]
     place, entry = order + ("Q" if big else "I"), struct.Struct(order + ("HHQ8s" if big else "HHI4s"))
     try:
@@ -70,11 +70,11 @@ def _directory(content: bytes) -> _Directory:
         for _ in range(count):
             tag, kind, many, inline = entry.unpack_from(content, at)
             at += entry.size
-            if tag not in found.tags and kind in _TYPES and 0 < many <= _MOST_VALUES:
+            if tag not in directory.tags and kind in _TYPES and 0 < many <= _MOST_VALUES:
                 layout = f"{order}{many}{_TYPES[kind]}"
                 inside = struct.calcsize(layout) <= len(inline)
                 where = at - len(inline) if inside else struct.unpack(place, inline)[0]
-                found.tags[tag] = struct.unpack_from(layout, content, where), where
-        return found._replace(after=struct.unpack_from(place, content, at)[0])
+                directory.tags[tag] = struct.unpack_from(layout, content, where), where
+        return directory._replace(after=struct.unpack_from(place, content, at)[0])
     except (struct.error, OverflowError):  # an offset outside the file
-        return found
+        return directory

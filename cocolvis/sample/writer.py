@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from cocolvis.errors import DataError
+from cocolvis.progress import Progress, ignore
 from cocolvis.sample.scenes import GOLDEN, Picture, looks_of, paint
 from cocolvis.vocabulary import STUFF_OTHER, ClassInfo, coco_lvis
 
@@ -41,7 +42,7 @@ def write_sample(
     classes: int = 120,
     size: int = 96,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = ignore,
 ) -> None:
     """Write a generated COCO + LVIS tree to the folder ``out``, with the layout of the real data sets.
 
@@ -82,9 +83,7 @@ def _check(out: Path, images: int, classes: int, size: int, seed: int) -> None:
         raise DataError(f"{out}: exists and is not an empty folder; choose a new folder, or remove this one first")
 
 
-def _write_tree(
-    root: Path, images: int, classes: int, size: int, seed: int, progress: Callable[[int, int], None] | None
-) -> None:
+def _write_tree(root: Path, images: int, classes: int, size: int, seed: int, progress: Progress) -> None:
     used = _used_classes(classes)
     looks = looks_of(used, size)
     for folder in ("coco/train2017", "coco/val2017", "coco/annotations", "lvis"):
@@ -101,8 +100,7 @@ def _write_tree(
         stuff[scene.folder]["annotations"] += _stuff_annotations(scene, picture)
         lvis[scene.split]["images"].append(record | _federated(scene, used, rng))
         lvis[scene.split]["annotations"] += _thing_annotations(scene, picture)
-        if progress is not None:
-            progress(done, images)
+        progress(done, images)
     for folder, content in stuff.items():
         _write_json(root / "coco" / "annotations" / f"stuff_{folder}.json", content, 10_000_001, _stuff_categories())
     for split, content in lvis.items():

@@ -1,1 +1,1 @@
-"""The annotation files of COCO-Stuff and LVIS: finding them, reading them, and refusing malformed records."""
+"""Finds and reads the annotation files of COCO-Stuff and LVIS, and refuses malformed records."""

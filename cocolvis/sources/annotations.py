@@ -1,6 +1,6 @@
 """One annotation file of COCO-Stuff or LVIS: its images, the annotations of each, and the records that were skipped.
 
-Memory is bounded by the size of the file, whatever it contains.
+Memory is bounded by the size of the file, for any content.
 """
 
 import sys
@@ -23,7 +23,7 @@ from cocolvis.sources.records import LIST_TYPES, RECORD_TYPES, AnnotationLists, 
 from cocolvis.text import Buffer, refuse_other_encodings, without_mark
 
 _LONGEST_CATEGORIES = 2**20
-"""The most bytes of a list of categories: that of LVIS has a few hundred thousand."""
+"""The most bytes of a list of categories; that of LVIS has a few hundred thousand."""
 
 _BLOCK = 2**18
 """Bytes of records that are parsed together when the file cannot be parsed as a whole."""
@@ -35,11 +35,11 @@ _FAULTS, _BYTES_A_FAULT = 100_000, 100
 class AnnotationFile:
     """An annotation file: its images by id, the annotations of each, and its faults.
 
-    ``content`` is the bytes of the file, which the segments keep referring to; ``name`` is how messages call it, and ``source``
+    ``content`` is the bytes of the file, to which the segments keep referring; ``name`` is its name in messages, and ``source``
     is "lvis" or "stuff". ``categories`` maps id to name and is empty if the file lists none. ``faults`` contains malformed and
-    duplicate records, annotations of images that the file does not list, and harmless oddities: repeated keys and categories,
-    annotations without a unique id. ``progress`` reports bytes read; ``announce`` says when the file must be read record by
-    record. A DataError if it is not an annotation file.
+    duplicate records, annotations of images that the file does not list, and harmless irregularities: repeated keys and
+    categories, annotations without a unique id. ``progress`` reports bytes read; ``announce`` says when the file must be read
+    record by record. Raises DataError if it is not an annotation file.
     """
 
     def __init__(self, content: Buffer, name: str, source: str, announce: Announce = ignore, progress: Progress = ignore):
@@ -48,15 +48,15 @@ class AnnotationFile:
         self.faults: list[Fault] = []
         self._most_faults = _FAULTS + len(content) // _BYTES_A_FAULT
         self._announce, self._progress = announce, progress
-        found = self._parse(content)
+        parsed = self._parse(content)
         self.categories: dict[int, str] = {}
-        for category in found["categories"]:
+        for category in parsed["categories"]:
             self._add_category(category)
         self.images: dict[int, ImageRecord] = {}
-        found["images"].reverse()
-        while found["images"]:
-            self._add_image(found["images"].pop())
-        self._index(found["annotations"])
+        parsed["images"].reverse()
+        while parsed["images"]:
+            self._add_image(parsed["images"].pop())
+        self._index(parsed["annotations"])
 
     def count(self, image_id: int) -> int:
         """The number of annotations of an image."""
@@ -89,25 +89,25 @@ class AnnotationFile:
             self._report_repeated(lists(as_text(content), RECORD_TYPES))
         return {"images": parsed.images, "annotations": parsed.annotations, "categories": categories or []}
 
-    def _report_repeated(self, found: list[tuple[str, int]]) -> None:
-        for key, count in Counter(key for key, _ in found).items():
+    def _report_repeated(self, offsets: list[tuple[str, int]]) -> None:
+        for key, count in Counter(key for key, _ in offsets).items():
             if count > 1:
                 self._fault("repeated key", None, None, f"the file has {count} lists {key!r}; the last one counts")
 
     def _read_leniently(self, text: np.ndarray) -> dict[str, list[Any]]:
         """Read the file record by record, so that a NaN or a wrong type only affects the record that contains it.
 
-        Adjacent records are parsed together unless one of them is refused. Nothing is created for the rest of the file.
+        Adjacent records are parsed together unless one of them is refused. No objects are created for the rest of the file.
         """
-        found: dict[str, list[Any]] = {key: [] for key in RECORD_TYPES}
-        found_lists = lists(text, RECORD_TYPES)
-        offsets = dict(found_lists)
+        by_list: dict[str, list[Any]] = {key: [] for key in RECORD_TYPES}
+        located = lists(text, RECORD_TYPES)
+        offsets = dict(located)
         for key in ("images", "annotations"):
             if key not in offsets:
                 raise DataError(f"{self.name}: has no list {key!r}; expected an annotation file of COCO-Stuff or LVIS")
         odd = "contains something that the official files do not"
         self._announce(f"{self.name}: {odd}; it is read record by record, which takes several times as long")
-        self._report_repeated(found_lists)
+        self._report_repeated(located)
         categories = 0
         for key, at in offsets.items():
             for spans in elements(text, at):
@@ -118,8 +118,8 @@ class AnnotationFile:
                         categories += end - start
                         self._check_categories(categories)
                     block = b"[%b]" % text[start:end].tobytes() if end - start <= _BLOCK else b""
-                    found[key] += self._read_block(key, text, block, spans[first:last])
-        return found
+                    by_list[key] += self._read_block(key, text, block, spans[first:last])
+        return by_list
 
     def _read_block(self, key: str, text: np.ndarray, block: bytes, spans: np.ndarray) -> Iterable[records.Record]:
         """The records of a block: parsed together, with whole numbers as ints or floats, otherwise one by one."""
@@ -206,7 +206,7 @@ class AnnotationFile:
         return kept
 
     def _report_ids(self, annotations: list[Segment]) -> None:
-        """Add one fault for all annotations without an id, and one for all that repeat an earlier id: both are painted."""
+        """Add one fault for all annotations without an id, and one for all that repeat an earlier id; all are painted."""
         try:
             if _distinct(_column(annotations, "annotation_id")):
                 return
@@ -229,7 +229,7 @@ class AnnotationFile:
 
 
 def _column(annotations: list[Segment], name: str) -> np.ndarray:
-    """A field of all annotations, (n,) int64; an OverflowError if a value does not fit, a TypeError if it is None."""
+    """A field of all annotations, (n,) int64; raises OverflowError if a value does not fit, TypeError if it is None."""
     return np.fromiter(map(attrgetter(name), annotations), np.int64, len(annotations))
 
 

@@ -15,10 +15,10 @@ from cocolvis.vocabulary import Vocabulary
 
 
 class Sources:
-    """COCO (pictures and stuff annotations) and LVIS, each file read when it is first needed, and only once.
+    """COCO (pictures and stuff annotations) and LVIS; each file is read once, when it is first needed.
 
-    ``coco`` and ``lvis`` are each a folder, or several folders and zip files. Reading a file raises a DataError if its category
-    list differs from ``vocabulary``. ``phase`` reports which file is being read, ``announce`` why that takes long.
+    ``coco`` and ``lvis`` are each a folder, or several folders and zip files. Reading a file raises DataError if its category
+    list differs from ``vocabulary``. ``phase`` is called while a file is read, ``announce`` if that takes longer than usual.
     """
 
     def __init__(self, coco: Roots, lvis: Roots, vocabulary: Vocabulary, announce: Announce = ignore, phase: Phase = ignore):
@@ -33,7 +33,7 @@ class Sources:
         self._hashing = ThreadPoolExecutor(1, "sha256")
 
     def things(self, split: str) -> AnnotationFile:
-        """The LVIS annotations of a split; their images are those of the data set's split."""
+        """The LVIS annotations of a split, whose images make up the split of the data set."""
         if split not in self._things:
             self._things[split] = self._read(locations.lvis_place(self._lvis, split), "lvis")
         return self._things[split]
@@ -45,7 +45,7 @@ class Sources:
         return self._stuff[folder]
 
     def pictures(self, folder: str) -> Pictures:
-        """The pictures of ``folder``; a DataError that lists where they were searched for."""
+        """The pictures of ``folder``; raises DataError, listing the places searched, if they do not exist."""
         if folder not in self._pictures:
             self._pictures[folder] = locations.pictures(self._coco, folder)
         return self._pictures[folder]
@@ -53,17 +53,17 @@ class Sources:
     def locate(self, image: ImageRecord, split: str) -> tuple[str, str]:
         """(folder, file name) of the picture of an LVIS image.
 
-        The folder is the one in its record, otherwise the one whose stuff file lists the image, otherwise that of the split. A
-        DataError if the record names no usable file, or a folder without stuff annotations.
+        The folder is the one in its record, otherwise the one whose stuff file lists the image, otherwise that of the split.
+        Raises DataError if the record names no usable file, or a folder without stuff annotations.
         """
         folder, name = image.location()
         if folder is not None and folder not in FOLDERS and not locations.has_stuff(self._coco, folder):
             raise DataError(f"its folder is {folder!r}, which has no stuff annotations; expected {' or '.join(FOLDERS)}")
         if folder is None:
-            own = f"{split}2017"
-            folders = sorted(FOLDERS, key=lambda f: f != own)
+            usual = f"{split}2017"
+            folders = sorted(FOLDERS, key=lambda f: f != usual)
             listed = (f for f in folders if locations.has_stuff(self._coco, f) and image.id in self.stuff(f).images)
-            folder = next(listed, own)
+            folder = next(listed, usual)
         return folder, name
 
     def segments(self, folder: str, image_id: int) -> list[Segment]:
@@ -77,7 +77,7 @@ class Sources:
     def _read(self, place: Place, source: str) -> AnnotationFile:
         name = PurePosixPath((place.member or "").replace("\\", "/") or place.path).name
         progress = partial(self._phase, f"reading {name}")
-        progress(0, 0)  # before the file is unpacked, which may take long
+        progress(0, 0)  # before the file is unpacked, which may take a long time
         content = place.map()
         self._digests[name] = self._hashing.submit(lambda: hashlib.sha256(content).hexdigest())
         annotations = AnnotationFile(content, str(place), source, self._announce, progress)

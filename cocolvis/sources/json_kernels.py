@@ -1,4 +1,4 @@
-"""The compiled loops of the lenient JSON reader: the end of a value, its members, and rewriting it as strict JSON.
+"""The compiled loops of the lenient JSON reader: they find the end of a value and its members, and rewrite it as strict JSON.
 
 ``text`` is a read-only (n,) uint8 array of bytes, ``at`` an offset in it. Invalid JSON is reported as ``~offset``.
 """

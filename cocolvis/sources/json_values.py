@@ -1,4 +1,4 @@
-"""Single JSON values as they are written in a file: whole numbers in any notation, and short descriptions for messages."""
+"""Single JSON values in a file: reads whole numbers in any notation, and describes values in messages."""
 
 from decimal import Decimal, InvalidOperation
 
@@ -15,7 +15,7 @@ _LONGEST_NUMBER, _LONGEST_SHOWN = 64, 40
 
 
 def whole(value: int | float) -> int:
-    """A parsed number as an int, such as 139 for 139.0; a ValueError if it has a fraction or is too large for a float."""
+    """A parsed number as an int, such as 139 for 139.0; raises ValueError if it has a fraction or is too large for a float."""
     if isinstance(value, int):
         return value
     if not value.is_integer() or abs(value) >= _EXACT:
@@ -52,15 +52,15 @@ def described(raw: msgspec.Raw | bytes | memoryview) -> str:
 
 
 def refusal(name: str, raw: msgspec.Raw | bytes, expected: str) -> ValueError:
-    """The exception for a field ``name`` that is missing or is not what was ``expected``."""
+    """The exception for a field ``name`` that is missing, or is not what is ``expected``."""
     if not len(raw):
         return ValueError(f"it has no {name}")
-    found, value = described(raw), _decimal(raw)
+    description, value = described(raw), _decimal(raw)
     if value is not None and "number" in expected and value == value.to_integral_value():
-        found += ", which is beyond 64 bits"
+        description += ", which is beyond 64 bits"
     if whole_number(_unquoted(raw)) is not None and "number" in expected:
         expected += " without quotes"
-    return ValueError(f"its {name} is {found}; expected {expected}")
+    return ValueError(f"its {name} is {description}; expected {expected}")
 
 
 def _decimal(raw: msgspec.Raw | bytes) -> Decimal | None:

@@ -1,7 +1,7 @@
-"""Reading a JSON object of lists as byte offsets, for files that a typed parser refuses as a whole because of one fault.
+"""Reads a JSON object of lists as byte offsets, for files that a typed parser refuses as a whole because of one fault.
 
-No Python objects are created for what is read, so that memory is bounded by a few thousand offsets. It accepts what Python's
-json module accepts (NaN, Infinity, invalid UTF-8), and also numbers of any length and any depth of nesting.
+No Python objects are created, so that memory is bounded by a few thousand offsets. It accepts what Python's json module accepts
+(NaN, Infinity, invalid UTF-8), and also numbers of any length and any depth of nesting.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -13,7 +13,7 @@ from cocolvis.sources import json_kernels
 from cocolvis.text import Buffer
 
 _ROWS = 1024
-"""Members whose offsets are found in one call."""
+"""How many members one call locates."""
 
 _LONGEST_KEY = 256
 """The most bytes of a key, quotes included, that is compared: the keys of interest are shorter, however they are escaped."""
@@ -29,7 +29,7 @@ def as_text(content: Buffer) -> np.ndarray:
 def lists(text: np.ndarray, keys: Collection[str]) -> list[tuple[str, int]]:
     """(key, offset) of each top-level list of a JSON object whose key is one of ``keys``; a key may occur several times.
 
-    A ValueError if the text is not a single complete JSON object.
+    Raises ValueError if the text is not a single complete JSON object.
     """
     start = json_kernels.blank(text, 0)
     if text[start : start + 1].tobytes() != b"{":

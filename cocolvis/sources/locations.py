@@ -1,4 +1,4 @@
-"""Finding the files of COCO and LVIS in the official layout and its usual variants, unpacked or in zips."""
+"""Finds the files of COCO and LVIS in the official layout and its usual variants, unpacked or in zips."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ _STUFF_ZIPS = ("stuff_trainval2017.zip", "stuff_annotations_trainval2017.zip")
 class Pictures:
     """The pictures of one COCO folder (train2017, val2017), on disk or in a zip.
 
-    A DataError if the zip cannot be read, or if all of its members are packed in an unsupported way.
+    Raises DataError if the zip cannot be read, or if all of its members are packed in an unsupported way.
     """
 
     def __init__(self, folder: str, place: Path):
@@ -39,7 +39,7 @@ class Pictures:
 
     @property
     def root(self) -> Path:
-        """The folder that contains ``train2017/000000000009.jpg``; a DataError for a zip, whose pictures have no path."""
+        """The folder that contains ``train2017/000000000009.jpg``; raises DataError for a zip, whose pictures have no path."""
         if self._members is not None:
             raise DataError(f"{self.place}: a picture in a zip has no path; unpack the zip, or use --images embed")
         return self.place.parents[len(PurePosixPath(self.folder).parts) - 1]
@@ -52,14 +52,20 @@ class Pictures:
 
 
 def lvis_place(roots: Roots, split: str) -> Place:
-    """The location of ``lvis_v1_{split}.json``, possibly in a zip; a DataError that lists where it was searched for."""
+    """The location of ``lvis_v1_{split}.json``, possibly in a zip.
+
+    Raises DataError, listing the places searched, if it is absent.
+    """
     name = f"lvis_v1_{split}.json"
     places = _annotation_places(roots, name, (f"{name}.zip",))
     return _first(places, f"LVIS annotations of split {split}", "--lvis or --split")
 
 
 def stuff_place(roots: Roots, folder: str) -> Place:
-    """The location of ``stuff_{folder}.json``, possibly in a zip; a DataError that lists where it was searched for."""
+    """The location of ``stuff_{folder}.json``, possibly in a zip.
+
+    Raises DataError, listing the places searched, if it is absent.
+    """
     places = _annotation_places(roots, f"stuff_{folder}.json", _STUFF_ZIPS)
     return _first(places, f"stuff annotations of {folder}", "--coco")
 
@@ -70,7 +76,7 @@ def has_stuff(roots: Roots, folder: str) -> bool:
 
 
 def pictures(roots: Roots, folder: str) -> Pictures:
-    """The pictures of ``folder``; a DataError that lists where they were searched for."""
+    """The pictures of ``folder``; raises DataError, listing the places searched, if they do not exist."""
     names = (folder, f"images/{folder}", f"{folder}.zip", f"images/{folder}.zip")
     looked = [path for name in names for path in _below(roots, name)]
     place = next((path for path in looked if (reading.is_file if path.suffix == ".zip" else reading.is_folder)(path)), None)
@@ -99,8 +105,8 @@ def _annotation_places(roots: Roots, name: str, zips: Sequence[str]) -> Iterator
     for folder in ("", "annotations/"):
         for archive in zips:
             for path in _below(roots, folder + archive):
-                found = members(path) if reading.is_file(path) else {}
-                member = next((place for inside, place in found.items() if inside.rpartition("/")[2] == name), None)
+                inside_zip = members(path) if reading.is_file(path) else {}
+                member = next((place for inside, place in inside_zip.items() if inside.rpartition("/")[2] == name), None)
                 yield member, f"{name} in {path}"
 
 

@@ -1,4 +1,4 @@
-"""The folder and file name of an image's picture, as its record gives them, and why a name is refused."""
+"""Determines the folder and file name of a picture from the record of its image, and refuses unsafe names."""
 
 import re
 from collections.abc import Iterator
@@ -25,19 +25,19 @@ Location = tuple[str | None, str]
 
 
 def location(coco_url: str | None, file_name: str | None) -> Location:
-    """The folder, or None if the record names none, and the file name of a picture.
+    """(folder, file name) of a picture; the folder is None if the record names none.
 
     They come from the end of ``coco_url`` if that is a URL of COCO's own, otherwise from ``file_name``, otherwise from the end
     of any other URL. If ``file_name`` has no folder, a URL that ends in the same name provides it. Folders above train2017 or
-    val2017 are dropped. A DataError if neither names a file inside the image folder.
+    val2017 are dropped. Raises DataError if neither names a file inside the image folder.
     """
     official = bool(coco_url and _COCO_URL.fullmatch(coco_url))
     url, name = (_attempt(text) for text in (coco_url, file_name))
-    for found in (url if official else None, name, url):
-        if isinstance(found, tuple):
-            if found[0] is None and isinstance(url, tuple) and url[1] == found[1] and url[0] in FOLDERS:
+    for candidate in (url if official else None, name, url):
+        if isinstance(candidate, tuple):
+            if candidate[0] is None and isinstance(url, tuple) and url[1] == candidate[1] and url[0] in FOLDERS:
                 return url
-            return found
+            return candidate
     refused = [error for error in (name, url) if isinstance(error, DataError)]
     raise refused[0] if refused else DataError("it has neither coco_url nor file_name")
 
@@ -51,15 +51,18 @@ def _attempt(text: str | None) -> Location | DataError | None:
 
 def _parsed(text: str) -> Location:
     """The last two parts of a URL's path, with escapes resolved; text that is not a URL is itself the path of a file."""
-    found = _URL.match(text)
-    if not found:
+    match = _URL.match(text)
+    if not match:
         return _checked(text, text)
-    folder, name = _checked(text, unquote(found[1]).lstrip("/"))
+    folder, name = _checked(text, unquote(match[1]).lstrip("/"))
     return (folder.rpartition("/")[2] if folder else None), name
 
 
 def _checked(original: str, path: str) -> Location:
-    """(folder or None, file name) of a path in the image folder; a DataError about ``original`` if the path is not allowed."""
+    """(folder or None, file name) of a path in the image folder.
+
+    Raises DataError, which quotes ``original``, if the path is not allowed.
+    """
     path = path.replace("\\", "/")
     parts = [part for part in path.split("/") if part not in ("", ".")]
     for fault in _faults(path, parts):
@@ -72,10 +75,10 @@ def _checked(original: str, path: str) -> Location:
 
 
 def _faults(path: str, parts: list[str]) -> Iterator[str]:
-    """What is wrong with a path; the first fault is reported."""
-    if found := _UNFIT.search(path):
-        what = "which stands for bytes that are not UTF-8" if found[0] == "\ufffd" else "which no file name may contain"
-        yield f"contains the character U+{ord(found[0]):04X}, {what}"
+    """Yield the faults of a path; only the first is reported."""
+    if match := _UNFIT.search(path):
+        what = "which replaces bytes that are not UTF-8" if match[0] == "\ufffd" else "which no file name may contain"
+        yield f"contains the character U+{ord(match[0]):04X}, {what}"
     if path.startswith("/"):
         yield "is an absolute path; expected one inside the image folder, such as train2017/000000000009.jpg"
     if parts and _DRIVE.match(parts[0]):

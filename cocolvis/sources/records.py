@@ -1,4 +1,4 @@
-"""The typed records of annotation files, and why a record is refused: which field is missing or wrong, and what is expected."""
+"""The typed records of annotation files, and the reasons for refusing one: the field that is missing or wrong."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from cocolvis.sources.json_values import REFUSED, described, refusal, whole, who
 from cocolvis.sources.lenient import strict
 
 _LONGEST_FIELD = 2**16
-"""The most bytes of any field except the segmentation; those of LVIS have a few hundred."""
+"""The most bytes of any field except the segmentation; fields of LVIS have a few hundred."""
 
 _SMALL = 2**18
 """The most bytes of a segmentation that is copied, so that the rest of its record can be freed."""
@@ -62,7 +62,7 @@ class ListedImage(msgspec.Struct, gc=False):
     not_exhaustive_category_ids: msgspec.Raw = msgspec.Raw(b"[]")
 
     def record(self) -> ImageRecord:
-        """The record with its lists parsed; a ValueError if they are not lists of whole numbers or are too long."""
+        """The record with its lists parsed; raises ValueError if they are not lists of whole numbers or are too long."""
         neg = _category_ids("neg_category_ids", self.neg_category_ids)
         not_exhaustive = _category_ids("not_exhaustive_category_ids", self.not_exhaustive_category_ids)
         return ImageRecord(self.id, self.height, self.width, self.coco_url, self.file_name, neg, not_exhaustive)
@@ -85,7 +85,7 @@ class AnnotationLists(msgspec.Struct, gc=False):
 
 
 class _Fields(msgspec.Struct, gc=False):
-    """The fields of any record as unparsed JSON; of a repeated key the last counts, as in Python's json module."""
+    """The fields of any record as unparsed JSON; the last of repeated keys is used, as in Python's json module."""
 
     id: msgspec.Raw = msgspec.Raw(b"")
     image_id: msgspec.Raw = msgspec.Raw(b"")
@@ -101,14 +101,14 @@ class _Fields(msgspec.Struct, gc=False):
 
     @classmethod
     def of(cls, record: memoryview) -> "_Fields":
-        """The fields of a record in strict JSON; a ValueError if it is not an object."""
+        """The fields of a record in strict JSON; raises ValueError if it is not an object."""
         try:
             return msgspec.json.decode(record, type=cls)
         except REFUSED:
             raise ValueError(f"it is {described(record)}; expected an object") from None
 
     def typed(self, key: str) -> Record:
-        """The record as an element of the list ``key``; a ValueError that says which field is missing or wrong."""
+        """The record as an element of the list ``key``; raises ValueError if a field is missing or wrong."""
         if key == "categories":
             return self._category()
         return self._image() if key == "images" else self._segment()
@@ -129,11 +129,11 @@ class _Fields(msgspec.Struct, gc=False):
         return ListedImage(number, height, width, url, file_name, self.neg_category_ids, self.not_exhaustive_category_ids)
 
     def _segment(self) -> Segment:
-        own = None if bytes(memoryview(self.id)[:5]) in (b"", b"null") else self._number("id")
+        annotation_id = None if bytes(memoryview(self.id)[:5]) in (b"", b"null") else self._number("id")
         image_id, category_id = self._number("image_id"), self._number("category_id")
         if not len(self.segmentation):
             raise refusal("segmentation", self.segmentation, "")
-        return Segment(annotation_id=own, image_id=image_id, category_id=category_id, segmentation=self.segmentation)
+        return Segment(annotation_id=annotation_id, image_id=image_id, category_id=category_id, segmentation=self.segmentation)
 
     def _number(self, name: str) -> int:
         raw = getattr(self, name)
@@ -160,7 +160,7 @@ class Malformed(ValueError):
 
 
 def read(key: str, text: np.ndarray, start: int, end: int) -> Record:
-    """The record of the list ``key`` between two offsets of a text, see :mod:`lenient`; a Malformed if it is refused.
+    """The record of the list ``key`` between two offsets of a text, see :mod:`lenient`; raises Malformed if it is refused.
 
     A segmentation is copied unless it is large, so that the rest of the record can be freed.
     """
@@ -179,8 +179,8 @@ def _of_fields(key: str, text: np.ndarray, start: int, end: int) -> Record:
         fields = _Fields.of(strict(text, start, end))
         return fields.typed(key)
     except ValueError as error:
-        own, image = whole_number(fields.id), whole_number(fields.image_id)
-        raise Malformed(str(error), (own, None) if key == "images" else (image, own)) from None
+        record_id, image_id = whole_number(fields.id), whole_number(fields.image_id)
+        raise Malformed(str(error), (record_id, None) if key == "images" else (image_id, record_id)) from None
 
 
 class _LooseSegment(msgspec.Struct, gc=False, kw_only=True):
@@ -231,7 +231,10 @@ _LOOSE: dict[str, Any] = {"images": list[_LooseImage], "annotations": list[_Loos
 
 
 def loose(key: str, block: bytes) -> list[Record]:
-    """The records of a JSON list whose whole numbers may be written as floats; a ValueError or ``REFUSED`` otherwise."""
+    """The records of a JSON list whose whole numbers may be written as floats.
+
+    Raises ValueError or one of ``REFUSED`` for anything else.
+    """
     return [row.record() for row in msgspec.json.decode(block, type=_LOOSE[key])]
 
 
@@ -240,7 +243,7 @@ _ITEMS = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def _category_ids(name: str, raw: msgspec.Raw) -> tuple[int, ...]:
-    """The category ids in a list, empty for null; a ValueError for anything else."""
+    """The category ids in a list, empty for null; raises ValueError for anything else."""
     _check_length(name, raw)
     try:
         return _CATEGORY_IDS.decode(raw) or ()
@@ -250,13 +253,13 @@ def _category_ids(name: str, raw: msgspec.Raw) -> tuple[int, ...]:
         items = _ITEMS.decode(raw)
     except REFUSED:
         raise refusal(name, raw, _IDS) from None
-    found = []
+    numbers = []
     for item in items:
         number = whole_number(item)
         if number is None:
             raise ValueError(f"its {name} contain {described(item)}; expected {_IDS}")
-        found.append(number)
-    return tuple(found)
+        numbers.append(number)
+    return tuple(numbers)
 
 
 def _check_length(name: str, raw: msgspec.Raw) -> None:

@@ -47,7 +47,7 @@ def classes(*labels: int, ignored: tuple[int, ...] = ()) -> Vocabulary:
         (classes(1, 2), (0, 255), "stands for 'b', import them with --first-label 0 --label b=255$"),
         (classes(1, 2, 3), (0, 65535), "the class NAME, import them with --label NAME=65535$"),
         (classes(1, 255), (0, 255), None),
-        (classes(1, 2), (1, 7, 9), r"hold 7, 9, and the 2 classes have 1\.\.2: add what is missing .* --ignore 7$"),
+        (classes(1, 2), (1, 7, 9), r"hold 7, 9, and the 2 classes have 1\.\.2: add the missing classes .* --ignore 7$"),
     ],
 )
 def test_labels_that_do_not_fit_get_a_line_with_the_right_option(vocabulary, labels, told):
@@ -141,7 +141,7 @@ def test_training_without_any_label_is_refused_before_its_folder_is_written(sett
     result = CliRunner().invoke(
         ess, [*given, "--device", "cpu", "--workers", "0", "--steps", "1", "--loss", "exact", *settings]
     )
-    assert result.exit_code == 1 and "in split train no pixel has a class; there is nothing to learn from" in result.stderr
+    assert result.exit_code == 1 and "no pixel of split train has a class, so there is nothing to learn from" in result.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -194,7 +194,7 @@ def test_where_a_picture_is(coco_url, file_name, found):
         ("train2017/.", "does not name a file"),
         ("train2017/a\0.jpg", "contains the character U+0000, which no file name may contain"),
         ("a\n.jpg", "contains the character U+000A"),
-        ("a\ufffd.jpg", "contains the character U+FFFD, which stands for bytes that are not UTF-8"),
+        ("a\ufffd.jpg", "contains the character U+FFFD, which replaces bytes that are not UTF-8"),
         ("train2017/" + "é" * 128, "has a part of 256 bytes"),
         ("d/" * 600 + "x.jpg", "has 1205 characters"),
     ],
@@ -234,7 +234,7 @@ def test_an_image_in_both_splits_is_reported_once_and_kept(tree):
     tree.stuff(1, 94, box(0, 0, 8, 8))
     data = tree.build()
     assert faults(data) == [("image in two splits", "lvis", 1, None)] and data.splits == {"train": 1, "val": 1}
-    assert data.index["report"]["faults"][0]["reason"] == "the split train has an image of this id, too; both are kept"
+    assert data.index["report"]["faults"][0]["reason"] == "split train has an image with this id too; both are kept"
 
 
 def test_a_repeated_category_is_reported():
