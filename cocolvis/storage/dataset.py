@@ -65,11 +65,14 @@ class Dataset:
         return {name: split["images"] for name, split in self.index["splits"].items()}
 
     def faults(self) -> Iterator[dict[str, Any]]:
-        """All faults that the build reported; raises DataError if faults.jsonl is needed and is not as dataset.json records."""
+        """All faults that the build reported.
+
+        Raises DataError if faults.jsonl is needed and differs from the record in dataset.json.
+        """
         return report.read(self.folder, self.index["report"])
 
     def split(self, name: str) -> "Split":
-        """The samples of a split; raises DataError if there is no split of this name, and lists those that exist."""
+        """The samples of a split; raises DataError, listing those that exist, if there is no split of this name."""
         if name not in self.splits:
             raise DataError(f"{self.folder}: has no split {name!r}; it has {', '.join(self.splits) or 'none'}")
         return Split(self, name)
@@ -181,7 +184,7 @@ class Split:
     def _open_shard(self, number: int) -> ShardReader:
         reader = ShardReader(self._paths[number], self._classes)
         if reader.attributes.get("vocabulary") != self._digest:
-            raise DataError(f"{reader.path}: was built with another vocabulary than dataset.json names")
+            raise DataError(f"{reader.path}: was built with a vocabulary other than the one in dataset.json")
         if reader.attributes.get("split") != self.name:
             raise DataError(f"{reader.path}: belongs to another split than {self.name}, which dataset.json names")
         expected = int(self._starts[number + 1] - self._starts[number])

@@ -1,4 +1,4 @@
-"""dataset.json: the types that its keys must have, and reading it when it may come from anywhere."""
+"""dataset.json: the types of its keys, and reading one of any origin safely."""
 
 import re
 from collections.abc import Mapping
@@ -13,25 +13,25 @@ from cocolvis.errors import DataError
 from cocolvis.text import one_line, refuse_other_encodings, without_mark
 
 MAX_INDEX = 2**28
-"""Bytes of the largest dataset.json that is read; a million faults take two thirds of it."""
+"""The most bytes of a dataset.json that is read; a million faults take two thirds of it."""
 
-_Count = Annotated[int, Meta(ge=0, le=2**53)]
-_Hash = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _SplitName = Annotated[str, Meta(pattern=r"^\w[\w-]*\Z")]
 """Exporting masks creates a folder of this name."""
 
 
 class _SplitTotals(msgspec.Struct):
-    images: _Count
-    shards: _Count
+    images: Count
+    shards: Count
 
 
 class _ShardEntry(msgspec.Struct):
     file: Annotated[str, Meta(max_length=1000)]
     split: str
-    images: _Count
-    bytes: _Count
-    sha256: _Hash
+    images: Count
+    bytes: Count
+    sha256: Sha256
     hdf5: Annotated[str, Meta(max_length=100)] | None = None
 
 
@@ -46,19 +46,19 @@ class ReportedFault(msgspec.Struct, gc=False):
 
 
 class _FaultFile(msgspec.Struct):
-    bytes: _Count
-    sha256: _Hash
+    bytes: Count
+    sha256: Sha256
 
 
 class _Report(msgspec.Struct):
-    counts: Annotated[dict[str, _Count], Meta(max_length=100)]
+    counts: Annotated[dict[str, Count], Meta(max_length=100)]
     faults: list[ReportedFault]
     file: _FaultFile | None = None
 
 
 class _Options(msgspec.Struct):
     images: Literal["embed", "path", "none"]
-    limit: _Count | None
+    limit: Count | None
     image_root: str | None = None
     decode: bool = False
 
@@ -73,13 +73,13 @@ class _ImportOptions(_Options, kw_only=True):
 
 
 class _Index(msgspec.Struct, kw_only=True):
-    digest: _Hash
+    digest: Sha256
     splits: dict[_SplitName, _SplitTotals]
     shards: list[_ShardEntry]
-    inputs: dict[str, _Hash]
+    inputs: dict[str, Sha256]
     report: _Report
     vocabulary: dict[str, Any]
-    mask_rule: _Count | None = None
+    mask_rule: Count | None = None
 
 
 class _BuiltIndex(_Index, kw_only=True):
@@ -96,9 +96,7 @@ def read_index(path: Path, identity: tuple[str, int]) -> dict[str, Any]:
     ``identity`` is the expected format and version. Raises DataError if the file cannot be read or :func:`check_index` refuses
     its content.
     """
-    size = regular_file(path).st_size
-    if size > MAX_INDEX:
-        raise DataError(f"{path}: has {size} bytes; at most {MAX_INDEX} are read")
+    regular_file(path, MAX_INDEX)
     try:
         content = path.read_bytes()
         refuse_other_encodings(content, path)
@@ -117,8 +115,8 @@ def read_index(path: Path, identity: tuple[str, int]) -> dict[str, Any]:
 def check_index(path: Path, index: dict[str, Any]) -> None:
     """Raise DataError unless ``index`` is valid content for the dataset.json at ``path``.
 
-    Every key that is used must have the right type and range. Every shard must be listed once, lie inside the folder, and
-    belong to a listed split.
+    Every key that is used must have the right type and range. Every shard must be listed once, be inside the folder, and belong
+    to a listed split.
     """
     try:
         checked = msgspec.convert(index, _ImportedIndex if is_imported(index) else _BuiltIndex)

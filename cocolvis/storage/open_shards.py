@@ -1,4 +1,4 @@
-"""The shards that this process keeps open: the most recently used ones, of all its splits together."""
+"""The shards that this process keeps open: the most recently used ones of all its splits together."""
 
 import weakref
 from collections import OrderedDict
@@ -9,7 +9,7 @@ from itertools import count
 from cocolvis.storage.shard_reader import ShardReader
 
 _MOST_READERS = 1024
-"""Readers that are kept with their tables in memory, open or closed: several times the number of shards of COCO+LVIS."""
+"""The most readers that stay in memory with their tables, open or closed; several times the number of shards of COCO+LVIS."""
 
 _MOST_FILES, _FEWEST_FILES = 256, 4
 """Bounds on the files that are open at the same time."""

@@ -21,17 +21,14 @@ def read_picture(root: Path, path: str) -> bytes:
         raise DamagedImage(f"{root}: picture {one_line(repr(path))} is not a path inside the folder")
     file = root / path
     try:
-        status = regular_file(file)
-        content = file.read_bytes() if status.st_size <= MAX_PICTURE else None
+        regular_file(file, MAX_PICTURE)
+        return file.read_bytes()
     except DataError as error:
         kind = DamagedImage if _concerns_one_file(error.__cause__) else DataError
         raise kind(str(error)) from None
     except OSError as error:
         kind = DamagedImage if _concerns_one_file(error) else DataError
         raise kind(f"{file}: cannot be read: {error.strerror}") from None
-    if content is None:
-        raise DamagedImage(f"{file}: has {status.st_size} bytes; at most {MAX_PICTURE} are read")
-    return content
 
 
 def _concerns_one_file(error: BaseException | None) -> bool:

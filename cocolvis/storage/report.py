@@ -1,4 +1,4 @@
-"""The faults that a build reports: counted, listed in dataset.json, and kept in full in faults.jsonl if they are many."""
+"""The faults that a build reports: counted, listed in dataset.json, and written to faults.jsonl in full if there are many."""
 
 import json
 from collections import Counter
@@ -18,14 +18,14 @@ FILE = "faults.jsonl"
 """All faults, one JSON object per line; written only if dataset.json cannot list them all."""
 
 LISTED = 1000
-"""Faults of each kind that dataset.json lists."""
+"""How many faults of each kind dataset.json lists."""
 
 _MAX_FILE, _MAX_LINE = 2**30, 2**16
-"""Bytes of the largest faults.jsonl that is read (some four million faults), and of its longest line."""
+"""The most bytes of a faults.jsonl that is read (about four million faults), and of a line in it."""
 
 
 def write(folder: Path, faults: Sequence[Fault], permit: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """Return the report for dataset.json; write all faults to :data:`FILE` beside it if the report cannot list them all.
+    """Return the report for dataset.json, and write all faults to :data:`FILE` next to it if the report cannot list them all.
 
     ``permit`` is passed to :func:`cocolvis.disk.files.write_aside`. Raises DataError if the file system refuses.
     """
@@ -50,7 +50,7 @@ def write(folder: Path, faults: Sequence[Fault], permit: Callable[[], None] = la
 
 
 def read(folder: Path, report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield all faults of a report in order; raises DataError if :data:`FILE` is needed and is not as dataset.json records."""
+    """Yield all faults of a report in order; raises DataError if :data:`FILE` is needed and differs from its record."""
     if report.get("file") is None:
         yield from report["faults"]
         return
@@ -67,7 +67,7 @@ def read(folder: Path, report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def find_damage(folder: Path, report: Mapping[str, Any]) -> str | None:
-    """Say in one line what is wrong with :data:`FILE`; None if it is as recorded, or if the report does not need it."""
+    """One line about the damage of :data:`FILE`; None if it is as recorded, or if the report does not need it."""
     recorded, path = report.get("file"), folder / FILE
     if recorded is None:
         return None
@@ -84,9 +84,7 @@ def find_damage(folder: Path, report: Mapping[str, Any]) -> str | None:
 
 def _read_file(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the faults of a file with one JSON object per line; raises DataError if a line is invalid."""
-    size = regular_file(path).st_size
-    if size > _MAX_FILE:
-        raise DataError(f"{path}: has {size} bytes; at most {_MAX_FILE} are read")
+    regular_file(path, _MAX_FILE)
     decode = msgspec.json.Decoder(ReportedFault).decode
     number = 0
     try:

@@ -19,7 +19,7 @@ _LONGEST_PATH, _LONGEST_REASON = 150, 400
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One image of a data set, as it is stored.
+    """One image of a data set as stored on disk.
 
     ``path`` locates the picture below the picture folder and ``content`` holds its encoded bytes, empty if the data set does
     not embed pictures. ``runs`` is the run-length encoded mask. ``neg`` and ``not_exhaustive``, both (n,) uint16, are the
@@ -75,7 +75,7 @@ class Sample:
 
 
 def fault_line(shard: Path | None, what: str, path: str, reason: Exception | str) -> str:
-    """One line about a fault: ``what`` has it, such as "mask of image 9", the ``path`` of its picture, and the reason."""
+    """One line about a fault of ``what``, such as "mask of image 9", with the ``path`` of its picture and the reason."""
     text = f"{what} ({_shorten(path, _LONGEST_PATH)}): {_shorten(str(reason), _LONGEST_REASON)}"
     return text if shard is None else f"{shard}: {text}"
 

@@ -1,4 +1,4 @@
-"""Checks of an HDF5 file that claims to be a shard: it may come from anywhere, so nothing in it is used unchecked."""
+"""Checks of an HDF5 file that claims to be a shard: it may have any origin, so everything in it is checked before use."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from cocolvis.limits import MAX_PICTURE, MAX_PIXELS
 from cocolvis.text import one_line
 
 MAX_COLUMN = 2**28
-"""Largest column in bytes that is read as a whole; enough for 8 million images."""
+"""The most bytes of a column that is read as a whole; enough for 8 million images."""
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n\x03"
 """First bytes of an HDF5 file of format 1.10."""
@@ -38,15 +38,15 @@ def read_attributes(file: h5py.File, expected: Mapping[str, Any], texts: Sequenc
 
     Raises ValueError if one of them is not a text, or if an attribute of ``expected`` is missing or has another value.
     """
-    found = {name: _read_scalar(file, name) for name in (*expected, *texts)}
+    values = {name: _read_scalar(file, name) for name in (*expected, *texts)}
     for name, value in expected.items():
-        if type(value) is not type(found[name]) or value != found[name]:
-            got = tuple(found[name] for name in expected)
+        if type(value) is not type(values[name]) or value != values[name]:
+            got = tuple(values[name] for name in expected)
             raise ValueError(f"format and version are {got}, expected {tuple(expected.values())}")
     for name in texts:
-        if not isinstance(found[name], str | None):
+        if not isinstance(values[name], str | None):
             raise ValueError(f"the attribute {name} is not a text")
-    return {name: found[name] for name in texts if found[name] is not None}
+    return {name: values[name] for name in texts if values[name] is not None}
 
 
 def _read_scalar(file: h5py.File, name: str) -> Any:
@@ -83,7 +83,7 @@ def find_column(file: h5py.File, name: str, dtype: str, shape: tuple[int | None,
 
 
 def _find_dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """Look up a data set by name; only hard links are followed, so that no other file is opened."""
+    """Look up a data set by name; only hard links are followed, so that other files stay closed."""
     here: h5py.Group | h5py.Dataset = file
     for part in name.split("/"):
         if not isinstance(here, h5py.Group):

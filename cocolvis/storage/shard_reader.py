@@ -93,14 +93,14 @@ class ShardReader:
         self.attributes = read_attributes(file, {"format": FORMAT, "version": VERSION}, ("split", "images", "vocabulary"))
         self._in_memory = {"id": read_column(find_column(file, "id", "int64", (None,)))}
         images = len(self._in_memory["id"])
-        found = {name: find_column(file, name, dtype, (images, *shape)) for name, (dtype, shape) in PER_IMAGE.items()}
+        columns_found = {name: find_column(file, name, dtype, (images, *shape)) for name, (dtype, shape) in PER_IMAGE.items()}
         self._offsets = {group: read_offsets(file, group, images) for group in PACKED}
         for group, columns in PACKED.items():
             for column, dtype in columns.items():
                 name = f"{group}/{column}"
-                found[name] = find_column(file, name, dtype, (int(self._offsets[group][-1]),))
-        self._columns = {name: _Column(locate_values(data), data.dtype, data.shape) for name, data in found.items()}
-        self._in_memory |= {name: read_column(found[name]) for name in _IN_MEMORY}
+                columns_found[name] = find_column(file, name, dtype, (int(self._offsets[group][-1]),))
+        self._columns = {name: _Column(locate_values(data), data.dtype, data.shape) for name, data in columns_found.items()}
+        self._in_memory |= {name: read_column(columns_found[name]) for name in _IN_MEMORY}
         runs, pictures = (np.diff(self._offsets[group]) for group in ("mask", "image"))
         check_images(self._in_memory["id"], self._in_memory["size"], runs, pictures)
 
@@ -226,6 +226,6 @@ class ShardReader:
         return file
 
     def _fault(self, what: str, row: int, error: Exception) -> DataError:
-        """A DamagedImage if the values that were read are wrong, a DataError if they could not be read."""
+        """The exception to raise: DamagedImage if the values that were read are wrong, DataError if they could not be read."""
         kind = DamagedImage if isinstance(error, ValueError) else DataError
         return kind(fault_line(self.path, f"{what} {int(self._in_memory['id'][row])}", self.image_path(row), error))

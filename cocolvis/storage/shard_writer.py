@@ -1,4 +1,4 @@
-"""Writes one HDF5 shard: encoded pictures, masks as run lengths, and the tables that save readers from decoding masks."""
+"""Writes one HDF5 shard: encoded pictures, masks as run lengths, and tables of the classes in each mask."""
 
 import hashlib
 from collections.abc import Callable, Mapping

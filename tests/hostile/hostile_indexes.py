@@ -231,7 +231,9 @@ CASES += [
     _index("a name twice with a matching digest", _signed("name", "aerosol_can"), "class names must be unique"),
     _index("a class twice with a matching digest", _signed("class", 3), "class ids must be 1, 2, ... without gaps"),
     _index(
-        "a synset that differs with a matching digest", _signed("synset", "b"), "was built with another vocabulary|its vocab"
+        "a synset that differs with a matching digest",
+        _signed("synset", "b"),
+        "was built with a vocabulary other than|its vocab",
     ),
 ]
 CASES += [_text(name, *what) for name, what in TEXTS.items()] + [_place(name, *what) for name, what in PLACES.items()]

@@ -212,7 +212,7 @@ FILTERS = {
     "chunk that breaks off": (mask_chunk(zlib.compress(os.urandom(8192))[:100]), CHUNKS),
 }
 
-NO_FORMAT, OTHER_WORDS = "format and version are", "was built with another vocabulary|its vocabulary is"
+NO_FORMAT, OTHER_WORDS = "format and version are", "was built with a vocabulary other than|its vocabulary is"
 ATTRIBUTES = {
     "no format": (lambda f, o: f.attrs.__delitem__("format"), r"format and version are \(None, 2\)"),
     "no version": (lambda f, o: f.attrs.__delitem__("version"), r"format and version are \('cocolvis-shard', None\)"),
