@@ -1,4 +1,4 @@
-"""Computing results ahead of time in threads, so that files are read and written while something else is computed."""
+"""Computes results ahead of time in threads, so that files are read and written while something else is computed."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +10,7 @@ Result = TypeVar("Result")
 
 
 def ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """``function(item)`` for each item, in order, computed by ``threads`` threads before the results are requested.
+    """Yield ``function(item)`` for each item, in order, computed by ``threads`` threads before the results are requested.
 
     The calling thread iterates over ``items``, at most ``2 * threads`` ahead. The first exception ends the iteration.
     """

@@ -6,7 +6,7 @@ import numba
 
 
 def entry(**options) -> Callable:
-    """Decorate a function that Python calls: compiled on its first call, cached beside its file or in NUMBA_CACHE_DIR.
+    """Decorate a function that Python calls: compiled on its first call, cached next to its file or in NUMBA_CACHE_DIR.
 
     Every call must pass the same argument types. Different types would put two compiled versions into one cache, and when two
     processes compile different versions first, numba's index can name one version and point to the other.

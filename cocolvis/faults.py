@@ -1,4 +1,4 @@
-"""Faults of the input, as a build reports them: what was skipped or is missing, and why."""
+"""The faults of the input that a build reports: what was skipped or is missing, and why."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ class _Fault(NamedTuple):
 class Fault(_Fault):
     """One entry in the report of a build: something in the input that was skipped or is missing.
 
-    ``reason`` is always one printable line of at most :data:`cocolvis.text.LINE` characters, whatever the input contains.
+    ``reason`` is always one printable line of at most :data:`cocolvis.text.LINE` characters.
     """
 
     __slots__ = ()

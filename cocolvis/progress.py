@@ -13,7 +13,7 @@ Phase = Callable[[str, int, int], None]
 
 
 def count_bytes(progress: Progress, total: int) -> Callable[[int], None]:
-    """A callback that takes the number of newly read bytes and reports their sum, out of ``total``, to ``progress``."""
+    """A callback that takes the number of newly read bytes, and reports their sum and ``total`` to ``progress``."""
     done = 0
 
     def read(more: int) -> None:

@@ -1,8 +1,10 @@
-"""Decoding of text files (byte order marks, line ends, other encodings), and text that is safe to print on a terminal."""
+"""Decodes text files (byte order marks, line ends, other encodings), and makes text safe to print on a terminal."""
 
 import codecs
 import mmap
 import unicodedata
+from collections.abc import Iterable
+from itertools import islice
 
 from cocolvis.errors import DataError
 
@@ -21,7 +23,7 @@ _OTHER_MARKS = {
 }
 
 _HEAD = 2**12
-"""Bytes at the start of a file that are examined to detect UTF-16."""
+"""How many bytes at the start of a file are examined to detect UTF-16."""
 
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
@@ -32,8 +34,8 @@ _SPACES = "\u00a0\u3000"
 def decoded(content: bytes, where: object, errors: str = "strict") -> str:
     """The text of ``content``, without a byte order mark and with "\\n" at the end of every line.
 
-    A DataError that begins with ``where`` when it is UTF-16 or UTF-32, contains a NUL, or is not UTF-8; the latter two name the
-    line.
+    Raises DataError, which begins with ``where``, if it is UTF-16 or UTF-32, contains a NUL, or is not UTF-8; for the latter
+    two the message names the line.
     """
     refuse_other_encodings(content, where)
     try:
@@ -55,7 +57,7 @@ def without_mark(content: Buffer) -> Buffer:
 
 
 def refuse_other_encodings(content: Buffer, where: object) -> None:
-    """Raise a DataError that begins with ``where`` when the first 4 KiB of ``content`` look like UTF-16 or UTF-32."""
+    """Raise DataError, which begins with ``where``, if the first 4 KiB of ``content`` look like UTF-16 or UTF-32."""
     head = bytes(content[:_HEAD])
     marked = next((name for mark, name in _OTHER_MARKS.items() if head.startswith(mark)), None)
     name = marked or ("UTF-16" if _is_utf16(head) else None)
@@ -109,6 +111,12 @@ def one_line(error: Exception | str) -> str:
     if 0 < len(text) <= LINE and text.isprintable():
         return text
     return replace_unprintable((next(iter(text.splitlines()), "") or type(error).__name__)[:LINE])
+
+
+def first_few(items: Iterable[object], most: int) -> str:
+    """The first ``most`` items, separated by commas, and "..." if there are more: "a, b, ..."."""
+    head = [str(item) for item in islice(items, most + 1)]
+    return ", ".join(head[:most] + ["..."] * (len(head) > most))
 
 
 def human_size(count: float) -> str:

@@ -60,8 +60,8 @@ class ClassInfo:
 class Vocabulary:
     """Classes 1..C in order, and the mapping from the categories of each annotation source to them.
 
-    ``ignored`` maps a source to categories (id -> name) that belong to no class; their pixels are unlabelled. A DataError when
-    the ids are not 1..C or two names are equal.
+    ``ignored`` maps a source to categories (id -> name) that belong to no class; their pixels are unlabelled. Raises DataError
+    if the ids are not 1..C or two names are equal.
     """
 
     def __init__(self, classes: Iterable[ClassInfo], ignored: Mapping[str, Mapping[int, str]] | None = None):
@@ -113,7 +113,7 @@ class Vocabulary:
         return [c for c in self.classes if any(needle in nfc(t).casefold() for t in (c.name, c.synset or ""))]
 
     def id_of(self, name: str) -> int:
-        """The id of the class with exactly this name; a DataError that suggests the closest names if there is none."""
+        """The id of the class with exactly this name; raises DataError, which suggests the closest names, if there is none."""
         for c in self.classes:
             if nfc(c.name) == nfc(name):
                 return c.id
@@ -123,7 +123,7 @@ class Vocabulary:
         raise DataError(f"no class is named {name!r}" + (f"; did you mean {', '.join(near)}?" if near else ""))
 
     def check_categories(self, source: str, categories: Mapping[int, str], where: str) -> None:
-        """Raise a DataError unless the ``categories`` (id -> name) of an annotation file are those of this vocabulary."""
+        """Raise DataError unless the ``categories`` (id -> name) of an annotation file are those of this vocabulary."""
         expected = self.categories(source)
         for category, name in categories.items():
             if category not in expected or nfc(expected[category]) != nfc(name):
@@ -145,7 +145,7 @@ class Vocabulary:
 
     @classmethod
     def from_json(cls, data: Mapping) -> "Vocabulary":
-        """The vocabulary that :meth:`to_json` wrote; a DataError when it is malformed or its digest does not match."""
+        """The vocabulary that :meth:`to_json` wrote; raises DataError if it is malformed or its digest does not match."""
         try:
             digest = data["digest"]
             classes = convert([{**c, "id": c["class"]} for c in data["classes"]], list[ClassInfo])
