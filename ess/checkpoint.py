@@ -39,8 +39,8 @@ class Checkpoint(NamedTuple):
     @property
     def miou(self) -> float:
         """The mIoU of the evaluation, or -1."""
-        found = (self.scores or {}).get("miou")
-        return -1.0 if found is None else found
+        miou = (self.scores or {}).get("miou")
+        return -1.0 if miou is None else miou
 
 
 class Run:
@@ -65,36 +65,36 @@ class Run:
         self.earlier = list(earlier)
 
     def begin(self, model: torch.nn.Module, training: Mapping[str, torch.Tensor]) -> None:
-        """Save the untrained model as step 0, then run.json, so that a run that exists can be resumed without any download."""
+        """Save the untrained model as step 0, then run.json, so that every existing run can be resumed without a download."""
         self.save(0, model, training)
         self.write()
 
     @classmethod
     def find(cls, folder: Path) -> "Run | None":
-        """The run in a folder, or None; a DataError when run.json cannot be read, or is missing next to checkpoints.
+        """The run in a folder, or None; raises DataError if run.json cannot be read, or is missing next to checkpoints.
 
         An untrained step 0 alone is not a run: it is left by a process that was killed in :meth:`begin`.
         """
         if os.path.lexists(folder / "run.json"):
             return cls.open(folder)
-        found = [path.name for path in sorted(folder.glob("checkpoints/step-*"))]
-        if found and (found != ["step-00000000"] or (folder / _SETTINGS).exists()):
+        steps = [path.name for path in sorted(folder.glob("checkpoints/step-*"))]
+        if steps and (steps != ["step-00000000"] or (folder / _SETTINGS).exists()):
             raise DataError(
-                f"{folder}: holds checkpoints up to {found[-1]} but no run.json, which says what they are;"
+                f"{folder}: holds checkpoints up to {steps[-1]} but no run.json, which describes them;"
                 " put it back, or choose another --out"
             )
         return None
 
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
-        """Read run.json; a DataError when it is missing, malformed or in another format."""
+        """Read run.json; raises DataError if it is missing, malformed or in another format."""
         folder = Path(folder)
         if not os.path.lexists(folder / "run.json"):
             raise DataError(f"{folder}: holds no run.json; expected a folder that `ess train` wrote")
         content = read_json(folder / "run.json")
-        found = (content.get("format"), content.get("version")) if isinstance(content, dict) else None
-        if found != (FORMAT, VERSION):
-            raise DataError(f"{folder / 'run.json'}: format and version are {found}, expected {(FORMAT, VERSION)}")
+        identity = (content.get("format"), content.get("version")) if isinstance(content, dict) else None
+        if identity != (FORMAT, VERSION):
+            raise DataError(f"{folder / 'run.json'}: format and version are {identity}, expected {(FORMAT, VERSION)}")
         try:
             config = Config(**content["settings"])
         except (KeyError, TypeError) as error:
@@ -107,7 +107,7 @@ class Run:
         return cls(folder, config, Vocabulary.from_json(content.get("vocabulary")), digest, earlier)
 
     def change(self, config: Config) -> None:
-        """Go on with other settings; a DataError if they describe another model."""
+        """Continue with other settings; raises DataError if they describe another model."""
         for name in ("arch", "encoder", "output_stride", "norm", "dim", "normalize", "optimizer", "loss"):
             old, new = getattr(self.config, name), getattr(config, name)
             if new != old and not (name == "loss" and "dense" not in (old, new)):
@@ -115,16 +115,19 @@ class Run:
         self.config = config
 
     def change_data(self, digest: str, steps: int, *, allowed: bool) -> None:
-        """Go on after ``steps`` steps with the data set of this digest; a DataError if it is a new one, unless ``allowed``."""
+        """Continue after ``steps`` steps with the data set of this digest.
+
+        Raises DataError if it is another one than before and not ``allowed``.
+        """
         if self.dataset is None:
-            log.info("%s: does not say which data set it was begun on; an older version wrote it. Now it does", self.folder)
+            log.info("%s: the data set of the run is recorded from now on; an older version began it", self.folder)
         elif digest != self.dataset:
             if not allowed:
                 raise DataError(
                     f"{self.folder}: was trained on the data set of digest {self.dataset[:12]}..., not {digest[:12]}...;"
-                    " go on with that one, or with the new one by --allow-other-data"
+                    " continue with the former, or with the new one by --allow-other-data"
                 )
-            log.warning("%s: goes on with another data set, of digest %s...", self.folder, digest[:12])
+            log.warning("%s: continues with another data set, of digest %s...", self.folder, digest[:12])
             self.earlier.append({"digest": self.dataset, "steps": steps})
         self.dataset = digest
 
@@ -177,7 +180,7 @@ class Run:
         return self.folder / "checkpoints" / f"step-{step:08d}"
 
     def _tidy(self, newest: Path) -> None:
-        """Remove checkpoints that are not kept. Those later than ``newest`` do not count: they were damaged and skipped."""
+        """Remove checkpoints that are not kept; later ones than ``newest``, which were damaged and skipped, stay."""
         best = self.best()
         for folder in [folder for folder in self.checkpoints() if folder <= newest][: -self.config.keep]:
             if best is None or folder != best.folder:
@@ -186,8 +189,8 @@ class Run:
     def load(self, model: torch.nn.Module, which: str = "newest") -> Checkpoint:
         """Load the weights of the "newest" checkpoint, or of the "best", the one with the highest mIoU, into ``model``.
 
-        A checkpoint that is damaged is skipped with a warning, and the next one is taken. A DataError when none is intact, when
-        the best is wanted and none was evaluated, or when the weights do not fit the model.
+        A damaged checkpoint is skipped with a warning, and the next one is used. Raises DataError if none is intact, if the
+        best is requested and none was evaluated, or if the weights do not fit the model.
         """
         checkpoint, tensors = self._first_intact(which)
         try:
@@ -218,14 +221,14 @@ class Run:
 
     def listed(self) -> list[Checkpoint]:
         """The checkpoints with a readable state.json, oldest first; their tensors are not read."""
-        found = []
+        checkpoints = []
         for folder in self.checkpoints():
             try:
                 state = read_json(folder / "state.json")
-                found.append(Checkpoint(folder, state["step"], state["scores"]))
+                checkpoints.append(Checkpoint(folder, state["step"], state["scores"]))
             except (DataError, KeyError, TypeError):
                 continue
-        return found
+        return checkpoints
 
     def best(self) -> Checkpoint | None:
         """The checkpoint with the highest mIoU, or None if none was evaluated; ties go to the oldest."""
@@ -247,7 +250,7 @@ def _read(folder: Path, vocabulary: Vocabulary) -> Checkpoint:
         checkpoint, digests = Checkpoint(folder, state["step"], state["scores"]), state.get("sha256", {})
         for name, digest in digests.items():
             if sha256(folder / name) != digest:
-                raise _Damaged(f"{folder / name}: is not what was written: its SHA-256 differs from that in state.json")
+                raise _Damaged(f"{folder / name}: was changed: its SHA-256 differs from that in state.json")
     except (DataError, OSError, KeyError, TypeError, AttributeError) as error:
         raise error if isinstance(error, _Damaged) else _Damaged(f"{folder}: cannot be read: {error}") from None
     if state.get("vocabulary") != vocabulary.digest:

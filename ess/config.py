@@ -176,7 +176,10 @@ def variant_names() -> list[str]:
 
 
 def preset(name: str) -> dict[str, Any]:
-    """The settings of a preset, or of a preset with variants, "NAME+VARIANT+..."; a DataError lists the known names."""
+    """The settings of a preset, or of a preset with variants, "NAME+VARIANT+...".
+
+    Raises DataError, listing the known names, if there is none.
+    """
     base, *added = name.split("+")
     settings = _shipped("ess.presets", base, "preset")
     for each in added:
@@ -185,7 +188,7 @@ def preset(name: str) -> dict[str, Any]:
 
 
 def variant(name: str) -> dict[str, Any]:
-    """The settings that a variant changes; a DataError lists the known names."""
+    """The settings that a variant changes; raises DataError, listing the known names, if there is none."""
     return _shipped("ess.presets.variants", name, "variant")
 
 
@@ -202,8 +205,8 @@ def _shipped(package: str, name: str, kind: str) -> dict[str, Any]:
 def load(preset_name: str | None = None, file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Config:
     """The settings in force: flags override the file, the file overrides the preset, the preset overrides the defaults.
 
-    ``steps`` on one level replaces ``epochs`` of a lower one, and the other way round. Unknown names and wrong values are a
-    DataError.
+    ``steps`` on one level replaces ``epochs`` on a lower one, and vice versa. Raises DataError if a name is unknown or a value
+    is wrong.
     """
     settings: dict[str, Any] = {}
     for where, level in (
@@ -221,7 +224,7 @@ def load(preset_name: str | None = None, file: Path | None = None, flags: Mappin
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(read_text(path))
-    except (ValueError, RecursionError) as error:  # a ValueError: wrong TOML, or an integer too long for Python
+    except (ValueError, RecursionError) as error:  # ValueError: malformed TOML, or an integer too long for Python
         raise DataError(f"{path}: cannot be read as TOML: {error}") from None
 
 

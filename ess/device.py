@@ -1,4 +1,4 @@
-"""Choosing a device, and explaining when its memory runs out."""
+"""Chooses a device, and explains errors when its memory runs out."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from cocolvis.errors import DataError
 
 
 def choose_device(name: str) -> torch.device:
-    """The device with a name such as "cuda:1"; "auto" is the first GPU, or the CPU. A DataError when it cannot be used."""
+    """The device with a name such as "cuda:1"; "auto" is the first GPU, or the CPU. Raises DataError if it cannot be used."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -23,7 +23,7 @@ def choose_device(name: str) -> torch.device:
 
 @contextmanager
 def explain_out_of_memory(advice: str) -> Iterator[None]:
-    """Turn a failed allocation on any device into a DataError that ends with ``advice``."""
+    """Raise DataError with ``advice`` if an allocation fails on any device."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError):

@@ -1,4 +1,4 @@
-"""How a setting is described: its type, the values it may take, its default and its meaning."""
+"""The description of a setting: its type, its allowed values, its default and its meaning."""
 
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -50,7 +50,7 @@ class Setting:
         return f"{kind} or none" if self.optional else kind
 
     def check(self, value: Any) -> None:
-        """Raise a DataError unless the setting may have this value. Where a float is expected, an int is fine."""
+        """Raise DataError unless the setting may have this value. Where a float is expected, an int is fine."""
         if value is None and self.optional:
             return
         if not self._fits(value):
@@ -70,14 +70,14 @@ class Setting:
 def settings_of(described: type) -> tuple[Setting, ...]:
     """The settings that a dataclass declares with :func:`setting`, in order."""
     hints = get_type_hints(described)
-    found = []
+    settings = []
     for declared in fields(described):
         hint = hints[declared.name]
         literal = get_origin(hint) is Literal
         kinds = (hint,) if literal else get_args(hint) or (hint,)
         kind = kinds[0]
         choices = get_args(kind) if get_origin(kind) is Literal else ()
-        found.append(
+        settings.append(
             Setting(
                 name=declared.name,
                 kind=type(choices[0]) if choices else kind,
@@ -88,7 +88,7 @@ def settings_of(described: type) -> tuple[Setting, ...]:
                 help=declared.metadata["help"],
             )
         )
-    return tuple(found)
+    return tuple(settings)
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Requests to end a training: Ctrl-C and signals are noted when they arrive, and obeyed where no work is lost."""
+"""Requests to stop a training: Ctrl-C and signals are noted when they arrive, and obeyed at points where no work is lost."""
 
 import signal
 import threading
@@ -21,7 +21,7 @@ class Stop:
         self._team = team
 
     def agreed(self) -> bool:
-        """Whether any process of the team was asked. All of them must call this equally often, and get the same answer."""
+        """Whether any process of the team was asked; all of them get the same answer and must call this equally often."""
         if self._team.num_processes == 1:
             return self.requested
         return bool(self._team.reduce(torch.tensor(float(self.requested), device=self._team.device), "sum"))

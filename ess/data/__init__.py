@@ -1,1 +1,1 @@
-"""A data set as training batches: crops, augmentation, long tails, damaged images."""
+"""Turns a data set into training batches: crops, augmentation, long tails, damaged images."""

@@ -16,7 +16,7 @@ from cocolvis.errors import DamagedImage, DataError
 from ess.data.transforms import Crop, render_image, render_labels
 
 AHEAD = 2
-"""Batches that a loader process prepares before they are asked for."""
+"""How many batches a loader process prepares before they are requested."""
 
 IGNORE_INDEX = -1
 """The label of unlabelled pixels, which losses and metrics ignore."""
@@ -25,8 +25,8 @@ IGNORE_INDEX = -1
 class Batch(NamedTuple):
     """The crops of a step: ``images`` (B, 3, size, size) uint8 RGB, ``labels`` (B, size, size) int16, int32 for many classes.
 
-    ``ids`` (B,) int64 are the images' ids. ``classes`` (B, C) bool says which classes take part in the loss of each image; None
-    means all.
+    ``ids`` (B,) int64 are the images' ids. ``classes`` (B, C) bool marks the classes in the softmax of each image; None means
+    all.
     """
 
     images: torch.Tensor
@@ -41,7 +41,7 @@ class Batch(NamedTuple):
 
 
 class RawBatch(NamedTuple):
-    """What a batch is rendered from: the pixels and labels under each of its ``crops``, at the resolution of the pictures.
+    """The data that a batch is rendered from: pixels and labels of its ``crops``, at the resolution of the pictures.
 
     ``pixels`` (sum of h * w * 3,) uint8 holds one crop after another. The labels of the same pixels are run-length encoded:
     ``labels`` (R,) integer and ``lengths`` (R,) int32. ``ids`` (B,) int64 and ``classes`` are those of :class:`Batch`.
@@ -49,7 +49,7 @@ class RawBatch(NamedTuple):
 
     ``buffer`` names the memory that holds the pixels as (process, slot). A loader process sends that memory itself, as
     ``pixels``, only the first time it uses it; :func:`attach_pixels` completes the later batches. The pixels stay valid until
-    the next batch is asked for.
+    the next batch is requested.
     """
 
     buffer: tuple[int, int]
@@ -62,7 +62,7 @@ class RawBatch(NamedTuple):
     damaged: Sequence[DamagedImage] = ()
 
     def render(self, size: int, device: torch.device) -> Batch:
-        """The crops, ``size`` pixels a side, on a device; their ids stay on the CPU."""
+        """Render the crops with sides of ``size`` pixels on a device; their ids stay on the CPU."""
         if self.pixels is None:
             raise ValueError("the batch has no pixels: complete it with attach_pixels")
         flat = (self.pixels, torch.from_numpy(self.labels), torch.from_numpy(self.lengths))
@@ -79,11 +79,11 @@ class RawBatch(NamedTuple):
 
 
 class SharedBuffers:
-    """The memory in which one process hands over the pixels of its batches, used in turn.
+    """The buffers in which one process hands over the pixels of its batches, used in turn.
 
     The system clears new shared memory page by page, which takes up to half as long as decoding the pictures, and passing its
     handle to another process takes as long again. So each buffer is created once, sent once, and from then on only named. A
-    process begins a batch once the batch ``AHEAD`` before it was asked for. At most that one is still in use, and the buffers
+    process begins a batch after the batch ``AHEAD`` before it was requested. At most that one is still in use, and the buffers
     of earlier ones are free.
     """
 
@@ -110,7 +110,7 @@ class SharedBuffers:
 
 
 def attach_pixels(batches: Iterable[RawBatch | DataError]) -> Iterator[RawBatch]:
-    """Complete batches from any processes, each process's from its first one on; a DataError among them is raised."""
+    """Complete the batches of several processes, each from its first one on; raises any DataError among them."""
     buffers: dict[tuple[int, int], torch.Tensor] = {}
     for batch in batches:
         if isinstance(batch, DataError):
@@ -122,5 +122,5 @@ def attach_pixels(batches: Iterable[RawBatch | DataError]) -> Iterator[RawBatch]
 
 
 def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tensor on a device. It goes to a GPU from pinned memory, so that the copy does not wait for running kernels."""
+    """The tensor on a device; copies to a GPU use pinned memory, so that they do not wait for running kernels."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -24,8 +24,8 @@ def replace_damaged(
 ) -> tuple[list[tuple[int, int]], list[DamagedImage]]:
     """The (index, draw) items of a batch with another image in place of each damaged one, and the damaged images found.
 
-    The replacement is random but depends only on ``seed`` and the draw, so it is the same in any process and after a resume. A
-    DataError when a thousand images in a row are damaged, or all of the split.
+    The replacement is random but depends only on ``seed`` and the draw, so it is the same in any process and after a resume.
+    Raises DataError if a thousand images in a row are damaged, or all of the split.
     """
     sound: list[tuple[int, int]] = []
     damaged: list[DamagedImage] = []

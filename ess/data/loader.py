@@ -1,4 +1,4 @@
-"""A built data set as torch batches: which images a step sees and how they are augmented depends only on seed and step."""
+"""A data set as torch batches; which images a step sees, and how they are augmented, depends only on seed and step."""
 
 import atexit
 import math
@@ -26,14 +26,14 @@ from ess.stopping import ignore_requests, requests_held
 _FITS_INT16 = 2**15
 """The largest class id whose label an int16 holds."""
 
-_OUT_OF_SOMETHING = ("DataLoader worker", "shared memory", "Too many open files", "ancdata")
+_SIGNS_OF_EXHAUSTION = ("DataLoader worker", "shared memory", "Too many open files", "ancdata")
 """Parts of torch's messages when a loader process has died, or when something it sent cannot be opened."""
 
 
 def to_labels(mask: np.ndarray) -> np.ndarray:
     """uint16 class ids of any shape, 0 = unlabelled, to labels 0..C-1, -1 = ignored. No other function does this mapping.
 
-    Labels are int16, or int32 where one is above 32,767.
+    Labels are int16, or int32 if one of them is above 32,767.
     """
     if mask.max(initial=0) > _FITS_INT16:
         return mask.astype(np.int32) - 1
@@ -58,13 +58,13 @@ class TrainingImages(TorchDataset):
         self._buffers = SharedBuffers()
 
     def __getitems__(self, items: Sequence[tuple[int, int]]) -> RawBatch | DataError:
-        """A batch, or the fault for the training process to raise: torch would send it as a traceback."""
+        """A batch, or the error that the training process raises; torch would send a traceback instead."""
         try:
             return self._read_around_damage(items)
         except DataError as error:
             return error
         except (OSError, MemoryError) as error:
-            return DataError(f"the loader cannot go on: {one_line(error)}; try fewer --workers or a smaller --batch-size")
+            return DataError(f"the loader cannot continue: {one_line(error)}; try fewer --workers or a smaller --batch-size")
 
     def _read_around_damage(self, items: Sequence[tuple[int, int]]) -> RawBatch:
         try:
@@ -103,7 +103,7 @@ class TrainingImages(TorchDataset):
         return color_jitter(pixels, rng, self._config.color_jitter) if self._config.color_jitter else pixels
 
     def _classes(self, samples: Sequence[Sample]) -> np.ndarray | None:
-        """(B, C) bool, the classes that take part in each image's loss; None where all do."""
+        """(B, C) bool, the classes in the softmax of each image; None if all are."""
         if self._fully_annotated is None:
             return None
         return np.stack([known_classes(sample.runs.classes, sample.neg, self._fully_annotated) for sample in samples])
@@ -112,7 +112,7 @@ class TrainingImages(TorchDataset):
 def pixel_of_a_rare_class(mask: np.ndarray, rarity: np.ndarray, rng: np.random.Generator) -> tuple[int, int] | None:
     """(row, column) of a random pixel of a random class of ``mask``, drawn with probability proportional to ``rarity`` (C,).
 
-    ``mask`` is (H, W) uint16, 0 = unlabelled. None where nothing is labelled.
+    ``mask`` is (H, W) uint16, 0 = unlabelled. None if no pixel is labelled.
     """
     present = np.flatnonzero(np.bincount(mask.reshape(-1))[1:])
     if not len(present):
@@ -124,7 +124,7 @@ def pixel_of_a_rare_class(mask: np.ndarray, rarity: np.ndarray, rng: np.random.G
 
 
 def known_classes(present: np.ndarray, absent: np.ndarray, fully_annotated: np.ndarray) -> np.ndarray:
-    """(C,) bool, the classes that are known to be in an image or not to be in it.
+    """(C,) bool, the classes whose presence in or absence from an image is known.
 
     ``present`` (r,) are the class ids of the image's runs, repeated ones and 0 = unlabelled included; ``absent`` (n,) are class
     ids 1..C that were verified to be absent; ``fully_annotated`` (C,) bool marks classes that are annotated in every image.
@@ -137,8 +137,8 @@ def known_classes(present: np.ndarray, absent: np.ndarray, fully_annotated: np.n
 class StepBatches(Sampler[list[tuple[int, int]]]):
     """The batches of steps ``start``..``steps`` - 1: a fresh permutation each epoch, incomplete batches dropped.
 
-    With ``repeats`` (N,) >= 1, an epoch has image i floor(r_i) or ceil(r_i) times, r_i times on average. ``share`` (r, n) is
-    the r-th of n equal parts of each batch, for one of n processes. Together they see the batches that one process would see.
+    With ``repeats`` (N,) >= 1, an epoch contains image i floor(r_i) or ceil(r_i) times, r_i times on average. ``share`` (r, n)
+    is the r-th of n equal parts of each batch, for one of n processes. Together they see the same batches as one process.
     """
 
     def __init__(
@@ -171,8 +171,8 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
             first = (step % per_epoch) * self._batch_size
             chosen = order[first : first + self._batch_size]
             rank, processes = self._share
-            own = range(rank * self._batch_size // processes, (rank + 1) * self._batch_size // processes)
-            yield [(int(chosen[place]), step * self._batch_size + place) for place in own]
+            places = range(rank * self._batch_size // processes, (rank + 1) * self._batch_size // processes)
+            yield [(int(chosen[place]), step * self._batch_size + place) for place in places]
 
     def _order(self, rng: np.random.Generator) -> np.ndarray:
         """The images of an epoch. One random offset decides all repeats, so that every epoch has the same length."""
@@ -189,20 +189,23 @@ def epoch_length(images: int, repeats: np.ndarray | None) -> int:
 
 
 def training_split(dataset: Dataset, config: Config) -> Split:
-    """The split "train"; a DataError when it has less than a batch of images, no labelled pixel, or fewer than two classes."""
+    """The split "train".
+
+    Raises DataError if it has less than a batch of images, no labelled pixel, or fewer than two classes.
+    """
     split = dataset.split("train")
     if len(dataset.vocabulary) < 2:
         raise DataError(
-            f"{dataset.folder}: has {len(dataset.vocabulary)} class, and every pixel would be of it; training takes 2 or more:"
+            f"{dataset.folder}: has {len(dataset.vocabulary)} class, and every pixel would be of it; training needs 2 or more:"
             " make its surroundings a class as well"
         )
     if len(split) < config.batch_size:
         raise DataError(
-            f"{dataset.folder}: split train has {len(split)} images, a batch takes {config.batch_size};"
+            f"{dataset.folder}: split train has {len(split)} images, but a batch has {config.batch_size};"
             f" choose --batch-size {max(len(split), 1)} or less"
         )
     if not len(split.present()[0]):
-        raise DataError(f"{dataset.folder}: in split train no pixel has a class; there is nothing to learn from")
+        raise DataError(f"{dataset.folder}: no pixel of split train has a class, so there is nothing to learn from")
     return split
 
 
@@ -211,8 +214,7 @@ def training_batches(
 ) -> Generator[RawBatch, None, None]:
     """The batches of steps ``start``..``steps`` - 1, or a ``share`` of each as in :class:`StepBatches`.
 
-    Any fault in any process becomes a DataError of one line that says what to change. Closing the generator ends the loader
-    processes.
+    Raises DataError for any fault in any process. Closing the generator ends the loader processes.
     """
     loader = DataLoader(
         TrainingImages(split, config, tail),
@@ -226,12 +228,12 @@ def training_batches(
     try:
         with requests_held():
             batches = iter(loader)
-        with _ending_workers(batches):
+        with _workers_ended(batches):
             yield from attach_pixels(batches)
     except OSError as error:
-        raise DataError(f"the loader cannot go on: {one_line(error)}; try --workers {config.workers // 2}") from None
+        raise DataError(f"the loader cannot continue: {one_line(error)}; try --workers {config.workers // 2}") from None
     except RuntimeError as error:
-        if not any(sign in str(error) for sign in _OUT_OF_SOMETHING):
+        if not any(sign in str(error) for sign in _SIGNS_OF_EXHAUSTION):
             raise
         lines = str(error).strip().splitlines()
         reason = one_line(lines[-1] if lines[0].startswith("Caught") else lines[0])  # with a traceback or without one
@@ -242,7 +244,7 @@ def training_batches(
 
 
 def _unchanged(batch: Any) -> Any:
-    """In place of collating: :class:`TrainingImages` returns whole batches."""
+    """A collate function that changes nothing, because :class:`TrainingImages` returns whole batches."""
     return batch
 
 
@@ -254,8 +256,8 @@ def _start_worker(number: int) -> None:
 
 
 @contextmanager
-def _ending_workers(batches: Any) -> Iterator[None]:
-    """End the processes of a loader's iterator, at the latest when Python exits: they ignore the SIGTERM that it sends then.
+def _workers_ended(batches: Any) -> Iterator[None]:
+    """End the processes of a loader's iterator, at the latest when Python exits, because they ignore the SIGTERM that it sends.
 
     A loader process whose training process was killed notices that within seconds.
     """

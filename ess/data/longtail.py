@@ -1,4 +1,4 @@
-"""Training on a long tail of classes: repeated images, crops around rare classes, biases of logits, weights of classes."""
+"""Settings for a long tail of classes: repeated images, crops around rare classes, biases of logits, weights of classes."""
 
 from typing import NamedTuple
 
@@ -42,9 +42,9 @@ def repeat_factors(frequencies: Frequencies, threshold: float) -> np.ndarray:
     shares = frequencies.images / max(1, frequencies.size)
     with np.errstate(divide="ignore"):
         factors = np.maximum(1, np.sqrt(threshold / shares))
-    found = np.ones(frequencies.size)
-    np.maximum.at(found, frequencies.rows, factors[frequencies.labels])
-    return found
+    repeats = np.ones(frequencies.size)
+    np.maximum.at(repeats, frequencies.rows, factors[frequencies.labels])
+    return repeats
 
 
 def class_bias(frequencies: Frequencies, tau: float) -> torch.Tensor:
@@ -74,7 +74,7 @@ def rarity(frequencies: Frequencies) -> np.ndarray:
 def fully_annotated_classes(vocabulary: Vocabulary) -> np.ndarray:
     """(C,) bool, True for classes annotated in every image, False for those of LVIS, which are not (Gupta et al., section 3).
 
-    A DataError when all of them are.
+    Raises DataError if all classes are annotated in every image.
     """
     fully_annotated = np.array(["lvis" not in c.sources for c in vocabulary])
     if fully_annotated.all():
@@ -83,7 +83,7 @@ def fully_annotated_classes(vocabulary: Vocabulary) -> np.ndarray:
 
 
 class Tail(NamedTuple):
-    """How a training treats the long tail of classes; None where a setting is off.
+    """How a training treats the long tail of classes; None for settings that are off.
 
     ``repeats`` (N,) are :func:`repeat_factors`, ``rarity`` (C,) float64 decides which class a crop is placed around,
     ``fully_annotated`` (C,) bool are :func:`fully_annotated_classes`, ``bias`` and ``weight`` (C,) float32 are
@@ -101,7 +101,7 @@ NO_TAIL = Tail()
 
 
 def tail_of(split: Split, vocabulary: Vocabulary, config: Config) -> Tail:
-    """The treatment that the settings ask for; a DataError where their loss cannot use it."""
+    """The treatment that the settings describe; raises DataError if their loss cannot use it."""
     loss = cross_entropy.chosen(config.loss, len(vocabulary))
     for name in ("logit_adjustment", "class_weight_power", "federated"):
         if getattr(config, name) and loss != "exact":
@@ -110,11 +110,11 @@ def tail_of(split: Split, vocabulary: Vocabulary, config: Config) -> Tail:
     fully_annotated = fully_annotated_classes(vocabulary) if config.federated else None
     if not (config.repeat_threshold or config.class_crop or config.logit_adjustment or config.class_weight_power):
         return Tail(fully_annotated=fully_annotated)
-    found = Frequencies.of(split, len(vocabulary))
+    frequencies = Frequencies.of(split, len(vocabulary))
     return Tail(
-        repeat_factors(found, config.repeat_threshold) if config.repeat_threshold else None,
-        rarity(found) if config.class_crop else None,
+        repeat_factors(frequencies, config.repeat_threshold) if config.repeat_threshold else None,
+        rarity(frequencies) if config.class_crop else None,
         fully_annotated,
-        class_bias(found, config.logit_adjustment) if config.logit_adjustment else None,
-        class_weight(found, config.class_weight_power) if config.class_weight_power else None,
+        class_bias(frequencies, config.logit_adjustment) if config.logit_adjustment else None,
+        class_weight(frequencies, config.class_weight_power) if config.class_weight_power else None,
     )

@@ -47,9 +47,10 @@ def random_crop(
 ) -> Crop:
     """A random crop of ``size`` x ``size`` pixels of a picture of ``shape`` (H, W).
 
-    The picture is scaled by a factor drawn uniformly from ``scale``. The crop lies uniformly where it overlaps the scaled
-    picture most, or, with a pixel ``around`` (row, column), where it also contains that pixel; it is mirrored with probability
-    ``flip``. Crops begin at whole pixels of the picture, so that only the pixels they show have to be resized.
+    The picture is scaled by a factor drawn uniformly from ``scale``. The position of the crop is uniform among those with the
+    largest overlap with the scaled picture, or, with a pixel ``around`` (row, column), among those that also contain that
+    pixel; it is mirrored with probability ``flip``. Crops begin at whole pixels of the picture, so that only the pixels they
+    show have to be resized.
     """
     factor = rng.uniform(*scale)
     row, column = (None, None) if around is None else around
@@ -79,7 +80,7 @@ def render_labels(labels: torch.Tensor, crop: Crop, size: int, ignore_index: int
 
 
 def _nearest(length: int, size: int, device: torch.device) -> torch.Tensor:
-    """(size,) int64: which of ``length`` pixels lies under the centre of each of ``size`` pixels."""
+    """(size,) int64: which of ``length`` pixels is under the centre of each of ``size`` pixels."""
     return (2 * torch.arange(size, device=device) + 1) * length // (2 * size)
 
 

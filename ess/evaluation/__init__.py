@@ -1,1 +1,1 @@
-"""How good a model is: pixels counted by class, the scores from them, and reports."""
+"""Evaluates a model: counts pixels by class, computes scores from the counts, and writes reports."""

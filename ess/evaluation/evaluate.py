@@ -1,4 +1,4 @@
-"""How good a model is on a split of a data set: pixels counted by class over all its images, each at its own size."""
+"""Evaluates a model on a split of a data set: counts pixels by class over all its images, each at its own size."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -7,6 +7,7 @@ import numpy as np
 
 from cocolvis.ahead import ahead
 from cocolvis.errors import DamagedImage, DataError
+from cocolvis.progress import Progress, ignore
 from cocolvis.storage.dataset import Dataset, Split
 from ess.data.damage import with_advice
 from ess.data.loader import to_labels
@@ -14,7 +15,7 @@ from ess.evaluation.metrics import Confusion
 from ess.inference.predictor import Predictor
 
 _CHECKED = 4
-"""Images that are decoded to check that an evaluation can begin; as many as are shown later."""
+"""How many images are decoded to check that an evaluation can begin; as many as are shown later."""
 
 Example = tuple[np.ndarray, np.ndarray]
 """(labels (H, W), image (H, W, 3) uint8 RGB)."""
@@ -28,9 +29,9 @@ def evaluate(
     limit: int | None = None,
     published: bool = False,
     skip_damaged: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = ignore,
 ) -> dict:
-    """The scores of :func:`scores_of` on a split, or on its first ``limit`` images; a DataError when it has none."""
+    """The scores of :func:`scores_of` on a split, or on its first ``limit`` images; raises DataError if it has none."""
     damaged: list[DamagedImage] | None = [] if skip_damaged else None
     indices = image_indices(dataset, split, limit)
     confusion = count_pixels(predictor, dataset, split=split, indices=indices, damaged=damaged, progress=progress)
@@ -38,7 +39,7 @@ def evaluate(
 
 
 def image_indices(dataset: Dataset, split: str, limit: int | None = None) -> range:
-    """The indices of the images to evaluate on, at most ``limit``; a DataError when the split has none."""
+    """The indices of the images to evaluate on, at most ``limit``; raises DataError if the split has none."""
     images = len(dataset.split(split))
     if not images:
         raise DataError(f"{dataset.folder}: split {split!r} has no images to evaluate on; choose another --split")
@@ -46,9 +47,9 @@ def image_indices(dataset: Dataset, split: str, limit: int | None = None) -> ran
 
 
 def check_readable(dataset: Dataset, split: str, *, skip_damaged: bool = False) -> None:
-    """A DataError, before hours of training, when a later evaluation on a split could not even begin.
+    """Raise DataError, before hours of training, if a later evaluation on a split could not even begin.
 
-    Opens all shards of the split and decodes its first images. With ``skip_damaged``, damaged images among these are fine.
+    Opens all shards of the split and decodes its first images. With ``skip_damaged``, these may be damaged.
     """
     try:
         images = dataset.split(split)
@@ -62,7 +63,7 @@ def check_readable(dataset: Dataset, split: str, *, skip_damaged: bool = False) 
                 if not skip_damaged:
                     raise with_advice(error) from None
     except DataError as error:
-        raise DataError(f"{error}; evaluations need this: repair it, or train without --eval-every") from None
+        raise DataError(f"{error}; evaluations need this; repair it, or train without --eval-every") from None
 
 
 def count_pixels(
@@ -72,13 +73,13 @@ def count_pixels(
     split: str = "val",
     indices: Sequence[int],
     damaged: list[DamagedImage] | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = ignore,
 ) -> Confusion:
     """Count the pixels of some images of a split by true and predicted class; counts of several processes can be added.
 
-    Damaged images are left out and appended to ``damaged``; where that is None, the first one is raised. ``progress`` is called
-    once for each image, whether it is counted or left out. Classes that were added to the model after its training do not take
-    part. A DataError when the data set has another vocabulary than the model.
+    Damaged images are left out and appended to ``damaged``; if that is None, the first one is raised. ``progress`` is called
+    once for each image, whether it is counted or left out. Classes that were added to the model after its training are not
+    predicted. Raises DataError if the data set has another vocabulary than the model.
     """
     predictor = predictor.without_added_classes()
     if dataset.vocabulary.digest != predictor.vocabulary.digest:
@@ -101,7 +102,7 @@ def count_pixels(
 
 
 def _examples(split: Split, indices: Sequence[int], skip: Callable[[DamagedImage], None]) -> Iterator[Example]:
-    """The sound ones of some images with their labels; ``skip`` is called with each damaged one."""
+    """Yield the undamaged images among ``indices`` with their labels; ``skip`` is called for each damaged one."""
 
     def load(index: int) -> Example | DamagedImage:
         try:
@@ -120,7 +121,7 @@ def _examples(split: Split, indices: Sequence[int], skip: Callable[[DamagedImage
 def scores_of(confusion: Confusion, dataset: Dataset, *, published: bool = False, damaged: Sequence[DamagedImage] = ()) -> dict:
     """:meth:`Confusion.summary` with the frequency groups of the data set's vocabulary; "skipped" is the number of ``damaged``.
 
-    A DataError when all images were damaged.
+    Raises DataError if all images were damaged.
     """
     if damaged and not confusion.images:
         raise DataError(f"none of the {len(damaged)} images to evaluate on can be read; the first: {damaged[0]}")

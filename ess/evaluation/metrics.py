@@ -1,4 +1,4 @@
-"""How good predictions are: pixels counted by true and predicted class, and the scores from these counts."""
+"""Counts pixels by true and predicted class, and computes scores from the counts."""
 
 from collections.abc import Sequence
 
@@ -54,7 +54,7 @@ class Confusion:
         return self
 
     def iou(self, published: bool = False) -> np.ndarray:
-        """Intersection over union of each class: (C,) float64, NaN where the class is absent from the truth.
+        """Intersection over union of each class: (C,) float64, NaN if the class is absent from the truth.
 
         With ``published``, a class that was predicted but is absent from the truth has 0 instead, as in the published code.
         """
@@ -63,7 +63,7 @@ class Confusion:
         return np.divide(right, truth + predicted - right, out=np.full(self.classes, np.nan), where=present)
 
     def summary(self, groups: Sequence[str | None] | None = None, *, published: bool = False) -> dict:
-        """All scores as a dictionary for JSON: fractions 0..1, or None where there is nothing to average.
+        """All scores as a dictionary for JSON: fractions 0..1, or None if there is nothing to average.
 
         ``groups`` gives the frequency group of each of the C classes, or None. Without any group there are no scores by group.
         ``published`` is that of :meth:`iou`.

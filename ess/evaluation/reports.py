@@ -21,7 +21,7 @@ def training_images(dataset: Dataset) -> np.ndarray:
 
 
 def check_top(top: Sequence[int], dataset: Dataset) -> None:
-    """A DataError unless 1 <= n <= C for each n."""
+    """Raise DataError unless 1 <= n <= C for each n."""
     for n in top:
         if not 1 <= n <= len(dataset.vocabulary):
             raise DataError(f"--top-n is {n}: expected 1..{len(dataset.vocabulary)}, the number of classes")
@@ -30,8 +30,8 @@ def check_top(top: Sequence[int], dataset: Dataset) -> None:
 def frequency_curve(iou: np.ndarray, images: np.ndarray) -> np.ndarray:
     """The mIoU over the n classes with the most training ``images`` (C,), for n = 1..C: (C,) float64.
 
-    Predictions are those among all classes. Classes without an IoU do not count; NaN where no class counts. Ties go to the
-    lower class id.
+    All classes compete in the predictions. Classes without an IoU are left out of the mean, which is NaN if all are. Ties go to
+    the lower class id.
     """
     return miou_curve(iou, np.argsort(-images, kind="stable"))
 

@@ -1,1 +1,1 @@
-"""The training loop, what a step minimises, and what a run reports."""
+"""The training loop, its objective, its state and its reports."""

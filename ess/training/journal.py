@@ -1,4 +1,4 @@
-"""What a training reports: lines in the log; curves, sample predictions and class embeddings for trackers."""
+"""The reports of a training: lines in the log; curves, sample predictions and class embeddings for trackers."""
 
 import logging
 import time
@@ -26,9 +26,9 @@ log = logging.getLogger("ess")
 
 
 class _Pace:
-    """Measures images a second over the steps since the last line in the log, without the time of anything else.
+    """Measures images per second over the steps since the last line in the log, without the time of other work.
 
-    The very first step, in which loaders start and kernels are compiled, counts only if it is the only one.
+    The very first step, in which loaders start and kernels are compiled, is used only if it is the only one.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class _Pace:
         self._images, self._seconds, self._since = self._images + images, self._seconds + now - self._since, now
 
     def pause(self) -> None:
-        """Leave out the time since the last step, which was not spent on training."""
+        """Leave out the time since the last step, which was spent on other work."""
         self._since = time.monotonic()
 
     def images_per_second(self) -> float:
@@ -77,9 +77,9 @@ class Journal:
             self._say("%s", describe_skipped(len(self._damaged)))
         self._team.end_training()
 
-    def gather_damaged(self, own: Sequence[DamagedImage]) -> list[DamagedImage]:
-        """The damaged images that all processes skipped; each is reported once. Every process must call this with its own."""
-        damaged = gather_object(list(own))
+    def gather_damaged(self, skipped: Sequence[DamagedImage]) -> list[DamagedImage]:
+        """The damaged images that all processes skipped, each reported once; every process must call this with its own."""
+        damaged = gather_object(list(skipped))
         self._note(damaged)
         return damaged
 
@@ -94,7 +94,7 @@ class Journal:
         self._team.log({"train/loss": loss, "train/lr": lr, "train/images_per_second": speed}, step=done)
 
     def evaluation(self, done: int, scores: dict) -> None:
-        """Report the scores of an evaluation; the time that it took does not count as training."""
+        """Report the scores of an evaluation; its time is not counted as training."""
         shown = ("none" if scores[name] is None else f"{scores[name]:.3f}" for name in ("miou", "pixel_accuracy"))
         self._say("step %d/%d  mIoU %s  pixel accuracy %s", done, self._steps, *shown)
         points = {f"val/{name}": scores[name] for name in ("miou", "pixel_accuracy", "mean_accuracy", "fw_iou")}

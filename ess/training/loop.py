@@ -34,13 +34,14 @@ log = logging.getLogger("ess")
 def train(dataset: Dataset, folder: Path, config: Config, *, resume: bool = False, allow_other_data: bool = False) -> Run:
     """Train on the split "train" and leave a run in ``folder``; progress goes to the log and to trackers.
 
-    With ``resume`` the newest checkpoint goes on with the same batches, augmentations and schedules. ``config`` must then shape
-    the same model as that of the run, and ``dataset`` must be that of the run unless ``allow_other_data``.
+    With ``resume``, training continues from the newest checkpoint with the same batches, augmentations and schedules.
+    ``config`` must then describe the same model as the run, and ``dataset`` must be that of the run unless ``allow_other_data``
+    is set.
 
     Ctrl-C and SIGTERM, however often they come, end the step, write a checkpoint and raise KeyboardInterrupt; a second Ctrl-C
-    raises it at once. A DataError when the loss is no longer finite, and for every fault of data or settings.
+    raises it at once. Raises DataError if the loss is no longer finite, or if data or settings are faulty.
 
-    Several processes, as torchrun starts them, share each batch and make the same steps as one process.
+    Several processes, started by torchrun for example, share each batch and make the same steps as one process.
     """
     run = Run.find(folder)
     if run and not resume:
@@ -66,13 +67,13 @@ def train(dataset: Dataset, folder: Path, config: Config, *, resume: bool = Fals
         closing(batches),
         explain_out_of_memory(advice),
     ):
-        _Training(team, run, dataset, steps, state, wrapped, optimizer, journal, stop).go_on(begun, batches)
+        _Training(team, run, dataset, steps, state, wrapped, optimizer, journal, stop).run_steps(begun, batches)
     return run
 
 
 @dataclass(frozen=True, slots=True)
 class _Training:
-    """A run of ``steps`` steps under way. ``objective`` and ``optimizer`` are wrapped for the ``team`` of processes."""
+    """A running training of ``steps`` steps. ``objective`` and ``optimizer`` are wrapped for the ``team`` of processes."""
 
     team: Accelerator
     run: Run
@@ -84,7 +85,7 @@ class _Training:
     journal: Journal
     stop: Stop
 
-    def go_on(self, begun: Checkpoint, batches: Iterable[RawBatch]) -> None:
+    def run_steps(self, begun: Checkpoint, batches: Iterable[RawBatch]) -> None:
         """Make the remaining steps, after the evaluation of the checkpoint if that is missing."""
         if begun.step and begun.scores is None and self._evaluates_after(begun.step):
             self._evaluate(begun.step)
@@ -101,7 +102,7 @@ class _Training:
         self.journal.classes(self.steps, self._predictor())
 
     def _step(self, done: int, raw: RawBatch) -> torch.Tensor:
-        """Make the step after which ``done`` steps are done: its loss, a float32 scalar."""
+        """Make step number ``done``, counted from 1, and return its loss, a float32 scalar."""
         config, step = self.run.config, done - 1
         set_learning_rates(self.state.optimizer, config, step, self.steps)
         seed_step(config.seed, step, self.team.process_index)
@@ -111,7 +112,10 @@ class _Training:
         return loss
 
     def _report(self, done: int, loss: torch.Tensor, raw: RawBatch) -> bool:
-        """Tell the journal of a step; whether any process was asked to stop. A DataError when the loss is not finite."""
+        """Report a step to the journal, and return whether any process was asked to stop.
+
+        Raises DataError if the loss is not finite.
+        """
         lr = self.state.optimizer.param_groups[1]["lr"]
         flags = loss.new_tensor([self.stop.requested, len(raw.damaged)])
         value, stopping, damaged = self.team.reduce(torch.cat([loss[None], flags]), "mean").tolist()
@@ -134,7 +138,10 @@ class _Training:
         return every is not None and (done % every == 0 or done == self.steps)
 
     def _evaluate(self, done: int) -> None:
-        """Evaluate what checkpoint ``done`` holds and add its scores to it; KeyboardInterrupt once a stop is requested."""
+        """Evaluate the model of checkpoint ``done`` and add the scores to it.
+
+        Raises KeyboardInterrupt if a stop is requested.
+        """
         predictor = self._predictor()
         scores = self._scores(predictor)
         if self.team.is_main_process:
@@ -144,15 +151,15 @@ class _Training:
         self.objective.train()
 
     def _scores(self, predictor: Predictor) -> dict:
-        """The scores on the split "val" or its first images. The processes share these and check for a stop after each one."""
+        """The scores on the split "val" or its first images. The processes share these and check for a stop after each."""
         team, config = self.team, self.run.config
         indices = image_indices(self.dataset, "val", config.eval_limit)
-        own, most = indices[team.process_index :: team.num_processes], len(indices[:: team.num_processes])
+        share, most = indices[team.process_index :: team.num_processes], len(indices[:: team.num_processes])
         damaged: list[DamagedImage] | None = [] if config.skip_damaged else None
         confusion = count_pixels(
-            predictor, self.dataset, indices=own, damaged=damaged, progress=lambda done, total: self.stop.check()
+            predictor, self.dataset, indices=share, damaged=damaged, progress=lambda done, total: self.stop.check()
         )
-        if len(own) < most:  # every process must check equally often
+        if len(share) < most:  # every process must check equally often
             self.stop.check()
         confusion.pixels = team.reduce(confusion.pixels.to(team.device), "sum").cpu()
         all_damaged = [] if damaged is None else self.journal.gather_damaged(damaged)
@@ -166,7 +173,7 @@ class _Training:
 def optimise(
     team: Accelerator, objective: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, accumulate: int = 1
 ) -> torch.Tensor:
-    """Make a step on a batch that lies on the device, in ``accumulate`` parts: the loss before the step, a float32 scalar.
+    """Make a step on a batch on the device, in ``accumulate`` parts, and return the loss before the step, a float32 scalar.
 
     The loss is the mean over the labelled pixels of all processes and parts together, plus the margin penalty; all processes
     return the same.
@@ -191,13 +198,13 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def _planned_steps(config: Config, images: int, tail: Tail) -> int:
-    """The steps of the whole training; a DataError where there are more than a checkpoint's name has digits for."""
+    """The number of steps of the whole training; raises DataError if it has more digits than the names of checkpoints."""
     if config.steps is not None:
         return config.steps
     assert config.epochs is not None  # Config has exactly one of the two
     steps = config.epochs * (epoch_length(images, tail.repeats) // config.batch_size)
     if steps > MOST_STEPS:
-        raise DataError(f"{config.epochs} epochs are {steps} steps; expected up to {MOST_STEPS}")
+        raise DataError(f"{config.epochs} epochs are {steps} steps; expected at most {MOST_STEPS}")
     return steps
 
 
@@ -212,7 +219,7 @@ def _new_objective(team: Accelerator, config: Config, classes: int, tail: Tail, 
 def _begin(
     team: Accelerator, folder: Path, dataset: Dataset, config: Config, state: TrainingState, resume: bool
 ) -> tuple[Run, Checkpoint]:
-    """A new run, and its untrained checkpoint."""
+    """Begin a new run, and return it with its untrained checkpoint."""
     if resume:
         log.info("%s: holds no run to resume; a new one begins", folder)
     run = Run(folder, config, dataset.vocabulary, dataset.index["digest"])
@@ -225,7 +232,7 @@ def _begin(
 def _resume(
     team: Accelerator, run: Run, dataset: Dataset, config: Config, state: TrainingState, steps: int, allow_other_data: bool
 ) -> Checkpoint:
-    """Load the newest checkpoint of a run. A DataError, with the run unchanged, when it cannot go on with these settings."""
+    """Load the newest checkpoint of a run; raises DataError, with the run unchanged, if it does not match the settings."""
     if run.vocabulary.digest != dataset.vocabulary.digest:
         raise DataError(f"{run.folder}: was trained with another vocabulary than that of {dataset.folder}")
     run.change(config)
@@ -233,7 +240,7 @@ def _resume(
     if begun.step > steps:
         length = f"--steps {steps}" if config.steps else f"--epochs {config.epochs}, which are {steps} steps,"
         raise DataError(
-            f"{run.folder}: has done {begun.step} steps already; {length} would be less: give more, or use another --out"
+            f"{run.folder}: has done {begun.step} steps already; {length} would be fewer: give more, or use another --out"
         )
     run.change_data(dataset.index["digest"], begun.step, allowed=allow_other_data)
     state.load(begun.training(), team.scaler)

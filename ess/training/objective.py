@@ -1,4 +1,4 @@
-"""What a training step minimises: the sum of the pixels' losses, and the margin penalty on the class embeddings."""
+"""The objective of a training step: the sum of the pixels' losses, and the margin penalty on the class embeddings."""
 
 import torch
 from torch import nn
@@ -11,15 +11,15 @@ from ess.losses import cross_entropy
 from ess.models.network import SegmentationModel
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""What the network computes in, by the name of the setting; losses and class embeddings stay float32."""
+"""The setting ``precision`` -> the type of the network's arithmetic; losses and class embeddings stay float32."""
 
 
 class Objective(nn.Module):
     """A model and its loss as one module, so that wrappers for several devices see everything that gradients flow through.
 
     ``config`` chooses the loss, ``tail`` gives the exact loss its bias and class weights. With ``config.freeze_bn`` the
-    encoder's BatchNorm layers keep their statistics and weights even in training mode. With a learning rate of 0 the whole
-    encoder does.
+    encoder's BatchNorm layers keep their statistics and weights even in training mode. With a learning rate of 0, the whole
+    encoder is frozen.
     """
 
     bias: torch.Tensor | None

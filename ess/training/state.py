@@ -1,4 +1,4 @@
-"""Everything the next step depends on besides its images, as tensors and back: weights, optimiser, averages, loss scale."""
+"""The state of a training as tensors: weights, optimiser, averages, loss scale."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -13,7 +13,7 @@ from ess.models.network import SegmentationModel
 class TrainingState:
     """A ``model`` in training with its ``optimizer`` and, with ``config.ema``, the exponential moving average of its weights.
 
-    Random states are not part of it, because every step seeds them anew from the run's seed and its own number.
+    Random states are not part of it, because every step seeds them from the seed of the run and its own number.
     """
 
     def __init__(self, model: SegmentationModel, config: Config):
@@ -37,18 +37,18 @@ class TrainingState:
     def tensors(self, scaler: Any = None) -> dict[str, torch.Tensor]:
         """Everything except the weights of :attr:`result`; ``scaler`` is the loss scaler of float16 training."""
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        found = {
+        tensors = {
             f"optimizer/{key}/{names[id(parameter)]}": torch.as_tensor(value)
             for parameter, values in self.optimizer.state.items()
             for key, value in values.items()
             if value is not None
         }
         if self._average is not None:
-            found |= {f"weights/{name}": tensor for name, tensor in self.model.state_dict().items()}
+            tensors |= {f"weights/{name}": tensor for name, tensor in self.model.state_dict().items()}
         if scaler is not None:
-            kept = scaler.state_dict()
-            found |= {f"scaler/{key}": torch.tensor(kept[key], dtype=torch.float64) for key in _SCALER if key in kept}
-        return found
+            state = scaler.state_dict()
+            tensors |= {f"scaler/{key}": torch.tensor(state[key], dtype=torch.float64) for key in _SCALER if key in state}
+        return tensors
 
     def load(self, tensors: Mapping[str, torch.Tensor], scaler: Any = None) -> None:
         """Restore what :meth:`tensors` returned, after the weights of :attr:`result` were loaded."""
@@ -88,8 +88,8 @@ def make_optimizer(model: SegmentationModel, config: Config) -> torch.optim.Opti
 def set_learning_rates(optimizer: torch.optim.Optimizer, config: Config, step: int, steps: int) -> None:
     """Set the rates of the polynomial schedule: lr * (1 - step / steps) ** power, but at least min(``config.min_lr``, lr).
 
-    So a learning rate of 0 stays 0. During the first ``config.warmup`` steps the rate is multiplied by
-    (step + 1) / (warmup + 1).
+    A learning rate of 0 therefore stays 0. During the first ``config.warmup`` steps the rate is multiplied by (step + 1) /
+    (warmup + 1).
     """
     rise = min(1.0, (step + 1) / (config.warmup + 1))
     for group in optimizer.param_groups:

@@ -1,4 +1,4 @@
-"""The processes that train together through accelerate, one per device; torchrun or `accelerate launch` starts several."""
+"""Joins the processes that train together through accelerate, one per device, started by torchrun or `accelerate launch`."""
 
 import os
 from collections.abc import Iterator
@@ -19,9 +19,9 @@ from ess.models.network import SegmentationModel
 
 
 def join(config: Config, folder: Path) -> Accelerator:
-    """Join the processes that train: this one's device and rank, the loss scaler of float16 training, and trackers.
+    """Join the processes that train; the result has the device and rank of this one, the float16 loss scaler, and trackers.
 
-    A DataError when the device or a tracker is not available, or when a batch cannot be shared equally.
+    Raises DataError if the device or a tracker is not available, or if a batch cannot be shared equally.
     """
     device = choose_device(config.device)
     processes = int(os.environ.get("WORLD_SIZE", 1))
@@ -49,7 +49,7 @@ def join(config: Config, folder: Path) -> Accelerator:
 
 
 def synchronised(model: SegmentationModel, team: Accelerator) -> SegmentationModel:
-    """The model on the team's device; with several GPUs, its BatchNorm counts over the images of all processes."""
+    """The model on the team's device; with several GPUs, its BatchNorm uses the statistics of all processes."""
     model = model.to(team.device)
     return convert_sync_batchnorm(model) if team.num_processes > 1 and team.device.type == "cuda" else model
 

@@ -223,7 +223,7 @@ def test_what_runs_out_in_a_loader_process_is_one_line(folder, monkeypatch, erro
         raise error
 
     monkeypatch.setattr("ess.data.loader.random_crop", refused)
-    with pytest.raises(DataError, match=r"^the loader cannot go on: .*(MemoryError|Too many open files)"):
+    with pytest.raises(DataError, match=r"^the loader cannot continue: .*(MemoryError|Too many open files)"):
         drawn(opened(folder), skip_damaged=True, workers=1, start_method="fork")
 
 

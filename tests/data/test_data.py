@@ -113,16 +113,16 @@ def test_labels_of_more_classes_than_an_int16_holds():
 def test_data_without_anything_to_learn_is_refused(dataset, monkeypatch):
     single = Dataset(dataset.folder, dataset.index)
     single.vocabulary = Vocabulary([dataset.vocabulary[1]])
-    with pytest.raises(DataError, match="has 1 class, and every pixel would be of it; training takes 2 or more"):
+    with pytest.raises(DataError, match="has 1 class, and every pixel would be of it; training needs 2 or more"):
         training_split(single, config())
     monkeypatch.setattr(Split, "present", lambda split: 3 * (np.zeros(0, np.int64),))
-    with pytest.raises(DataError, match="in split train no pixel has a class"):
+    with pytest.raises(DataError, match="no pixel of split train has a class"):
         training_split(dataset, config())
 
 
 def test_a_batch_larger_than_the_split_is_refused(dataset):
     count = dataset.splits["train"]
-    with pytest.raises(DataError, match=f"has {count} images, a batch takes 5000; choose --batch-size {count} or less"):
+    with pytest.raises(DataError, match=f"has {count} images, but a batch has 5000; choose --batch-size {count} or less"):
         training_split(dataset, config(batch_size=5000))
 
 

@@ -65,7 +65,7 @@ def test_images_repeat_as_often_as_they_should_and_epochs_are_equally_long():
         seen += counts
     assert np.allclose(seen / 400, repeats * 10 / repeats.sum(), atol=0.08)
     draws = [draw for batch in sampler for _, draw in batch]
-    assert len(set(draws)) == len(draws)  # a repeated image is augmented anew
+    assert len(set(draws)) == len(draws)  # a repeated image is augmented again
     resumed = [*StepBatches(6, 5, 800, seed=3, start=501, repeats=repeats)]
     assert resumed == [*sampler][501:]
 
@@ -132,7 +132,7 @@ def test_a_crop_holds_the_pixel_that_it_is_placed_around(size, scale):
 
 
 def test_the_federated_mask_is_what_annotators_looked_for(dataset):
-    """A class takes part if it is stuff alone, annotated in the image, or verified absent."""
+    """A class is in the softmax if it is stuff alone, annotated in the image, or verified absent."""
     config = Config(loss="exact", federated=True, crop=32, batch_size=4, workers=0, epochs=1)
     split, vocabulary = dataset.split("train"), dataset.vocabulary
     rows = {image_id: row for row, image_id in enumerate(split.image_ids().tolist())}

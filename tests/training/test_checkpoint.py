@@ -41,7 +41,7 @@ def test_without_an_intact_checkpoint_there_is_one_line(run, tmp_path):
     shutil.copytree(run.folder, tmp_path / "run")
     for folder in Run.open(tmp_path / "run").checkpoints():
         cut(folder / "model.safetensors")
-    with pytest.raises(DataError, match=r"step-00000002/model\.safetensors: is not what was written"):
+    with pytest.raises(DataError, match=r"step-00000002/model\.safetensors: was changed: its SHA-256 differs"):
         Predictor.from_run(tmp_path / "run", "cpu")
 
 

@@ -1,4 +1,4 @@
-"""A run that was interrupted, killed or damaged goes on, and ends bit-identical to an undisturbed one."""
+"""A run that was interrupted, killed or damaged continues, and ends bit-identical to an undisturbed one."""
 
 import json
 import os
@@ -137,13 +137,13 @@ def test_another_data_set_is_refused_unless_it_is_allowed(run, dataset, tmp_path
     assert contents(tmp_path / "run") == before
     train(other, tmp_path / "run", config(), resume=True, allow_other_data=True)
     changed = {"digest": "0" * 64, "earlier": [{"digest": ours, "steps": 4}]}
-    assert json.loads(path.read_text())["dataset"] == changed and "goes on with another data set" in caplog.text
+    assert json.loads(path.read_text())["dataset"] == changed and "continues with another data set" in caplog.text
     train(other, tmp_path / "run", config(), resume=True)
     assert json.loads(path.read_text())["dataset"] == changed
 
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "dataset"}))
     train(dataset, tmp_path / "run", config(), resume=True)
-    assert "does not say which data set" in caplog.text and Run.open(tmp_path / "run").dataset == ours
+    assert "is recorded from now on" in caplog.text and Run.open(tmp_path / "run").dataset == ours
 
 
 def test_a_torn_later_checkpoint_does_not_push_out_what_is_trained_after_it(run, dataset, tmp_path):

@@ -210,7 +210,7 @@ def test_what_an_evaluation_needs_is_looked_at_before_the_first_step(dataset, tm
         index["splits"] = {n: s for n, s in index["splits"].items() if n != "val"}
         if fault == "empty":
             index["splits"]["val"] = {**dataset.index["splits"]["val"], "images": 0}
-    with pytest.raises(DataError, match=f"({told}).*evaluations need this: repair it, or train without --eval-every") as caught:
+    with pytest.raises(DataError, match=f"({told}).*evaluations need this; repair it, or train without --eval-every") as caught:
         train(Dataset(dataset.folder, index), tmp_path / "run", config(eval_every=2))
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
 
