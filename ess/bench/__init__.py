@@ -1,1 +1,1 @@
-"""What training, prediction and loading cost."""
+"""Measures the time and memory of training, prediction and loading."""

@@ -1,4 +1,4 @@
-"""How fast training batches come, in units of decoding their pictures."""
+"""Measures the speed of the loader relative to plain decoding of the pictures."""
 
 import time
 from contextlib import closing
@@ -20,9 +20,9 @@ from ess.data.loader import training_batches, training_split
 
 @dataclass(frozen=True, slots=True)
 class LoadingSpeed:
-    """Augmented crops a second from ``workers`` processes, and pictures that one process decodes a second.
+    """Augmented crops per second from ``workers`` processes, and pictures per second that one process decodes.
 
-    ``share`` is crops a second / (workers * decodes a second).
+    ``share`` is crops per second / (workers * decodes per second).
     """
 
     workers: int
@@ -36,9 +36,9 @@ class LoadingSpeed:
 
 
 def measure_loading(folder: Path, config: Config, *, seconds: float = 5.0, rounds: int = 3) -> LoadingSpeed:
-    """The speed of the loader with ``config.workers`` processes beside plain decoding in one, medians over the rounds.
+    """Measure the loader with ``config.workers`` processes, and plain decoding in one process; medians over the rounds.
 
-    A DataError when a process is killed.
+    Raises DataError if a process is killed.
     """
     speeds = []
     for _ in range(rounds):
@@ -56,7 +56,7 @@ def measure_loading(folder: Path, config: Config, *, seconds: float = 5.0, round
 
 
 def _decodes(folder: Path, config: Config, seconds: float) -> float:
-    """Pictures a second that one process decodes."""
+    """Pictures per second that one process decodes."""
     cv2.setNumThreads(0)
     keep_freed_memory()
     split = Dataset.open(folder).split("train")
@@ -69,7 +69,7 @@ def _decodes(folder: Path, config: Config, seconds: float) -> float:
 
 
 def _crops(folder: Path, config: Config, seconds: float) -> float:
-    """Crops a second that the loader gives to a process that does nothing else, once its processes have started."""
+    """Crops per second that the loader delivers to an idle process, after its own processes have started."""
     with closing(training_batches(training_split(Dataset.open(folder), config), config, 2**40)) as batches:
         for _ in range(1 + 2 * config.workers):
             next(batches)

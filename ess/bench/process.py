@@ -1,4 +1,4 @@
-"""Measurements in fresh processes, and how much memory they have and use."""
+"""Runs measurements in fresh processes, and measures their memory."""
 
 import multiprocessing
 import resource
@@ -25,7 +25,7 @@ class Failed:
 def in_fresh_process(
     work: Callable[Arguments, Result], *arguments: Arguments.args, **named: Arguments.kwargs
 ) -> Result | Failed:
-    """What ``work`` returns in a new process that has done nothing before."""
+    """The result of ``work`` in a new process, or :class:`Failed` if that is killed."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(work, *arguments, **named).result()
@@ -41,12 +41,12 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def available_bytes() -> int:
-    """The memory that a new process can have; a guess where the system does not say."""
+    """The memory that a new process can use; 8 GiB if the system does not tell."""
     return _kilobytes("/proc/meminfo", "MemAvailable") or 8 << 30
 
 
 def _kilobytes(file: str, field: str) -> int:
-    """A field that the Linux kernel gives in kB, in bytes; 0 where the file does not exist."""
+    """A field that the Linux kernel gives in kB, in bytes; 0 if the file or the field does not exist."""
     try:
         lines = Path(file).read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""What a training step and a prediction cost, ours beside the dense baseline; each is measured in a process of its own."""
+"""Compares the time and memory of our training steps and predictions with the dense baseline, each in its own process."""
 
 import math
 import resource
@@ -25,7 +25,7 @@ from ess.training.state import make_optimizer
 
 
 class Protocol(NamedTuple):
-    """A row of the paper's Table 1: the size of its pictures, and seconds (ours, dense) an iteration and an image."""
+    """A row of the paper's Table 1: the size of its pictures, and seconds (ours, dense) per iteration and per image."""
 
     height: int
     width: int
@@ -38,12 +38,12 @@ PAPER = {
     150: Protocol(512, 512, (4.80, 3.01), (0.026, 0.023)),
     1284: Protocol(512, 512, (5.06, 4.20), (0.036, 0.049)),
 }
-"""Classes -> what the paper measured: Cityscapes, ADE20K, COCO+LVIS; DeepLabV3+ with ResNet-50."""
+"""Number of classes -> the measurements of the paper: Cityscapes, ADE20K, COCO+LVIS; DeepLabV3+ with ResNet-50."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One measurement of "train" or "predict" that lasts at least ``seconds``, after one turn that does not count.
+    """One measurement of "train" or "predict" that lasts at least ``seconds``, after one turn that is not counted.
 
     The contestants: "ours" is the embedding model, "dense" has one output per class, "network" is ours without a loss.
     """
@@ -73,7 +73,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class TooLarge:
-    """A case that was not tried because its logits alone need more memory than there is."""
+    """A case that was not tried because its logits alone need more memory than is available."""
 
     needs_bytes: int
 
@@ -83,10 +83,11 @@ Measurement = Cost | TooLarge | Failed
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Ours beside the dense baseline for one number of classes; None where there is nothing to compare.
+    """Ours compared with the dense baseline for one number of classes; a ratio is None if one of the two was not measured.
 
-    ``measured`` holds (measurement, batch size) by contestant. ``ratio`` is ours / dense by seconds, ``ratio_per_image`` by
-    seconds an image, ``beyond_network`` the share of our step that the loss and its gradient take, ``paper_ratio`` the paper's.
+    ``measured`` holds (measurement, batch size) by contestant. ``ratio`` is ours / dense in seconds, ``ratio_per_image`` in
+    seconds per image, ``beyond_network`` the share of our step that the loss and its gradient take, ``paper_ratio`` the
+    paper's.
     """
 
     classes: int
@@ -99,8 +100,8 @@ class Comparison:
     paper_ratio: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """The figures by name, those of each contestant in an object of their own."""
-        measured = {name: asdict(found) | {"batch_size": size} for name, (found, size) in self.measured.items()}
+        """The figures by name, with an object for each contestant."""
+        measured = {name: asdict(measurement) | {"batch_size": size} for name, (measurement, size) in self.measured.items()}
         ratios = ("ratio", "ratio_per_image", "beyond_network", "paper_ratio")
         sizes = {"classes": self.classes, "height": self.height, "width": self.width}
         return sizes | measured | {name: getattr(self, name) for name in ratios}
@@ -123,7 +124,7 @@ def measure(case: Case) -> Measurement:
 
 
 def _measure_here(case: Case, limit: int | None) -> Cost | Failed:
-    """:func:`measure` in this process. Once the model exists, the process can have ``limit`` bytes of memory and no more."""
+    """:func:`measure` in this process. Once the model exists, the process can use at most ``limit`` bytes of memory."""
     try:
         with explain_out_of_memory("a smaller --batch-size or --crop needs less"):
             return _time_turns(case, choose_device(case.config.device), limit)
@@ -152,7 +153,7 @@ def _time_turns(case: Case, device: torch.device, limit: int | None) -> Cost:
 
 
 def turn_of(case: Case, model: SegmentationModel, config: Config, device: torch.device) -> Callable[[], Any]:
-    """What is timed: a prediction, or a step as the trainer makes it, on a batch of noise that lies on the device."""
+    """A function to be timed: a prediction, or a step like that of the trainer, on a batch of noise on the device."""
     shape = (case.batch_size, case.height, case.width)
     pixels = torch.randint(256, (shape[0], 3, *shape[1:]), dtype=torch.uint8)
     if case.what == "predict":
@@ -166,7 +167,7 @@ def turn_of(case: Case, model: SegmentationModel, config: Config, device: torch.
 
 
 class _NetworkAlone(Objective):
-    """An objective without a loss: the sum of the network's outputs, which costs next to nothing."""
+    """An objective without a loss: the sum of the network's outputs, which costs almost nothing."""
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         output = self.model(normalize(batch.images))
@@ -198,25 +199,25 @@ def compare(
     rounds: int = 3,
     progress: Callable[[], None] = lambda: None,
 ) -> Comparison:
-    """Measure ours beside the dense baseline, in "train" or "predict", over so many classes; medians over the rounds.
+    """Compare ours with the dense baseline, in "train" or "predict", for this number of classes; medians over the rounds.
 
-    The contestants take turns. ``crop`` None is the paper's size for so many classes. ``batch_size`` None is the largest that
-    fits a GPU, and 2 on the CPU; predictions are of one image.
+    The contestants take turns. ``crop`` None is the paper's size for this number of classes. ``batch_size`` None is the largest
+    that fits a GPU, and 2 on the CPU; predictions are of one image.
     """
     cases = _cases(what, classes, config, crop, batch_size, seconds)
-    found: dict[str, list[Measurement]] = {name: [] for name in cases}
+    measurements: dict[str, list[Measurement]] = {name: [] for name in cases}
     for _ in range(rounds):
         for name, case in cases.items():
-            if not found[name] or isinstance(found[name][-1], Cost):
-                found[name].append(measure(case) if case.batch_size else Failed("not even two images fit"))
+            if not measurements[name] or isinstance(measurements[name][-1], Cost):
+                measurements[name].append(measure(case) if case.batch_size else Failed("not even two images fit"))
         progress()
-    ratio, network = _ratio(found, "ours", "dense"), _ratio(found, "network", "ours")
+    ratio, network = _ratio(measurements, "ours", "dense"), _ratio(measurements, "network", "ours")
     theirs = getattr(PAPER[classes], what) if classes in PAPER else None
     return Comparison(
         classes,
         cases["ours"].height,
         cases["ours"].width,
-        {name: (_median(rows), cases[name].batch_size) for name, rows in found.items()},
+        {name: (_median(rows), cases[name].batch_size) for name, rows in measurements.items()},
         ratio=ratio,
         ratio_per_image=ratio and ratio * cases["dense"].batch_size / cases["ours"].batch_size,
         beyond_network=network and 1 - network,
@@ -227,7 +228,7 @@ def compare(
 def _cases(
     what: str, classes: int, config: Config, crop: int | None, batch_size: int | None, seconds: float
 ) -> dict[str, Case]:
-    """The contestants' cases by name; in training at their batch sizes, 0 where nothing fits."""
+    """The contestants' cases by name; in training with their batch sizes, 0 if not even two images fit."""
     paper = PAPER.get(classes)
     height, width = (crop, crop) if crop else (paper.height, paper.width) if paper else (512, 512)
     ours = Case(
@@ -248,7 +249,7 @@ def _cases(
 
 
 def _most_images(case: Case) -> int:
-    """The largest batch that fits a GPU, 0 below two images because BatchNorm cannot train on one; 2 on the CPU."""
+    """The largest batch that fits a GPU, or 0 if two images do not fit (BatchNorm cannot train on one); 2 on the CPU."""
     if choose_device(case.config.device).type == "cpu":
         return 2
     return largest(lambda images: isinstance(measure(replace(case, batch_size=images, seconds=0.0)), Cost), 2)
@@ -256,15 +257,15 @@ def _most_images(case: Case) -> int:
 
 def _median(rounds: list[Measurement]) -> Measurement:
     """The median of each figure over the rounds, or the failure that ended them."""
-    costs = [found for found in rounds if isinstance(found, Cost)]
+    costs = [measurement for measurement in rounds if isinstance(measurement, Cost)]
     if len(costs) < len(rounds):
         return rounds[-1]
     return Cost(median(cost.seconds for cost in costs), median(cost.peak_bytes for cost in costs))
 
 
-def _ratio(found: dict[str, list[Measurement]], one: str, other: str) -> float | None:
-    """The median over the rounds of one's seconds / the other's; None where either could not be measured."""
-    ones, others = found.get(one, []), found.get(other, [])
+def _ratio(measurements: dict[str, list[Measurement]], one: str, other: str) -> float | None:
+    """The median over the rounds of one's seconds / the other's; None if either could not be measured."""
+    ones, others = measurements.get(one, []), measurements.get(other, [])
     pairs = zip(ones, others, strict=False)
     ratios = [a.seconds / b.seconds for a, b in pairs if isinstance(a, Cost) and isinstance(b, Cost)]
     return median(ratios) if ratios and len(ratios) == len(ones) == len(others) else None

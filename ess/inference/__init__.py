@@ -1,4 +1,4 @@
-"""A trained model at work: views, files in and out, added classes, exports.
+"""Uses a trained model: prediction, added classes, exports.
 
 Suffixes of tensor names in this folder give their shapes: B images, P pixels, C classes, D channels of the model's output
 (embedding dimensions, or logits of a dense head), H and W rows and columns.

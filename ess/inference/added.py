@@ -1,4 +1,4 @@
-"""Classes added to a trained run without training: the file RUN/added.json, and which pixels they take in a prediction."""
+"""Classes added to a run without training: the file RUN/added.json, and the pixels that they get in a prediction."""
 
 import logging
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ log = logging.getLogger("ess")
 
 
 class AddedClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A class made of examples by :func:`ess.inference.new_class.make_class`.
+    """A class made from examples by :func:`ess.inference.new_class.make_class`.
 
-    ``embedding`` is the mean over the ``pixels`` (their number) of the class in the pictures ``examples`` (their files).
-    ``radius`` is how far from it a pixel of the class may lie. ``checkpoint`` is the SHA-256 of the weights that gave the
-    embeddings.
+    ``embedding`` is the mean over the pixels of the class, ``pixels`` in number, in the pictures ``examples`` (their files).
+    ``radius`` is the largest distance from it of a pixel of the class. ``checkpoint`` is the SHA-256 of the weights that gave
+    the embeddings.
     """
 
     name: str
@@ -44,7 +44,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def read_added(run: Run) -> list[AddedClass]:
-    """The classes added to a run, oldest first; a DataError when added.json is malformed."""
+    """The classes added to a run, oldest first; raises DataError if added.json is malformed."""
     path = run.folder / FILE
     if not path.exists():
         return []
@@ -63,7 +63,7 @@ def read_added(run: Run) -> list[AddedClass]:
 
 
 def classes_for_checkpoint(run: Run, checkpoint: Checkpoint) -> list[AddedClass]:
-    """The added classes that were made with this checkpoint; the log warns about the others, which do not fit it."""
+    """The added classes that were made with this checkpoint; the log warns about the others, which are left out."""
     added = read_added(run)
     digest = weights_digest(checkpoint) if added else ""
     stale = [new.name for new in added if new.checkpoint != digest]
@@ -83,7 +83,7 @@ def weights_digest(checkpoint: Checkpoint | None) -> str:
 
 
 def extend_vocabulary(vocabulary: Vocabulary, added: Sequence[AddedClass]) -> Vocabulary:
-    """The vocabulary with added classes as C + 1, C + 2, ...; a DataError when a name is already taken."""
+    """The vocabulary with added classes as C + 1, C + 2, ...; raises DataError if a name is already taken."""
     if not added:
         return vocabulary
     infos = [ClassInfo(i, new.name, "thing", None, None, {}) for i, new in enumerate(added, len(vocabulary) + 1)]
@@ -91,20 +91,20 @@ def extend_vocabulary(vocabulary: Vocabulary, added: Sequence[AddedClass]) -> Vo
 
 
 def store_class(run: Run, new: AddedClass) -> None:
-    """Write a class to added.json, in place of the one with the same name or at the end."""
+    """Write a class to added.json, replacing the one with the same name, or at the end."""
     classes = read_added(run)
     same = [index for index, other in enumerate(classes) if nfc(other.name) == nfc(new.name)]
     _write(run, [new if index in same else other for index, other in enumerate(classes)] + ([] if same else [new]))
 
 
 def remove_class(run: Run, name: str) -> None:
-    """Remove a class from added.json; the ids of later ones decrease by one. A DataError when there is no such class."""
+    """Remove a class from added.json; the ids of later ones decrease by one. Raises DataError if there is no such class."""
     classes = read_added(run)
-    kept = [other for other in classes if nfc(other.name) != nfc(name)]
-    if len(kept) == len(classes):
+    others = [other for other in classes if nfc(other.name) != nfc(name)]
+    if len(others) == len(classes):
         known = ", ".join(other.name for other in classes) or "none"
         raise DataError(f"{run.folder}: has no added class {name!r}; it has {known}")
-    _write(run, kept)
+    _write(run, others)
 
 
 def assign_added_classes(
@@ -112,10 +112,9 @@ def assign_added_classes(
 ) -> torch.Tensor:
     """The labels (H, W) int64 after pixels were assigned to added classes, given the embeddings of the pixels.
 
-    A pixel becomes an added class if that is nearer than its nearest trained class and lies within the class's radius;
-    otherwise it keeps its label, so anything unlike the examples stays what it was. The radius is needed because trained class
-    embeddings lie apart from the pixels' (softmax asks only that the right one be the nearest): a mean of pixels is nearer to
-    most pixels than these are.
+    A pixel is assigned to an added class if that is nearer than its nearest trained class and within the radius of the class;
+    otherwise it keeps its label. The radius is needed because a mean of pixels is nearer to most pixels than any trained class
+    embedding: softmax only requires that the right one is the nearest, so these are far from all pixels.
     """
     pixels_PD, classes_CD = output_DHW.flatten(1).T, model.classes()
     labels_P = labels_HW.flatten()
@@ -130,7 +129,7 @@ def assign_added_classes(
 
 
 def distances(pixels_PD: torch.Tensor, classes: torch.Tensor, distance: str) -> torch.Tensor:
-    """How far each pixel is from one class for all, (D,), or from its own, (P, D): (P,).
+    """The distances (P,) of pixels from one class, (D,), or each from a class of its own, (P, D).
 
     Squared Euclidean distances, or negative products for ``distance`` "cosine"; smaller is nearer.
     """

@@ -1,4 +1,4 @@
-"""Examples of a class, pictures with masks: paired by file stem, read one at a time."""
+"""Pairs the example pictures of a class with their masks, by file stem, and reads them one at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,17 +12,17 @@ from cocolvis.errors import DataError
 from cocolvis.pictures import remarks
 from cocolvis.pictures.encoded import decode_file
 from cocolvis.pictures.label_files import label_pixels, open_labels
-from cocolvis.text import nfc
+from cocolvis.text import first_few, nfc
 from ess.inference.inputs import Input, find_inputs
 
 Decoded = TypeVar("Decoded")
 
 _NAMED = 8
-"""How many values of the masks a message names when none of them fits."""
+"""How many values of the masks a message names if none of them fits."""
 
 
 def pair(images: Sequence[str], masks: Sequence[str]) -> list[tuple[Path, Path]]:
-    """(picture, mask) files with the same stem, from files, folders or globs; a DataError unless every mask has a picture.
+    """(picture, mask) files with the same stem, from files, folders or globs; raises DataError unless every mask has a picture.
 
     Pictures without a mask are ignored, so a few masks can be used with a large folder of pictures.
     """
@@ -31,16 +31,18 @@ def pair(images: Sequence[str], masks: Sequence[str]) -> list[tuple[Path, Path]]
         if stem not in pictures:
             near = Similar(one.path.name for one in pictures.values()).find(stem)
             there = f"; there is {near}" if near else ""
-            raise DataError(f"{mask.path}: no picture has its stem; expected {stem}.jpg or the like among --images{there}")
+            raise DataError(
+                f"{mask.path}: no picture has the same stem; expected {stem}.jpg, for example, among --images{there}"
+            )
     return [(pictures[stem].path, mask.path) for stem, mask in drawn.items()]
 
 
 def read_examples(pairs: Sequence[tuple[Path, Path]], value: int | None = None) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """(picture's file, image (H, W, 3) uint8 RGB, (H, W) bool where the class is) for each pair.
+    """Yield (picture file, image (H, W, 3) uint8 RGB, (H, W) bool marking the class) of each pair.
 
-    Masks are label files as `cocolvis import` reads them. The class is where they equal ``value`` or, without a value, where
-    they are not 0; a mask drawn in one colour on black counts as 1 where it is drawn. A DataError for a file that cannot be
-    read and for a mask of another size than its picture, and at the end if no pixel of any mask is of the class, or all are.
+    Masks are label files as `cocolvis import` reads them. The class is marked by ``value`` or, without a value, by every value
+    other than 0; a mask drawn in one colour on black has the value 1 there. Raises DataError if a file cannot be read, if a
+    mask has another size than its picture, and at the end if the masks mark no pixel or every pixel.
     """
     held: dict[int, int] = {}
     for picture, mask in pairs:
@@ -54,7 +56,7 @@ def read_examples(pairs: Sequence[tuple[Path, Path]], value: int | None = None) 
 
 
 def _labels(mask: Path, picture: Path, encoded: bytes, size: tuple[int, int], *, drawn: bool) -> np.ndarray:
-    """The (H, W) values of a mask; a DataError unless its size is that of its picture."""
+    """The (H, W) values of a mask; raises DataError unless its size is that of its picture."""
     stored = _read(mask, "mask")
     opened = _decoded(mask, "mask", lambda: open_labels(stored, drawn=drawn))
     if opened.size != size:
@@ -67,31 +69,31 @@ def _labels(mask: Path, picture: Path, encoded: bytes, size: tuple[int, int], *,
 
 
 def _check_held(held: dict[int, int], value: int | None) -> None:
-    """A DataError that names the values of all masks if no pixel of them is marked, or every pixel is."""
+    """Raise DataError, naming the values in the masks, if no pixel is marked, or every pixel is."""
     if not held:
         return
     marked = [label for label in held if (label != 0 if value is None else label == value)]
     is_wanted = "is other than 0" if value is None else f"is {value}"
-    there = f"they hold {', '.join(map(str, sorted(held)[:_NAMED]))}{', ...' if len(held) > _NAMED else ''}"
+    there = f"they hold {first_few(sorted(held), _NAMED)}"
     if not marked:
         raise DataError(f"no pixel of the masks {is_wanted}: {there}; choose one of these with --value")
     if len(marked) == len(held):
         choose = "; choose one of these with --value" if len(held) > 1 else ""
-        raise DataError(f"every pixel of the masks {is_wanted}, so that nothing shows where the class ends: {there}{choose}")
+        raise DataError(f"every pixel of the masks {is_wanted}, which does not show where the class ends: {there}{choose}")
 
 
 def _pictures(names: Sequence[str]) -> list[Input]:
-    found = find_inputs(names)
-    for one in found:
+    inputs = find_inputs(names)
+    for one in inputs:
         if one.is_video:
             raise DataError(f"{one.path}: is a video; expected pictures")
-    for one in found:
-        same = [other.path for other in found if nfc(other.path.stem) == nfc(one.path.stem)]
+    for one in inputs:
+        same = [other.path for other in inputs if nfc(other.path.stem) == nfc(one.path.stem)]
         if len(same) > 1:
             raise DataError(
                 f"{same[1]}: has the same stem as {same[0]}; pictures and masks are paired by stem, so each stem must be unique"
             )
-    return found
+    return inputs
 
 
 def _read(path: Path, what: str) -> bytes:

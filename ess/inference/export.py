@@ -1,4 +1,4 @@
-"""A run as one file from picture to class ids: ONNX, or PyTorch's exported program."""
+"""Exports a run as one file that maps pictures to class ids: ONNX, or PyTorch's exported program."""
 
 import copy
 import json
@@ -26,10 +26,10 @@ CLASSES = "classes"
 """The key under which a file stores the names of its classes, a JSON list that begins with class 1."""
 
 _BLOCK = 128
-"""Classes that pixels are compared with at a time, so that memory for scores does not grow with the number of classes."""
+"""How many classes pixels are compared with at a time; memory for scores does not grow with the number of classes."""
 
 _EXAMPLE = (97, 131)
-"""The size of the picture that exporters trace the network with; nothing divides its sides."""
+"""The size of the picture with which exporters trace the network; its sides are prime."""
 
 _TIE = 1e-3
 """Two classes tie at a pixel if their scores there differ by less than this share of the largest score."""
@@ -38,8 +38,8 @@ _TIE = 1e-3
 class Deployed(nn.Module):
     """Everything between a picture's pixels and its class ids.
 
-    Takes (H, W, 3) uint8 RGB of any size, the form of a decoded picture, so that callers have nothing to prepare. Gives (H, W)
-    int32 class ids 1..C, added classes included, as the predictor does for whole images.
+    It takes a decoded picture of any size, (H, W, 3) uint8 RGB, which callers need not prepare, and returns (H, W) int32 class
+    ids 1..C, added classes included, like the predictor for whole images.
     """
 
     _classes_CD: torch.Tensor
@@ -64,7 +64,7 @@ class Deployed(nn.Module):
         images = normalize(image.permute(2, 0, 1)[None])
         images = F.pad(images, (0, self.model.padded(width) - width, 0, self.model.padded(height) - height))
         output = self.model.output(images)[0]
-        # not a slice, which would make the exporter treat sizes without padding as a case of their own
+        # a slice would make the exporter treat sizes without padding as a separate case
         output = output.index_select(1, torch.arange(height, device=output.device))
         output = output.index_select(2, torch.arange(width, device=output.device))
         labels = output.argmax(dim=0) if self.model.class_embeddings is None else self._nearest(output.permute(1, 2, 0))
@@ -123,11 +123,11 @@ def _replace_adaptive_pooling(module: nn.Module) -> None:
 
 
 def export(predictor: Predictor, path: Path, kind: str, *, check: bool = True) -> float | None:
-    """Write ``path``, "onnx" or "torch" (a .pt2 of torch.export), whole or not at all; it contains no code and no pickle.
+    """Write the file ``path`` of this ``kind``, "onnx" or "torch" (a .pt2 of torch.export), whole or not at all.
 
-    With ``check``, the file is run on a picture before it gets its name, and the result is the share of the pixels that have
-    the same class as in the predictor; without, it is None. A DataError when the other pixels are not ties, or when PyTorch
-    cannot export the network.
+    The file contains no code and no pickle. With ``check``, it is run on a picture before it gets its name; the result is the
+    share of the pixels with the same class as the predictor gives them, otherwise None. Raises DataError if the other pixels
+    are not ties, or if PyTorch cannot export the network.
     """
     module = Deployed(predictor).to("cpu").eval()
     names = json.dumps([c.name for c in predictor.vocabulary], ensure_ascii=False)
@@ -136,13 +136,13 @@ def export(predictor: Predictor, path: Path, kind: str, *, check: bool = True) -
         try:
             with _quiet(), torch.no_grad():
                 write(module, aside, names)
-                found = load(aside, kind)(_picture()) if check else None
+                exported = load(aside, kind)(_picture()) if check else None
         except OSError:
             raise
         except Exception as error:  # exporters and runtimes raise errors of many types
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
             raise DataError(f"{path}: PyTorch cannot export this network ({type(error).__name__}: {reason})") from error
-        return None if found is None else _agreement(predictor, path, found)
+        return None if exported is None else _agreement(predictor, path, exported)
 
 
 def load(path: Path, kind: str) -> Callable[[np.ndarray], np.ndarray]:
@@ -158,7 +158,7 @@ def load(path: Path, kind: str) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def missing_packages(kind: str) -> list[str]:
-    """The packages that are not installed of those that write ("onnx", "onnxscript") or run ("onnxruntime") such a file."""
+    """Those packages for writing ("onnx", "onnxscript") and running ("onnxruntime") such a file that are not installed."""
     needed = ("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else ()
     return [name for name in needed if find_spec(name) is None]
 
@@ -174,7 +174,7 @@ def _write_onnx(module: Deployed, path: Path, names: str) -> None:
         dynamic_shapes=sizes,
         verbose=False,
     )
-    assert program is not None  # with dynamo=True there is one
+    assert program is not None  # dynamo=True returns a program
     program.model.metadata_props[CLASSES] = names
     program.save(str(path), external_data=False)
 
@@ -192,28 +192,33 @@ def _example() -> tuple[torch.Tensor, dict]:
 
 
 def _picture() -> np.ndarray:
-    """A smooth picture of another odd size than the exporter saw: (75, 109, 3) uint8."""
+    """A smooth picture, (75, 109, 3) uint8, of another odd size than the exporter's example."""
     coarse = torch.rand((1, 3, 9, 11), generator=torch.Generator().manual_seed(0))
     return (255 * F.interpolate(coarse, size=(75, 109), mode="bilinear"))[0].permute(1, 2, 0).to(torch.uint8).numpy()
 
 
-def _agreement(predictor: Predictor, path: Path, found: np.ndarray) -> float:
-    """The share of the pixels of :func:`_picture` on which file and predictor agree; a DataError unless the others are ties."""
+def _agreement(predictor: Predictor, path: Path, exported: np.ndarray) -> float:
+    """The share of the pixels of :func:`_picture` on which file and predictor agree.
+
+    Raises DataError unless the others are ties.
+    """
     image = _picture()
     expected = predictor(image)
-    if found.shape != expected.shape:
-        raise DataError(f"{path}: the exported file gives class ids of shape {found.shape} for a picture of {expected.shape}")
-    differ = torch.from_numpy(found != expected).flatten()
-    wrong = (differ & ~_ties(predictor, image, found, expected)).float().mean().item()
+    if exported.shape != expected.shape:
+        raise DataError(
+            f"{path}: the exported file gives class ids of shape {exported.shape} for a picture of {expected.shape}"
+        )
+    differ = torch.from_numpy(exported != expected).flatten()
+    wrong = (differ & ~_ties(predictor, image, exported, expected)).float().mean().item()
     if wrong:
         raise DataError(f"{path}: the exported file differs from the run on {wrong:.3%} of a picture's pixels; it is not kept")
     return 1 - differ.float().mean().item()
 
 
-def _ties(predictor: Predictor, image: np.ndarray, found: np.ndarray, expected: np.ndarray) -> torch.Tensor:
+def _ties(predictor: Predictor, image: np.ndarray, exported: np.ndarray, expected: np.ndarray) -> torch.Tensor:
     """(H * W,) bool: where the scores of both class ids are equal except for rounding."""
     output_PD, model = predictor.outputs([image])[0].cpu().flatten(1).T, predictor.model
-    pair = [torch.from_numpy(ids.astype(np.int64).ravel()) - 1 for ids in (found, expected)]
+    pair = [torch.from_numpy(ids.astype(np.int64).ravel()) - 1 for ids in (exported, expected)]
     if model.class_embeddings is None:
         a, b = (output_PD.gather(1, labels[:, None])[:, 0] for labels in pair)
         scale = output_PD.abs().amax(dim=1)

@@ -21,7 +21,7 @@ def number_of(file: str | PurePath) -> int | None:
 
 
 def image_ids(names: Mapping[str, str]) -> dict[str, ImageId]:
-    """File -> unique id, for files with the names that they have below the folder they came from.
+    """File -> unique id, for files with their names below the folder that was given.
 
     An id is the file's number if no other file has it, otherwise its name if no other file has that, otherwise the file itself.
     """

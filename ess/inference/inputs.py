@@ -1,4 +1,4 @@
-"""What to predict: pictures and videos from files, folders and globs, and what their results are called."""
+"""The inputs of a prediction: finds pictures and videos in files, folders and globs, names their results, and reads them."""
 
 import glob
 import logging
@@ -20,7 +20,7 @@ from cocolvis.text import decoded, nfc
 
 PICTURES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
 VIDEOS = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"))
-"""Endings, in lower case, of the files that are taken from a folder, and of those among them that are videos."""
+"""Endings, in lower case, of the pictures and of the videos that are taken from folders and globs."""
 
 log = logging.getLogger("ess")
 
@@ -41,23 +41,23 @@ class Input:
 def find_inputs(arguments: Iterable[str], exclude: Path | None = None) -> list[Input]:
     """The pictures and videos in files, folders (at any depth) and globs such as "photos/**/*.jpg".
 
-    A file is named by its stem, one from a folder or a glob also by its folders below that. Entries that exist but cannot be
-    read, such as broken links, are included. Linked folders are followed; hidden files and litter of operating systems are
-    skipped, and so is everything in the folder ``exclude``; a file reached by several names is taken once. The log names
-    folders that cannot be read. A DataError for arguments that do not exist, and for folders without pictures or videos.
+    The name of an input is its stem, preceded by its folders below the given folder or glob. Entries that exist but cannot be
+    read, such as broken links, are included. Linked folders are followed; hidden files and files of operating systems are
+    skipped, and so is everything in the folder ``exclude``; a file with several paths is taken once. The log names folders that
+    cannot be read. Raises DataError if an argument does not exist, or if a folder contains neither pictures nor videos.
     """
-    found: dict[Path, Input] = {}
+    inputs: dict[Path, Input] = {}
     excluded = exclude.resolve() if exclude else None
     for argument in arguments:
         for one in _named(argument):
             path = Path(os.path.realpath(one.path) if os.path.exists(one.path) else os.path.abspath(one.path))
             if excluded not in path.parents or one.path == Path(argument):
-                found.setdefault(path, one)
-    return [*found.values()]
+                inputs.setdefault(path, one)
+    return [*inputs.values()]
 
 
 def read_list(content: bytes) -> list[str]:
-    """The paths in a list with one path per line, such as stdin; a DataError when it is not text."""
+    """The paths in a list with one path per line, such as stdin; raises DataError if it is not text."""
     lines = decoded(content, "the list of paths", errors="surrogateescape").split("\n")
     return [line for line in lines if line.strip()]
 
@@ -74,7 +74,7 @@ def _named(argument: str) -> list[Input]:
         raise DataError(f"{path}: is not a file; expected a picture (JPEG or PNG), a video, a folder of these, or a glob")
     known = [file for file in files if file.suffix.lower() in PICTURES | VIDEOS]  # unreadable ones are reported later
     if not known:
-        raise DataError(f"{path}: no pictures or videos there; expected files ending in {', '.join(sorted(PICTURES | VIDEOS))}")
+        raise DataError(f"{path}: holds no pictures or videos; expected files ending in {', '.join(sorted(PICTURES | VIDEOS))}")
     return [Input(file, file.relative_to(root).with_suffix("")) for file in known]
 
 
@@ -82,8 +82,8 @@ def _below(folder: Path) -> list[Path]:
     files, notes = walk(folder, tolerant=True)
     for note in notes:
         log.warning("%s", note)
-    found = [folder / file for file in files]
-    return sorted([*found, *_like_pictures(folder, found)], key=str)
+    paths = [folder / file for file in files]
+    return sorted([*paths, *_like_pictures(folder, paths)], key=str)
 
 
 def _like_pictures(folder: Path, files: Sequence[Path]) -> list[Path]:
@@ -114,7 +114,7 @@ def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def read_picture(path: Path, remark: Callable[[str, Path], None] = lambda kind, path: None) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a picture file; a ValueError when it cannot be read or decoded, or has more than 2^27 pixels.
+    """(H, W, 3) uint8 RGB of a picture file; raises ValueError if it cannot be read or decoded, or has more than 2^27 pixels.
 
     ``remark`` is called with each kind of remark on the picture (:mod:`cocolvis.pictures.remarks`) and its path.
     """
@@ -133,11 +133,14 @@ def read_picture(path: Path, remark: Callable[[str, Path], None] = lambda kind, 
             remark(kind, path)
         return pixels
     except (ValueError, MemoryError) as error:
-        raise ValueError(f"the picture cannot be decoded: {str(error) or 'memory does not suffice'}") from None
+        raise ValueError(f"the picture cannot be decoded: {str(error) or 'memory ran out'}") from None
 
 
 def frames(path: Path, every: int = 1) -> Iterator[tuple[int, np.ndarray]]:
-    """(number from 0, (H, W, 3) uint8 RGB) of every ``every``-th frame of a video; a ValueError when it has no frame."""
+    """Yield (number from 0, (H, W, 3) uint8 RGB) of every ``every``-th frame of a video.
+
+    Raises ValueError if it has no frame.
+    """
     video, number = _open(path), 0
     try:
         while video.grab():
@@ -154,7 +157,7 @@ def frames(path: Path, every: int = 1) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def video_facts(path: Path) -> tuple[int, float]:
-    """(frames, frames a second) as the video's header states them; a ValueError when it cannot be opened."""
+    """(number of frames, frames per second) according to the header of a video; raises ValueError if it cannot be opened."""
     video = _open(path)
     facts = int(max(0, video.get(cv2.CAP_PROP_FRAME_COUNT))), float(video.get(cv2.CAP_PROP_FPS))
     video.release()

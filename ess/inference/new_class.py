@@ -1,4 +1,4 @@
-"""Making a class from a few examples, without training."""
+"""Makes a class from a few examples, without training."""
 
 from collections.abc import Callable, Iterable
 
@@ -21,13 +21,13 @@ def make_class(
 ) -> AddedClass:
     """The class shown by examples (file, image (H, W, 3) uint8, (H, W) bool where the class is); nothing is trained.
 
-    Its embedding is the mean over the pixels of the class, of unit length if the model's embeddings are. Its radius is the one
-    that separates these pixels from the examples' other pixels best, by IoU. A DataError when no pixel or every pixel is
-    marked, the name is taken, or the head is dense.
+    Its embedding is the mean over the pixels of the class, of unit length if the model's embeddings are. Its radius separates
+    these pixels from the other pixels of the examples best, by IoU. Raises DataError if no pixel or every pixel is marked, the
+    name is taken, or the head is dense.
     """
     model, predictor = predictor.model, predictor.without_added_classes()
     if model.class_embeddings is None:
-        raise DataError("the run has a dense head, which has no embeddings: a class can be added to an embedding model alone")
+        raise DataError("the run has a dense head, which has no embeddings: a class can only be added to an embedding model")
     if not (name and name.isprintable()) or nfc(name) in [nfc(c.name) for c in predictor.vocabulary]:
         raise DataError(f"the new class's name is {name!r}: expected a printable name that no class of the run has")
     outputs_PD, marks_P, files = [], [], []
@@ -49,7 +49,7 @@ def make_class(
 
 
 def _best_radius(distances_P: torch.Tensor, marked_P: torch.Tensor) -> float:
-    """The r for which the pixels at distances <= r have the largest IoU with the marked pixels."""
+    """The radius r for which the pixels at distances <= r have the largest IoU with the marked pixels."""
     order = distances_P.argsort()
     right = marked_P[order].long().cumsum(dim=0)
     taken = torch.arange(1, len(order) + 1, device=order.device)

@@ -1,4 +1,4 @@
-"""Images to class ids with a trained model; NumPy arrays in and out."""
+"""Predicts class ids with a trained model; images and results are NumPy arrays."""
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -19,7 +19,7 @@ from ess.models.network import SegmentationModel, model_from_config
 Key = TypeVar("Key")
 
 _WAITING = 8
-"""At most this many batches' worth of images wait for others of the same padded size."""
+"""The images of at most this many batches wait for others of the same padded size."""
 
 
 class Predictor:
@@ -68,14 +68,14 @@ class Predictor:
     @overload
     def __call__(self, image: Sequence[np.ndarray]) -> list[np.ndarray]: ...
     def __call__(self, image: np.ndarray | Sequence[np.ndarray]) -> np.ndarray | list[np.ndarray]:
-        """The class ids of one picture, or of each picture of a list; a ValueError unless they are (H, W, 3) uint8."""
+        """The class ids of one picture, or of each picture of a list; raises ValueError unless they are (H, W, 3) uint8."""
         if isinstance(image, np.ndarray):
             return next(self.stream([(None, image)]))[2]
         masks = {index: mask for index, _, mask in self.stream(enumerate(image))}
         return [masks[index] for index in range(len(masks))]
 
     def stream(self, images: Iterable[tuple[Key, np.ndarray]]) -> Iterator[tuple[Key, np.ndarray, np.ndarray]]:
-        """(key, image) pairs to (key, image, class ids). The order changes, because images of equal padded size go together."""
+        """Yield (key, image, class ids) for (key, image) pairs, in another order: images of equal padded size go together."""
         waiting: dict[Hashable, list[tuple[Key, np.ndarray]]] = {}
         most = self.inference.images_at_a_time
         for key, image in images:
@@ -97,7 +97,7 @@ class Predictor:
             return self.inference.outputs(self.model, pixels)
 
     def _explaining_out_of_memory(self, images: Sequence[np.ndarray]) -> AbstractContextManager:
-        """Turn an allocation that fails on these images into a DataError that says what to try."""
+        """Raise DataError with advice if an allocation fails on these images."""
         size = "{} x {}".format(*images[0].shape[:2])
         what = f"the image is {size}" if len(images) == 1 else f"{len(images)} images of {size}"
         return explain_out_of_memory(f"{what}; predict with a smaller --batch-size, with --window, or on --device cpu")

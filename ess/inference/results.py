@@ -1,10 +1,10 @@
-"""Predictions as files: 16-bit PNGs of class ids, overlays, COCO's run lengths; for pictures, and videos frame by frame."""
+"""Writes predictions to files: 16-bit PNGs of class ids, overlays, COCO run lengths; for pictures, and for videos by frame."""
 
 import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -16,6 +16,7 @@ from cocolvis.errors import DataError
 from cocolvis.inspection.render import enlarge, overlay
 from cocolvis.pictures import remarks
 from cocolvis.pictures.encoded import write_png
+from cocolvis.progress import Progress, ignore
 from ess.inference.image_ids import ImageId, image_ids, number_of
 from ess.inference.inputs import Input, frames, read_picture, video_facts
 from ess.inference.predictor import Predictor
@@ -24,9 +25,7 @@ FORMATS = ("png", "overlay", "rle")
 RLE_FILE = "predictions.json"
 
 _THREADS = 4
-"""Threads that read pictures, and threads that encode results, while the network computes."""
-
-Progress = Callable[[int, int], None]
+"""How many threads read pictures, and how many encode results, while the network computes."""
 
 log = logging.getLogger("ess")
 
@@ -39,14 +38,14 @@ def predict_files(
     *,
     every: int = 1,
     skip_existing: bool = False,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = ignore,
 ) -> list[str]:
-    """Write the predictions of pictures and videos below ``out``; returns a line for each input that cannot be read or decoded.
+    """Write the predictions of pictures and videos below ``out``, and return a line for each input that cannot be decoded.
 
     "png" is ``NAME.png``, (H, W) 16-bit class ids; "overlay" is ``NAME_overlay.png``; "rle" is one ``predictions.json`` of
     :func:`run_lengths`. Every ``every``-th frame of a video is predicted: PNGs are ``NAME/000000.png``, overlays are one silent
-    ``NAME_overlay.mp4``, and run lengths have a "frame". ``skip_existing`` skips inputs that have all of their results. A
-    DataError when files cannot be written or would overwrite each other.
+    ``NAME_overlay.mp4``, and run lengths have a "frame". ``skip_existing`` skips inputs that have all of their results. Raises
+    DataError if files cannot be written or would overwrite each other.
     """
     _check_names(inputs, out, formats)
     results, noted = _Results(predictor, inputs, out, formats, skip_existing), _Remarks()
@@ -92,11 +91,11 @@ class _Remarks:
 
 
 def run_lengths(mask: np.ndarray, file: Path, frame: int | None = None) -> list[dict]:
-    """An entry for each class of a mask (H, W), in the form of COCO's results, which pycocotools reads.
+    """An entry for each class of a mask (H, W), in the format of COCO results, which pycocotools reads.
 
     ``{"image_id", "file_name", "category_id", "segmentation": {"size": [H, W], "counts"}}``, with "frame" for one of a video.
-    The category is the class id. The image id is the number in the file's name, as in COCO, or without one the name. Several
-    files may share it, so :func:`predict_files` replaces it by a unique one (:func:`image_ids`).
+    The category is the class id. The image id is the number in the file's name, as in COCO, or the name if that is not a
+    number. Several files may share it, so :func:`predict_files` replaces it by a unique one (:func:`image_ids`).
     """
     from pycocotools import mask as coco_mask
 
@@ -105,9 +104,9 @@ def run_lengths(mask: np.ndarray, file: Path, frame: int | None = None) -> list[
     named |= {} if frame is None else {"frame": frame}
     entries = []
     for c in np.unique(mask).tolist():
-        found = coco_mask.encode(np.asfortranarray(mask == c, np.uint8))
-        counts = found["counts"].decode("ascii")
-        entries.append(named | {"category_id": c, "segmentation": {"size": list(found["size"]), "counts": counts}})
+        rle = coco_mask.encode(np.asfortranarray(mask == c, np.uint8))
+        counts = rle["counts"].decode("ascii")
+        entries.append(named | {"category_id": c, "segmentation": {"size": list(rle["size"]), "counts": counts}})
     return entries
 
 
@@ -123,7 +122,7 @@ class _Results:
                 self.entries.setdefault((entry["file_name"], entry.get("frame", -1)), []).append(entry)
 
     def exist(self, one: Input) -> bool:
-        """Whether an input has all its results already and is to be skipped then."""
+        """Whether an input is skipped because it has all its results."""
         return self._skipped(_files(one, self.out, self.formats), any(file == str(one.path) for file, _ in self.entries))
 
     def write(self, predicted: tuple[Input, np.ndarray, np.ndarray]) -> None:
@@ -137,7 +136,7 @@ class _Results:
             self.entries[str(one.path), -1] = run_lengths(mask, one.path)
 
     def write_video(self, one: Input, every: int) -> Iterator[int]:
-        """Write the results of a video and yield the numbers of its frames when done; a ValueError if it is unreadable."""
+        """Write the results of a video and yield the numbers of its frames when done; raises ValueError if it is unreadable."""
         film, rate = self.out / f"{one.name}_overlay.mp4", video_facts(one.path)[1]
         if "overlay" not in self.formats:
             wanted = (frame for frame in frames(one.path, every) if not self._has(one, frame[0]))
@@ -155,14 +154,14 @@ class _Results:
                     writer = writer or _film(part, picture, rate / every)
                     writer.write(picture[: picture.shape[0] & ~1, : picture.shape[1] & ~1, ::-1])
                     yield self._write_frame(one, number, image, mask)
-                assert writer is not None  # a video without a frame raised a ValueError
+                assert writer is not None  # frames() raised ValueError if the video has none
                 writer.release()
                 part.replace(aside)
             finally:
                 part.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Write the run lengths, by file and frame. The ids that tell files apart depend on all files."""
+        """Write the run lengths, sorted by file and frame; only now are all files known, on which the image ids depend."""
         if self.entries:
             ids = self._ids()
             entries = [entry | {"image_id": ids[key[0]]} for key in sorted(self.entries) for entry in self.entries[key]]
@@ -170,9 +169,9 @@ class _Results:
                 aside.write_text("[\n" + ",\n".join(json.dumps(entry) for entry in entries) + "\n]\n", encoding="utf-8")
 
     def _ids(self) -> dict[str, ImageId]:
-        """File -> id, of all inputs and of files from an earlier call, whose names are known if they were their ids."""
-        kept = {file: entries[0].get("image_id") for (file, _), entries in self.entries.items() if file not in self._names}
-        named = {file: found if isinstance(found, str) else Path(file).name for file, found in kept.items()}
+        """File -> id, for all inputs and for the files of an earlier call, whose names are known only if they were ids."""
+        earlier = {file: entries[0].get("image_id") for (file, _), entries in self.entries.items() if file not in self._names}
+        named = {file: i if isinstance(i, str) else Path(file).name for file, i in earlier.items()}
         return image_ids(self._names | named)
 
     def _has(self, one: Input, number: int) -> bool:
@@ -198,7 +197,7 @@ class _Results:
 
 
 def _decoded(inputs: Sequence[Input], faults: list[str], noted: _Remarks) -> Iterator[tuple[Input, np.ndarray]]:
-    """The pictures that can be decoded; ``faults`` gets a line for each of the others."""
+    """Yield the pictures that can be decoded; ``faults`` gets a line for each of the others."""
 
     def decode(one: Input) -> tuple[Input, np.ndarray | str]:
         try:
@@ -206,11 +205,11 @@ def _decoded(inputs: Sequence[Input], faults: list[str], noted: _Remarks) -> Ite
         except ValueError as error:
             return one, f"{one.path}: {error}"
 
-    for one, found in ahead(decode, inputs, _THREADS):
-        if isinstance(found, str):
-            faults.append(found)
+    for one, result in ahead(decode, inputs, _THREADS):
+        if isinstance(result, str):
+            faults.append(result)
         else:
-            yield one, found
+            yield one, result
 
 
 def _files(one: Input, out: Path, formats: Sequence[str]) -> list[Path]:
@@ -220,10 +219,10 @@ def _files(one: Input, out: Path, formats: Sequence[str]) -> list[Path]:
 
 
 def _check_names(inputs: Sequence[Input], out: Path, formats: Sequence[str]) -> None:
-    """A DataError when two inputs would have the same result, or a result would replace an input."""
+    """Raise DataError if two inputs would have the same result, or a result would replace an input."""
     files = {one: _files(one, out, formats) for one in inputs}
     counts = Counter(path for paths in files.values() for path in paths)
-    own = {os.path.realpath(one.path) for one in inputs}  # Path.resolve() raises at a link to itself
+    originals = {os.path.realpath(one.path) for one in inputs}  # Path.resolve() raises at a link to itself
     for one, paths in files.items():
         for path in paths:
             if counts[path] > 1:
@@ -232,7 +231,7 @@ def _check_names(inputs: Sequence[Input], out: Path, formats: Sequence[str]) -> 
                     f"{one.path}: {counts[path]} inputs would be written as {name}; predict them separately, or the folder with"
                     " both: results keep its folders"
                 )
-            if os.path.realpath(path) in own:
+            if os.path.realpath(path) in originals:
                 raise DataError(f"{one.path}: its result would overwrite the input {path}; choose another --out")
 
 

@@ -1,4 +1,4 @@
-"""The views of an image that a model sees: whole or in windows, mirrored, at several scales; and how they are blended."""
+"""The views of an image that a model sees (whole or in windows, mirrored, at several scales), and their blending."""
 
 import math
 from collections.abc import Hashable, Iterator, Sequence
@@ -14,19 +14,19 @@ from ess.models.network import SegmentationModel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inference:
-    """The views of an image that are blended, and how many go through the network at a time.
+    """The views of an image that are blended, and how many of them go through the network at a time.
 
-    ``window``: look at the image in windows of this many pixels a side, ``stride`` pixels apart (None = two thirds of the
-    window), the last ones flush with the image's borders; None = look at it as a whole. ``scales``: look at it at each of these
-    sizes, where 1 is its own. ``flip``: also look at it mirrored left to right. ``batch_size``: how many images of equal padded
-    size, or windows of one image, go through the network at a time. It changes embeddings by less than 1e-4, the rounding of
-    float32, so only ties can be decided differently.
+    ``window`` is the side in pixels of the windows into which an image is divided, ``stride`` pixels apart (None = two thirds
+    of the window), the last ones flush with its borders; None = the whole image. ``scales`` are the sizes at which it is seen,
+    where 1 is its own. With ``flip`` it is also seen mirrored left to right. ``batch_size`` images of equal padded size, or
+    windows of one image, go through the network at a time; this changes embeddings by less than 1e-4, the rounding of float32,
+    so only ties can be decided differently.
 
-    The views' outputs are averaged. For embeddings, the class nearest to the mean output has the least mean squared distance to
-    the outputs, whatever their lengths, because mean |e - c|^2 = |mean e - c|^2 + a part without c; with the cosine it has the
-    largest mean product. So averaging d numbers a pixel replaces averaging distances to all C classes, and scaling the mean
-    back to unit length would not change the result. For a dense head the logits take the place of distances and are averaged in
-    the same way; a mean of probabilities would let the most confident view decide.
+    The outputs of the views are averaged. For embeddings, the class nearest to the mean output has the least mean squared
+    distance to the outputs of any length, because mean |e - c|^2 = |mean e - c|^2 + a part without c; with the cosine it has
+    the largest mean product. So averaging d numbers per pixel replaces averaging distances to all C classes, and scaling the
+    mean back to unit length would not change the result. For a dense head the logits take the place of distances and are
+    averaged in the same way; a mean of probabilities would let the most confident view decide.
     """
 
     window: int | None = None
@@ -37,7 +37,7 @@ class Inference:
 
     def __post_init__(self) -> None:
         if self.window is None and self.stride is not None:
-            raise DataError(f"stride is {self.stride} without a window: expected a window too")
+            raise DataError(f"stride is {self.stride} without a window: expected --window as well")
         if self.window is not None and self.window < 1:
             raise DataError(f"window is {self.window}: expected 1 pixel or more")
         if self.window is not None and self.stride is not None and not 1 <= self.stride <= self.window:
@@ -49,7 +49,7 @@ class Inference:
 
     @property
     def images_at_a_time(self) -> int:
-        """How many images :meth:`outputs` takes at most: one where it batches the windows of an image."""
+        """The most images that :meth:`outputs` takes: one if it batches the windows of an image."""
         return self.batch_size if self.window is None else 1
 
     def padded_sizes(self, model: SegmentationModel, size: tuple[int, int]) -> Hashable:
@@ -101,7 +101,7 @@ class Inference:
         return total.div_(count_HW)
 
     def _starts(self, length: int, window: int) -> list[int]:
-        """Where windows begin along a side: one every stride, the last one flush with the end."""
+        """The positions of windows along a side: one every stride, the last one flush with the end."""
         step = self.stride or max(1, round(window * 2 / 3))
         last = max(0, length - window)
         return [*range(0, last, step), last]

@@ -217,7 +217,7 @@ def test_the_command_refuses_and_writes_nothing(run, arguments, code, message):
 def test_examples_that_do_not_fit_are_refused(run):
     masks = run.parent / "masks"
     cv2.imwrite(str(masks / "c.png"), np.ones((4, 4), np.uint8))
-    assert "c.png: no picture has its stem" in add(run, code=1).stderr
+    assert "c.png: no picture has the same stem" in add(run, code=1).stderr
     cv2.imwrite(str(run.parent / "images" / "c.png"), np.ones((4, 5, 3), np.uint8))
     assert "c.png: is 4 x 4, its picture" in add(run, code=1).stderr
     cv2.imwrite(str(masks / "c.png"), np.random.default_rng(0).integers(0, 9, (4, 5, 3), np.uint8))
@@ -261,7 +261,7 @@ def test_masks_without_the_class_or_without_anything_else_name_their_values(run)
     for name, value in (("a", 3), ("b", 255)):
         cv2.imwrite(str(run.parent / "masks" / f"{name}.png"), np.full((40, 52), value, np.uint8))
     message = add(run, code=1).stderr
-    assert "every pixel of the masks is other than 0, so that nothing shows where the class ends: they hold 3, 255" in message
+    assert "every pixel of the masks is other than 0, which does not show where the class ends: they hold 3, 255" in message
 
 
 def test_a_mask_as_its_picture_is_shown_says_so(run):
