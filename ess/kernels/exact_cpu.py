@@ -1,7 +1,7 @@
 """Cross entropy over all classes on the CPU, value and gradients in one pass over the pixels; compiled by numba.
 
-A block of pixels meets all classes while its logits are in the cache, so that no pixels x classes array exists. This module
-divides the pixels among threads; the loops are in ``ess.kernels.exact_cpu_loops``. The reference is the torch formula in
+A block of pixels is compared with all classes while its logits are in the cache, so a pixels x classes array never exists. This
+module divides the pixels among threads; the loops are in ``ess.kernels.exact_cpu_loops``. The reference is the torch formula in
 ``ess.losses.cross_entropy``.
 """
 
@@ -17,13 +17,13 @@ from ess.kernels.threads import chunks, parallel_for
 from ess.kernels.tiles import tiles, zeros
 
 _BLOCK = 16
-"""How many pixels meet all classes together, a multiple of 4."""
+"""How many pixels are compared with all classes together, a multiple of 4."""
 
 _ONCE = 1 << 16
-"""The most classes that a block meets all at once. More are met one tile at a time, and once more for the gradients."""
+"""The most classes with which a block is compared at once; more are taken one tile at a time, and again for the gradients."""
 
 _LARGE_BLOCK = 32
-"""How many pixels meet one tile at a time, a multiple of 4."""
+"""How many pixels are compared with one tile at a time, a multiple of 4."""
 
 _LN_2 = math.log(2)
 
@@ -57,9 +57,9 @@ def exact(
     """The loss of each pixel, (B, N) float32 and 0 where ignored, and the gradients of sum(weights * losses).
 
     Pixel p and class c have the logit -T * ||o_p - e_c|| + b_c (``distance`` EUCLIDEAN), -T * ||o_p - e_c||^2 + b_c (SQUARED)
-    or T * <o_p, e_c> + b_c (COSINE). ``embeddings`` (B, D, N) float32 of any strides, ``labels`` (B, N) int64, ``weights``
-    (B, N) float32, ``classes`` (C, D) float32, ``bias`` (C,) float32 or None. ``mask`` (B, C) bool or None is False where a
-    class takes no part in an image unless it is the target. Equal inputs give equal bits on any number of threads.
+    or T * <o_p, e_c> + b_c (COSINE). ``embeddings`` (B, D, N) float32 of any strides, ``labels`` (B, N) int64, ``weights`` (B,
+    N) float32, ``classes`` (C, D) float32, ``bias`` (C,) float32 or None. ``mask`` (B, C) bool or None is False for the classes
+    that are left out of the softmax of an image; targets never are. Equal inputs give equal bits on any number of threads.
     """
     embeddings, labels, weights = map(np.ascontiguousarray, (embeddings, labels, weights))
     (images, channels, size), count = embeddings.shape, len(classes)

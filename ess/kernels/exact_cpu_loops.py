@@ -154,26 +154,26 @@ def _multiply(row, inverses, i):
 @_fast
 def _near(inverses, i, count):
     """Whether any of the pixel's first ``count`` distances is below _NEAR."""
-    found = float32(0)
+    largest = float32(0)
     for c in range(count):
-        found = _larger(found, inverses[i, c])
-    return found * _NEAR > 1
+        largest = _larger(largest, inverses[i, c])
+    return largest * _NEAR > 1
 
 
 @_fast
 def _largest(row):
-    found = row[0]
+    largest = row[0]
     for c in range(len(row)):
-        found = _larger(found, row[c])
-    return found
+        largest = _larger(largest, row[c])
+    return largest
 
 
 @_fast
 def _smallest(row):
-    found = row[0]
+    smallest = row[0]
     for c in range(len(row)):
-        found = _smaller(found, row[c])
-    return found
+        smallest = _smaller(smallest, row[c])
+    return smallest
 
 
 @_fast

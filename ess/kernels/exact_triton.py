@@ -3,9 +3,9 @@
 ``ess.kernels.exact_triton_kernels`` contains the kernels and explains their method; this module launches them. The reference
 is the torch formula in ``ess.losses.cross_entropy``.
 
-What bounds the time: each pair needs one exp2 and, for Euclidean distances, one rsqrt, which serves both the distance
-d2 * rsqrt(d2) and the derivative 1 / d. A multiprocessor computes 16 of these per clock; value and gradients need 4 (Euclidean)
-or 2 per pair, the value alone half as many. They also need 2 times about 17 or 9 other instructions, at 128 per clock, and 4
+The limits of the time: each pair needs one exp2 and, for Euclidean distances, one rsqrt, which serves both the distance d2 *
+rsqrt(d2) and the derivative 1 / d. A multiprocessor computes 16 of these per clock; value and gradients need 4 (Euclidean) or 2
+per pair, the value alone half as many. They also need 2 times about 17 or 9 other instructions, at 128 per clock, and 4
 products of D numbers on the tensor cores. For 2.1 million pixels and 1284 classes, 132 multiprocessors at 1.75 GHz therefore
 take at least 2.9 or 1.5 ms for the special functions, and 3.5 or 2 ms to issue all instructions.
 """
@@ -21,7 +21,7 @@ from ess.kernels.exact_triton_kernels import FAR, by_class, by_pixel
 
 
 class Tile(NamedTuple):
-    """How many pixels and classes meet at once, powers of two >= 16; warps per program; pipeline stages of its loop."""
+    """How many pixels and classes are compared at once, powers of two >= 16; warps per program; pipeline stages of its loop."""
 
     pixels: int
     classes: int
@@ -30,7 +30,7 @@ class Tile(NamedTuple):
 
 
 class Tuning(NamedTuple):
-    """What is tuned for one type of the products.
+    """The tuning for one type of the products.
 
     ``tiles`` maps the most channels to a tile: 64 pairs per thread for short embeddings, and as many as registers and shared
     memory can hold for longer ones. ``near_value`` and ``near_gradient`` are the shares of |o|^2, or of |e|^2 in
@@ -94,7 +94,8 @@ def exact(
     or T * <o_p, e_c> + b_c (COSINE). ``embeddings`` (B, D, N), D <= 256, and ``classes`` (C, D) are float32, bfloat16 or
     float16; they are multiplied in the type that torch promotes them to and summed in float32, float32 with all its digits.
     ``labels`` (B, N) are of any integer type, ``weights`` (B, N) float32, ``bias`` (C,) floating or None. ``mask`` (B, C) bool
-    or None is False where a class takes no part in an image unless it is the target. Any strides work, without copying pixels.
+    or None is False for the classes that are left out of the softmax of an image; targets never are. Any strides work, without
+    copying pixels.
 
     The gradient of the embeddings has their type, except that for float16 it is float32, in which small numbers do not vanish.
     Those of the classes and of the bias are float32. In products of float16, shares below 6e-8 do vanish; bfloat16 keeps them.
@@ -162,14 +163,14 @@ def _class_gradients(
 
 
 def _tile(channels: int, dtype: torch.dtype) -> Tile:
-    """The tile for embeddings of so many channels, whose products are of this type."""
+    """The tile for embeddings with this number of channels and products of this type."""
     return next(tile for most, tile in _TUNING[dtype].tiles.items() if channels <= most)
 
 
 def _padded(classes: torch.Tensor) -> torch.Tensor:
     """(C, WIDTH): the (C, D) class embeddings, a column of ones, and zeros up to a power of two >= 16.
 
-    Through the column of ones a product also sums the weights. Only where D is a power of two >= 32 there is no such column.
+    The column of ones makes a product also sum the weights. It is absent only if D is a power of two >= 32.
     """
     count, channels = classes.shape
     width = max(16, triton.next_power_of_2(channels + (channels == 16)))

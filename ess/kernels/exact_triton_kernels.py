@@ -10,9 +10,9 @@ Two kernels visit each pair of a pixel and a class once:
 In both, the weights of the pairs in the gradient are the left factor of the next product and stay in registers. There are no
 atomic additions, so equal inputs give equal bits.
 
-Squared distances are |o|^2 - 2 <o, e> + |e|^2, by tensor cores. Where this cancels for any pair of a tile, the whole tile is
-computed from differences o - e instead, and so is its part of the gradients; the branch is uniform. With s_pc = softmax(z)_pc,
-the gradients are dL_p/do_p = sum over c of (s_pc - [c = t]) dz_pc/do_p with dz/do = -T (o - e) / d, -2 T (o - e) or T e.
+Squared distances are |o|^2 - 2 <o, e> + |e|^2, by tensor cores. If this cancels for any pair of a tile, the whole tile and its
+part of the gradients are computed from differences o - e instead; the branch is uniform. With s_pc = softmax(z)_pc, the
+gradients are dL_p/do_p = sum over c of (s_pc - [c = t]) dz_pc/do_p with dz/do = -T (o - e) / d, -2 T (o - e) or T e.
 
 Suffixes of names are axes, as listed in ``ess.kernels``.
 """
@@ -32,7 +32,7 @@ _TINY = tl.constexpr(1e-30)
 """Smaller than any squared distance that counts as positive."""
 
 
-# In these helpers the rows may be pixels and the columns classes, or the other way round: (R, C).
+# In these helpers the rows may be pixels and the columns classes, or vice versa: (R, C).
 
 
 @triton.jit
@@ -65,7 +65,7 @@ def _weighted_differences(weights, rows, row_step, row_kept, columns, column_ste
 def _logits(scores, bias, temperature, DISTANCE: tl.constexpr):
     """(logits in base 2, slopes) of inner products or of squared distances > 0.
 
-    A slope is what the derivative of the logit by the embedding has besides the difference (or class) and a constant.
+    A slope is the factor of the logit's derivative by the embedding besides the difference (or class) and a constant.
     """
     if DISTANCE == _COSINE:
         logits, slopes = scores * temperature + bias, 1.0
@@ -79,7 +79,7 @@ def _logits(scores, bias, temperature, DISTANCE: tl.constexpr):
 
 @triton.jit
 def _own_logits(o_PD, e_PD, bias_P, temperature, DISTANCE: tl.constexpr):
-    """(logits, slopes) of the targets' class embeddings ``e_PD`` as :func:`_logits` has them, and the differences (P, D)."""
+    """(logits, slopes) of the targets' class embeddings ``e_PD``, see :func:`_logits`, and the differences (P, D)."""
     if DISTANCE == _COSINE:
         gap_PD = -e_PD
         score_P = tl.sum(o_PD * e_PD, 1)

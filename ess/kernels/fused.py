@@ -1,4 +1,4 @@
-"""The compiled cross entropies as differentiable functions: which kernel runs, and what is kept for the backward pass."""
+"""The compiled cross entropies as differentiable functions: they choose the kernel, and what the backward pass reuses."""
 
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -21,15 +21,15 @@ class Settings(NamedTuple):
 def chosen(backend: str, embeddings: torch.Tensor, classes: torch.Tensor, *, devices: tuple[str, ...]) -> bool:
     """Whether a kernel computes the loss. The kernels of this loss exist for ``devices``.
 
-    Raises ValueError if ``backend`` is unknown, or "fused" where no kernel can run.
+    Raises ValueError if ``backend`` is unknown, or "fused" although no kernel can run.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}: expected one of {', '.join(BACKENDS)}")
     device, double = embeddings.device.type, torch.float64 in (embeddings.dtype, classes.dtype)
     able = device in devices and not double and (device == "cpu" or _fits_triton(embeddings))
     if backend == "fused" and not able:
-        more = ", there with triton and at most 256 channels" if "cuda" in devices else ""
-        expected = f"float32 on {' or '.join(devices)}{more}"
+        on_cuda = ", there with triton and at most 256 channels" if "cuda" in devices else ""
+        expected = f"float32 on {' or '.join(devices)}{on_cuda}"
         raise ValueError(f"backend is 'fused': no kernel for {embeddings.dtype} on {embeddings.device}; expected {expected}")
     return able and backend != "torch"
 
@@ -89,10 +89,10 @@ class _WeightedSum(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream):
-        # The gradients stay in float32 until the end: in float16, what upstream scales up would already have vanished.
+        # The gradients stay in float32 until the end: float16 would lose small numbers before upstream scales them up.
         pairs = zip(ctx.saved_tensors, ctx.inputs, strict=True)
-        found = (None if like is None else (g * upstream).view(like[0]).to(like[1]) for g, like in pairs)
-        return *found, None, None, None, None
+        gradients = (None if like is None else (g * upstream).view(like[0]).to(like[1]) for g, like in pairs)
+        return *gradients, None, None, None, None
 
 
 class _PerPixel(torch.autograd.Function):
@@ -130,8 +130,8 @@ class _OverCandidates(torch.autograd.Function):
 
         embeddings, classes, counted, candidates = ctx.saved_tensors
         arrays = _arrays(embeddings.flatten(2).float(), counted, classes.float(), candidates, upstream.float())
-        found = candidates_cpu.gradients(*arrays, **_candidate_settings(ctx.settings))
-        pairs = zip(found, (embeddings, classes), strict=True)
+        gradients = candidates_cpu.gradients(*arrays, **_candidate_settings(ctx.settings))
+        pairs = zip(gradients, (embeddings, classes), strict=True)
         return *(_like(torch.from_numpy(g), t) for g, t in pairs), None, None, None
 
 
@@ -175,8 +175,8 @@ def _exact(
     from ess.kernels import exact_cpu
 
     arrays = _arrays(o.float(), labels, weights, classes.float(), None if bias is None else bias.float(), mask)
-    losses, *found = exact_cpu.exact(*arrays, **shared, threads=torch.get_num_threads())
-    return _Found(torch.from_numpy(losses), *(None if part is None else torch.from_numpy(part) for part in found))
+    losses, *parts = exact_cpu.exact(*arrays, **shared, threads=torch.get_num_threads())
+    return _Found(torch.from_numpy(losses), *(None if part is None else torch.from_numpy(part) for part in parts))
 
 
 def _arrays(*tensors: torch.Tensor | None) -> list[Any]:

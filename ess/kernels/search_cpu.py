@@ -12,7 +12,7 @@ from ess.kernels.threads import chunks, parallel_for
 from ess.kernels.tiles import LINES, tiles
 
 _BLOCK = 16
-"""How many pixels meet the classes together."""
+"""How many pixels are compared with the classes together."""
 
 _CHUNK = 8192
 """How many pixels a thread takes at a time."""
@@ -61,11 +61,11 @@ def _columns(row, least):
     """The minimum of each column of a row viewed as a table of 16 lines; a conditional expression, which LLVM vectorises."""
     columns = len(least)
     for c in range(columns):
-        found = row[c]
+        smallest = row[c]
         for line in range(1, LINES):
             other = row[line * columns + c]
-            found = found if found < other else other
-        least[c] = found
+            smallest = smallest if smallest < other else other
+        least[c] = smallest
 
 
 @_strict
@@ -110,9 +110,9 @@ def _select(row, count, least, scores, ids):
 
 
 @entry(error_model="numpy")
-def _run_chunk(queries, table, count, products, first, end, found):
-    """Write found[first:end], the ids nearest to these queries. ``table`` (T, D, N) are the tiles of ``count`` classes."""
-    (number, channels, width), k = table.shape, found.shape[1]
+def _run_chunk(queries, table, count, products, first, end, nearest):
+    """Write nearest[first:end], the ids nearest to these queries. ``table`` (T, D, N) are the tiles of ``count`` classes."""
+    (number, channels, width), k = table.shape, nearest.shape[1]
     flat, least = np.empty((_BLOCK, number * width), np.float32), np.empty(number * width // LINES, np.float32)
     rows = flat.reshape(_BLOCK, number, width)
     points = np.zeros((_BLOCK, channels), np.float32)
@@ -127,7 +127,7 @@ def _run_chunk(queries, table, count, products, first, end, found):
             flat[i, count:] = np.inf
             _select(flat[i], count, least, scores, ids)
             for j in range(k):
-                found[block + i, j] = min(ids[j], count - 1)
+                nearest[block + i, j] = min(ids[j], count - 1)
 
 
 def search(queries: np.ndarray, classes: np.ndarray, k: int, *, products: bool, threads: int) -> np.ndarray:
@@ -137,11 +137,11 @@ def search(queries: np.ndarray, classes: np.ndarray, k: int, *, products: bool, 
     product, the largest first. A query with a NaN gets arbitrary classes.
     """
     queries = np.require(queries, np.float32, ("C", "W"))
-    found = np.empty((len(queries), k), np.int64)
+    nearest = np.empty((len(queries), k), np.int64)
     table = tiles(classes)
 
     def compute(first: int, end: int) -> None:
-        _run_chunk(queries, table, len(classes), products, first, end, found)
+        _run_chunk(queries, table, len(classes), products, first, end, nearest)
 
     parallel_for(lambda: (compute, lambda: None), chunks(len(queries), _CHUNK), threads)
-    return found
+    return nearest

@@ -2,8 +2,8 @@
 
 A program holds a block of queries, loops over tiles of classes, and keeps the best k keys of each query. A key is an integer
 that sorts like (score, id): the bits of the float32 score, flipped if it is negative, above the id. Keys are taken from a tile
-only while it contains a better one. Scores come from differences, 2 instructions per dimension, so that nothing cancels.
-The reference is ``ess.losses.neighbours._torch``.
+only while it contains a better one. Scores are computed from differences, 2 instructions per dimension, which avoids
+cancellation. The reference is ``ess.losses.neighbours._torch``.
 """
 
 import torch
@@ -15,7 +15,7 @@ _LAST = tl.constexpr(2**63 - 1)
 
 
 def _blocks(k: int) -> tuple[int, int]:
-    """(queries, classes) that meet at once, powers of two: 32 keys per thread, and fewer where many are kept."""
+    """(queries, classes) that are compared at once, powers of two: 32 keys per thread, and fewer if many are kept."""
     return (64, 64) if k <= 16 else (32, 64)
 
 
@@ -40,7 +40,7 @@ def _keys(queries, table, kept, ids, count, PRODUCTS: tl.constexpr, CHANNELS, QU
 def _nearest(
     queries,
     table,
-    found,
+    nearest,
     size,
     count,
     K: tl.constexpr,
@@ -50,7 +50,7 @@ def _nearest(
     QUERIES: tl.constexpr,
     CLASSES: tl.constexpr,
 ):
-    """Writes the ids of the nearest classes, ``found`` (P, K) int64, of a block of queries (P, D); ``table`` is (D, C)."""
+    """Writes the ids of the nearest classes, ``nearest`` (P, K) int64, of a block of queries (P, D); ``table`` is (D, C)."""
     places = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
     kept = places < size
     lines = queries + places.to(tl.int64) * CHANNELS
@@ -69,7 +69,7 @@ def _nearest(
     best = tl.where(slots < K, best, _LAST)
     for rank in range(K):
         least = tl.min(best, 1)
-        tl.store(found + places.to(tl.int64) * K + rank, least & 0xFFFFFFFF, mask=kept)
+        tl.store(nearest + places.to(tl.int64) * K + rank, least & 0xFFFFFFFF, mask=kept)
         best = tl.where(best == least[:, None], _LAST, best)
 
 
@@ -81,13 +81,13 @@ def search(queries: torch.Tensor, classes: torch.Tensor, k: int, *, products: bo
     """
     queries, table = queries.float().contiguous(), classes.float().T.contiguous()
     size, channels = queries.shape
-    found = queries.new_empty(size, k, dtype=torch.int64)
+    nearest = queries.new_empty(size, k, dtype=torch.int64)
     at_once, width = _blocks(k)
     with torch.cuda.device_of(queries):
         _nearest[triton.cdiv(size, at_once),](
             queries=queries,
             table=table,
-            found=found,
+            nearest=nearest,
             size=size,
             count=len(classes),
             K=k,
@@ -98,4 +98,4 @@ def search(queries: torch.Tensor, classes: torch.Tensor, k: int, *, products: bo
             CLASSES=width,
             enable_fp_fusion=True,
         )
-    return found
+    return nearest

@@ -6,14 +6,14 @@ from threading import Condition
 from typing import Any
 
 _LEAST = 256
-"""The fewest pixels that are worth a chunk of their own."""
+"""The fewest pixels of a chunk."""
 
 Worker = tuple[Callable[..., Any], Callable[[], Any]]
 """(compute, add) of one thread."""
 
 
 def chunks(pixels: int, most: int) -> list[tuple[int, int]]:
-    """(first, end) of consecutive chunks of at most ``most`` pixels; at least 8 if none of them gets too small."""
+    """(first, end) of consecutive chunks of at most ``most`` pixels; at least 8 chunks unless they would be too small."""
     chunk = max(_LEAST, min(most, -(-pixels // 8)))
     return [(first, min(first + chunk, pixels)) for first in range(0, pixels, chunk)]
 

@@ -1,1 +1,1 @@
-"""The losses and the search for the nearest classes."""
+"""The losses, and the search for the nearest classes."""

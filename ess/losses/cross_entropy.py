@@ -62,10 +62,11 @@ def exact_cross_entropy(
 
     ``bias`` (C,) is added to the logits; tau * log prior gives logit adjustment (Menon et al., ICLR 2021). ``class_weight``
     (C,) multiplies the loss of each pixel by the weight of its target, and "mean" divides by the sum of these weights.
-    ``class_mask`` (B, C) bool is False where a class takes no part in an image (federated labels); a target always takes part.
+    ``class_mask`` (B, C) bool is False for the classes that are left out of the softmax of an image (federated labels); targets
+    never are.
 
     ``backend`` "fused" computes value and gradients in one pass with a compiled kernel (CPU: float32; CUDA: Triton, D <= 256),
-    "torch" with plain formulas; "auto" is "fused" wherever that is possible. Raises ValueError if an argument does not fit.
+    "torch" with plain formulas; "auto" is "fused" if that is possible. Raises ValueError if an argument does not fit.
     """
     labels = _checked(embeddings, labels, classes, distance, ignore_index, reduction)
     _check_extras(embeddings, classes, bias, class_weight, class_mask)
@@ -119,7 +120,7 @@ def knn_cross_entropy(
     if negatives == "random":
         others = _random_others(targets, len(classes), k, generator)
     else:
-        others = _found_others(embeddings, counted, targets, classes, k, distance, negatives, search, query_stride)
+        others = _search_others(embeddings, counted, targets, classes, k, distance, negatives, search, query_stride)
     candidates = torch.cat([targets.int(), others.int()], dim=1)
     if fused.chosen(backend, embeddings, classes, devices=("cpu",)):
         losses = fused.over_candidates(
@@ -150,11 +151,11 @@ def margin_penalty(classes: torch.Tensor, *, margin: float = 0.2) -> torch.Tenso
 def _nearest_others(classes: torch.Tensor) -> torch.Tensor:
     """(C,) int64: the nearest other class of each class; ties go to the lower id."""
     rows = max(1, _DISTANCES // len(classes))
-    found = torch.empty(len(classes), dtype=torch.int64, device=classes.device)
+    closest = torch.empty(len(classes), dtype=torch.int64, device=classes.device)
     for first in range(0, len(classes), rows):
         part = slice(first, first + rows)
-        found[part] = _nearest_of_some(classes[part], classes, first)  # a list of results would fragment the heap
-    return found
+        closest[part] = _nearest_of_some(classes[part], classes, first)  # a list of results would fragment the heap
+    return closest
 
 
 def _nearest_of_some(some: torch.Tensor, classes: torch.Tensor, first: int) -> torch.Tensor:
@@ -206,7 +207,7 @@ def _logits(o_PD: torch.Tensor, e: torch.Tensor, temperature: float, distance: s
 
 
 def _cross_entropy(target_P1: torch.Tensor, negatives_PK: torch.Tensor) -> torch.Tensor:
-    """-log(exp z_t / (exp z_t + sum exp z_n)), (P,), with full precision however small it is."""
+    """-log(exp z_t / (exp z_t + sum exp z_n)), (P,), with full precision even if it is small."""
     return -F.logsigmoid(target_P1.squeeze(1) - negatives_PK.logsumexp(dim=1))
 
 
@@ -250,7 +251,7 @@ def _check_extras(embeddings, classes, bias, class_weight, class_mask) -> None:
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ValueError(f"{name} has the shape {tuple(tensor.shape)}: expected {shape}")
     if class_mask is not None and class_mask.dtype != torch.bool:
-        raise ValueError(f"class_mask is {class_mask.dtype}: expected bool, False where a class takes no part")
+        raise ValueError(f"class_mask is {class_mask.dtype}: expected bool, False for classes that are left out")
 
 
 def _check_classes(classes: torch.Tensor) -> None:
@@ -276,14 +277,14 @@ def _check_labels(maps: torch.Tensor, labels: torch.Tensor, classes: int, ignore
 
 
 def _reduce(losses: torch.Tensor, counted: torch.Tensor, labels: torch.Tensor, reduction: str) -> torch.Tensor:
-    """The losses (P,) of the pixels at ``counted``, reduced as the caller wants."""
+    """The losses (P,) of the pixels at ``counted``, after the ``reduction``."""
     if reduction == "none":
         return losses.new_zeros(labels.numel()).index_copy(0, counted, losses).view(labels.shape)
     return losses.sum() / max(1, len(losses)) if reduction == "mean" else losses.sum()
 
 
 @torch.no_grad()
-def _found_others(embeddings, counted, targets, classes, k, distance, negatives, search, stride) -> torch.Tensor:
+def _search_others(embeddings, counted, targets, classes, k, distance, negatives, search, stride) -> torch.Tensor:
     """(P, k) int32: the negatives of the pixels at ``counted``, some pixels at a time because their embeddings are copied.
 
     For "nearest", k + 1 classes are found. If the target is one of them, the last one takes its place.
@@ -295,7 +296,7 @@ def _found_others(embeddings, counted, targets, classes, k, distance, negatives,
     if stride > 1:
         grid, blocks = _block_queries(embeddings, counted, stride)
         shared = nearest(grid, classes, wanted, **settings).int()
-    found = []
+    others = []
     for first in range(0, max(1, len(counted)), _QUERIES):
         part, target = slice(first, first + _QUERIES), targets[first : first + _QUERIES].int()
         if stride > 1:
@@ -304,10 +305,10 @@ def _found_others(embeddings, counted, targets, classes, k, distance, negatives,
             image, pixel = counted[part] // points.shape[2], counted[part] % points.shape[2]
             ids = nearest(points[image, :, pixel], classes, wanted, **settings).int()
         if negatives == "nearest":
-            found.append(torch.where(ids == target, ids[:, -1:], ids)[:, :k])
+            others.append(torch.where(ids == target, ids[:, -1:], ids)[:, :k])
         else:
-            found.append((ids - (ids == target).int()).clamp_min(0))
-    return torch.cat(found)
+            others.append((ids - (ids == target).int()).clamp_min(0))
+    return torch.cat(others)
 
 
 def _block_queries(embeddings: torch.Tensor, counted: torch.Tensor, stride: int) -> tuple[torch.Tensor, torch.Tensor]:

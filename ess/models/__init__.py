@@ -1,1 +1,1 @@
-"""The networks."""
+"""The networks: encoders, decoders and class embeddings."""

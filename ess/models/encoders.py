@@ -1,4 +1,4 @@
-"""The encoders, the decoders that work with each, and what timm knows about their weights."""
+"""The encoders, the decoders that work with each, and the facts that timm provides about their weights."""
 
 import difflib
 from collections.abc import Iterable
@@ -113,13 +113,13 @@ def check_pair(arch: str, encoder: str) -> "PretrainedCfg":
     if name not in listed and not (arch == "deeplabv3plus" and timm.is_model(name)):
         known = dict.fromkeys(name for names in ENCODERS.values() for name in names)
         wrong = f"{arch} does not work with {encoder!r}" if name in known else f"no encoder is named {encoder!r}"
-        raise DataError(f"{wrong}{_meant(name, listed)}: with {arch} work {', '.join(listed)}")
+        raise DataError(f"{wrong}{_meant(name, listed)}: {arch} works with {', '.join(listed)}")
     if tag and tag not in pretrained_tags(name):
         tags = pretrained_tags(name)
         raise DataError(f"{name} has no weights tagged {tag!r}{_meant(tag, tags)}: there are {', '.join(tags)}")
     cfg = timm.get_pretrained_cfg(encoder)
     if cfg is None:
-        raise DataError(f"timm describes no weights of {encoder!r}: with {arch} work {', '.join(listed)}")
+        raise DataError(f"timm describes no weights of {encoder!r}: {arch} works with {', '.join(listed)}")
     return cfg
 
 

@@ -68,7 +68,7 @@ class SegmentationModel(nn.Module):
         self.register_buffer("shift", shift, persistent=False)
 
     def freeze_encoder(self) -> None:
-        """Train only the rest from now on. The encoder gets no gradients, keeps no activations and stays in evaluation mode."""
+        """Freeze the encoder: from now on it gets no gradients, keeps no activations and stays in evaluation mode."""
         self._frozen = True
         self.encoder.requires_grad_(False).eval()
 
@@ -218,11 +218,11 @@ def _deeplabv3plus(arch: str, encoder: str, channels: int, output_stride: int, p
         strides = whole.feature_info.reduction()
         options |= {"features_only": True, "out_indices": (strides.index(4), len(strides) - 1), "output_stride": output_stride}
         features: Any = timm.create_model(encoder, pretrained=pretrained, **options)
-    except Exception as error:  # the families of timm raise different exceptions for what they do not support
+    except Exception as error:  # timm's model families raise different exceptions if they do not support this
         works = ", ".join(ENCODERS[arch])
         raise DataError(
             f"{arch} does not work with {encoder!r}: it has no features at strides 4 and {output_stride}"
-            f" ({str(error).splitlines()[0] if str(error) else type(error).__name__}); with {arch} work {works}"
+            f" ({str(error).splitlines()[0] if str(error) else type(error).__name__}); {arch} works with {works}"
         ) from None
     low, high = features.feature_info.channels()
     return features, DeepLabV3PlusDecoder(low, high, channels, output_stride), output_stride

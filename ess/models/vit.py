@@ -31,7 +31,7 @@ class PlainEncoder(nn.Module):
 
 
 class FeaturePyramid(nn.Module):
-    """The output of a :class:`PlainEncoder` -> features at strides of 1/4, 1/2, 1 and 2 patches, as staged encoders have them.
+    """The output of a :class:`PlainEncoder` -> features at strides of 1/4, 1/2, 1 and 2 patches, like those of staged encoders.
 
     As in ViTDet (Li et al., ECCV 2022), except that each level comes from a different block. The decoders of
     segmentation-models-pytorch expect features at strides 1 and 2 before these; they get two tensors without channels.
@@ -51,6 +51,6 @@ class FeaturePyramid(nn.Module):
         )
 
     def forward(self, given: tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]) -> list[torch.Tensor]:
-        found = [level(features) for level, features in zip(self.levels, given[0], strict=True)]
-        height, width = found[0].shape[-2:]
-        return [found[0].new_empty(len(found[0]), 0, height * scale, width * scale) for scale in (4, 2)] + found
+        levels = [level(features) for level, features in zip(self.levels, given[0], strict=True)]
+        height, width = levels[0].shape[-2:]
+        return [levels[0].new_empty(len(levels[0]), 0, height * scale, width * scale) for scale in (4, 2)] + levels

@@ -1,4 +1,4 @@
-"""Pretrained weights of encoders, from the hub's cache, the hub or a file, never by unpickling."""
+"""Loads pretrained weights of encoders from the hub, its cache or a file, without unpickling."""
 
 import sys
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from cocolvis.errors import DataError
+from cocolvis.text import first_few
 
 _SAFE_FILES = {"open_clip_pytorch_model.bin": "open_clip_model.safetensors"}
 """The unusual name of a pickled file on the hub -> the name of the safetensors file in the same repository."""
@@ -56,16 +57,16 @@ def _check_weights(path: Path, state: dict[str, torch.Tensor], encoder: str) -> 
             f"{path}: does not contain weights of timm's {encoder} ({type(error).__name__}: {str(error).splitlines()[0]})"
         ) from None
     classifiers = model.pretrained_cfg["classifier"] or ()
-    behind = tuple(f"{name.split('.')[0]}." for name in ([classifiers] if isinstance(classifiers, str) else classifiers))
-    ours = {name: tuple(t.shape) for name, t in model.state_dict().items() if not name.startswith(behind)}
-    theirs = {name: tuple(t.shape) for name, t in state.items() if not name.startswith(behind)}
+    heads = tuple(f"{name.split('.')[0]}." for name in ([classifiers] if isinstance(classifiers, str) else classifiers))
+    ours = {name: tuple(t.shape) for name, t in model.state_dict().items() if not name.startswith(heads)}
+    theirs = {name: tuple(t.shape) for name, t in state.items() if not name.startswith(heads)}
     for what, names in (
         ("lacks", ours.keys() - theirs.keys()),
         ("has unknown", theirs.keys() - ours.keys()),
         ("has other shapes of", {name for name in ours if name in theirs and ours[name] != theirs[name]}),
     ):
         if names:
-            shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+            shown = first_few(sorted(names), 3)
             raise DataError(f"{path}: {what} {len(names)} of the tensors of timm's {encoder}: {shown}")
 
 
