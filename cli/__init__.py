@@ -1,4 +1,4 @@
-"""The command lines `cocolvis` and `ess`: they parse arguments and print results; the packages they call do the work."""
+"""The command lines `cocolvis` and `ess`: they parse arguments and print results; the packages do the work."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The classes behind every command: one-line errors, exit codes, and a message that says what Ctrl-C left behind."""
+"""The base classes of all commands: one-line errors, exit codes, and a message that says what Ctrl-C left behind."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ UNCHANGED = "nothing was changed"
 """The message after Ctrl-C in a command that only reads."""
 
 Interrupted = str | Callable[[dict[str, Any]], str]
-"""The message after Ctrl-C, which says what was kept and how to go on: a text, or a function of the command's parameters."""
+"""The message after Ctrl-C, which says what was kept and how to continue: a text, or a function of the command's parameters."""
 
 _INTERRUPTED = "cli.interrupted"
 """The key in the click context under which the running command keeps its message."""

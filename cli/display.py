@@ -1,7 +1,7 @@
 """Everything that the command lines show: tables and JSON on stdout, messages and progress on stderr.
 
-All text passes through the functions here, which escape control characters: names, paths and reasons come from files, and could
-otherwise steer the terminal.
+All text passes through the functions here, which escape control characters: names, paths and reasons come from files and could
+otherwise control the terminal.
 """
 
 import json
@@ -74,12 +74,12 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, err: bo
 
 
 class Progress(Protocol):
-    """The progress display of a command. Call it with (done, total), in the command's unit, now and then."""
+    """The progress display of a command. Call it repeatedly with (done, total), in the command's unit."""
 
     def __call__(self, done: int, total: int) -> None: ...
 
     def phase(self, what: str, done: int, total: int) -> None:
-        """Report work besides that, such as reading a file: what it is, bytes done and bytes in total (0 if unknown)."""
+        """Report other work, such as reading a file: its description, the bytes done and the bytes in total (0 if unknown)."""
 
     def line(self, text: str) -> None:
         """Print a line for the user."""
@@ -98,7 +98,7 @@ def progress(label: str, unit: str = "images") -> Iterator[Progress]:
 
 
 _Draw = Callable[[str, str, int, int], None]
-"""Called with (what is being done, how far it is in words, done, total)."""
+"""Called with (description of the work, state in words, done, total)."""
 
 
 @contextmanager
@@ -153,7 +153,7 @@ class _Shown:
         self._draw(escaped(f"{self._label}: {what}"), state, done, total)
 
     def end(self) -> None:
-        """Print what was done in all, and how long it took."""
+        """Print the total of the work done and the time that it took."""
         if self._last is not None:
             taken = _duration(time.monotonic() - self._begun, 1)
             self.line(f"{self._label}: {_count(*self._last, self._unit)} in {taken}")
@@ -168,7 +168,7 @@ class _Meter:
         self._since: float | None = None
 
     def rate(self, done: int) -> float | None:
-        """How much is done per second; None as long as that is unknown."""
+        """The amount done per second; None as long as it is unknown."""
         now = time.monotonic()
         if self._before is None:
             self._before, self._since = done, now if self._unit == BYTES else None
@@ -179,7 +179,7 @@ class _Meter:
         return None
 
     def state(self, done: int, total: int) -> str:
-        """How much is done, and if it is known yet, the rate and the time left."""
+        """The amount done, and if already known, the rate and the time left."""
         rate, count = self.rate(done), _count(done, total, self._unit)
         if rate is None:
             return count
@@ -192,7 +192,7 @@ def _count(done: int, total: int, unit: str) -> str:
 
 
 def _duration(seconds: float, digits: int = 0) -> str:
-    """Such as "40 s", "3 min 5 s", "2 h 10 min"; ``digits`` is the number of decimals of a time below a minute."""
+    """A duration such as "40 s", "3 min 5 s", "2 h 10 min"; ``digits`` is the number of decimals of a time below a minute."""
     if seconds < 59.5:
         return f"{seconds:.{digits}f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-"""What click.option returns: it adds a parameter to the function of a command."""
+"""The type of click's decorators, which add a parameter to the function of a command."""
 
 json_option: Decorator = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 

@@ -1,4 +1,4 @@
-"""The command ``ess``: train, evaluate and use embedding segmentation models; a module for each of its commands."""
+"""The command ``ess``: train, evaluate and use embedding segmentation models, one module per command."""
 
 import click
 

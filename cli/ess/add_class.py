@@ -15,7 +15,7 @@ from cli.options import json_option
 @click.option("--name", help="Name of the class.")
 @click.option("--images", multiple=True, help="Pictures: a file, a folder or a glob. May be repeated.")
 @click.option(
-    "--masks", multiple=True, help="Their masks, paired by stem: label PNGs, not 0 where the class is. May be repeated."
+    "--masks", multiple=True, help="Their masks, paired by stem: label PNGs in which the class is not 0. May be repeated."
 )
 @click.option("--value", type=click.IntRange(min=0), help="Value of the class in the masks, such as a class id.")
 @click.option("--remove", help="Remove an added class, by its name.")
@@ -80,7 +80,7 @@ def _add(
 
 
 def _print_added(run: Path, as_json: bool) -> None:
-    """The added classes with their ids, which follow those of the vocabulary."""
+    """Print the added classes with their ids, which follow those of the vocabulary."""
     from ess.checkpoint import Run
     from ess.inference.added import read_added
 

@@ -1,4 +1,4 @@
-"""``ess bench``: what training steps, predictions and the loader cost."""
+"""``ess bench``: the time and memory of training steps, predictions and the loader."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -66,20 +66,20 @@ def bench(
     from ess.config import Config
 
     config = Config(**network, crop=crop or 512, weights="none")
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for what in _STEPS:
         if not only or what in only:
-            found[what] = _compared(what, counts, config, crop=crop, batch_size=batch_size, seconds=seconds, rounds=repeats)
+            result[what] = _compared(what, counts, config, crop=crop, batch_size=batch_size, seconds=seconds, rounds=repeats)
     if not only or "loading" in only:
-        found["loading"] = _loading(data, replace(config, batch_size=batch_size or 8), 5 * seconds, repeats)
+        result["loading"] = _loading(data, replace(config, batch_size=batch_size or 8), 5 * seconds, repeats)
     if as_json:
-        print_json(found)
+        print_json(result)
         return
     for what, title in _STEPS.items():
-        if what in found:
-            _print_comparison(title, found[what])
-    if "loading" in found:
-        _print_loading(found["loading"])
+        if what in result:
+            _print_comparison(title, result[what])
+    if "loading" in result:
+        _print_loading(result["loading"])
 
 
 def _compared(what: str, counts: Sequence[int], config: "Config", *, rounds: int, **how: Any) -> list[dict[str, Any]]:
@@ -132,7 +132,7 @@ _COLUMNS = {
 
 
 def _print_comparison(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    """A table with a row for each number of classes."""
+    """Print a table with a row for each number of classes."""
     contestants = ("network", "ours", "dense")
     header = ("classes", "pictures", *(f"{name} s" for name in contestants), *_COLUMNS.values(), "ours memory", "dense memory")
     say()
@@ -152,19 +152,19 @@ def _print_comparison(title: str, rows: Sequence[dict[str, Any]]) -> None:
     )
 
 
-def _seconds(found: dict[str, Any] | None) -> str:
-    """The time of one contestant, or why there is none."""
-    if found is None:
+def _seconds(result: dict[str, Any] | None) -> str:
+    """The time of one contestant, or the reason why it was not measured."""
+    if result is None:
         return ""
-    if "seconds" in found:
-        return f"{found['seconds']:.3f}"
-    return f"needs {human_size(found['needs_bytes'])}" if "needs_bytes" in found else "out of memory"
+    if "seconds" in result:
+        return f"{result['seconds']:.3f}"
+    return f"needs {human_size(result['needs_bytes'])}" if "needs_bytes" in result else "out of memory"
 
 
-def _print_loading(found: dict[str, float]) -> None:
+def _print_loading(result: dict[str, float]) -> None:
     say()
     say(
-        f"loading: {found['crops_per_second']:.1f} crops/s from {found['workers']} processes,"
-        f" {found['share']:.2f} of the rate of as many processes that only decode"
-        f" ({found['decodes_per_second']:.1f} pictures/s each)"
+        f"loading: {result['crops_per_second']:.1f} crops/s from {result['workers']} processes,"
+        f" {result['share']:.2f} of the rate of as many processes that only decode"
+        f" ({result['decodes_per_second']:.1f} pictures/s each)"
     )

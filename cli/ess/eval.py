@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.option(
     "--published", is_flag=True, help="Average like the published code: classes predicted but absent have an IoU of 0."
 )
-@click.option("--skip-damaged", is_flag=True, help="Leave out images that cannot be read, and report them.")
+@click.option("--skip-damaged", is_flag=True, help="Leave out damaged images, and report them.")
 @inference_options
 @checkpoint_option
 @device_option
@@ -85,7 +85,7 @@ def _count(
     device: str,
     **inference: Any,
 ) -> "tuple[Confusion, list[DamagedImage]]":
-    """The pixels of a split by true and predicted class, and the images that were left out."""
+    """Count the pixels of a split by true and predicted class; return the counts and the images that were left out."""
     from ess.evaluation.evaluate import count_pixels, image_indices
     from ess.inference.predictor import Predictor
     from ess.inference.views import Inference
@@ -106,7 +106,7 @@ def _write_reports(
     plot: Path | None,
     published: bool,
 ) -> None:
-    """Write the CSV and the curve, if wanted; ``images`` (C,) are the training images of each class."""
+    """Write the CSV and the curve, if requested; ``images`` (C,) are the training images of each class."""
     from ess.evaluation import reports
 
     if per_class:

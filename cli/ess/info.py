@@ -1,4 +1,4 @@
-"""``ess info``: what a run is."""
+"""``ess info``: the settings and checkpoints of a run."""
 
 from pathlib import Path
 from typing import Any

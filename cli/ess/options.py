@@ -1,4 +1,4 @@
-"""The options that commands on a trained run share: which checkpoint, which device, how images are presented to the model."""
+"""The options that commands on a trained run share: its checkpoint, the device, and the views of an image."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -27,7 +27,7 @@ class Numbers(click.ParamType):
         self._kind = kind
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
-        """Parse the text; it is wrong usage if a part is not such a number."""
+        """Parse the text; a part that is not such a number is wrong usage."""
         if isinstance(value, tuple):
             return value
         try:

@@ -12,7 +12,7 @@ from cli.ess.options import checkpoint_option, device_option, inference_options,
 from cli.options import path_option
 
 
-@command(interrupted="finished predictions are kept: go on with --skip-existing")
+@command(interrupted="finished predictions are kept: continue with --skip-existing")
 @run_argument
 @click.argument("images", nargs=-1, required=True, metavar="INPUT...")
 @path_option("--out", required=True, help="Folder for the results.")
@@ -26,7 +26,7 @@ from cli.options import path_option
     help="png: 16-bit class ids; overlay: with names; rle: predictions.json in COCO's format. May be repeated.",
 )
 @click.option("--every", type=click.IntRange(min=1), default=1, show_default=True, help="In videos, only every Nth frame.")
-@click.option("--skip-existing", is_flag=True, help="Skip inputs whose results exist, to go on after an interrupted call.")
+@click.option("--skip-existing", is_flag=True, help="Skip inputs whose results exist, to continue an interrupted call.")
 @inference_options
 @checkpoint_option
 @device_option

@@ -1,4 +1,4 @@
-"""The flags of ``ess train`` and the table in docs/ess.md: one for each setting of a run."""
+"""The flags of ``ess train`` and the table in docs/ess.md: both have an entry for each setting of a run."""
 
 from collections.abc import Callable
 from typing import Any
@@ -35,7 +35,7 @@ def _flags(setting: Setting) -> list[str]:
 
 
 def _type(setting: Setting) -> Any:
-    """What click accepts for a setting. Ranges are checked by :class:`ess.config.Config`, whatever values come from."""
+    """The click type of a setting. :class:`ess.config.Config` checks ranges, for flags and files alike."""
     if not setting.choices:
         return setting.kind
     return _Integers(setting.choices) if setting.kind is int else click.Choice(setting.choices)
@@ -62,5 +62,5 @@ class _Integers(click.Choice):
         super().__init__([str(value) for value in values])
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Parse the text; anything but one of the integers is wrong usage."""
+        """Parse the text; anything other than one of the integers is wrong usage."""
         return int(super().convert(str(value), param, ctx))

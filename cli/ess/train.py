@@ -1,4 +1,4 @@
-"""``ess train``: a run, from its first step or from a checkpoint."""
+"""``ess train``: trains a run, from its first step or from a checkpoint."""
 
 import logging
 import os
@@ -17,10 +17,10 @@ from ess.config import Config, load
 
 
 def what_is_kept(given: dict[str, Any]) -> str:
-    """The message after Ctrl-C: what is left in --out, and how to go on."""
+    """The message after Ctrl-C: what --out contains, and how to continue."""
     if not (given["out"] / "run.json").exists():
         return "no step was finished yet; run the same command to start over"
-    return "the last checkpoint is kept: go on with --resume"
+    return "the last checkpoint is kept: continue with --resume"
 
 
 @command(interrupted=what_is_kept)
@@ -28,8 +28,8 @@ def what_is_kept(given: dict[str, Any]) -> str:
 @path_option("--out", required=True, help="Folder of the run.")
 @click.option("--preset", metavar="NAME[+VARIANT...]", help="Preset to start from; see `ess preset`.")
 @path_option("--config", "config_file", help="TOML file of settings, which override the preset.")
-@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out; other flags need not be repeated.")
-@click.option("--allow-other-data", is_flag=True, help="With --resume: go on even if the run was started on another data set.")
+@click.option("--resume", is_flag=True, help="Continue from the newest checkpoint in --out; other flags need not be repeated.")
+@click.option("--allow-other-data", is_flag=True, help="With --resume: continue even if the data set is another one.")
 @image_root_option
 @setting_options
 def train(
@@ -44,7 +44,7 @@ def train(
 ) -> None:
     """Train a model on a data set that `cocolvis build` wrote.
 
-    Flags override --config, which overrides --preset, which overrides the defaults, which are the paper's COCO+LVIS run.
+    Flags override --config, which overrides --preset, which overrides the defaults: the COCO+LVIS run of the paper.
 
     \b
     Example:
@@ -74,7 +74,7 @@ def _resumed(out: Path, given: dict[str, Any]) -> Config:
 
 
 class _PlainLines(logging.Formatter):
-    """Messages with escapes for control characters, which the names of images and files may contain."""
+    """Escapes control characters, which the names of images and files may contain."""
 
     def format(self, record: logging.LogRecord) -> str:
         return escaped(super().format(record))

@@ -1,4 +1,4 @@
-"""Ctrl-C: every command says what it left behind and how to go on. Windows: every command says that it does not run."""
+"""Ctrl-C: every command says what it left behind and how to continue. Windows: every command says that it does not run."""
 
 import os
 import signal
@@ -89,8 +89,8 @@ def test_what_a_build_leaves(tmp_path):
     given = {"out": tmp_path, "part": None, "overwrite": False}
     assert what_is_kept(given) == f"nothing was written to {tmp_path} yet"
     (tmp_path / ".build").mkdir()
-    assert what_is_kept(given) == "finished shards are kept: go on with --resume"
-    assert what_is_kept(given | {"part": (1, 2)}) == "finished shards are kept: go on with the same command"
+    assert what_is_kept(given) == "finished shards are kept: continue with --resume"
+    assert what_is_kept(given | {"part": (1, 2)}) == "finished shards are kept: continue with the same command"
     assert what_is_kept(given | {"overwrite": True}).endswith("--resume instead of --overwrite")
     (tmp_path / "dataset.json").touch()
     assert what_is_kept(given | {"overwrite": True}) == f"the data set in {tmp_path} is unchanged"
@@ -99,10 +99,10 @@ def test_what_a_build_leaves(tmp_path):
 def test_what_a_training_leaves(tmp_path):
     assert "no step was finished yet" in what_a_run_keeps({"out": tmp_path})
     (tmp_path / "run.json").touch()
-    assert what_a_run_keeps({"out": tmp_path}) == "the last checkpoint is kept: go on with --resume"
+    assert what_a_run_keeps({"out": tmp_path}) == "the last checkpoint is kept: continue with --resume"
 
 
-def test_an_interrupted_export_says_how_to_go_on_and_does(sample, tmp_path):
+def test_an_interrupted_export_says_how_to_continue_and_does(sample, tmp_path):
     out = tmp_path / "masks"
     command = [sys.executable, "-c", "import cocolvis.inspection.export as e, time; w = e.write_png"]
     command[-1] += "\ne.write_png = lambda *a, **k: (w(*a, **k), time.sleep(0.2))\nfrom cli.cocolvis import main; main()"
@@ -112,7 +112,7 @@ def test_an_interrupted_export_says_how_to_go_on_and_does(sample, tmp_path):
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130 and said.splitlines()[-1] == (
-        "interrupted; the masks that were written are kept: go on with --resume"
+        "interrupted; the masks that were written are kept: continue with --resume"
     )
     assert 3 <= len(list(out.rglob("*.png"))) < 40
     result = CliRunner().invoke(cocolvis.main, ["export", str(sample.data), "--out", str(out), "--resume"])

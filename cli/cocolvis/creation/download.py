@@ -69,9 +69,9 @@ def _print_plan(out: Path, jobs: "Sequence[Job]", free: int) -> None:
 
 
 def _ask() -> None:
-    """Ask whether to fetch; if the answer is no, end the command with exit code 1."""
+    """Ask whether to fetch, and end the command with exit code 1 if the answer is no."""
     if not sys.stdin.isatty():
-        raise DataError("nothing was fetched: stdin is not a terminal, so there is no way to ask; add --yes to fetch anyway")
+        raise DataError("nothing was fetched: stdin is not a terminal, so the command cannot ask; add --yes to fetch anyway")
     try:
         wanted = click.confirm("Fetch what is left?", err=True)
     except click.Abort:

@@ -1,4 +1,4 @@
-"""``cocolvis import``: other data sets, as they are distributed, converted to the same shards."""
+"""``cocolvis import``: other data sets, converted from the layout of their distribution to the same shards."""
 
 import re
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class _Label(click.ParamType):
     name = "NAME=N"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
-        """Parse the text; anything else than NAME=N with N in 0..65535 is wrong usage."""
+        """Parse the text; anything other than NAME=N with N in 0..65535 is wrong usage."""
         name, _, label = value.rpartition("=")
         if not (name and re.fullmatch(r"[0-9]{1,5}", label) and int(label) < 2**16):
             self.fail(f"{value!r} is not a name with a label in 0..65535; expected, for example, road=255", param, ctx)
@@ -34,7 +34,7 @@ class _Label(click.ParamType):
 
 @click.group(name="import", cls=Group)
 def importing() -> None:
-    """Convert another data set, as it is distributed, to the format that `cocolvis build` writes.
+    """Convert another data set from the layout of its distribution to the format of `cocolvis build`.
 
     Faults of single images are counted, listed and stored in dataset.json; they do not stop the import.
 
@@ -45,7 +45,7 @@ def importing() -> None:
 
 
 def _shared(command: Callable[..., None]) -> Callable[..., None]:
-    """The arguments and options that all imports share."""
+    """Add the arguments and options that all imports share."""
     return path_argument("src")(build_options(("embed", "path"), None)(command))
 
 

@@ -8,7 +8,7 @@ import click
 
 from cli.options import Decorator, json_option, path_option
 
-ALLOW_MISSING = "Leave out what cannot be read, however much that is, and even if a disk is at fault."
+ALLOW_MISSING = "Leave out everything that cannot be read, however much it is, even if a disk is at fault."
 """The help text of --allow-missing."""
 
 _IMAGES = {"embed": "the bytes of the pictures", "path": "only their paths", "none": "masks alone (no image folder is needed)"}
@@ -20,13 +20,13 @@ class _Part(click.ParamType):
     name = "I/N"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """Parse the text; anything else than I/N with 1 <= I <= N is wrong usage."""
+        """Parse the text; anything other than I/N with 1 <= I <= N is wrong usage."""
         if isinstance(value, tuple):
             return value
-        found = re.fullmatch(r"(\d+)/(\d+)", value)
-        if not found or not 1 <= int(found[1]) <= int(found[2]):
+        part = re.fullmatch(r"(\d+)/(\d+)", value)
+        if not part or not 1 <= int(part[1]) <= int(part[2]):
             self.fail(f"{value!r} is not a part I/N with 1 <= I <= N", param, ctx)
-        return int(found[1]), int(found[2])
+        return int(part[1]), int(part[2])
 
 
 def build_options(images: Sequence[str], shard_size: int | None) -> Decorator:
@@ -45,7 +45,7 @@ def build_options(images: Sequence[str], shard_size: int | None) -> Decorator:
 
 
 def _selection_options() -> tuple[Decorator, ...]:
-    """Which images are built, where to, and by which processes."""
+    """Options that select the images, the folder and the processes of a build."""
     both = ("train", "val")
     split_help = "Split to build; may be given twice. Default: both."
     workers_help = "Worker processes; 1 works in this process. Default: the number of cores, at most 8."
@@ -60,7 +60,7 @@ def _selection_options() -> tuple[Decorator, ...]:
 
 
 def _storage_options(images: Sequence[str], shard_size: int | None) -> tuple[Decorator, ...]:
-    """What is stored, and in how large shards."""
+    """Options about what shards store, and their size."""
     size_help = "Images per shard." if shard_size else "Images per shard. Default: 500, or fewer if the pictures are large."
     *others, last = (_IMAGES[choice] for choice in images)
     images_help = f"Store {', '.join(others)}{',' if others[1:] else ''} or {last}."
@@ -73,7 +73,7 @@ def _storage_options(images: Sequence[str], shard_size: int | None) -> tuple[Dec
 
 
 def _conduct_options() -> tuple[Decorator, ...]:
-    """What to do about an existing folder, and about faults of the input."""
+    """Options about existing folders and faults of the input."""
     return (
         click.option("--overwrite", is_flag=True, help="Replace what is in --out."),
         click.option("--resume", is_flag=True, help="Complete an interrupted build; finished shards are kept."),

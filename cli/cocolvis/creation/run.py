@@ -1,4 +1,4 @@
-"""How ``cocolvis build`` and ``cocolvis import`` run a build, and what they print before and after."""
+"""Runs a build for ``cocolvis build`` and ``cocolvis import``, and prints what they report."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def what_is_kept(given: dict[str, Any]) -> str:
-    """The message after Ctrl-C: what is left in --out, and how to go on."""
+    """The message after Ctrl-C: what --out contains, and how to continue."""
     out = given["out"]
     if (out / "dataset.json").exists():
         return f"the data set in {out} is unchanged"
     if not (out / ".build").exists():
         return f"nothing was written to {out} yet"
     same = "the same command" if given["part"] else "--resume instead of --overwrite" if given["overwrite"] else "--resume"
-    return f"finished shards are kept: go on with {same}"
+    return f"finished shards are kept: continue with {same}"
 
 
 def run_build(
@@ -40,7 +40,7 @@ def run_build(
 ) -> None:
     """Run a build with the given options and print a summary; options that contradict each other are wrong usage.
 
-    ``make_plan`` receives the progress display, to which it can report what it reads.
+    ``make_plan`` gets the progress display, to report what it reads.
     """
     from cocolvis.building.build import Build, Mode, Part
     from cocolvis.storage.dataset import Dataset

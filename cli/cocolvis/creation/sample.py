@@ -12,7 +12,7 @@ from cli.options import path_option
 @command(interrupted="nothing was written")
 @path_option("--out", required=True, help="Folder to write coco/ and lvis/ to.")
 @click.option("--images", type=int, default=120, show_default=True, help="Images in both splits together.")
-@click.option("--classes", type=int, default=120, show_default=True, help="Classes that occur, of the 1284.")
+@click.option("--classes", type=int, default=120, show_default=True, help="How many of the 1284 classes occur.")
 @click.option("--size", type=int, default=96, show_default=True, help="Side length of the pictures in pixels.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed writes the same bytes.")
 def sample(out: Path, **settings: int) -> None:

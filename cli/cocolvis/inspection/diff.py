@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 from cli.commands import UNCHANGED, command
 from cli.display import print_json, print_table, progress, say
 from cli.options import json_option, path_argument
+from cocolvis.text import first_few
 
 if TYPE_CHECKING:
     from cocolvis.inspection.diff import Difference
     from cocolvis.vocabulary import Vocabulary
 
 _LISTED = 10
-"""The number of images and pairs that are printed; --json lists all."""
+"""How many images and pairs are printed; --json lists all."""
 
 
 @command(interrupted=UNCHANGED)
@@ -31,28 +32,29 @@ def diff(dir_a: Path, dir_b: Path, as_json: bool) -> None:
 
     a, b = Dataset.open(dir_a), Dataset.open(dir_b)
     with progress("diff") as show:
-        found = compare(a, b, show, show.phase)
-    _print_difference(found, a.vocabulary, b.vocabulary, as_json)
+        difference = compare(a, b, show, show.phase)
+    _print_difference(difference, a.vocabulary, b.vocabulary, as_json)
 
 
-def _print_difference(found: "Difference", names_a: "Vocabulary", names_b: "Vocabulary", as_json: bool) -> None:
+def _print_difference(difference: "Difference", names_a: "Vocabulary", names_b: "Vocabulary", as_json: bool) -> None:
     pairs = [
-        {"a": p.a, "a_name": names_a.name(p.a), "b": p.b, "b_name": names_b.name(p.b), "pixels": p.pixels} for p in found.pairs
+        {"a": p.a, "a_name": names_a.name(p.a), "b": p.b, "b_name": names_b.name(p.b), "pixels": p.pixels}
+        for p in difference.pairs
     ]
     if as_json:
-        images = {"common": found.common, "differing": len(found.differing), "resized": len(found.resized)}
-        only = {"only_a": [list(i) for i in found.only_a], "only_b": [list(i) for i in found.only_b]}
-        pixels = {"compared": found.pixels, "differing": found.differing_pixels}
-        print_json({"images": images | only, "pixels": pixels, "classes": found.classes, "pairs": pairs})
+        images = {"common": difference.common, "differing": len(difference.differing), "resized": len(difference.resized)}
+        only = {"only_a": [list(i) for i in difference.only_a], "only_b": [list(i) for i in difference.only_b]}
+        pixels = {"compared": difference.pixels, "differing": difference.differing_pixels}
+        print_json({"images": images | only, "pixels": pixels, "classes": difference.classes, "pairs": pairs})
         return
-    say(f"{len(found.differing)} of {found.common} common images differ, {len(found.resized)} have different sizes;")
-    share = found.differing_pixels / max(1, found.pixels)
-    say(f"{found.differing_pixels:,} of {found.pixels:,} pixels ({share:.2%}), {len(found.classes)} classes")
-    for label, images_of_one in (("only in the first", found.only_a), ("only in the second", found.only_b)):
+    differing, resized = len(difference.differing), len(difference.resized)
+    say(f"{differing} of {difference.common} common images differ, {resized} have different sizes;")
+    share = difference.differing_pixels / max(1, difference.pixels)
+    say(f"{difference.differing_pixels:,} of {difference.pixels:,} pixels ({share:.2%}), {len(difference.classes)} classes")
+    for label, images_of_one in (("only in the first", difference.only_a), ("only in the second", difference.only_b)):
         if images_of_one:
-            listed = ", ".join(f"{split} {image_id}" for split, image_id in images_of_one[:_LISTED])
-            more = ", ..." if len(images_of_one) > _LISTED else ""
-            say(f"{label}: {len(images_of_one)} images: {listed}{more}")
+            listed = first_few((f"{split} {image_id}" for split, image_id in images_of_one), _LISTED)
+            say(f"{label}: {len(images_of_one)} images: {listed}")
     if pairs:
         say()
         rows = [(f"{p['a']} {p['a_name']}", f"{p['b']} {p['b_name']}", p["pixels"]) for p in pairs[:_LISTED]]

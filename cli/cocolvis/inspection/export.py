@@ -9,7 +9,7 @@ from cli.display import progress, say
 from cli.options import cores, path_argument, path_option
 
 
-@command(interrupted="the masks that were written are kept: go on with --resume")
+@command(interrupted="the masks that were written are kept: continue with --resume")
 @path_argument("dir")
 @click.option("--format", "form", type=click.Choice(["png"]), default="png", show_default=True, help="16-bit grayscale PNG.")
 @path_option("--out", required=True, help="Folder to write to: OUT/{split}/{image id, 12 digits}.png.")

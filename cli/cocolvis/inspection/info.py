@@ -1,4 +1,4 @@
-"""``cocolvis info``: what a data set holds."""
+"""``cocolvis info``: the summary of a data set."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from cli.options import json_option, path_argument
 @path_argument("dir")
 @json_option
 def info(dir: Path, as_json: bool) -> None:
-    """Print what a data set holds and what its build reported.
+    """Print the contents of a data set and the report of its build.
 
     \b
     Example:

@@ -8,7 +8,7 @@ from cli.display import print_json, print_table, progress, say
 from cli.options import json_option, path_argument, path_option
 
 _RANKED = 10
-"""The number of classes printed at either end of the ranking; --json lists all."""
+"""How many classes are printed at either end of the ranking; --json lists all."""
 
 _QUANTILES = {
     "images per class": "image_quantiles",

@@ -1,4 +1,4 @@
-"""The summary of a data set, which ``info`` prints, and ``build``, ``join`` and ``import`` at their end."""
+"""Prints the summary of a data set, for ``info``, and at the end of ``build``, ``join`` and ``import``."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from cocolvis.storage.dataset import Dataset
 
 _LISTED = 3
-"""The number of faults of each kind that are printed; the folder of the data set holds all."""
+"""How many faults of each kind are printed; the folder of the data set has a list of all."""
 
 _OPTIONS = ("dataset", "limit", "images", "overlap", "compat", "decode")
 """The options of a build that are printed, if they were given."""

@@ -1,4 +1,4 @@
-"""``cocolvis verify``: every digest, every picture, every mask."""
+"""``cocolvis verify``: checks every digest, every picture, every mask."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,7 +64,7 @@ def _damaged_pictures(dataset: "Dataset") -> list[str]:
 
 
 def _wrong_masks(dataset: "Dataset", coco: tuple[Path, ...], lvis: tuple[Path, ...], counts: dict[str, int]) -> list[str]:
-    """A line for each mask that differs from the oracle's; adds to ``counts`` what was compared."""
+    """A line for each mask that differs from the oracle's; the numbers of compared masks are added to ``counts``."""
     from cocolvis.inspection.oracle import check
 
     with progress("oracle") as show:

@@ -36,21 +36,22 @@ def why(dir: Path, image_id: int, x: int, y: int, coco: tuple[Path, ...], lvis: 
     from cocolvis.vocabulary import coco_lvis
 
     with progress("why") as show:
-        found = explain(Dataset.open(dir), Sources(coco, lvis, coco_lvis(), show.line, show.phase), image_id, x, y)
+        explanation = explain(Dataset.open(dir), Sources(coco, lvis, coco_lvis(), show.line, show.phase), image_id, x, y)
     if as_json:
-        print_json(found.to_json())
+        print_json(explanation.to_json())
     else:
-        _print_explanation(found)
-    if found.fault:
-        raise DataError(found.fault)
+        _print_explanation(explanation)
+    if explanation.fault:
+        raise DataError(explanation.fault)
 
 
-def _print_explanation(found: "Explanation") -> None:
-    """The annotations that cover a pixel, and what was left out of its image."""
-    say(f"{found.split} image {found.image_id}: {found.path}, {found.width} x {found.height} pixels")
-    name = f"{found.stored} {found.stored_name}" if found.stored else "unlabelled"
-    say(f"x {found.x}, y {found.y}: {name}{'' if found.layers else ': no annotation covers it'}")
-    if found.layers:
+def _print_explanation(explanation: "Explanation") -> None:
+    """Print the annotations that cover a pixel, and those that were left out of its image."""
+    size = f"{explanation.width} x {explanation.height} pixels"
+    say(f"{explanation.split} image {explanation.image_id}: {explanation.path}, {size}")
+    name = f"{explanation.stored} {explanation.stored_name}" if explanation.stored else "unlabelled"
+    say(f"x {explanation.x}, y {explanation.y}: {name}{'' if explanation.layers else ': no annotation covers it'}")
+    if explanation.layers:
         say()
         rows = [
             (
@@ -61,10 +62,10 @@ def _print_explanation(found: "Explanation") -> None:
                 f"{layer.class_id} {layer.class_name}",
                 layer.area,
             )
-            for layer in found.layers
+            for layer in explanation.layers
         ]
         print_table(("", "source", "annotation", "category", "class", "pixels"), rows)
-    for fault in found.left_out:
+    for fault in explanation.left_out:
         annotation = "a record" if fault.annotation_id is None else f"annotation {fault.annotation_id}"
         say()
         say(f"left out: {annotation} ({fault.source}), {fault.kind}: {fault.reason}")
