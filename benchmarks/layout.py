@@ -88,7 +88,7 @@ def runs_zlib() -> Layout:
 
         return item
 
-    return Layout("runs, zlib-1 an image", write, open_)
+    return Layout("runs, zlib-1 per image", write, open_)
 
 
 def one_each(name: str, **options: Any) -> Layout:
@@ -136,7 +136,7 @@ MASKS = [
     png(),
 ]
 
-PICTURES = [Layout("packed bytes, offsets", packed, unpacked), variable_length(), one_each("one data set an image")]
+PICTURES = [Layout("packed bytes, offsets", packed, unpacked), variable_length(), one_each("one data set per image")]
 
 
 def measure(layout: Layout, items: Sequence[np.ndarray], unit: float, folder: Path) -> dict[str, Any]:
@@ -200,7 +200,7 @@ def main(coco, lvis, images, as_json) -> None:
         return
     click.echo(f"{images} images; write and read in units of decoding one JPEG ({unit * 1e3:.2f} ms here)")
     for what, rows in tables.items():
-        click.echo(f"\n{what:<28}{'KiB an image':>14}{'write':>9}{'read':>9}")
+        click.echo(f"\n{what:<28}{'KiB per image':>14}{'write':>9}{'read':>9}")
         for row in rows:
             click.echo(f"{row['layout']:<28}{row['kib_an_image']:>14.2f}{row['write']:>9.3f}{row['read']:>9.3f}")
 

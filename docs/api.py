@@ -182,7 +182,7 @@ def _parameters(home: Module, args: ast.arguments) -> list[str]:
 
 
 def _prose(node: ast.Module | Definition) -> str:
-    """The docstring as Markdown; a ValueError if there is none."""
+    """The docstring as Markdown; raises ValueError if there is none."""
     text = ast.get_docstring(node, clean=False)
     if not text:
         raise ValueError(f"{getattr(node, 'name', 'the package')} is public and has no docstring")

@@ -1,4 +1,4 @@
-"""What several tests share: a tree to draw in, the generated sample, and real data where there is some."""
+"""What several tests share: a tree to draw in, the generated sample, and real data if available."""
 
 import os
 import signal

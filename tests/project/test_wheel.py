@@ -102,7 +102,7 @@ def test_the_installed_commands_read_every_table_and_preset(environment):
     assert environment.run("python", "-c", TABLES.format(names=names)) == "150 19 182 21\n"
 
 
-@pytest.mark.long  # the loops are compiled anew in a fresh environment
+@pytest.mark.long  # the loops are compiled again in a fresh environment
 def test_the_installed_commands_make_a_data_set(environment):
     environment.run("cocolvis", "sample", "--out", "sample", "--images", "8", "--classes", "20")
     environment.run("cocolvis", "build", "--coco", "sample/coco", "--lvis", "sample/lvis", "--out", "data")
