@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from cocolvis.disk.files import read_json, sha256, sweep, sync_folder, write_aside, write_json
+from cocolvis.disk.files import read_json, reason, sha256, sweep, sync_folder, write_aside, write_json
 from cocolvis.errors import DataError
 from cocolvis.vocabulary import Vocabulary
 from ess.config import Config
@@ -163,7 +163,7 @@ class Run:
             os.replace(aside, folder)
             sync_folder(folder.parent)
         except OSError as error:
-            raise DataError(f"{folder}: cannot be written: {error.strerror or error}") from error
+            raise DataError(f"{folder}: cannot be written: {reason(error)}") from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         self._tidy(folder)

@@ -15,7 +15,7 @@ from cocolvis.building.overwrite import inventory
 from cocolvis.building.shard_plan import ShardPlan
 from cocolvis.building.state import BuildState
 from cocolvis.disk import lock, reading
-from cocolvis.disk.files import Unwritable
+from cocolvis.disk.files import Unwritable, reason
 from cocolvis.errors import DataError
 from cocolvis.faults import Fault
 from cocolvis.progress import Announce, Phase, Progress, ignore
@@ -179,7 +179,7 @@ def join(out: Path, announce: Announce = ignore, phase: Phase = ignore, *, allow
             missing = [name for name in names if name not in reports]
             if missing:
                 reason = f"{len(missing)} of {len(names)} shards are missing or damaged: {first_few(missing, resume.SHOWN)}"
-                raise DataError(f"{out}: {reason}; run the parts that build them again, with `cocolvis build ... --shard I/N`")
+                raise DataError(f"{out}: {reason}; run their parts again, with `cocolvis build ... --shard I/N`")
             advice = "parts that run again read them again, `join --allow-missing` leaves these images out"
             return index.complete(state, reports, announce, advice)
 
@@ -200,7 +200,7 @@ def _check_is_folder(out: Path) -> None:
         if out.exists() and not out.is_dir():
             raise DataError(f"{out}: is a file; expected a folder to write the data set to")
     except OSError as error:
-        raise DataError(f"{out}: cannot be a folder: {error.strerror}") from None
+        raise DataError(f"{out}: cannot be a folder: {reason(error)}") from None
 
 
 def _refuse(faults: list[Fault]) -> None:

@@ -112,7 +112,7 @@ class ShardPlan(ABC, Generic[Row]):
         faults = sum(_FAULT_BYTES + _FAULT_COPIES * len(fault.reason) for fault in self.faults)
         total = len(names) * _SHARD_BYTES + _INDEX_BYTES + faults
         for split in self.images:
-            rows = [row for name, of, chosen in self._shards() if of == split and name in names for row in chosen]
+            rows = [row for name, of_split, chosen in self._shards() if of_split == split and name in names for row in chosen]
             total += self.row_bytes(split, rows) if rows else 0
         return int(total * _MARGIN)
 

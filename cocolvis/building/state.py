@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from cocolvis.building import overwrite
 from cocolvis.building.shard_plan import ShardPlan
 from cocolvis.building.state_files import AnyBuildRecord, BuildRecord, FilesRecord, ShardReport, read
-from cocolvis.disk.files import create_json, is_absent, sweep, write_json
+from cocolvis.disk.files import create_json, is_absent, reason, sweep, write_json
 from cocolvis.disk.lock import Lease, is_of_lock
 from cocolvis.errors import DataError
 from cocolvis.masks.merge import MASK_RULE
@@ -97,7 +97,7 @@ class BuildState:
         try:
             self.shards.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DataError(f"{self.out}: cannot be written: {error.strerror}") from None
+            raise DataError(f"{self.out}: cannot be written: {reason(error)}") from None
         self.is_this_build = create_json(self._record_path, content, self.lease.check)
         return self.is_this_build
 

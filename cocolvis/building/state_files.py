@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from cocolvis.disk.files import regular_file
+from cocolvis.disk.files import reason, regular_file
 from cocolvis.errors import DataError
 from cocolvis.faults import Fault
 from cocolvis.storage.index import MAX_INDEX, Count, Sha256
@@ -84,7 +84,7 @@ def read(path: Path, shape: type[msgspec.Struct]) -> dict[str, Any]:
         content = msgspec.json.decode(path.read_bytes())
         msgspec.convert(content, shape)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise DataError(f"{path}: cannot be read: {reason(error)}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path}: is damaged: {one_line(error)}") from None
     return content

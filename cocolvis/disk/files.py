@@ -154,7 +154,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(decoded(path.read_bytes(), path))
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise DataError(f"{path}: cannot be read: {reason(error)}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is not JSON: {error}") from None
 
@@ -194,7 +194,7 @@ def read_text(path: Path) -> str:
     try:
         return decoded(path.read_bytes(), path)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise DataError(f"{path}: cannot be read: {reason(error)}") from None
 
 
 def read_lines(path: Path) -> list[str]:
@@ -213,4 +213,4 @@ def sha256(path: Path, read: Callable[[int], None] = ignore) -> str:
                 read(count)
         return digest.hexdigest()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise DataError(f"{path}: cannot be read: {reason(error)}") from None

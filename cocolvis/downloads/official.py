@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from cocolvis.disk.archives import members
-from cocolvis.disk.files import read_json, sha256, sync_folder, write_json
+from cocolvis.disk.files import read_json, reason, sha256, sync_folder, write_json
 from cocolvis.downloads import zip_directory
 from cocolvis.downloads.transfer import WEB, PartialFile, RetryPolicy, fetch
 from cocolvis.errors import DataError
@@ -211,7 +211,7 @@ def _take_name(part: PartialFile) -> None:
         part.forget()
         sync_folder(part.target.parent)
     except OSError as error:
-        raise DataError(f"{part.target}: cannot be written: {error.strerror or error}") from error
+        raise DataError(f"{part.target}: cannot be written: {reason(error)}") from error
 
 
 def _records(out: Path) -> dict[str, Record]:
@@ -232,7 +232,7 @@ def _alone(out: Path) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
         handle = os.open(out, os.O_RDONLY)
     except OSError as error:
-        raise DataError(f"{out}: cannot be written: {error.strerror or error}") from None
+        raise DataError(f"{out}: cannot be written: {reason(error)}") from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from cocolvis.disk.files import read_json, write_json
+from cocolvis.disk.files import read_json, reason, write_json
 from cocolvis.errors import DataError
 from cocolvis.progress import Announce
 
@@ -156,7 +156,7 @@ def fetch(part: PartialFile, received: Received, announce: Announce, policy: Ret
         try:
             return _attempt(part, received, policy.timeout, whole)
         except OSError as error:
-            fault = f"cannot be written: {error.strerror or error}"
+            fault = f"cannot be written: {reason(error)}"
             raise DataError(f"{part.path}: {fault}; continue with {part.command}") from error
         except _Retry as error:
             whole = error.whole

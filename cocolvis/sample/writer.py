@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from cocolvis.disk.files import reason
 from cocolvis.errors import DataError
 from cocolvis.progress import Progress, ignore
 from cocolvis.sample.scenes import GOLDEN, Picture, looks_of, paint
@@ -62,7 +63,7 @@ def write_sample(
         for part in ("coco", "lvis"):
             (partial / part).rename(out / part)
     except OSError as error:
-        raise DataError(f"{out}: cannot write the sample: {error.strerror}; choose a folder that you can write to") from None
+        raise DataError(f"{out}: cannot write the sample: {reason(error)}; choose a folder that you can write to") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if not existed and out.is_dir() and not any(out.iterdir()):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from cocolvis.disk.files import regular_file
+from cocolvis.disk.files import reason, regular_file
 from cocolvis.errors import DataError
 from cocolvis.text import one_line, refuse_other_encodings, without_mark
 
@@ -103,7 +103,7 @@ def read_index(path: Path, identity: tuple[str, int]) -> dict[str, Any]:
         index = msgspec.json.decode(without_mark(content))
         found = (index.get("format"), index.get("version")) if isinstance(index, dict) else None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise DataError(f"{path}: cannot be read: {reason(error)}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path}: is not JSON: {one_line(error)}") from None
     if found != identity:

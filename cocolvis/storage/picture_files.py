@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from cocolvis.disk import reading
-from cocolvis.disk.files import regular_file
+from cocolvis.disk.files import reason, regular_file
 from cocolvis.errors import DamagedImage, DataError
 from cocolvis.limits import MAX_PICTURE
 from cocolvis.text import one_line
@@ -28,7 +28,7 @@ def read_picture(root: Path, path: str) -> bytes:
         raise kind(str(error)) from None
     except OSError as error:
         kind = DamagedImage if _concerns_one_file(error) else DataError
-        raise kind(f"{file}: cannot be read: {error.strerror}") from None
+        raise kind(f"{file}: cannot be read: {reason(error)}") from None
 
 
 def _concerns_one_file(error: BaseException | None) -> bool:

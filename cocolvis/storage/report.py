@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from cocolvis.disk.files import Unwritable, regular_file, sha256, write_aside
+from cocolvis.disk.files import Unwritable, reason, regular_file, sha256, write_aside
 from cocolvis.errors import DataError
 from cocolvis.faults import Fault
 from cocolvis.storage.index import ReportedFault
@@ -41,7 +41,7 @@ def write(folder: Path, faults: Sequence[Fault], permit: Callable[[], None] = la
         try:
             (folder / FILE).unlink(missing_ok=True)
         except OSError as error:
-            raise Unwritable(f"{folder / FILE}: cannot be removed: {error.strerror}") from None
+            raise Unwritable(f"{folder / FILE}: cannot be removed: {reason(error)}") from None
         return report
     with write_aside(folder / FILE, permit) as aside, aside.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(fault._asdict(), ensure_ascii=False) + "\n" for fault in faults)
@@ -94,6 +94,6 @@ def _read_file(path: Path) -> Iterator[dict[str, Any]]:
                     raise DataError(f"{path}: line {number} does not end, or has more than {_MAX_LINE} bytes")
                 yield msgspec.structs.asdict(decode(text))
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise DataError(f"{path}: cannot be read: {reason(error)}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # a ValidationError is a DecodeError
         raise DataError(f"{path}: line {number} is not a fault: {one_line(error)}") from None

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from cocolvis.disk.files import regular_file
+from cocolvis.disk.files import reason, regular_file
 from cocolvis.disk.folders import Similar
 from cocolvis.errors import DataError
 from cocolvis.pictures import remarks
@@ -101,7 +101,7 @@ def _read(path: Path, what: str) -> bytes:
         regular_file(path)
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: the {what} cannot be read: {error.strerror or error}") from None
+        raise DataError(f"{path}: the {what} cannot be read: {reason(error)}") from None
 
 
 def _decoded(path: Path, what: str, decode: Callable[[], Decoded]) -> Decoded:

@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from cocolvis.disk.files import regular_file
+from cocolvis.disk.files import reason, regular_file
 from cocolvis.disk.folders import on_disk, passed_over, walk
 from cocolvis.errors import DataError
 from cocolvis.pictures import remarks
@@ -126,7 +126,7 @@ def read_picture(path: Path, remark: Callable[[str, Path], None] = lambda kind, 
             raise ValueError(f"is a link to {os.readlink(path)}, which cannot be read") from None
         raise ValueError(str(error).removeprefix(f"{path}: ")) from None
     except OSError as error:
-        raise ValueError(f"cannot be read: {error.strerror or error}") from None
+        raise ValueError(f"cannot be read: {reason(error)}") from None
     try:
         pixels = decode_file(content)
         for kind in remarks.of_picture(content):

@@ -37,7 +37,7 @@ class Inference:
 
     def __post_init__(self) -> None:
         if self.window is None and self.stride is not None:
-            raise DataError(f"stride is {self.stride} without a window: expected --window as well")
+            raise DataError(f"stride is {self.stride} without a window: expected a window as well")
         if self.window is not None and self.window < 1:
             raise DataError(f"window is {self.window}: expected 1 pixel or more")
         if self.window is not None and self.stride is not None and not 1 <= self.stride <= self.window:
