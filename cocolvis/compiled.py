@@ -24,3 +24,12 @@ def entry(**options) -> Callable:
 def inner(**options) -> Callable:
     """Decorate a function that only compiled functions call: it is cached as part of them, for any argument types."""
     return numba.njit(nogil=True, **options)
+
+
+def inlined(**options) -> Callable:
+    """As :func:`inner`, for loops whose sums depend on how they are compiled: the caller contains them, and no call is left.
+
+    With a call left, a process that compiles would run the copy that was compiled for that function alone, and a process that
+    loads from the cache the copy that was optimised with its caller. With fastmath the two may add in different orders.
+    """
+    return numba.njit(nogil=True, forceinline=True, **options)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ FORMAT = "ess-run"
 VERSION = 1
 
 _SETTINGS = "settings.toml"
+_NAME = re.compile(r"step-\d{8}")
+"""Only folders of such names are checkpoints: whatever else users keep beside them is left alone."""
 _TENSORS = ("model.safetensors", "training.safetensors")
 
 log = logging.getLogger("ess")
@@ -102,8 +105,10 @@ class Run:
         data = content.get("dataset")
         try:
             digest, earlier = (data["digest"], [*map(dict, data["earlier"])]) if data else (None, [])
+            if not isinstance(digest, str | None):
+                raise TypeError(f"digest is {digest!r}")
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{folder / 'run.json'}: malformed dataset: {error!r}") from None
+            raise DataError(f"{folder / 'run.json'}: malformed dataset: {error}") from None
         return cls(folder, config, Vocabulary.from_json(content.get("vocabulary")), digest, earlier)
 
     def change(self, config: Config) -> None:
@@ -141,7 +146,7 @@ class Run:
 
     def checkpoints(self) -> list[Path]:
         """Folders of checkpoints, oldest first."""
-        return sorted(self.folder.glob("checkpoints/step-*"))
+        return [path for path in sorted(self.folder.glob("checkpoints/step-*")) if _NAME.fullmatch(path.name) and path.is_dir()]
 
     def save(self, step: int, model: torch.nn.Module, training: Mapping[str, torch.Tensor]) -> Path:
         """Write checkpoint ``step``: model.safetensors, training.safetensors (optimiser) and state.json, without scores.
@@ -224,9 +229,8 @@ class Run:
         checkpoints = []
         for folder in self.checkpoints():
             try:
-                state = read_json(folder / "state.json")
-                checkpoints.append(Checkpoint(folder, state["step"], state["scores"]))
-            except (DataError, KeyError, TypeError):
+                checkpoints.append(_described(folder)[0])
+            except DataError:
                 continue
         return checkpoints
 
@@ -243,15 +247,26 @@ class _Damaged(DataError):
     """A file of a checkpoint is missing, unreadable, or changed since it was written."""
 
 
+def _described(folder: Path) -> tuple[Checkpoint, dict[str, Any]]:
+    """A checkpoint according to its state.json, and the content of that file; a DataError if it has another shape."""
+    path = folder / "state.json"
+    state = read_json(path)
+    if not isinstance(state, dict) or state.get("step") != int(folder.name.removeprefix("step-")) or "scores" not in state:
+        raise DataError(f"{path}: is not the state of this checkpoint")
+    checkpoint = Checkpoint(folder, state["step"], state["scores"])
+    if not (checkpoint.scores is None or (isinstance(checkpoint.scores, dict) and isinstance(checkpoint.miou, int | float))):
+        raise DataError(f"{path}: holds malformed scores")
+    return checkpoint, state
+
+
 def _read(folder: Path, vocabulary: Vocabulary) -> Checkpoint:
     """Read a checkpoint and compare its files with their digests, which checkpoints of older versions lack."""
     try:
-        state = read_json(folder / "state.json")
-        checkpoint, digests = Checkpoint(folder, state["step"], state["scores"]), state.get("sha256", {})
-        for name, digest in digests.items():
+        checkpoint, state = _described(folder)
+        for name, digest in state.get("sha256", {}).items():
             if sha256(folder / name) != digest:
                 raise _Damaged(f"{folder / name}: was changed: its SHA-256 differs from that in state.json")
-    except (DataError, OSError, KeyError, TypeError, AttributeError) as error:
+    except (DataError, AttributeError) as error:
         raise error if isinstance(error, _Damaged) else _Damaged(f"{folder}: cannot be read: {error}") from None
     if state.get("vocabulary") != vocabulary.digest:
         raise DataError(f"{folder}: was trained with another vocabulary than run.json names")

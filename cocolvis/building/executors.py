@@ -90,11 +90,15 @@ def run_in(
             finished = wait(names, timeout=0.2, return_when=FIRST_COMPLETED).done
             if not finished:
                 workers.check()
-            for future in finished:
+            for future in sorted(finished, key=_failed):  # what is finished is kept before a failure ends the build
                 report = future.result()
                 done += report["images"]
                 yield names.pop(future), report
             progress(workers.images() if workers.images else done)
+
+
+def _failed(future: Future[Report]) -> bool:
+    return future.cancelled() or future.exception() is not None
 
 
 @contextmanager

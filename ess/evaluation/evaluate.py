@@ -46,22 +46,27 @@ def image_indices(dataset: Dataset, split: str, limit: int | None = None) -> ran
     return range(min(images, limit or images))
 
 
-def check_readable(dataset: Dataset, split: str, *, skip_damaged: bool = False) -> None:
-    """Raise DataError, before hours of training, if a later evaluation on a split could not even begin.
+def check_readable(dataset: Dataset, split: str, *, limit: int | None = None, skip_damaged: bool = False) -> None:
+    """Raise DataError, before hours of training, if an evaluation on a split, or on its first ``limit`` images, must fail.
 
-    Opens all shards of the split and decodes its first images. With ``skip_damaged``, these may be damaged.
+    Opens all shards of the split and decodes its first images. With ``skip_damaged``, some of these may be damaged, unless the
+    evaluation would have no others.
     """
     try:
         images = dataset.split(split)
         if not len(images):
             raise DataError(f"{dataset.folder}: split {split} has no images")
         images.sizes()
+        damaged: list[DamagedImage] = []
         for index in range(min(_CHECKED, len(images))):
             try:
                 images[index].image()
             except DamagedImage as error:
                 if not skip_damaged:
                     raise with_advice(error) from None
+                damaged.append(error)
+        if damaged and len(damaged) >= min(len(images), limit or len(images)):
+            raise DataError(_none_of(damaged))
     except DataError as error:
         raise DataError(f"{error}; evaluations need this; repair it, or train without --eval-every") from None
 
@@ -124,6 +129,10 @@ def scores_of(confusion: Confusion, dataset: Dataset, *, published: bool = False
     Raises DataError if all images were damaged.
     """
     if damaged and not confusion.images:
-        raise DataError(f"none of the {len(damaged)} images to evaluate on can be read; the first: {damaged[0]}")
+        raise DataError(_none_of(damaged))
     scores = confusion.summary([c.group for c in dataset.vocabulary], published=published)
     return scores | {"skipped": len(damaged)}
+
+
+def _none_of(damaged: Sequence[DamagedImage]) -> str:
+    return f"none of the {len(damaged)} images to evaluate on can be read; the first: {damaged[0]}"

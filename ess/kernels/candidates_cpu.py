@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from cocolvis.compiled import entry, inner
+from cocolvis.compiled import entry, inlined
 from ess.kernels.distances import COSINE, EUCLIDEAN
 from ess.kernels.threads import Worker, chunks, parallel_for
 
@@ -19,7 +19,7 @@ _CHUNK = 8192
 """The fewest pixels whose class gradients are summed before they are added to the total."""
 
 
-@inner(fastmath={"contract", "reassoc"}, error_model="numpy")
+@inlined(fastmath={"contract", "reassoc"}, error_model="numpy")
 def _score(pixel, other, distance):
     """The distance, squared distance or inner product of two embeddings (D,)."""
     score = np.float32(0)
@@ -33,7 +33,7 @@ def _score(pixel, other, distance):
     return math.sqrt(score) if distance == EUCLIDEAN else score
 
 
-@inner(error_model="numpy")
+@inlined(error_model="numpy")
 def _softmax(pixel, classes, candidates, slope, distance, scores, shares):
     """The loss of a pixel. Fills ``scores`` (K,), and ``shares`` (K,) with the derivatives by the logits, s_j - [j = 0]."""
     shift = -np.inf
@@ -52,7 +52,7 @@ def _softmax(pixel, classes, candidates, slope, distance, scores, shares):
     return math.log1p(others) if own == 0 else math.log(whole) - own
 
 
-@inner(error_model="numpy")
+@inlined(error_model="numpy")
 def _gather(embeddings, places, points):
     """Copy the embeddings of the pixels at ``places`` to ``points`` (P, D).
 
@@ -64,7 +64,7 @@ def _gather(embeddings, places, points):
             points[i, d] = embeddings[places[i] // size, d, places[i] % size]
 
 
-@inner(error_model="numpy")
+@inlined(error_model="numpy")
 def _scatter(moves, places, gradients):
     """The inverse of :func:`_gather`: copy ``moves`` (P, D) to the pixels at ``places``."""
     size = gradients.shape[2]
@@ -73,7 +73,7 @@ def _scatter(moves, places, gradients):
             gradients[places[i] // size, d, places[i] % size] = moves[i, d]
 
 
-@inner(error_model="numpy")
+@inlined(error_model="numpy")
 def _pull(pixel, other, weight, move, total):
     """Add weight * (pixel - other) to the gradient of the pixel, and subtract it from that of the class."""
     for d in range(len(pixel)):
@@ -82,7 +82,7 @@ def _pull(pixel, other, weight, move, total):
         total[d] -= gap
 
 
-@inner(error_model="numpy")
+@inlined(error_model="numpy")
 def _push(pixel, other, weight, move, total):
     """Add weight * other to the gradient of the pixel, and weight * pixel to that of the class."""
     for d in range(len(pixel)):
@@ -90,7 +90,7 @@ def _push(pixel, other, weight, move, total):
         total[d] += weight * pixel[d]
 
 
-@inner(error_model="numpy")
+@inlined(error_model="numpy")
 def _add_gradients(pixel, classes, candidates, upstream, slope, distance, scores, shares, move, totals):
     """Add the gradients of one pixel's loss times ``upstream`` by its embedding and by its candidates'."""
     for j in range(len(candidates)):

@@ -23,7 +23,7 @@ from llvmlite import ir
 from numba import float32, int32
 from numba.extending import intrinsic
 
-from cocolvis.compiled import entry, inner
+from cocolvis.compiled import entry, inlined
 from ess.kernels.distances import COSINE, EUCLIDEAN, SQUARED
 
 _NEAR = np.float32(1e-2)
@@ -34,11 +34,11 @@ _TINY = np.float32(1e-37)
 
 _STRICT = {"contract"}
 _FAST = _STRICT | {"reassoc", "nsz", "arcp", "nnan"}
-_strict = inner(fastmath=_STRICT, error_model="numpy")
+_strict = inlined(fastmath=_STRICT, error_model="numpy")
 """Keeps infinities, NaN and the order of additions."""
-_fast = inner(fastmath=_FAST, error_model="numpy")
+_fast = inlined(fastmath=_FAST, error_model="numpy")
 """May reorder additions, as wide instructions must."""
-_estimate = inner(fastmath=(_FAST - {"nnan"}) | {"afn", "ninf"}, error_model="numpy")
+_estimate = inlined(fastmath=(_FAST - {"nnan"}) | {"afn", "ninf"}, error_model="numpy")
 """May replace a reciprocal root by the processor's estimate and one Newton step."""
 
 

@@ -7,7 +7,7 @@ are searched. The reference is ``ess.losses.neighbours._torch``.
 
 import numpy as np
 
-from cocolvis.compiled import entry, inner
+from cocolvis.compiled import entry, inlined
 from ess.kernels.threads import chunks, parallel_for
 from ess.kernels.tiles import LINES, tiles
 
@@ -17,8 +17,8 @@ _BLOCK = 16
 _CHUNK = 8192
 """How many pixels a thread takes at a time."""
 
-_fast = inner(fastmath={"contract", "reassoc", "nsz", "arcp"}, error_model="numpy")
-_strict = inner(error_model="numpy")
+_fast = inlined(fastmath={"contract", "reassoc", "nsz", "arcp"}, error_model="numpy")
+_strict = inlined(error_model="numpy")
 
 
 # The next three functions resemble those of exact_cpu_loops. They cannot be shared, because numba's cache of what is compiled
@@ -56,7 +56,7 @@ def _scores(rows, i, at, table, points, products):
             _add_squares(rows, i, at, table, d, x0, x1, x2, x3, y0, y1, y2, y3)
 
 
-@inner(fastmath={"nnan", "nsz"}, error_model="numpy")
+@inlined(fastmath={"nnan", "nsz"}, error_model="numpy")
 def _columns(row, least):
     """The minimum of each column of a row viewed as a table of 16 lines; a conditional expression, which LLVM vectorises."""
     columns = len(least)

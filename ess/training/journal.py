@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from cocolvis.disk.files import Unwritable, reason
 from cocolvis.errors import DamagedImage
 from cocolvis.inspection.render import enlarge, overlay
 from cocolvis.storage.dataset import Dataset
@@ -62,7 +63,10 @@ class Journal:
         self._pace = _Pace()
         self._damaged: set[str] = set()
         # TensorBoard drops the points at the purge step and later ones: those of step ``start`` stay.
-        team.init_trackers("ess", init_kwargs={"tensorboard": {"purge_step": start + 1}, "wandb": {"name": folder.name}})
+        try:
+            team.init_trackers("ess", init_kwargs={"tensorboard": {"purge_step": start + 1}, "wandb": {"name": folder.name}})
+        except OSError as error:
+            raise Unwritable(f"{folder}: the curves of --track {config.track} cannot be written: {reason(error)}") from None
         for tracker in team.trackers:
             if tracker.name == "tensorboard" and team.is_main_process:
                 tracker.writer.add_text("settings", "    " + config.to_toml().replace("\n", "\n    "), start)

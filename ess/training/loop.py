@@ -50,7 +50,7 @@ def train(dataset: Dataset, folder: Path, config: Config, *, resume: bool = Fals
     tail = tail_of(split, dataset.vocabulary, config)
     steps = _planned_steps(config, len(split), tail)
     if config.eval_every is not None:
-        check_readable(dataset, "val", skip_damaged=config.skip_damaged)
+        check_readable(dataset, "val", limit=config.eval_limit, skip_damaged=config.skip_damaged)
     team = teams.join(config, folder)
     objective = _new_objective(team, config, len(dataset.vocabulary), tail, pretrained=run is None)
     state = TrainingState(objective.model, config)

@@ -6,6 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -159,6 +162,21 @@ def test_a_dead_worker_is_reported_in_one_line(tree, tmp_path, monkeypatch):
     monkeypatch.setattr(executors, "_work", die)
     with pytest.raises(DataError, match=r"a worker process died .* continue with --resume"):
         build(tree.sources(), tmp_path / "data", CocoLvisOptions(), workers=2)
+
+
+def test_shards_that_are_finished_at_the_same_moment_as_one_fails_are_kept(tmp_path):
+    def submit(task, shard, lease):
+        future = Future()
+        future.set_exception(DataError(task.name)) if task.name.startswith("bad") else future.set_result({"images": 1})
+        return future
+
+    tasks = [SimpleNamespace(name=f"{kind}-{number}") for number in range(8) for kind in ("bad", "good")]
+    workers = nullcontext(executors.Workers(submit, count=len(tasks)))
+    kept = []
+    with pytest.raises(DataError, match="bad"):
+        for name, _ in executors.run_in(workers, iter(tasks), tmp_path.joinpath, None, lambda images: None):
+            kept.append(name)
+    assert sorted(kept) == sorted(task.name for task in tasks if task.name.startswith("good"))
 
 
 def die(task, shard, lease):

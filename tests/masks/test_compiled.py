@@ -1,6 +1,10 @@
-"""Numba caches exactly one compiled form of each function that Python calls, for all kinds of arguments."""
+"""Numba caches exactly one compiled form of each function that Python calls, and it computes the same bits as any other."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -83,3 +87,40 @@ def test_what_is_cached_has_one_form(module, work):
     assert cached
     for function in cached:
         assert len(function.signatures) == 1, (function.__name__, function.signatures)
+
+
+@pytest.mark.parametrize(("module", "work"), [(exact_cpu_loops, lose), (search_cpu, search), (candidates_cpu, lose)])
+def test_fast_sums_are_compiled_once(module, work):
+    """A call to another function of the module would run the copy that stands alone, or the one that was cached."""
+    work()
+    cached = [function for function in dispatchers(module) if function.stats.cache_path]
+    place = "".join(f"{len(part)}{part}" for part in module.__name__.split("."))
+    for function in cached:
+        own = f"_ZN{place}{len(function.__name__)}{function.__name__}"
+        for compiled in function.overloads.values():
+            calls = set(re.findall(rf"call [^@\n]*@(_ZN{place}\w+)", str(compiled.library._get_module_for_linking())))
+            assert calls and {call for call in calls if not call.startswith(own)} == set()
+
+
+_HASHES = """
+import hashlib, torch
+from ess.losses.cross_entropy import exact_cross_entropy, knn_cross_entropy
+torch.manual_seed(0)
+maps, labels, classes = torch.randn(2, 12, 24, 24), torch.randint(-1, 40, (2, 24, 24)), torch.randn(40, 12)
+for distance in ("euclidean", "squared", "cosine"):
+    for loss, settings in ((exact_cross_entropy, {}), (knn_cross_entropy, {"k": 7, "search": "numba"})):
+        o, e = maps.clone().requires_grad_(), classes.clone().requires_grad_()
+        found = loss(o, labels, e, temperature=1.0, distance=distance, reduction="none", **settings)
+        found.sum().backward()
+        for tensor in (found.detach(), o.grad, e.grad):
+            print(hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.long
+def test_the_process_that_compiles_and_those_that_load_get_the_same_bits(tmp_path):
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", _HASHES]
+    first, second = (subprocess.check_output(command, env=environment, text=True) for _ in range(2))
+    assert any(tmp_path.rglob("*.nbc")) and len(first.split()) == 18
+    assert first == second

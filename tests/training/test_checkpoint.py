@@ -1,6 +1,7 @@
 """Checkpoints: which ones are kept, and what happens to damaged ones."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -35,6 +36,39 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(run, dataset, tmp_pa
     assert "looking for another checkpoint" in caplog.text and "step-00000004" in caplog.text
     assert same(weights(resumed.folder, 4), weights(run.folder, 4))
     Predictor.from_run(tmp_path / "run", "cpu")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [*({"step": step} for step in ("4", 4.5, None, 7)), *({"scores": scores} for scores in ([], 5, {"miou": "0.5"}))],
+    ids=str,
+)
+def test_a_state_of_another_shape_is_a_damaged_checkpoint(run, dataset, tmp_path, caplog, change):
+    shutil.copytree(run.folder, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "step-00000004" / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    resumed = train(dataset, tmp_path / "run", config(), resume=True)
+    assert "step-00000004: cannot be read" in caplog.text and [c.step for c in resumed.listed()] == [2, 4]
+    assert same(weights(resumed.folder, 4), weights(run.folder, 4))
+
+
+@pytest.mark.parametrize("data", ["x", {"digest": 5, "earlier": []}, {"digest": "x", "earlier": [5]}, {"digest": "x"}], ids=str)
+def test_a_malformed_record_of_the_data_set_is_one_line(run, tmp_path, data):
+    shutil.copytree(run.folder, tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dataset": data}))
+    with pytest.raises(DataError, match=r"run\.json: malformed dataset: .*$"):
+        Run.open(tmp_path / "run")
+
+
+def test_what_users_keep_beside_checkpoints_is_left_alone(run, dataset, tmp_path):
+    folder = Path(shutil.copytree(run.folder, tmp_path / "run")) / "checkpoints"
+    shutil.copytree(folder / "step-00000002", folder / "step-00000002-good")
+    (folder / "step-0.txt").write_text("notes")
+    resumed = train(dataset, tmp_path / "run", config(steps=6, keep=1), resume=True)
+    assert [path.name for path in resumed.checkpoints()] == ["step-00000006"]
+    assert sorted(path.name for path in folder.iterdir()) == ["step-0.txt", "step-00000002-good", "step-00000006"]
+    assert len([*(folder / "step-00000002-good").iterdir()]) == 3
 
 
 def test_without_an_intact_checkpoint_there_is_one_line(run, tmp_path):

@@ -20,7 +20,7 @@ from cocolvis.storage.dataset import Dataset
 from ess.config import load, preset_names, variant, variant_names
 from ess.data.loader import training_batches
 from ess.data.transforms import normalize
-from ess.evaluation.evaluate import evaluate
+from ess.evaluation.evaluate import check_readable, evaluate
 from ess.inference.predictor import Predictor
 from ess.models.network import model_from_config
 from ess.training import journal
@@ -213,6 +213,32 @@ def test_what_an_evaluation_needs_is_looked_at_before_the_first_step(dataset, tm
     with pytest.raises(DataError, match=f"({told}).*evaluations need this; repair it, or train without --eval-every") as caught:
         train(Dataset(dataset.folder, index), tmp_path / "run", config(eval_every=2))
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("limit", "damaged", "trains"), [(2, (0, 1), False), (None, (0, 1), True), (3, (0, 1), True)])
+def test_an_evaluation_that_would_skip_all_its_images_is_refused_before_the_first_step(dataset, limit, damaged, trains):
+    images = dataset.split("val")
+    contents = [images[index].content for index in damaged]
+
+    def decode(content, *arguments):
+        return broken(content) if content in contents else None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cocolvis.pictures.encoded.decode_rgb", decode)
+        if trains:
+            check_readable(dataset, "val", limit=limit, skip_damaged=True)
+            return
+        with pytest.raises(
+            DataError, match=r"none of the 2 images to evaluate on can be read; the first: .*evaluations need this"
+        ):
+            check_readable(dataset, "val", limit=limit, skip_damaged=True)
+
+
+def test_a_tracker_that_cannot_write_is_one_line(dataset, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "tensorboard").write_text("a file")
+    with pytest.raises(DataError, match=r"run: the curves of --track tensorboard cannot be written: .+$"):
+        train(dataset, tmp_path / "run", config(steps=1))
 
 
 def broken(content, expected=None):
