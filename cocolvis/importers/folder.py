@@ -85,9 +85,11 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _table(path: Path) -> Iterator[tuple[str, str]]:
-    """A column "name" and, optionally, "kind"."""
+    """A column "name" and, optionally, "kind", separated by commas, or by the semicolons or tabs of the first line."""
+    text = read_text(path)
+    separator = next((one for one in ",;\t" if one in text.partition("\n")[0]), ",")
     try:
-        rows = csv.DictReader(StringIO(read_text(path), newline=""))
+        rows = csv.DictReader(StringIO(text, newline=""), delimiter=separator)
         if "name" not in (rows.fieldnames or ()):
             raise DataError(f"{path}: has columns {rows.fieldnames}; expected a column 'name', and 'kind' if kinds are known")
         yield from ((row["name"], row.get("kind") or "stuff") for row in rows)

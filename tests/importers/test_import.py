@@ -191,6 +191,8 @@ def test_lists_with_faults(tmp_path):
     data = imported(made, tmp_path / "data")
     check(made, data)
     assert data.index["report"]["counts"] == {"duplicate image": 1, "malformed image": 2, "missing mask": 1}
+    reasons = [fault["reason"] for fault in data.index["report"]["faults"] if fault["kind"] == "malformed image"]
+    assert all(reason.endswith(": expected a name such as 2007_000032") for reason in reasons)
 
 
 @pytest.mark.parametrize("make", TREES)
@@ -272,7 +274,7 @@ def test_another_folder_than_such_a_data_set_is_reported_in_one_line(make, tmp_p
     ("name", "content", "reason"),
     [
         ("classes.txt", "sky\n\nhill\n", "class 2 has name ''"),
-        ("classes.txt", "sky\nhill\nsky\n", "class names must be unique"),
+        ("classes.txt", "sky\nhill\nsky\n", "class names must be unique, but classes 1 and 3 are both 'sky'"),
         ("classes.txt", "", "lists 0 classes; expected 1 to 65535"),
         ("classes.txt", b"sky\r\nm\xe4hre\r\n", "classes.txt: line 2, byte 2: 0xe4 is not UTF-8; save it as UTF-8"),
         ("classes.csv", "label,kind\n1,thing\n", "expected a column 'name'"),
@@ -290,6 +292,16 @@ def test_malformed_lists_of_classes(name, content, reason, tmp_path):
     (made.src / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     said = run(*made.arguments(tmp_path / "data"), code=1).stderr.splitlines()[-1]
     assert said.startswith(f"Error: {made.src}") and reason in said
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_tables_of_classes_may_have_the_separators_of_spreadsheets(separator, tmp_path):
+    made = folder_of_export(tmp_path)
+    rows = ("name", "kind"), ("sky", "stuff"), ("cat, tame", "thing"), ("hill", "")
+    (made.src / "classes.csv").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(map(separator.join, rows)).encode())
+    data = imported(made, tmp_path / "data")
+    check(made, data)
+    assert [(c.name, c.kind) for c in data.vocabulary] == [("sky", "stuff"), ("cat, tame", "thing"), ("hill", "stuff")]
 
 
 def test_a_split_without_images_is_reported(tmp_path):
