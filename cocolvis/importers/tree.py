@@ -122,7 +122,7 @@ def paired(
     """
     found: dict[str, list[LabelledImage]] = {}
     for split, paths in layout.items():
-        wanted = split in splits
+        wanted, faults = split in splits, len(findings.faults)
         try:
             both = [_matching(root, either, findings if wanted else Findings()) for either in paths]
         except DataError as error:
@@ -134,6 +134,8 @@ def paired(
         whole = pictures.named.keys() & labels.named.keys()
         similar = [either.unpaired(whole) for either in both] if len(whole) < len(names) else []
         found[split] = [_image(root, name, paths, both, similar) for name in names]
+        if wanted and not names and len(findings.faults) > faults:
+            raise DataError(f"{root}: split {split} has no file with a usable name: {findings.faults[faults].reason}")
         if wanted and names and not whole and not reading.missing_allowed():
             image = found[split][0]
             absent = image.picture if names[0] in labels.named else image.labels

@@ -55,7 +55,9 @@ def check_roots(roots: Roots, option: str) -> None:
     """Raise a DataError if one of them is a file other than a zip; ``option`` is what they were given with."""
     for root in map(Path, [roots] if isinstance(roots, str | Path) else roots):
         if root.suffix != ".zip" and reading.is_file(root):
-            raise DataError(f"{root}: is neither a folder nor a zip file; give {option} the folder that holds it, or unpack it")
+            raise DataError(
+                f"{root}: is neither a folder nor a file ending in .zip; give {option} the folder that holds it, or unpack it"
+            )
 
 
 def lvis_place(roots: Roots, split: str) -> Place:

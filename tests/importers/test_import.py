@@ -304,6 +304,26 @@ def test_tables_of_classes_may_have_the_separators_of_spreadsheets(separator, tm
     assert [(c.name, c.kind) for c in data.vocabulary] == [("sky", "stuff"), ("cat, tame", "thing"), ("hill", "stuff")]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("classes.json", '[{"id": 1, "name": "sky"}, {"id": 3, "name": "a b"}, {"id": 2, "name": "c"}]', "'a b' 3"),
+        ("classes.json", '[{"id": 1, "name": "sky"}, {"id": "x", "name": "a b"}, "c"]', None),
+        ("classes.csv", "id,name\n1,sky\n3,a b\n2,c\n", "'a b' 3"),
+        ("classes.csv", "id,label,name\n9,1,sky\n3,2,a b\n2,3,c\n", None),
+    ],
+)
+def test_numbers_in_a_list_of_classes_that_are_not_its_labels_are_pointed_out(name, content, told, tmp_path):
+    made = folder_of_export(tmp_path)
+    (made.src / "classes.csv").unlink()
+    (made.src / name).write_text(content)
+    said = run(*made.arguments(tmp_path / "data")).stderr
+    line = f"{name}: numbers {told}, which here has label 2, by its place in the list: if the masks hold 3 for it, import them"
+    assert (f"{line} with --label 'a b=3', and others likewise" in said) == bool(told) and (": numbers " in said) == bool(told)
+    chosen = ("--label", "a b=3", "--label", "c=2")
+    assert not told or ": numbers " not in run(*made.arguments(tmp_path / "other", *chosen)).stderr
+
+
 def test_a_split_without_images_is_reported(tmp_path):
     made = folder_of_export(tmp_path)
     for file in list(made.src.glob("*/val/*")):
@@ -314,6 +334,15 @@ def test_a_split_without_images_is_reported(tmp_path):
         " but masks must be PNGs"
     )
     assert imported(made, tmp_path / "data", "--split", "train").splits == {"train": 3}
+
+
+def test_a_split_whose_file_names_are_all_unusable_says_so(tmp_path):
+    made = folder_of_export(tmp_path)
+    for file in list(made.src.glob("*/val/*")):
+        file.rename(file.with_stem(f"a\n{file.stem}"))
+    said = run(*made.arguments(tmp_path / "data"), code=1).stderr.splitlines()[-1]
+    reason = r"images/val/a\n4.jpg': expected UTF-8 without control characters"
+    assert said == f"Error: {made.src}: split val has no file with a usable name: '{reason}"
 
 
 def test_what_the_augmented_list_needs(tmp_path):

@@ -392,5 +392,5 @@ def test_files_other_than_zips_are_refused_as_such(tree, option, name):
     roots = {"--coco": tree.coco, "--lvis": tree.lvis} | {option: tree.root / name}
     command = ["build", "--out", tree.root / "data", *(word for pair in roots.items() for word in pair)]
     said = CliRunner().invoke(main, [str(word) for word in command])
-    reason = f"is neither a folder nor a zip file; give {option} the folder that holds it, or unpack it"
+    reason = f"is neither a folder nor a file ending in .zip; give {option} the folder that holds it, or unpack it"
     assert (said.exit_code, said.stderr.splitlines()) == (1, [f"Error: {tree.root / name}: {reason}"])
