@@ -70,8 +70,10 @@ class Vocabulary:
         self.ignored = {source: dict(names) for source, names in (ignored or {}).items()}
         if [c.id for c in self.classes] != list(range(1, len(self.classes) + 1)):
             raise DataError("vocabulary: class ids must be 1, 2, ... without gaps")
-        if len({nfc(c.name) for c in self.classes}) != len(self.classes):
-            raise DataError("vocabulary: class names must be unique")
+        ids: dict[str, int] = {}
+        for c in self.classes:
+            if (first := ids.setdefault(nfc(c.name), c.id)) != c.id:
+                raise DataError(f"vocabulary: class names must be unique, but classes {first} and {c.id} are both {c.name!r}")
 
     def __len__(self) -> int:
         """The number of classes C, without "unlabelled"."""
@@ -127,8 +129,9 @@ class Vocabulary:
         expected = self.categories(source)
         for category, name in categories.items():
             if category not in expected or nfc(expected[category]) != nfc(name):
+                known = repr(expected[category]) if category in expected else "no category of this id"
                 raise DataError(
-                    f"{where}: category {category} is {name!r}, the vocabulary has {expected.get(category)!r};"
+                    f"{where}: category {category} is {name!r}, the vocabulary has {known};"
                     f" expected the {len(expected)} categories of {source} that `cocolvis vocab` lists"
                 )
         missing = sorted(expected.keys() - categories.keys())

@@ -26,9 +26,9 @@ def complete(state: BuildState, reports: Reports, announce: Announce, advice: st
     Raises DataError, with ``advice``, if a split lost too many images and that is not allowed; the shards that lack images are
     then built again when the build continues. ``announce`` is called with remarks on the pictures and labels.
     """
-    if not reading.missing_allowed() and (
-        reasons := reasons_to_refuse(state.planned(), reports, state.record.get("unusable", {}))
-    ):
+    planned, unusable = state.planned(), state.record.get("unusable", {})
+    faults = [Fault(*fault) for fault in state.record["faults"]]
+    if not reading.missing_allowed() and (reasons := reasons_to_refuse(planned, reports, unusable, faults)):
         state.build_again(incomplete(reports), reports)
         raise DataError(f"{state.out}: {', and '.join(reasons)}; finished shards are kept: {advice}")
     vocabulary = state.vocabulary

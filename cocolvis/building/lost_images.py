@@ -1,6 +1,7 @@
 """Images that a build lost to missing or unreadable files: which shards lack some, and whether a split lost too many."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from cocolvis.faults import Fault
@@ -18,24 +19,40 @@ Reports = Mapping[str, Mapping[str, Any]]
 """Shard name -> report of the finished shard."""
 
 
-def reasons_to_refuse(planned: Mapping[str, int], reports: Reports, unusable: Mapping[str, int]) -> list[str]:
+def reasons_to_refuse(
+    planned: Mapping[str, int], reports: Reports, unusable: Mapping[str, int], faults: Sequence[Fault] = ()
+) -> list[str]:
     """One line for each split that lost too many images in the finished shards; an empty list if none did.
 
     ``planned`` maps each shard to the number of images that it holds if none is lost, and ``unusable`` each split to the number
-    of its image records that are too malformed to be planned.
+    of its image records that are too malformed to be planned. ``faults`` of the plan say what is wrong with
+    these.
     """
-    reasons = []
+    reasons, broken = [], _unusable_records(unusable, faults)
     for split in dict.fromkeys([*map(split_of, planned), *unusable]):
         names = [name for name in planned if split_of(name) == split and name in reports]
         images, kept = sum(planned[name] for name in names), sum(reports[name]["images"] for name in names)
         lost = [Fault(*fault) for name in names for fault in reports[name]["faults"] if fault[0] in LOST]
-        examples = "; ".join(f"image {fault.image_id}: {fault.reason}" for fault in lost[:_NAMED])
-        named = f": {examples}{'; ...' if len(lost) > _NAMED else ''}" if lost else ""
         if len(lost) >= _COUNT and len(lost) > _SHARE * images:
-            reasons.append(f"split {split} lost {len(lost)} of {images} images to missing or unreadable files{named}")
+            reasons.append(f"split {split} lost {len(lost)} of {images} images to missing or unreadable files{_named(lost)}")
         elif kept == 0 and (images := images + unusable.get(split, 0)) > 0:
-            reasons.append(f"split {split} keeps none of its {images} images{named}")
+            reasons.append(f"split {split} keeps none of its {images} images{_named(lost + broken.get(split, []))}")
     return reasons
+
+
+def _unusable_records(unusable: Mapping[str, int], faults: Sequence[Fault]) -> dict[str, list[Fault]]:
+    """The faults of the records that each split lists in vain; a plan has them in the order of its splits."""
+    malformed = (fault for fault in faults if (fault.kind, fault.source) == ("malformed image", "lvis"))
+    return {split: list(islice(malformed, count)) for split, count in unusable.items()}
+
+
+def _named(lost: Sequence[Fault]) -> str:
+    """The first few lost images and their reasons, as the end of a line; "" if there are none."""
+    if not lost:
+        return ""
+    which = ("an image" if fault.image_id is None else f"image {fault.image_id}" for fault in lost[:_NAMED])
+    examples = "; ".join(f"{image}: {fault.reason}" for image, fault in zip(which, lost, strict=False))
+    return f": {examples}{'; ...' if len(lost) > _NAMED else ''}"
 
 
 def incomplete(reports: Reports) -> list[str]:

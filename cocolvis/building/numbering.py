@@ -35,7 +35,7 @@ def advice(seen: Mapping[str, int], vocabulary: Vocabulary) -> list[str]:
         return []
     unknown = sorted(images.keys() - vocabulary.lookup(SOURCE).keys())
     white = [label for label in unknown if label in _WHITE]
-    if white and images.keys() <= {0, white[0]}:
+    if white and images.keys() == {0, white[0]}:
         return [_black_and_white(white[0], classes)]
     others = [label for label in unknown if label not in white]
     lines = [_white(label, images[label]) for label in white]
@@ -69,18 +69,20 @@ def _shifted(labels: Collection[int], unknown: list[int], classes: Mapping[int, 
         return [f"{held}: if 0 stands for the first class {name!r}, import them with --first-label 0"]
     if unknown != [last + 1]:
         return []
-    held = f"the masks hold label {last + 1}, and the {len(classes)} classes have {_span(first, last)}"
+    held = f"the masks hold label {last + 1}, and {_count(classes)} {_span(first, last)}"
     if first == 0:
         return [f"{held}: if the masks count classes from 1, import them with --first-label 1"]
     return [f"{held}: if the list lacks a class, such as the background, add it; if not, import them with --ignore {last + 1}"]
 
 
 def _unknown(labels: list[int], classes: Mapping[int, str]) -> str:
-    held = (
-        f"the masks hold {first_few(labels, _NAMED)}, and the {len(classes)} classes have {_span(min(classes), max(classes))}"
-    )
+    held = f"the masks hold {first_few(labels, _NAMED)}, and {_count(classes)} {_span(min(classes), max(classes))}"
     return f"{held}: add the missing classes to the list, or import them with --ignore {labels[0]}"
 
 
 def _span(first: int, last: int) -> str:
     return f"{first}..{last}" if last > first else str(first)
+
+
+def _count(classes: Collection[int]) -> str:
+    return f"the {len(classes)} classes have" if len(classes) > 1 else "the only class has"

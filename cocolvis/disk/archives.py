@@ -153,6 +153,8 @@ class Place(NamedTuple):
 
     def _mapped(self) -> mmap.mmap:
         with open(self.path, "rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                raise ValueError("the file is empty")
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def _unpacked(self) -> bytearray:

@@ -4,14 +4,13 @@ from collections.abc import Collection
 from pathlib import Path
 
 from cocolvis.importers.tables import table
-from cocolvis.importers.tree import OWN_DATA, PICTURES, Findings, Tree, find_root, listed
+from cocolvis.importers.tree import PICTURES, Findings, Names, Tree, find_root, listed
 
 EXPECTED = "images/*.jpg, annotations/*.mat (or .png) and imageLists/{train,test}.txt, as in cocostuff-10k-v1.1.zip"
 
 _LISTS = {"train": "imageLists/train.txt", "val": "imageLists/test.txt"}
 
-_NAME = r"COCO_(?:train|val)2014_(\d{12})"
-_ADVICE = f"images of COCO-Stuff 10k have names such as COCO_train2014_000000000077; {OWN_DATA}"
+_NAMES = Names("COCO-Stuff 10k", r"COCO_(?:train|val)2014_(\d{12})", "COCO_train2014_000000000077")
 
 
 def find(src: Path, splits: Collection[str]) -> Tree:
@@ -19,5 +18,5 @@ def find(src: Path, splits: Collection[str]) -> Tree:
     root = find_root(src, ["images", "annotations", *(_LISTS[split] for split in splits)], ["cocostuff-10k-v1.1"], EXPECTED)
     layout = [f"images/{{}}{ending}" for ending in PICTURES], ["annotations/{}.mat", "annotations/{}.png"]
     findings = Findings()
-    images = listed(root, {split: (_LISTS[split], layout) for split in splits}, _NAME, _ADVICE, findings)
+    images = listed(root, {split: (_LISTS[split], layout) for split in splits}, _NAMES, findings)
     return Tree(root, table("cocostuff10k"), "cocostuff10k", images, findings)

@@ -1,9 +1,11 @@
 """Users' own data sets: pictures, label files with the same names, and a list of classes."""
 
 import csv
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from io import StringIO
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from cocolvis.building.numbering import SOURCE
 from cocolvis.disk import reading
@@ -18,6 +20,24 @@ from cocolvis.vocabulary import KINDS, ClassInfo, Vocabulary
 EXPECTED = "images/{train,val}/*.jpg or .png, masks/{train,val}/*.png and classes.txt, classes.csv or classes.json"
 
 _CLASSES = ("classes.txt", "classes.csv", "classes.json")
+
+_NUMBERS = ("label", "id")
+"""Columns, or fields of objects, in which programs number the classes."""
+
+
+class _Entry(NamedTuple):
+    """A class in a list; ``number`` is what the list itself calls its label or id, None if it does not."""
+
+    name: Any
+    kind: Any = "stuff"
+    number: int | None = None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "_Entry":
+        """The entry in a row of a table, or in an object."""
+        numbers = (str(row[name]) for name in _NUMBERS if name in row)
+        number = next((int(text) for text in numbers if text.isascii() and text.isdigit() and len(text) < 10), None)
+        return cls(row["name"], row.get("kind") or "stuff", number)
 
 
 def find(
@@ -35,25 +55,29 @@ def find(
     malformed.
     """
     root = find_root(src, [f"{kind}/{split}" for split in splits for kind in ("images", "masks")], [], EXPECTED)
-    vocabulary = _vocabulary(root, first_label, ignored, labels or {})
     findings = Findings()
+    vocabulary = _vocabulary(root, first_label, ignored, labels or {}, findings)
     layout = {s: ([f"images/{s}/{{}}{end}" for end in PICTURES], [f"masks/{s}/{{}}.png"]) for s in SPLITS}
     return Tree(root, vocabulary, SOURCE, paired(root, layout, splits, findings), findings)
 
 
-def _vocabulary(root: Path, first_label: int, ignored: Collection[int], given: Mapping[str, int]) -> Vocabulary:
+def _vocabulary(
+    root: Path, first_label: int, ignored: Collection[int], given: Mapping[str, int], findings: Findings
+) -> Vocabulary:
     lists = [name for name in _CLASSES if reading.exists(root / name)]
     if len(lists) != 1:
         raise DataError(f"{root}: holds {' and '.join(lists) or 'no list of classes'}; expected one of {', '.join(_CLASSES)}")
     path = root / lists[0]
     read = {".txt": _lines, ".csv": _table, ".json": _json}[path.suffix]
     given, classes = {nfc(name): label for name, label in given.items()}, []
-    for number, (name, kind) in enumerate(read(path), 1):
+    stated: dict[str, int | None] = {}
+    for number, (name, kind, own) in enumerate(read(path), 1):
         if not (isinstance(name, str) and name.strip() and name.isprintable()) or kind not in KINDS:
             raise DataError(f"{path}: class {number} has name {name!r}, kind {kind!r}; expected a name, and one of {KINDS}")
         name = nfc(name.strip())
         label = given.get(name, number - 1 + first_label)
         classes.append(ClassInfo(number, name, kind, None, None, {SOURCE: label}))
+        stated[name] = own
     labels = _labels(path, classes, given)
     if not 0 < len(classes) <= LABELS - 1:
         raise DataError(f"{path}: lists {len(classes)} classes; expected 1 to {LABELS - 1}")
@@ -61,6 +85,7 @@ def _vocabulary(root: Path, first_label: int, ignored: Collection[int], given: M
         raise DataError(
             f"{path}: label {clash[0]} is ignored and also that of a class: classes have {min(labels)}..{max(labels)}"
         )
+    findings.notes.extend(_other_numbers(path, labels, stated))
     names = dict.fromkeys(ignored, "ignored") | ({} if 0 in labels else {0: "unlabelled"})
     try:
         return Vocabulary(classes, {SOURCE: names})
@@ -83,25 +108,37 @@ def _labels(path: Path, classes: list[ClassInfo], given: Mapping[str, int]) -> d
     return labels
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """One name on each line; empty lines at the end are ignored."""
-    return ((name, "stuff") for name in read_lines(path))
+def _other_numbers(path: Path, labels: Mapping[int, str], stated: Mapping[str, int | None]) -> list[str]:
+    """A line if the list gives a class another number than the label that it has here; [] if not."""
+    for label, name in labels.items():
+        if (number := stated[name]) not in (None, label):
+            option = f"--label {shlex.quote(f'{name}={number}')}"
+            has = f"{path}: numbers {name!r} {number}, which here has label {label}, by its place in the list"
+            return [f"{has}: if the masks hold {number} for it, import them with {option}, and others likewise"]
+    return []
 
 
-def _table(path: Path) -> Iterator[tuple[str, str]]:
-    """Rows with the column "name" and, optionally, "kind"."""
+def _lines(path: Path) -> Iterator[_Entry]:
+    """One name on each line; an empty last line does not count."""
+    return map(_Entry, read_lines(path))
+
+
+def _table(path: Path) -> Iterator[_Entry]:
+    """A column "name" and, optionally, "kind", separated by commas, or by the semicolons or tabs of the first line."""
+    text = read_text(path)
+    separator = next((one for one in ",;\t" if one in text.partition("\n")[0]), ",")
     try:
-        rows = csv.DictReader(StringIO(read_text(path), newline=""))
+        rows = csv.DictReader(StringIO(text, newline=""), delimiter=separator)
         if "name" not in (rows.fieldnames or ()):
             raise DataError(f"{path}: has columns {rows.fieldnames}; expected a column 'name', and 'kind' if kinds are known")
-        yield from ((row["name"], row.get("kind") or "stuff") for row in rows)
+        yield from map(_Entry.of, rows)
     except csv.Error as error:
         raise DataError(f"{path}: cannot be read as CSV: {error}") from None
 
 
-def _json(path: Path) -> Iterator[tuple[str, str]]:
+def _json(path: Path) -> Iterator[_Entry]:
     """A list of names, or of objects with "name" and, optionally, "kind"."""
     content = read_json(path)
     if not isinstance(content, list) or not all(isinstance(c, str) or (isinstance(c, dict) and "name" in c) for c in content):
         raise DataError(f"{path}: expected a list of names, or of objects with 'name' and, if known, 'kind'")
-    return ((c, "stuff") if isinstance(c, str) else (c["name"], c.get("kind") or "stuff") for c in content)
+    return (_Entry(c) if isinstance(c, str) else _Entry.of(c) for c in content)

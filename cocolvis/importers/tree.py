@@ -35,6 +35,14 @@ Layout = tuple[Sequence[str], Sequence[str]]
 """The paths that pictures, and that label files, may have; {} stands for a name, which may contain folders."""
 
 
+class Names(NamedTuple):
+    """The names that the images of a published data set have: a regular expression whose groups, concatenated, are the id."""
+
+    dataset: str
+    pattern: str
+    example: str
+
+
 class LabelledImage(NamedTuple):
     """An image: its id, and the paths from ``root`` of its picture and its label file, either of which may be missing.
 
@@ -113,7 +121,7 @@ def paired(
     """
     by_split: dict[str, list[LabelledImage]] = {}
     for split, paths in layout.items():
-        wanted = split in splits
+        wanted, faults = split in splits, len(findings.faults)
         try:
             both = [_matching(root, either, findings if wanted else Findings()) for either in paths]
         except DataError as error:
@@ -125,6 +133,8 @@ def paired(
         whole = pictures.named.keys() & labels.named.keys()
         similar = [either.unpaired(whole) for either in both] if len(whole) < len(names) else []
         by_split[split] = [_image(root, name, paths, both, similar) for name in names]
+        if wanted and not names and len(findings.faults) > faults:
+            raise DataError(f"{root}: split {split} has no file with a usable name: {findings.faults[faults].reason}")
         if wanted and names and not whole and not reading.missing_allowed():
             image = by_split[split][0]
             absent = image.picture if names[0] in labels.named else image.labels
@@ -134,18 +144,17 @@ def paired(
 
 
 def listed(
-    root: Path, lists: Mapping[str, tuple[str, Layout]], pattern: str, advice: str, findings: Findings
+    root: Path, lists: Mapping[str, tuple[str, Layout]], names: Names, findings: Findings
 ) -> dict[str, list[LabelledImage]]:
-    """The labelled images of each split in the order of its list; the groups of ``pattern``, concatenated, are an image's id.
+    """The labelled images of each split in the order of its list.
 
-    ``lists`` has the path of the list of each split, and the layout of its files. Only the first word of a line is used,
-    without folder and ending. A line that does not match, or repeats a name, is a fault. Raises DataError, with ``advice``, if
-    no line matches.
+    ``lists`` has the path of the list of each split, and the layout of its files. Only the first word of a line counts, without
+    folder and ending. A line that is not one of the ``names``, or repeats one, is a fault; raises DataError if no line is.
     """
     matched: dict[tuple[str, ...], _Matched] = {}
     by_split: dict[str, list[LabelledImage]] = {}
-    for split, (names, layout) in lists.items():
-        ids = _listed_ids(root, names, pattern, advice, findings)
+    for split, (path, layout) in lists.items():
+        ids = _listed_ids(root, path, names, findings)
         for paths in map(tuple, layout):
             if paths not in matched:
                 matched[paths] = _matching(root, paths, Findings(notes=findings.notes))  # unlisted files may be faulty
@@ -265,22 +274,24 @@ def _why_counted(numbers: Sequence[int | None], images: Sequence[LabelledImage])
     return ""
 
 
-def _listed_ids(root: Path, names: str, pattern: str, advice: str, findings: Findings) -> dict[str, int]:
+def _listed_ids(root: Path, path: str, names: Names, findings: Findings) -> dict[str, int]:
     """Name -> id of the images of a list, in its order."""
     ids: dict[str, int] = {}
-    lines = [line for line in read_lines(root / names) if line.strip()]
+    lines = [line for line in read_lines(root / path) if line.strip()]
     for line in lines:
         name = PurePosixPath(line.split()[0].replace("\\", "/")).stem
-        number = re.fullmatch(pattern, name, re.ASCII)
+        number = re.fullmatch(names.pattern, name, re.ASCII)
         if number and name not in ids:
             ids[name] = int("".join(number.groups()))
             continue
-        kind, reason = ("duplicate image", "a second time") if number else ("malformed image", f"expected {pattern}")
-        findings.faults.append(Fault(kind, "image", None, None, f"{names}: {name[:100]!a}: {reason}"))
+        expected = f"expected a name such as {names.example}"
+        kind, reason = ("duplicate image", "a second time") if number else ("malformed image", expected)
+        findings.faults.append(Fault(kind, "image", None, None, f"{path}: {name[:100]!a}: {reason}"))
     if not lines:
-        raise DataError(f"{root / names}: lists no images")
+        raise DataError(f"{root / path}: lists no images")
     if not ids:
-        raise DataError(f"{root / names}: lists {lines[0].strip()[:100]!r}; {advice}")
+        refused = f"lists {lines[0].strip()[:100]!r}; images of {names.dataset} have names such as {names.example}"
+        raise DataError(f"{root / path}: {refused}; {OWN_DATA}")
     return ids
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from cocolvis.disk import reading
 from cocolvis.errors import DataError
 from cocolvis.importers.tables import table
-from cocolvis.importers.tree import OWN_DATA, PICTURES, Findings, Tree, find_root, listed
+from cocolvis.importers.tree import PICTURES, Findings, Names, Tree, find_root, listed
 
 EXPECTED = "JPEGImages/*.jpg, SegmentationClass/*.png and ImageSets/Segmentation/{train,val}.txt, as in VOCdevkit/VOC2012"
 
@@ -14,8 +14,7 @@ _LISTS = "ImageSets/Segmentation"
 _AUGMENTED = "SegmentationClassAug"
 _AUGMENTED_LISTS = tuple(f"{_LISTS}/{name}.txt" for name in ("train_aug", "trainaug"))
 
-_NAME = r"(\d{4})_(\d{6})"
-_ADVICE = f"images of PASCAL VOC have names such as 2007_000032, and its 21 classes; {OWN_DATA}"
+_NAMES = Names("PASCAL VOC", r"(\d{4})_(\d{6})", "2007_000032")
 
 
 def find(src: Path, splits: Collection[str], augmented: bool = False) -> Tree:
@@ -33,4 +32,4 @@ def find(src: Path, splits: Collection[str], augmented: bool = False) -> Tree:
     if augmented and "train" in splits:
         lists["train"] = usable[0], (pictures, [f"{_AUGMENTED}/{{}}.png", "SegmentationClass/{}.png"])
     findings = Findings(notes=[f"{usable[0]} is not used; --augmented takes it"] if usable and not augmented else [])
-    return Tree(root, table("voc"), "voc", listed(root, lists, _NAME, _ADVICE, findings), findings)
+    return Tree(root, table("voc"), "voc", listed(root, lists, _NAMES, findings), findings)

@@ -93,7 +93,7 @@ def _explained(segmentation: bytes | msgspec.Raw) -> str:
             return f"it has {described(part)} where a polygon, a list of numbers, is expected"
         wrong = next((number for number in numbers if not _is_number(number)), None)
         if wrong is not None:
-            return f"it has a polygon with {described(wrong)} where a number is expected"
+            return f"a coordinate of a polygon is {described(wrong)}; expected a number"
     return "its content cannot be read"
 
 

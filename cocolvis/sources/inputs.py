@@ -17,11 +17,14 @@ from cocolvis.vocabulary import Vocabulary
 class Sources:
     """COCO (pictures and stuff annotations) and LVIS; each file is read once, when it is first needed.
 
-    ``coco`` and ``lvis`` are each a folder, or several folders and zip files. Reading a file raises DataError if its category
-    list differs from ``vocabulary``. ``phase`` is called while a file is read, ``announce`` if that takes longer than usual.
+    ``coco`` and ``lvis`` are each a folder, or several folders and zip files. Raises DataError for other files, and if a file
+    that is read has another list of categories than ``vocabulary``. ``phase`` reports which file is being read, ``announce`` why
+    that takes long.
     """
 
     def __init__(self, coco: Roots, lvis: Roots, vocabulary: Vocabulary, announce: Announce = ignore, phase: Phase = ignore):
+        locations.check_roots(coco, "--coco")
+        locations.check_roots(lvis, "--lvis")
         self._coco = coco
         self._lvis = lvis
         self._vocabulary = vocabulary

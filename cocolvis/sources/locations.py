@@ -51,6 +51,15 @@ class Pictures:
         return self._members.get(name, Place(str(self.place / name), folder=str(self.place.parent)))
 
 
+def check_roots(roots: Roots, option: str) -> None:
+    """Raise a DataError if one of them is a file other than a zip; ``option`` is what they were given with."""
+    for root in map(Path, [roots] if isinstance(roots, str | Path) else roots):
+        if root.suffix != ".zip" and reading.is_file(root):
+            raise DataError(
+                f"{root}: is neither a folder nor a file ending in .zip; give {option} the folder that holds it, or unpack it"
+            )
+
+
 def lvis_place(roots: Roots, split: str) -> Place:
     """The location of ``lvis_v1_{split}.json``, possibly in a zip.
 

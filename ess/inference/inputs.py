@@ -57,8 +57,10 @@ def find_inputs(arguments: Iterable[str], exclude: Path | None = None) -> list[I
 
 
 def read_list(content: bytes) -> list[str]:
-    """The paths in a list with one path per line, such as stdin; raises DataError if it is not text."""
+    """The paths in a list with one path per line, such as stdin; raises DataError if it is not text or names no path."""
     lines = decoded(content, "the list of paths", errors="surrogateescape").split("\n")
+    if not any(map(str.strip, lines)):
+        raise DataError("the list of paths: is empty; expected one path per line")
     return [line for line in lines if line.strip()]
 
 

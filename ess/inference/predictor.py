@@ -93,7 +93,8 @@ class Predictor:
     def outputs(self, images: Sequence[np.ndarray]) -> list[torch.Tensor]:
         """The blended embeddings or logits (D, H, W) float32 of images of equal padded size, on the device."""
         with self._explaining_out_of_memory(images):
-            pixels = [torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).to(self.device) for image in images]
+            own = [np.require(image, requirements=("C", "W")) for image in images]  # PyTorch warns of read-only arrays
+            pixels = [torch.from_numpy(image).permute(2, 0, 1).to(self.device) for image in own]
             return self.inference.outputs(self.model, pixels)
 
     def _explaining_out_of_memory(self, images: Sequence[np.ndarray]) -> AbstractContextManager:

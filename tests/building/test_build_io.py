@@ -274,6 +274,18 @@ def test_a_split_that_keeps_nothing_is_refused_unless_nothing_was_asked_of_it(tr
     assert tree.build(allow_missing=True, limit=1).splits == {"train": 1, "val": 0}
     for image in tree.json["lvis_v1_val"]["images"]:
         image["height"] = "eight"
-    with pytest.raises(DataError, match="split val keeps none of its 2 images; finished"):
+    with pytest.raises(
+        DataError, match=r"none of its 2 images: image 100: its height is the text 'eight'; .*; image 101: .*; fin"
+    ):
         tree.build()
     assert tree.build(images="none", limit=0).splits == {"train": 0, "val": 0}
+
+
+def test_the_reasons_for_an_empty_split_are_those_of_its_own_records(tree):
+    five_images(tree).image(100, "val", "val2017")
+    for split, wrong in (("train", "1"), ("val", None)):
+        for image in tree.json[f"lvis_v1_{split}"]["images"]:
+            image["id"] = wrong
+    text = r"split train keeps none of its 5 images: (an image: its id is the text '1'[^:]*; ){3}\.\.\., and "
+    with pytest.raises(DataError, match=text + r"split val keeps none of its 1 images: an image: its id is null; "):
+        tree.build()

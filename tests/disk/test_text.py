@@ -205,6 +205,7 @@ def test_a_list_of_paths_on_stdin(tmp_path):
     for content, told in (
         ("a.jpg\n".encode("utf-16"), "is UTF-16; save it as UTF-8"),
         (b"a.jpg\0b/c d.jpg\0", "line 1 contains a NUL"),
+        (b"\xef\xbb\xbf\r\n \r\n", "is empty; expected one path per line"),
     ):
         result = CliRunner().invoke(ess, ["predict", str(tmp_path / "run"), "-", "--out", str(tmp_path / "out")], input=content)
         assert result.exit_code == 1 and result.stderr.startswith(f"Error: the list of paths: {told}")
@@ -219,7 +220,7 @@ def test_names_match_in_any_unicode_normal_form(tmp_path):
     vocabulary.check_categories("lvis", {4: joined}, "a.json")
     with pytest.raises(DataError, match="unique"):
         Vocabulary([ClassInfo(i, name, "stuff", None, None, {}) for i, name in ((1, apart), (2, joined))])
-    with pytest.raises(DataError, match="category 9 is 'x', the vocabulary has None"):
+    with pytest.raises(DataError, match="category 9 is 'x', the vocabulary has no category of this id;"):
         vocabulary.check_categories("lvis", {9: "x"}, "a.json")
     assert coco_lvis().id_of("banner") == 50
     (tmp_path / apart / "x").mkdir(parents=True)

@@ -191,6 +191,8 @@ def test_lists_with_faults(tmp_path):
     data = imported(made, tmp_path / "data")
     check(made, data)
     assert data.index["report"]["counts"] == {"duplicate image": 1, "malformed image": 2, "missing mask": 1}
+    reasons = [fault["reason"] for fault in data.index["report"]["faults"] if fault["kind"] == "malformed image"]
+    assert all(reason.endswith(": expected a name such as 2007_000032") for reason in reasons)
 
 
 @pytest.mark.parametrize("make", TREES)
@@ -272,7 +274,7 @@ def test_another_folder_than_such_a_data_set_is_reported_in_one_line(make, tmp_p
     ("name", "content", "reason"),
     [
         ("classes.txt", "sky\n\nhill\n", "class 2 has name ''"),
-        ("classes.txt", "sky\nhill\nsky\n", "class names must be unique"),
+        ("classes.txt", "sky\nhill\nsky\n", "class names must be unique, but classes 1 and 3 are both 'sky'"),
         ("classes.txt", "", "lists 0 classes; expected 1 to 65535"),
         ("classes.txt", b"sky\r\nm\xe4hre\r\n", "classes.txt: line 2, byte 2: 0xe4 is not UTF-8; save it as UTF-8"),
         ("classes.csv", "label,kind\n1,thing\n", "expected a column 'name'"),
@@ -292,6 +294,36 @@ def test_malformed_lists_of_classes(name, content, reason, tmp_path):
     assert said.startswith(f"Error: {made.src}") and reason in said
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_tables_of_classes_may_have_the_separators_of_spreadsheets(separator, tmp_path):
+    made = folder_of_export(tmp_path)
+    rows = ("name", "kind"), ("sky", "stuff"), ("cat, tame", "thing"), ("hill", "")
+    (made.src / "classes.csv").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(map(separator.join, rows)).encode())
+    data = imported(made, tmp_path / "data")
+    check(made, data)
+    assert [(c.name, c.kind) for c in data.vocabulary] == [("sky", "stuff"), ("cat, tame", "thing"), ("hill", "stuff")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("classes.json", '[{"id": 1, "name": "sky"}, {"id": 3, "name": "a b"}, {"id": 2, "name": "c"}]', "'a b' 3"),
+        ("classes.json", '[{"id": 1, "name": "sky"}, {"id": "x", "name": "a b"}, "c"]', None),
+        ("classes.csv", "id,name\n1,sky\n3,a b\n2,c\n", "'a b' 3"),
+        ("classes.csv", "id,label,name\n9,1,sky\n3,2,a b\n2,3,c\n", None),
+    ],
+)
+def test_numbers_in_a_list_of_classes_that_are_not_its_labels_are_pointed_out(name, content, told, tmp_path):
+    made = folder_of_export(tmp_path)
+    (made.src / "classes.csv").unlink()
+    (made.src / name).write_text(content)
+    said = run(*made.arguments(tmp_path / "data")).stderr
+    line = f"{name}: numbers {told}, which here has label 2, by its place in the list: if the masks hold 3 for it, import them"
+    assert (f"{line} with --label 'a b=3', and others likewise" in said) == bool(told) and (": numbers " in said) == bool(told)
+    chosen = ("--label", "a b=3", "--label", "c=2")
+    assert not told or ": numbers " not in run(*made.arguments(tmp_path / "other", *chosen)).stderr
+
+
 def test_a_split_without_images_is_reported(tmp_path):
     made = folder_of_export(tmp_path)
     for file in list(made.src.glob("*/val/*")):
@@ -302,6 +334,15 @@ def test_a_split_without_images_is_reported(tmp_path):
         " but masks must be PNGs"
     )
     assert imported(made, tmp_path / "data", "--split", "train").splits == {"train": 3}
+
+
+def test_a_split_whose_file_names_are_all_unusable_says_so(tmp_path):
+    made = folder_of_export(tmp_path)
+    for file in list(made.src.glob("*/val/*")):
+        file.rename(file.with_stem(f"a\n{file.stem}"))
+    said = run(*made.arguments(tmp_path / "data"), code=1).stderr.splitlines()[-1]
+    reason = r"images/val/a\n4.jpg': expected UTF-8 without control characters"
+    assert said == f"Error: {made.src}: split val has no file with a usable name: '{reason}"
 
 
 def test_what_the_augmented_list_needs(tmp_path):

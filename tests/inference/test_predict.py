@@ -352,3 +352,14 @@ def test_three_lines_of_python(untrained_run):
     assert [mask.shape for mask in predict([np.zeros((9, 8, 3), np.uint8)])] == [(9, 8)]
     with pytest.raises(ValueError, match="expected uint8"):
         predict(np.zeros((4, 4), np.uint8))
+
+
+def test_read_only_pictures_are_copied_before_pytorch_warns_of_them(small, tmp_path, monkeypatch):
+    given, from_numpy = [], torch.from_numpy
+    monkeypatch.setattr(torch, "from_numpy", lambda array: given.append(array) or from_numpy(array))
+    cv2.imwrite(str(tmp_path / "a.bmp"), np.zeros((9, 8), np.uint8))
+    assert predict_files(small, find_inputs([str(tmp_path / "a.bmp")]), tmp_path / "out", ("png",)) == []
+    pixels = np.zeros((9, 8, 3), np.uint8)
+    pixels.flags.writeable = False
+    assert [mask.shape for mask in small([pixels])] == [(9, 8)]
+    assert len(given) == 2 and all(array.flags.writeable for array in given)

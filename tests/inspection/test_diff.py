@@ -2,6 +2,7 @@
 
 import pytest
 from click.testing import CliRunner
+from import_trees import folder_of_export
 from trees import box
 
 from cli import display
@@ -75,3 +76,17 @@ def test_the_command_reports_data_sets_without_common_images(tree):
     tree.build("b", splits=("val",))
     result = CliRunner().invoke(main, ["diff", str(tree.root / "a"), str(tree.root / "b")])
     assert result.exit_code == 0 and result.stderr.startswith("diff: 0/0 images in ")
+
+
+def test_class_ids_with_other_names_are_pointed_out(tmp_path):
+    for name, classes in (("a", "cat\ndog\nZoë\n"), ("b", "dog\ncat\nZoe\u0308\n"), ("c", "cat\ndog\n")):
+        made = folder_of_export(tmp_path / name)
+        (made.src / "classes.csv").unlink()
+        (made.src / "classes.txt").write_text(classes, encoding="utf-8")
+        command = made.arguments(tmp_path / f"data-{name}", "--workers", 1)
+        assert CliRunner().invoke(main, [str(word) for word in command]).exit_code == 0
+    for other, told in (("b", True), ("c", False), ("a", False)):
+        said = CliRunner().invoke(main, ["diff", str(tmp_path / "data-a"), str(tmp_path / f"data-{other}")])
+        line = "2 class ids have other names in the second data set: 1 is 'cat' in the first, 'dog' in the second"
+        assert said.exit_code == 0 and (f"{line}; masks are compared by class id" in said.stderr) == told
+        assert ("class id" in said.output) == told

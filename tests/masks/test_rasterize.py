@@ -98,3 +98,9 @@ def test_endless_outlines_are_refused():
     zigzag = [[0, 0, 4000, 0] * 2200]
     with pytest.raises(BadSegmentation, match="outline of"):
         rasterize(json.dumps(zigzag).encode(), 4000, 4000)
+
+
+@pytest.mark.parametrize(("value", "found"), [("1e999", "not a finite number"), ("null", "null"), ('"1"', "the text '1'")])
+def test_a_coordinate_that_is_no_number_is_named(value, found):
+    with pytest.raises(BadSegmentation, match=rf"a coordinate of a polygon is {found}; expected a number$"):
+        rasterize(f"[[0, {value}, 4, 0, 4, 4]]".encode(), 8, 8)

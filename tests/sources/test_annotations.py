@@ -103,6 +103,9 @@ def test_missing_lists_and_files_are_errors(tmp_path):
         load(tmp_path, {"images": []})
     with pytest.raises(DataError, match="cannot be read: No such file"):
         Place(str(tmp_path / "absent.json")).map()
+    (tmp_path / "empty.json").write_bytes(b"")
+    with pytest.raises(DataError, match=r"empty\.json: cannot be read: the file is empty$"):
+        Place(str(tmp_path / "empty.json")).map()
     deep = '{"images": [' + "[" * 100_000 + "]" * 100_000 + '], "annotations": []}'
     assert [f.kind for f in load(tmp_path, deep).faults] == ["malformed image"]
 

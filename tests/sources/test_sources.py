@@ -382,3 +382,15 @@ def test_folders_with_names_that_are_not_utf8_are_read_by_workers(sample, tmp_pa
     shutil.copytree(sample.lvis, odd / "lvis")
     build(sources(odd / "coco", odd / "lvis"), tmp_path / "data", CocoLvisOptions(shard_size=15), workers=2)
     assert contents(tmp_path / "data") == contents(sample.data)
+
+
+@pytest.mark.parametrize("option", ["--coco", "--lvis"])
+@pytest.mark.parametrize("name", ["lvis_v1_train.json", "coco.tar.gz"])
+def test_files_other_than_zips_are_refused_as_such(tree, option, name):
+    five_images(tree).write()
+    (tree.root / name).write_bytes(b"{}")
+    roots = {"--coco": tree.coco, "--lvis": tree.lvis} | {option: tree.root / name}
+    command = ["build", "--out", tree.root / "data", *(word for pair in roots.items() for word in pair)]
+    said = CliRunner().invoke(main, [str(word) for word in command])
+    reason = f"is neither a folder nor a file ending in .zip; give {option} the folder that holds it, or unpack it"
+    assert (said.exit_code, said.stderr.splitlines()) == (1, [f"Error: {tree.root / name}: {reason}"])

@@ -91,7 +91,7 @@ def test_ids_must_have_no_gaps_and_names_must_be_unique():
     ("change", "message"),
     [
         (lambda names: names | {92: "flag"}, "category 92 is 'flag', the vocabulary has 'banner'"),
-        (lambda names: names | {184: "glass"}, "category 184 is 'glass', the vocabulary has None"),
+        (lambda names: names | {184: "glass"}, "category 184 is 'glass', the vocabulary has no category of this id;"),
         (lambda names: {k: v for k, v in names.items() if k != 100}, "lists 91 categories, expected 92; .* missing one is 100"),
     ],
 )

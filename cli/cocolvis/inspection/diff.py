@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from cli.commands import UNCHANGED, command
 from cli.display import print_json, print_table, progress, say
 from cli.options import json_option, path_argument
-from cocolvis.text import first_few
+from cocolvis.text import first_few, nfc
 
 if TYPE_CHECKING:
     from cocolvis.inspection.diff import Difference
@@ -33,7 +33,18 @@ def diff(dir_a: Path, dir_b: Path, as_json: bool) -> None:
     a, b = Dataset.open(dir_a), Dataset.open(dir_b)
     with progress("diff") as show:
         difference = compare(a, b, show, show.phase)
+    _warn_of_names(a.vocabulary, b.vocabulary)
     _print_difference(difference, a.vocabulary, b.vocabulary, as_json)
+
+
+def _warn_of_names(a: "Vocabulary", b: "Vocabulary") -> None:
+    """Say on stderr if a class id stands for different names in the two data sets: masks are compared by class id."""
+    differing = [(one, other) for one, other in zip(a, b, strict=False) if nfc(one.name) != nfc(other.name)]
+    if differing:
+        one, other = differing[0]
+        count = f"{len(differing)} class ids have other names" if len(differing) > 1 else "1 class id has another name"
+        first = f"{one.id} is {one.name!r} in the first, {other.name!r} in the second"
+        say(f"{count} in the second data set: {first}; masks are compared by class id", err=True)
 
 
 def _print_difference(difference: "Difference", names_a: "Vocabulary", names_b: "Vocabulary", as_json: bool) -> None:
