@@ -31,6 +31,7 @@ def check(state: BuildState, plan: ShardPlan) -> bool:
     if match is Match.OTHER:
         advice = "resume with the same, or replace it with --overwrite"
         raise DataError(f"{state.out}: was begun with other inputs or options; {advice}")
+    state.check_shards(plan)
     state.is_this_build = True
     return match is Match.MENDED
 

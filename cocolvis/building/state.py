@@ -48,10 +48,17 @@ class BuildState:
         """The content of plan.json: {"description", "shards", "faults", "vocabulary", "unusable"}; a DataError without it."""
         if self._record is None:
             try:
-                self._record = read(self._record_path, BuildRecord)
+                self._record = self._checked(read(self._record_path, BuildRecord))
             except DataError as error:
                 raise DataError(f"{error}; {_UNKNOWN}") from None
         return self._record
+
+    def _checked(self, record: dict[str, Any]) -> dict[str, Any]:
+        """The record, unless shards were finished that it does not list."""
+        finished = (path.stem for path in overwrite.state_files(self.out) if overwrite.is_report(path))
+        if unlisted := [name for name in finished if name not in record["shards"]]:
+            raise DataError(f"{self._record_path}: is damaged: does not list the finished shard {unlisted[0]}")
+        return record
 
     def planned(self) -> dict[str, int]:
         """Shard name -> number of images that it holds if none is lost."""
@@ -79,13 +86,16 @@ class BuildState:
             finished = sum(overwrite.is_report(path) for path in overwrite.state_files(self.out))
             refuse_other_version(self.out, f"was begun, with {finished} finished shards,", made_by(begun))
 
+    def check_shards(self, plan: ShardPlan) -> None:
+        """A DataError if the record of the same build lists other shards than the plan makes."""
+        if self.record["shards"].keys() != plan.shard_counts().keys():  # mended files may change the rows
+            raise DataError(f"{self._record_path}: is damaged: does not list the shards of this build; {_UNKNOWN}")
+
     def create(self, plan: ShardPlan) -> bool:
         """Make the folders and write plan.json; False if there is one, which another part may have written just now."""
-        rows = plan.shard_rows()
-        shards = {name: {"images": images, "rows": rows[name]} for name, images in plan.shard_counts().items()}
         content = {
             "description": plan.description(),
-            "shards": shards,
+            "shards": _shards_of(plan),
             "faults": plan.faults,
             "unusable": plan.unusable(),
             "vocabulary": None if plan.vocabulary.digest == coco_lvis().digest else plan.vocabulary.to_json(),
@@ -180,6 +190,12 @@ class BuildState:
         sweep(self.folder, lambda name: names is None or name.removesuffix(".json") in names)
         if names is None:
             sweep(self.out, lambda name: name in (dataset.INDEX, report.FILE) or is_of_lock(name))
+
+
+def _shards_of(plan: ShardPlan) -> dict[str, dict[str, Any]]:
+    """What plan.json records of each shard, by name."""
+    rows = plan.shard_rows()
+    return {name: {"images": images, "rows": rows[name]} for name, images in plan.shard_counts().items()}
 
 
 def made_by(content: Mapping[str, Any]) -> tuple[object, object]:

@@ -152,6 +152,28 @@ def test_a_broken_plan_is_reported_in_one_line(sample, begun):
         plan.write_bytes(whole)
 
 
+def without(shards: dict) -> dict:
+    return {name: shard for name, shard in shards.items() if name != "train-00003"}
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (lambda shards: {}, "does not list the finished shard train-00000"),
+        (without, "does not list the finished shard train-00003"),
+        (lambda shards: shards | {"other-00000": shards["train-00000"]}, "does not list the shards of this build"),
+    ],
+)
+def test_a_plan_of_other_shards_is_reported_in_one_line(sample, begun, edit, reason):
+    plan, kept = begun / ".build" / "plan.json", contents(begun / "shards")
+    changed(plan, shards=edit(json.loads(plan.read_text())["shards"]))
+    with pytest.raises(DataError, match=rf"plan\.json: is damaged: {reason}; .*`cocolvis build --overwrite`"):
+        resumed(sample, begun)
+    with pytest.raises(DataError):
+        join(begun)
+    assert contents(begun / "shards") == kept and not (begun / "dataset.json").exists()
+
+
 def test_a_broken_plan_is_overwritten(sample, finished, begun):
     for damage in (cut, instead(Path.mkdir)):
         damage(begun / ".build" / "plan.json")
