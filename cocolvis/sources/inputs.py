@@ -18,8 +18,8 @@ class Sources:
     """COCO (pictures and stuff annotations) and LVIS; each file is read once, when it is first needed.
 
     ``coco`` and ``lvis`` are each a folder, or several folders and zip files. Raises DataError for other files, and if a file
-    that is read has another list of categories than ``vocabulary``. ``phase`` reports which file is being read, ``announce`` why
-    that takes long.
+    that is read has another list of categories than ``vocabulary``. ``phase`` reports which file is being read,
+    ``announce`` why that takes long.
     """
 
     def __init__(self, coco: Roots, lvis: Roots, vocabulary: Vocabulary, announce: Announce = ignore, phase: Phase = ignore):

@@ -162,7 +162,6 @@ def without(shards: dict) -> dict:
         (lambda shards: {}, "does not list the finished shard train-00000"),
         (without, "does not list the finished shard train-00003"),
         (lambda shards: shards | {"other-00000": shards["train-00000"]}, "does not list the shards of this build"),
-        (lambda shards: shards | {"train-00000": shards["train-00001"]}, "does not list the shards of this build"),
     ],
 )
 def test_a_plan_of_other_shards_is_reported_in_one_line(sample, begun, edit, reason):

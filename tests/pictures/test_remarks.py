@@ -49,7 +49,7 @@ def classes(*labels: int, ignored: tuple[int, ...] = ()) -> Vocabulary:
         (classes(1, 255), (0, 255), None),
         (classes(1, 2), (255,), "^1 mask holds label 255, .* --ignore 255$"),
         (classes(1), (0, 1, 7), "hold 7, and the only class has 1: "),
-        (classes(1, 2), (1, 7, 9), r"hold 7, 9, and the 2 classes have 1\.\.2: add what is missing .* --ignore 7$"),
+        (classes(1, 2), (1, 7, 9), r"hold 7, 9, and the 2 classes have 1\.\.2: add the missing classes .* --ignore 7$"),
     ],
 )
 def test_labels_that_do_not_fit_get_a_line_with_the_right_option(vocabulary, labels, told):
