@@ -248,7 +248,7 @@ class _Damaged(DataError):
 
 
 def _described(folder: Path) -> tuple[Checkpoint, dict[str, Any]]:
-    """A checkpoint according to its state.json, and the content of that file; a DataError if it has another shape."""
+    """A checkpoint according to its state.json, and the content of that file; raises DataError if it has another shape."""
     path = folder / "state.json"
     state = read_json(path)
     if not isinstance(state, dict) or state.get("step") != int(folder.name.removeprefix("step-")) or "scores" not in state:

@@ -90,7 +90,7 @@ class BuildState:
             refuse_other_version(self.out, f"was begun, with {finished} finished shards,", made_by(begun))
 
     def check_shards(self, plan: ShardPlan) -> None:
-        """A DataError if the record of the same build lists other shards than the plan makes."""
+        """Raise DataError if the record of the same build lists other shards than the plan makes."""
         if self.record["shards"].keys() != plan.shard_counts().keys():  # repaired files may change the rows
             raise DataError(f"{self._record_path}: is damaged: does not list the shards of this build; {_UNKNOWN}")
 

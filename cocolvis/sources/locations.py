@@ -52,7 +52,7 @@ class Pictures:
 
 
 def check_roots(roots: Roots, option: str) -> None:
-    """Raise a DataError if one of them is a file other than a zip; ``option`` is what they were given with."""
+    """Raise DataError if one of them is a file other than a zip; ``option`` is what they were given with."""
     for root in map(Path, [roots] if isinstance(roots, str | Path) else roots):
         if root.suffix != ".zip" and reading.is_file(root):
             raise DataError(

@@ -69,7 +69,7 @@ def test_hopper_can_be_compiled_for(dtype, distance, tmp_path, monkeypatch):
     for function in (exact_triton_kernels.by_pixel, exact_triton_kernels.by_class):
         assert compiled(function, pointers, constants, tile).count("ex2.approx") >= 1
     constants = {"K": 7, "SLOTS": 8, "PRODUCTS": False, "CHANNELS": 12, "QUERIES": 64, "CLASSES": 64}
-    compiled(search_triton._nearest, {"queries": "*fp32", "table": "*fp32", "found": "*i64"}, constants, tile)
+    compiled(search_triton._nearest, {"queries": "*fp32", "table": "*fp32", "nearest": "*i64"}, constants, tile)
 
 
 def compiled(function, types, constants, tile):
