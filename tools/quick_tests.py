@@ -22,7 +22,7 @@ ALWAYS = ["tests/project/test_docs.py", "tests/project/test_layout.py"]
 OVER = "the time of the quick tests is over"
 END = float(os.environ.get("QUICK_TESTS_END", "inf"))
 """When the time is over, in seconds since the epoch; set for pytest and for the processes of pytest-xdist."""
-AT_LEAST = 20
+AT_LEAST = 10
 """Seconds from the first test to the end of the time, however long it took to collect the tests."""
 
 
@@ -105,7 +105,7 @@ def main() -> int:
     """Choose the tests, say which, run them; returns pytest's exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="HEAD", help="the commit to compare with; default: HEAD")
-    parser.add_argument("--seconds", type=float, default=45, help="start no test after this time, from the start; default: 45")
+    parser.add_argument("--seconds", type=float, default=25, help="start no test after this time, from the start; default: 25")
     parser.add_argument("--list", action="store_true", help="print the chosen files only")
     asked, options = parser.parse_known_args()
     files = [*ALWAYS, *chosen(changed_files(asked.base))]
