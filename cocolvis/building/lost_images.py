@@ -25,8 +25,7 @@ def reasons_to_refuse(
     """One line for each split that lost too many images in the finished shards; an empty list if none did.
 
     ``planned`` maps each shard to the number of images that it holds if none is lost, and ``unusable`` each split to the number
-    of its image records that are too malformed to be planned. ``faults`` of the plan say what is wrong with
-    these.
+    of its image records that are too malformed to be planned; ``faults``, those of the plan, say what is wrong with them.
     """
     reasons, broken = [], _unusable_records(unusable, faults)
     for split in dict.fromkeys([*map(split_of, planned), *unusable]):
