@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cli.ess.settings import settings_table
+from cli.ess.training.settings import settings_table
 
 DOCUMENT = Path(__file__).with_name("ess.md")
 BEGIN = "<!-- the table of settings, written by docs/write_settings.py -->\n"

@@ -3,7 +3,10 @@
 import click
 
 from cli.commands import Group
-from cli.ess import add_class, bench, eval, export, info, models, predict, preset, train
+from cli.ess import info
+from cli.ess.evaluation import eval
+from cli.ess.inference import add_class, export, predict
+from cli.ess.training import bench, models, preset, train
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})

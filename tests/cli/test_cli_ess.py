@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from cli.ess import main
-from cli.ess.options import inference_options
-from cli.ess.train import log_to_stderr
+from cli.ess.training.train import log_to_stderr
+from cli.run_options import inference_options
 from ess.inference.views import Inference
 
 DOCS = Path(__file__).parents[2] / "docs" / "ess.md"

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from cli import cocolvis, ess
 from cli.cocolvis.creation.run import what_is_kept
 from cli.commands import UNCHANGED, Command, Group
-from cli.ess.train import what_is_kept as what_a_run_keeps
+from cli.ess.training.train import what_is_kept as what_a_run_keeps
 
 ROOT = Path(__file__).parents[2]
 

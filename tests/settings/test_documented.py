@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.ess.settings import settings_table
+from cli.ess.training.settings import settings_table
 from ess.config import Config
 from ess.setting import settings_of
 

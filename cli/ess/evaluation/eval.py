@@ -7,8 +7,8 @@ import click
 
 from cli.commands import command
 from cli.display import print_json, print_table, progress, say
-from cli.ess.options import Numbers, checkpoint_option, device_option, inference_options, run_argument
 from cli.options import image_root_option, json_option, path_argument, path_option
+from cli.run_options import Numbers, checkpoint_option, device_option, inference_options, run_argument
 
 if TYPE_CHECKING:
     import numpy as np

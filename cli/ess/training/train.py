@@ -10,7 +10,7 @@ import click
 
 from cli.commands import command
 from cli.display import say
-from cli.ess.settings import setting_options
+from cli.ess.training.settings import setting_options
 from cli.options import image_root_option, path_argument, path_option
 from cocolvis.text import escaped
 from ess.config import Config, load

@@ -6,8 +6,8 @@ import click
 
 from cli.commands import command
 from cli.display import say
-from cli.ess.options import checkpoint_option, run_argument
 from cli.options import path_option
+from cli.run_options import checkpoint_option, run_argument
 from cocolvis.errors import DataError
 
 

@@ -8,8 +8,8 @@ import click
 
 from cli.commands import command
 from cli.display import progress, say
-from cli.ess.options import checkpoint_option, device_option, inference_options, run_argument
 from cli.options import path_option
+from cli.run_options import checkpoint_option, device_option, inference_options, run_argument
 
 
 @command(interrupted="finished predictions are kept: continue with --skip-existing")

@@ -6,8 +6,8 @@ import click
 
 from cli.commands import command
 from cli.display import print_json, print_table, progress
-from cli.ess.options import checkpoint_option, device_option, run_argument
 from cli.options import json_option
+from cli.run_options import checkpoint_option, device_option, run_argument
 
 
 @command("add-class", interrupted="the run is unchanged; run the same command to start over")
