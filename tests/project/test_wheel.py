@@ -45,10 +45,11 @@ class Environment:
         self.elsewhere = folder / "elsewhere"
         self.elsewhere.mkdir(parents=True)
         self.bin = folder / "env" / "bin"
+        # With PYTHONPATH, pip would find the checkout there and install nothing.
+        self.variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "env"], check=True)
-        subprocess.run(
-            [*PIP, "--python", self.bin / "python", "install", "--no-deps", "--no-index", "--no-compile", wheel], check=True
-        )
+        install = [*PIP, "--python", self.bin / "python", "install", "--no-deps", "--no-index", "--no-compile", wheel]
+        subprocess.run(install, env=self.variables, check=True)
         (self.packages,) = folder.glob("env/lib/python*/site-packages")
         paths = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
         # Folders that a .pth file names are searched last, and their own .pth files, which lead to checkouts, are not read.
@@ -56,9 +57,8 @@ class Environment:
 
     def run(self, program: str, *arguments: str) -> str:
         """What a program of the environment prints, in a folder that has nothing to do with the project."""
-        variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         command = [self.bin / program, *arguments]
-        done = subprocess.run(command, cwd=self.elsewhere, env=variables, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=self.elsewhere, env=self.variables, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
