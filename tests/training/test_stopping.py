@@ -26,7 +26,8 @@ TOGETHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 def send(number: int) -> None:
-    os.kill(os.getpid(), number)
+    """Send a signal to this thread: one sent to the process may arrive late, in a moment without the handlers of the test."""
+    signal.raise_signal(number)
 
 
 def test_only_a_second_ctrl_c_interrupts_at_once():
