@@ -43,9 +43,12 @@ class Layout(NamedTuple):
 
 
 def packed(file: h5py.File, parts: Sequence[np.ndarray], name: str = "data", **options: Any) -> None:
-    """Store arrays one after another in one data set, and their offsets in another."""
+    """Store arrays one after another in one data set, and their offsets in another; chunks are at most as large as the data."""
     file[f"{name}_offsets"] = np.cumsum([0, *map(len, parts)], dtype=np.uint64)
-    file.create_dataset(name, data=np.concatenate(parts), **options)
+    data = np.concatenate(parts)
+    if "chunks" in options:
+        options["chunks"] = (min(*options["chunks"], len(data)),)
+    file.create_dataset(name, data=data, **options)
 
 
 def unpacked(file: h5py.File, name: str = "data") -> Reader:

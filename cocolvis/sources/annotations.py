@@ -17,8 +17,8 @@ from cocolvis.faults import Fault
 from cocolvis.limits import MAX_PIXELS
 from cocolvis.progress import Announce, Progress, ignore
 from cocolvis.sources import records
-from cocolvis.sources.json_values import REFUSED
-from cocolvis.sources.lenient import as_text, elements, lists, may_repeat
+from cocolvis.sources.json_values import REFUSED, described
+from cocolvis.sources.lenient import as_text, elements, may_repeat, values
 from cocolvis.sources.records import LIST_TYPES, RECORD_TYPES, AnnotationLists, Category, ImageRecord, ListedImage, Segment
 from cocolvis.text import Buffer, refuse_other_encodings, without_mark
 
@@ -86,11 +86,11 @@ class AnnotationFile:
                 raise DataError(f"{self.name}: cannot be read as JSON: {error}") from None
         ends = [row.segmentation for row in parsed.annotations[:: max(1, len(parsed.annotations) - 1)]]
         if may_repeat(content, RECORD_TYPES, ends):
-            self._report_repeated(lists(as_text(content), RECORD_TYPES))
+            self._report_repeated(key for key, _, _ in values(as_text(content), RECORD_TYPES))
         return {"images": parsed.images, "annotations": parsed.annotations, "categories": categories or []}
 
-    def _report_repeated(self, offsets: list[tuple[str, int]]) -> None:
-        for key, count in Counter(key for key, _ in offsets).items():
+    def _report_repeated(self, keys: Iterable[str]) -> None:
+        for key, count in Counter(keys).items():
             if count > 1:
                 self._fault("repeated key", None, None, f"the file has {count} lists {key!r}; the last one counts")
 
@@ -100,14 +100,17 @@ class AnnotationFile:
         Adjacent records are parsed together unless one of them is refused. No objects are created for the rest of the file.
         """
         by_list: dict[str, list[Any]] = {key: [] for key in RECORD_TYPES}
-        located = lists(text, RECORD_TYPES)
-        offsets = dict(located)
+        located = values(text, RECORD_TYPES)
+        for key, at, end in located:
+            if text[at] != ord("["):
+                raise DataError(f"{self.name}: its {key} are {described(text[at:end].data)}; expected a list")
+        offsets = {key: at for key, at, _ in located}
         for key in ("images", "annotations"):
             if key not in offsets:
                 raise DataError(f"{self.name}: has no list {key!r}; expected an annotation file of COCO-Stuff or LVIS")
         odd = "contains something that the official files do not"
         self._announce(f"{self.name}: {odd}; it is read record by record, which takes several times as long")
-        self._report_repeated(located)
+        self._report_repeated(key for key, _, _ in located)
         categories = 0
         for key, at in offsets.items():
             for spans in elements(text, at):

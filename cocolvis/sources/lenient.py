@@ -26,10 +26,10 @@ def as_text(content: Buffer) -> np.ndarray:
     return text
 
 
-def lists(text: np.ndarray, keys: Collection[str]) -> list[tuple[str, int]]:
-    """(key, offset) of each top-level list of a JSON object whose key is one of ``keys``; a key may occur several times.
+def values(text: np.ndarray, keys: Collection[str]) -> list[tuple[str, int, int]]:
+    """(key, begin, end) of each top-level value of a JSON object whose key is one of ``keys``, except null.
 
-    Raises ValueError if the text is not a single complete JSON object.
+    A key may occur several times. Raises ValueError if the text is not a single complete JSON object.
     """
     start = json_kernels.blank(text, 0)
     if text[start : start + 1].tobytes() != b"{":
@@ -41,16 +41,16 @@ def lists(text: np.ndarray, keys: Collection[str]) -> list[tuple[str, int]]:
         raise ValueError(f"there is more after the object, which ends at byte {end}")
     found = []
     for rows in _members(text, start):
-        possible = (rows[:, 1] - rows[:, 0] <= _LONGEST_KEY) & (text[rows[:, 2]] == ord("["))
-        for key_at, key_end, at, _ in rows[possible].tolist():
+        possible = (rows[:, 1] - rows[:, 0] <= _LONGEST_KEY) & (text[rows[:, 2]] != ord("n"))
+        for key_at, key_end, at, end in rows[possible].tolist():
             key = msgspec.json.decode(strict(text, key_at, key_end))
             if key in keys:
-                found.append((key, at))
+                found.append((key, at, end))
     return found
 
 
 def may_repeat(content: Buffer, keys: Collection[str], ends: Sequence[msgspec.Raw]) -> bool:
-    """Whether the text may contain a key twice, according to a quick search; :func:`lists` decides.
+    """Whether the text may contain a key twice, according to a quick search; :func:`values` decides.
 
     ``ends`` are the first and the last value of the longest list that was parsed; the bytes between them are not searched.
     """

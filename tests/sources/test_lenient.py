@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from cocolvis.sources import json_kernels
-from cocolvis.sources.lenient import as_text, elements, lists, strict
+from cocolvis.sources.lenient import as_text, elements, strict, values
 
 SEEDS = (
     rb'{"a":[1,2.5e3,-0,true,null,"x\u00e9\"y \ud83d\ude00",{"b":[],"c":{}}],"d":"' + "é€\U0001f600".encode() + b'"}',
@@ -64,16 +64,22 @@ def test_elements_of_the_requested_lists():
     )
     found = [
         (key, [bytes(text[a:b]) for a, b in spans.tolist()])
-        for key, at in lists(text, ("images", "y"))
+        for key, at, _ in values(text, ("images", "y"))
+        if text[at] == ord("[")
         for spans in elements(text, at)
     ]
     assert found == [("images", [b"1", rb'"]\""', b"[[2]]", b'{"images":[3]}', b"NaN"]), ("images", [])]
 
 
+def test_any_value_but_null_of_a_requested_key():
+    text = as_text(b'{"a": 1.5, "b": null, "a": {"b": []}, "c": [2]}')
+    assert [(key, bytes(text[at:end])) for key, at, end in values(text, ("a", "b"))] == [("a", b"1.5"), ("a", b'{"b": []}')]
+
+
 def test_long_lists_are_read_in_parts():
     numbers = list(range(5000))
     text = as_text(json.dumps({"a": numbers}).encode())
-    [(_, at)] = lists(text, ("a",))
+    [(_, at, _)] = values(text, ("a",))
     parts = list(elements(text, at))
     assert len(parts) > 2 and [int(bytes(text[a:b])) for spans in parts for a, b in spans.tolist()] == numbers
 

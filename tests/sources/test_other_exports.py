@@ -262,6 +262,33 @@ def test_a_repeated_list_is_reported_and_the_last_one_counts(key, broken):
     assert file.categories == {3: "airplane"}
 
 
+@pytest.mark.parametrize("more", ["", ', "info": NaN'], ids=["typed", "record by record"])
+@pytest.mark.parametrize("key", RECORDS)
+@pytest.mark.parametrize(
+    ("value", "described"), [('{"1": "airplane"}', "an object"), ('"airplane"', "the text 'airplane'"), ("7", "7")]
+)
+def test_a_list_that_is_something_else_is_refused(key, value, described, more):
+    lists = {name: json.dumps([record]) for name, record in RECORDS.items()} | {key: value}
+    text = "{" + ", ".join(f'"{name}": {content}' for name, content in lists.items()) + more + "}"
+    with pytest.raises(DataError, match=rf"^file\.json: its {key} are {described}; expected a list$"):
+        read(text.encode())
+
+
+def test_categories_may_be_null():
+    lists = {name: [record] for name, record in RECORDS.items()} | {"categories": None}
+    for more in ({}, {"info": float("nan")}):
+        assert read(lists | more).categories == {}
+
+
+@pytest.mark.parametrize("first", ["9", '"nine"'], ids=["typed", "field by field"])
+@pytest.mark.parametrize(("key", "name"), [("images", "height"), ("annotations", "category_id"), ("categories", "id")])
+def test_of_a_key_that_a_record_repeats_the_last_one_counts(key, name, first):
+    lists = {other: json.dumps([record]) for other, record in RECORDS.items()}
+    lists[key] = "[" + json.dumps(RECORDS[key]).replace("{", f'{{"{name}": {first}, ', 1) + "]"
+    file = read(("{" + ", ".join(f'"{name}": {content}' for name, content in lists.items()) + "}").encode())
+    assert (file.images[7].height, file.segments(7)[0].category_id, file.categories) == (4, 3, {3: "airplane"})
+
+
 def test_a_key_elsewhere_does_not_count_as_a_list():
     lists = {name: [record | {"images": []}] for name, record in RECORDS.items()}
     assert read(lists | {"info": {"images": [], "annotations": []}}).faults == []
