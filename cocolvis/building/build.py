@@ -15,7 +15,7 @@ from cocolvis.building.overwrite import inventory
 from cocolvis.building.shard_plan import ShardPlan
 from cocolvis.building.state import BuildState
 from cocolvis.disk import lock, reading
-from cocolvis.disk.files import Unwritable, reason
+from cocolvis.disk.files import Unwritable, is_absent, reason
 from cocolvis.errors import DataError
 from cocolvis.faults import Fault
 from cocolvis.progress import Announce, Phase, Progress, ignore
@@ -72,7 +72,9 @@ class Build:
             raise DataError(f"workers is {self.workers}; expected 1 or more, or the address of a scheduler")
 
     def run(self, make_plan: Callable[[], ShardPlan], out: Path) -> dict[str, Any] | None:
-        """Write the data set of a plan to ``out`` and return its index, as in dataset.json; None after a single part.
+        """Write the data set of a plan to ``out`` and return its index, as in dataset.json.
+
+        Returns None after a single part, unless ``out`` already holds the whole data set.
 
         Finished shards are kept if an exception is raised. Raises DataError, before ``make_plan`` is called, if the mode does
         not allow the contents of the folder, or if another build is running there; later if input cannot be read for a reason
@@ -90,6 +92,11 @@ class Build:
 
     def _check_content(self, out: Path) -> None:
         """Raise DataError if the mode does not allow the contents of the folder."""
+        for folder in (out / ".build", out / "shards"):
+            if not is_absent(folder) and not folder.is_dir():
+                raise DataError(
+                    f"{folder}: is not a folder, but a build needs one there; move it away, or choose another --out"
+                )
         if self.mode is Mode.OVERWRITE:
             inventory(out)  # refuses links that lead out of the folder
         if self.mode is not Mode.FRESH:

@@ -34,13 +34,25 @@ def complete(state: BuildState, reports: Reports, announce: Announce, advice: st
     vocabulary = state.vocabulary
     index = write(state, reports)
     seen = sum((Counter(shard.get("seen", {})) for shard in reports.values()), Counter[str]())
-    for line in (*remarks.lines(seen), *numbering_advice(seen, vocabulary)):
+    for line in (*remarks.lines(seen), *numbering_advice(seen, vocabulary), *_without_classes(state, index)):
         announce(line)
     versions = Counter(entry["hdf5"] for entry in index["shards"])
     if len(versions) > 1:
         listed = ", ".join(f"{version} ({count} shards)" for version, count in sorted(versions.items()))
         announce(f"different versions of HDF5 wrote the shards: {listed}; their bytes may differ from those of another build")
     return index
+
+
+def _without_classes(state: BuildState, index: Mapping[str, Any]) -> list[str]:
+    """A line for each split that has images, but no pixel with a class."""
+    lines = []
+    for split, totals in index["splits"].items():
+        names = (Path(entry["file"]).stem for entry in index["shards"] if entry["split"] == split)
+        if totals["images"] and not any(len(ShardReader(state.shard(name)).present()[1]) for name in names):
+            lines.append(
+                f"no pixel of split {split} has a class, so nothing can be learned from it; check the labels in its masks"
+            )
+    return lines
 
 
 def write(state: BuildState, reports: Reports) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class Pictures:
         self.folder = folder
         self.place = place
         self._members: dict[str, Place] | None = None
-        if place.suffix == ".zip":
+        if is_zip(place):
             self._members = {name.rpartition("/")[2]: member for name, member in members(place).items()}
             unread = Counter(member.unread for member in self._members.values())
             if "" not in unread and unread:
@@ -51,10 +51,15 @@ class Pictures:
         return self._members.get(name, Place(str(self.place / name), folder=str(self.place.parent)))
 
 
+def is_zip(path: Path) -> bool:
+    """Whether a path ends in .zip, in lower or upper case, and is not a folder of that name."""
+    return path.suffix.lower() == ".zip" and not reading.is_folder(path)
+
+
 def check_roots(roots: Roots, option: str) -> None:
     """Raise DataError if one of them is a file other than a zip; ``option`` is what they were given with."""
     for root in map(Path, [roots] if isinstance(roots, str | Path) else roots):
-        if root.suffix != ".zip" and reading.is_file(root):
+        if not is_zip(root) and reading.is_file(root):
             raise DataError(
                 f"{root}: is neither a folder nor a file ending in .zip; give {option} the folder that holds it, or unpack it"
             )
@@ -88,7 +93,7 @@ def pictures(roots: Roots, folder: str) -> Pictures:
     """The pictures of ``folder``; raises DataError, listing the places searched, if they do not exist."""
     names = (folder, f"images/{folder}", f"{folder}.zip", f"images/{folder}.zip")
     looked = [path for name in names for path in _below(roots, name)]
-    place = next((path for path in looked if (reading.is_file if path.suffix == ".zip" else reading.is_folder)(path)), None)
+    place = next((path for path in looked if (reading.is_file if is_zip(path) else reading.is_folder)(path)), None)
     if place is None:
         where = ", ".join(str(path) for path in looked) or f"{folder}.zip among the given zip files"
         raise DataError(f"no pictures of {folder}: looked for {where}; check --coco, or use --images none")
@@ -96,12 +101,13 @@ def pictures(roots: Roots, folder: str) -> Pictures:
 
 
 def _below(roots: Roots, name: str) -> Iterator[Path]:
-    """The paths that ``name`` may have: one in each folder, and a zip that was given by its own path."""
+    """The paths that ``name`` may have: one in each folder, and a zip that was given by its own path; .ZIP counts as .zip."""
     for root in (Path(root).resolve() for root in ([roots] if isinstance(roots, str | Path) else roots)):
-        if root.suffix == ".zip":
-            yield from [root] if root.name == PurePosixPath(name).name else []
+        if is_zip(root):
+            yield from [root] if root.name.lower() == PurePosixPath(name).name else []
         else:
-            yield root / name
+            capital = root / f"{name.removesuffix('.zip')}.ZIP"
+            yield capital if name.endswith(".zip") and reading.is_file(capital) else root / name
 
 
 def _annotation_places(roots: Roots, name: str, zips: Sequence[str]) -> Iterator[tuple[Place | None, str]]:

@@ -1,5 +1,6 @@
 """Pairs the example pictures of a class with their masks, by file stem, and reads them one at a time."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +17,8 @@ from cocolvis.text import first_few, nfc
 from ess.inference.inputs import Input, find_inputs
 
 Decoded = TypeVar("Decoded")
+
+log = logging.getLogger("ess")
 
 _NAMED = 8
 """How many values of the masks a message names if none of them fits."""
@@ -40,16 +43,21 @@ def pair(images: Sequence[str], masks: Sequence[str]) -> list[tuple[Path, Path]]
 def read_examples(pairs: Sequence[tuple[Path, Path]], value: int | None = None) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Yield (picture file, image (H, W, 3) uint8 RGB, (H, W) bool marking the class) of each pair.
 
-    Masks are label files as `cocolvis import` reads them. The class is marked by ``value`` or, without a value, by every value
-    other than 0; a mask drawn in one colour on black has the value 1 there. Raises DataError if a file cannot be read, if a
-    mask has another size than its picture, and at the end if the masks mark no pixel or every pixel.
+    Masks are label files as `cocolvis import` reads them. The class is marked by ``value`` or, without a value, by the only
+    value of a mask other than 0; a mask drawn in one colour on black has the value 1 there. If most pixels are marked in this
+    way, a warning says so, because the mask may be inverted. Raises DataError if a file cannot be read, if a mask has another
+    size than its picture or, without ``value``, several values other than 0, and at the end if the masks mark no pixel or every
+    pixel.
     """
     held: dict[int, int] = {}
     for picture, mask in pairs:
         encoded = _read(picture, "picture")
         image = _decoded(picture, "picture", lambda: decode_file(encoded))  # noqa: B023 (called in the same iteration)
         labels = _labels(mask, picture, encoded, image.shape[:2], drawn=value is None)
-        for label, pixels in label_pixels(labels).items():
+        counted = label_pixels(labels)
+        if value is None and len(others := [label for label in counted if label]) > 1:
+            raise DataError(f"{mask}: holds the values {first_few(others, _NAMED)}; choose the one of the class with --value")
+        for label, pixels in counted.items():
             held[label] = held.get(label, 0) + pixels
         yield str(picture), image, labels != 0 if value is None else labels == value
     _check_held(held, value)
@@ -69,7 +77,7 @@ def _labels(mask: Path, picture: Path, encoded: bytes, size: tuple[int, int], *,
 
 
 def _check_held(held: dict[int, int], value: int | None) -> None:
-    """Raise DataError, naming the values in the masks, if no pixel is marked, or every pixel is."""
+    """Raise DataError, naming the values in the masks, if no pixel is marked, or every pixel is; warn if they look inverted."""
     if not held:
         return
     marked = [label for label in held if (label != 0 if value is None else label == value)]
@@ -80,6 +88,11 @@ def _check_held(held: dict[int, int], value: int | None) -> None:
     if len(marked) == len(held):
         choose = "; choose one of these with --value" if len(held) > 1 else ""
         raise DataError(f"every pixel of the masks {is_wanted}, which does not show where the class ends: {there}{choose}")
+    share = 1 - held.get(0, 0) / sum(held.values())
+    if value is None and share > 0.5:
+        log.warning(
+            "the masks mark %.0f %% of the pixels; if the class is where they are 0, add it with --value 0", 100 * share
+        )
 
 
 def _pictures(names: Sequence[str]) -> list[Input]:

@@ -13,7 +13,7 @@ from trees import faults, five_images
 from victims import Victim, check_unfinished, contents, halves, kept, reports, until
 
 from cli.cocolvis import main
-from cocolvis.building.build import Mode, build
+from cocolvis.building.build import Mode, Part, build
 from cocolvis.building.coco_lvis import CocoLvisOptions, CocoLvisPlan
 from cocolvis.disk.files import write_aside
 from cocolvis.errors import DataError
@@ -246,6 +246,16 @@ def test_a_disk_that_fails_in_mid_build_costs_no_finished_work(sample, tmp_path,
 def test_an_impossible_out_is_reported_in_one_line(sample, tmp_path, place, reason):
     (tmp_path / "file").touch()
     assert build_line(sample, tmp_path / place, code=1) == f"Error: {tmp_path / place}: {reason}"
+
+
+@pytest.mark.parametrize("name", [".build", "shards"])
+@pytest.mark.parametrize("how", [{}, {"mode": Mode.RESUME}, {"mode": Mode.OVERWRITE}, {"mode": Part(1, 2)}], ids=str)
+def test_a_file_in_the_place_of_a_folder_is_reported_in_one_line(sample, tmp_path, name, how):
+    (tmp_path / name).touch()
+    with pytest.raises(DataError) as raised:
+        sample.rebuild(tmp_path, **how)
+    advice = "move it away, or choose another --out"
+    assert str(raised.value) == f"{tmp_path / name}: is not a folder, but a build needs one there; {advice}"
 
 
 @pytest.mark.parametrize("workers", [1, 2])

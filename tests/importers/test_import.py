@@ -229,8 +229,19 @@ def test_any_number_of_workers_and_parts_make_the_same(tmp_path):
     for part in (2, 1):
         run(*made.arguments(tmp_path / "parts", "--workers", 1, "--shard-size", 2, "--shard", f"{part}/2"))
     run("join", tmp_path / "parts")
+    again = run(*made.arguments(tmp_path / "parts", "--workers", 1, "--shard-size", 2, "--shard", "1/2")).stdout
+    assert again == f"the data set in {tmp_path / 'parts'} is already complete; there is nothing left to build or to join\n"
     assert contents(tmp_path / "one") == contents(tmp_path / "two") == contents(tmp_path / "parts")
     assert imported(made, tmp_path / "other", "--shard-size", 5).index["digest"] == whole.index["digest"]
+
+
+def test_a_split_without_any_class_is_reported(tmp_path):
+    made = folder_of_export(tmp_path)
+    told = "no pixel of split {} has a class, so nothing can be learned from it; check the labels in its masks"
+    for number in (4, 5):
+        write_labels(made.src / f"masks/val/{number}.png", np.zeros(made.images["val"][number][1].shape, np.uint8))
+    stderr = run(*made.arguments(tmp_path / "data", "--workers", 1)).stderr
+    assert told.format("val") in stderr and told.format("train") not in stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])

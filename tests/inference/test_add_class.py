@@ -264,6 +264,29 @@ def test_masks_without_the_class_or_without_anything_else_name_their_values(run)
     assert "every pixel of the masks is other than 0, which does not show where the class ends: they hold 3, 255" in message
 
 
+def test_masks_that_do_not_say_which_value_is_the_class_are_refused(run):
+    mask = np.full((40, 52), 90, np.uint8)
+    mask[:20, :20] = 210
+    cv2.imwrite(str(run.parent / "masks" / "b.png"), mask)
+    said = "b.png: holds the values 90, 210; choose the one of the class with --value"
+    assert said in add(run, code=1).stderr and not (run / "added.json").exists()
+    add(run, "--value", 210)
+    assert [c.pixels for c in read_added(Run.open(run))] == [400]
+
+
+def test_masks_that_may_be_inverted_are_reported(run, caplog):
+    for name in "ab":
+        mask = np.full((40, 52), 255, np.uint8)
+        mask[:20, :20] = 0
+        cv2.imwrite(str(run.parent / "masks" / f"{name}.png"), mask)
+    add(run)
+    said = "the masks mark 81 % of the pixels; if the class is where they are 0, add it with --value 0"
+    assert [record.message for record in caplog.records] == [said]
+    caplog.clear()
+    add(run, "--value", 0)
+    assert [c.pixels for c in read_added(Run.open(run))] == [800] and not caplog.records
+
+
 def test_a_mask_as_its_picture_is_shown_says_so(run):
     image = Image.fromarray(np.zeros((52, 40, 3), np.uint8))
     exif = Image.Exif()

@@ -76,7 +76,19 @@ def annotations_at_the_top(built, root):
     return [root / "one", root / "two"], [built.lvis]
 
 
-LAYOUTS = (downloaded, stored_and_streamed, of_64_bits, pixel_maps_and_subfolders, annotations_at_the_top)
+def capital_endings(built, root):
+    """Zips whose names end in .ZIP, in folders whose names end in .zip, and one given by its own path."""
+    zips.write_all(built, root / "all")
+    for path in (root / "all").rglob("*.zip"):
+        path.rename(path.with_suffix(".ZIP"))
+    coco, lvis = root / "coco.zip", root / "lvis.ZIP"
+    (root / "all" / "coco").rename(coco)
+    (root / "all" / "lvis").rename(lvis)
+    (coco / "val2017.ZIP").rename(root / "VAL2017.ZIP")
+    return [coco, root / "VAL2017.ZIP"], [lvis]
+
+
+LAYOUTS = (capital_endings, downloaded, stored_and_streamed, of_64_bits, pixel_maps_and_subfolders, annotations_at_the_top)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

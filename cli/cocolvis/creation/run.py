@@ -54,7 +54,10 @@ def run_build(
     mode = Part(*part) if part else Mode.OVERWRITE if overwrite else Mode.RESUME if resume else Mode.FRESH
     how |= {"mode": mode, "workers": scheduler or workers or min(cores(), 8)}
     with progress(label) as show:
-        Build(progress=show, announce=show.line, phase=show.phase, **how).run(lambda: make_plan(show), out)
+        index = Build(progress=show, announce=show.line, phase=show.phase, **how).run(lambda: make_plan(show), out)
+    if index is not None and isinstance(mode, Part):
+        say(f"the data set in {out} is already complete; there is nothing left to build or to join")
+        return
     if isinstance(mode, Part):
         done = f"part {mode.number} of {mode.count} is built"
         say(f"{done}; once all parts are, complete the data set with `cocolvis join {out}`")
