@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from cocolvis.disk.files import read_text
 from cocolvis.errors import DataError
-from ess.setting import Range, setting, settings_of
+from ess.setting import NONE, Range, setting, settings_of
 
 MOST_STEPS = 99_999_999
 """The most steps of a training: the names of checkpoints have this many digits."""
@@ -56,7 +56,11 @@ class Config:
         " the two, or the dense baseline with one channel per class.",
     )
     k: int = setting(7, "Negatives per pixel.", Range(1, 65_535))
-    temperature: float = setting(20.0, "T, the factor of the logits.", Range(0, 1_000_000, open="least"))
+    temperature: float | Literal["learnt"] = setting(
+        20.0,
+        "T, the factor of the logits; learnt starts at 20 and stays between 1 and 100. The dense loss has none.",
+        Range(0, 1_000_000, open="least"),
+    )
     distance: Literal["euclidean", "squared", "cosine"] = setting(
         "euclidean", "Distance between the embeddings of a pixel and a class, from which a logit is computed."
     )
@@ -205,8 +209,8 @@ def _shipped(package: str, name: str, kind: str) -> dict[str, Any]:
 def load(preset_name: str | None = None, file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Config:
     """The settings in force: flags override the file, the file overrides the preset, the preset overrides the defaults.
 
-    ``steps`` on one level replaces ``epochs`` on a lower one, and vice versa. Raises DataError if a name is unknown or a value
-    is wrong.
+    ``steps`` on one level replaces ``epochs`` on a lower one, and vice versa. The word "none" turns off an optional setting of
+    a lower level. Raises DataError if a name is unknown or a value is wrong.
     """
     settings: dict[str, Any] = {}
     for where, level in (
@@ -215,10 +219,20 @@ def load(preset_name: str | None = None, file: Path | None = None, flags: Mappin
         ("flags", dict(flags or {})),
     ):
         _refuse_unknown(level, where)
-        if "steps" in level or "epochs" in level:
-            settings |= {"steps": None, "epochs": None}
-        settings |= level
+        settings = _merged(settings, level)
     return Config(**settings)
+
+
+def changed(config: Config, flags: Mapping[str, Any]) -> Config:
+    """The settings of a run, changed by flags as in :func:`load`."""
+    return Config(**_merged(config.to_json(), flags))
+
+
+def _merged(settings: dict[str, Any], level: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings, changed by those of a higher level, where the word "none" turns off a setting that is optional."""
+    length: dict[str, Any] = {"steps": None, "epochs": None} if "steps" in level or "epochs" in level else {}
+    optional = [each.name for each in settings_of(Config) if each.optional]
+    return settings | length | {name: None if value == NONE and name in optional else value for name, value in level.items()}
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def train(dataset: Dataset, folder: Path, config: Config, *, resume: bool = Fals
         check_readable(dataset, "val", limit=config.eval_limit, skip_damaged=config.skip_damaged)
     team = teams.join(config, folder)
     objective = _new_objective(team, config, len(dataset.vocabulary), tail, pretrained=run is None)
-    state = TrainingState(objective.model, config)
+    state = TrainingState(objective.model, config, objective.log_temperature)
     if run is None:
         run, begun = _begin(team, folder, dataset, config, state, resume)
     else:
@@ -122,7 +122,7 @@ class _Training:
         if not math.isfinite(value):
             ids = self.team.gather(torch.from_numpy(raw.ids).to(self.team.device)).tolist()
             raise DataError(f"loss is {value} at step {done}, lr {lr:.3g}, images {ids}; try a smaller --lr")
-        self.journal.step(done, value, lr)
+        self.journal.step(done, value, lr, self.state.temperature)
         if damaged:
             self.journal.gather_damaged(raw.damaged)
         return bool(stopping)
@@ -130,7 +130,7 @@ class _Training:
     def _save(self, done: int) -> None:
         """Write a checkpoint. All processes wait for it, because launchers end all of them when the first one ends."""
         if self.team.is_main_process:
-            self.run.save(done, self.state.result, self.state.tensors(self.team.scaler))
+            self.run.save(done, self.state.result, self.state.tensors(self.team.scaler), self.state.temperature)
         self.team.wait_for_everyone()
 
     def _evaluates_after(self, done: int) -> bool:
@@ -225,7 +225,7 @@ def _begin(
     run = Run(folder, config, dataset.vocabulary, dataset.index["digest"])
     team.wait_for_everyone()  # until all processes have looked for an earlier run
     if team.is_main_process:
-        run.begin(state.result, state.tensors())
+        run.begin(state.result, state.tensors(), state.temperature)
     return run, Checkpoint(folder, 0, None)
 
 

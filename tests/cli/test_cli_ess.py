@@ -84,6 +84,18 @@ def test_info_prints_settings_and_checkpoints(sample_dataset, tmp_path):
     assert "deeplabv3plus with mobilenetv2_100, loss knn, 1284 classes" in text and text.count("best") == 1
 
 
+def test_info_prints_a_learnt_temperature(sample_dataset, tmp_path):
+    ess("train", sample_dataset, "--out", tmp_path / "run", *SMALL, "--steps", 1, "--temperature", "learnt")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["temperature"] == "learnt"
+    found = [c["temperature"] for c in json.loads(ess("info", tmp_path / "run", "--json").stdout)["checkpoints"]]
+    text = ess("info", tmp_path / "run").stdout
+    assert 19 < found[-1] < 21 and f"{found[-1]:.2f}" in text.splitlines()[-1] and "temperature" in text
+    told = ess("train", sample_dataset, "--out", tmp_path / "run", "--resume", "--temperature", 5, code=1).stderr
+    assert "was begun with temperature 'learnt', not 5.0; it cannot change on --resume" in told
+    told = ess("train", sample_dataset, "--out", tmp_path / "new", "--temperature", "warm", code=2).stderr
+    assert "'warm' is not a valid float or one of the words learnt" in told
+
+
 def test_info_lets_no_file_steer_the_terminal(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     described = json.loads((copy / "run.json").read_text())

@@ -6,7 +6,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from cocolvis.errors import DataError
-from ess.config import Config, load, preset, preset_names
+from ess.config import Config, changed, load, preset, preset_names
 
 
 def test_flag_wins_over_file_wins_over_preset_wins_over_default(tmp_path):
@@ -41,6 +41,9 @@ def test_unknown_key_is_refused_with_a_suggestion(tmp_path):
         ({"steps": 5}, "exactly one"),
         ({"batch_size": 0}, "batch_size is 0; expected 1 or more"),
         ({"temperature": 0.0}, "temperature is 0.0; expected more than 0, at most 1000000"),
+        ({"temperature": -1.0}, "temperature is -1.0; expected more than 0, at most 1000000, or 'learnt'"),
+        ({"temperature": "warm"}, "temperature is 'warm'; expected float or 'learnt'"),
+        ({"loss": "learnt"}, "loss is 'learnt'; expected"),
         ({"scale_min": 3.0}, "scale_min <= scale_max"),
         ({"lr": -1.0}, "lr is -1.0; expected 0 or more"),
         ({"query_stride": 4.0}, r"query_stride is 4.0; expected \(1, 2, 4, 8, 16\)"),
@@ -90,6 +93,25 @@ def test_settings_go_through_their_file(tmp_path):
     config = Config(weights='/päth/\U0001f600 "x"\\', lr=1e-5, seed=2**63 - 1)
     (tmp_path / "settings.toml").write_text(config.to_toml(), encoding="utf-8")
     assert load(None, tmp_path / "settings.toml") == config
+
+
+@pytest.mark.parametrize("settings", [{"temperature": "learnt"}, {"temperature": 7.5, "dropout": 0.5}])
+def test_words_and_numbers_go_through_their_file(tmp_path, settings):
+    (tmp_path / "settings.toml").write_text(Config(**settings).to_toml())
+    assert load(None, tmp_path / "settings.toml") == Config(**settings) != Config()
+
+
+def test_none_turns_off_an_optional_setting_of_a_lower_level(tmp_path):
+    (tmp_path / "settings.toml").write_text("dropout = 0.5\neval_every = 7\nweights = 'none'\n")
+    assert load(None, tmp_path / "settings.toml", {"dropout": "none"}).dropout is None
+    (tmp_path / "other.toml").write_text("eval_every = 'none'\nstart_method = 'none'\n")
+    assert load(None, tmp_path / "other.toml") == Config()
+    run = load(None, tmp_path / "settings.toml")
+    assert (run.eval_every, run.weights) == (7, "none")
+    assert changed(run, {"eval_every": "none", "steps": 3}) == Config(dropout=0.5, weights="none", steps=3, epochs=None)
+    for settings in ({"k": "none"}, {"temperature": "none"}):
+        with pytest.raises(DataError, match=r"is 'none'; expected (int|float or 'learnt')$"):
+            load(None, None, settings)
 
 
 @pytest.mark.parametrize("line", ["lr = nan", "lr = inf", "lr = 1979-05-27", "k = [1]", "seed = 0x" + "f" * 5000, "k = true"])

@@ -116,6 +116,7 @@ OTHERS = {
     "normalize": "none",
     "optimizer": "adamw",
     "loss": "dense",
+    "temperature": "learnt",
 }
 
 

@@ -1,5 +1,7 @@
 """The effect of the loss and long-tail settings, compared with plain formulas."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -79,6 +81,24 @@ def test_the_loss_is_the_formula(batch, monkeypatch, loss, temperature, distance
         monkeypatch.setattr(cross_entropy, "EXACT_UP_TO", most)
         again = computed(batch, loss=loss, k=2, **chosen)[0]
         torch.testing.assert_close(again, few if loss == "auto" and most < CLASSES else found, rtol=1e-4, atol=1e-4)
+
+
+@changes("temperature")
+@pytest.mark.parametrize("loss", ["knn", "exact", "auto", "dense"])
+def test_a_learnt_temperature_is_that_of_the_logits_and_gets_a_gradient(batch, loss):
+    fixed, *_ = computed(batch, loss=loss, temperature=20)
+    learnt, *_, objective = computed(batch, loss=loss, temperature="learnt")
+    torch.testing.assert_close(learnt, fixed, rtol=1e-6, atol=0)
+    if loss == "dense":
+        assert objective.log_temperature is None
+        return
+    with torch.no_grad():
+        objective.log_temperature.fill_(np.log(3.0))
+    found = sum(objective(batch))
+    torch.testing.assert_close(found, sum(computed(batch, loss=loss, temperature=3.0)[:2]), rtol=1e-5, atol=0)
+    found.backward()
+    above, below = (computed(batch, loss=loss, temperature=3.0 * math.exp(step))[0] for step in (0.01, -0.01))
+    assert objective.log_temperature.grad.item() == pytest.approx((above - below).item() / 0.02, rel=1e-3)
 
 
 @changes("distance")
