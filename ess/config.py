@@ -105,7 +105,9 @@ class Config:
     epochs: int | None = setting(40, "Length of the training in epochs, instead of --steps.", _COUNT)
     batch_size: int = setting(16, "Images per step, in all processes together.", _IMAGES)
     accumulate: int = setting(1, "Parts into which each process divides its share of a batch, to save memory.", _IMAGES)
-    optimizer: Literal["sgd", "adamw"] = setting("sgd", "SGD as published, or AdamW.")
+    optimizer: Literal["sgd", "adamw"] = setting(
+        "sgd", "SGD as published, or AdamW, which spares norms, biases and class embeddings from weight decay."
+    )
     lr: float = setting(1e-2, "Learning rate of the decoder and the class embeddings.", _RATE)
     encoder_lr: float = setting(
         0.1,

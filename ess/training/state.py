@@ -94,25 +94,31 @@ _SCALER = {"scale": float, "_growth_tracker": int}
 def make_optimizer(
     model: SegmentationModel, config: Config, log_temperature: nn.Parameter | None = None
 ) -> torch.optim.Optimizer:
-    """SGD or AdamW over three groups, in this order: encoder, decoder, class embeddings; each has its own settings.
+    """SGD or AdamW; encoder, decoder and class embeddings have their own settings, and are the first three groups in this order.
 
-    A learnt temperature has the settings of the class embeddings, but no weight decay, in a fourth group.
+    The groups after them have the parameters without weight decay. With AdamW, these are all one-dimensional ones, which are
+    biases and those of norms, and the class embeddings. SGD decays everything, as published. A learnt temperature has the
+    settings of the class embeddings and is never decayed.
     """
     groups = model.parameter_groups()
+    if log_temperature is not None:
+        groups["classes"] = [*groups["classes"], log_temperature]
     settings = (
         ("encoder", config.lr * config.encoder_lr, config.momentum, config.power),
         ("decoder", config.lr, config.momentum, config.power),
         ("classes", config.lr, config.embedding_momentum, config.embedding_power),
     )
     sgd = config.optimizer == "sgd"
-    parameters = [
-        {"params": groups[name], "lr": lr, "base_lr": lr, "power": power}
-        | ({"momentum": momentum} if sgd else {"betas": (momentum, 0.999)})
-        for name, lr, momentum, power in settings
-    ]
-    if log_temperature is not None:
-        parameters.append({**parameters[-1], "params": [log_temperature], "weight_decay": 0.0})
-    return (torch.optim.SGD if sgd else torch.optim.AdamW)(parameters, weight_decay=config.weight_decay)
+    decayed, spared = [], []
+    for name, lr, momentum, power in settings:
+        shared = {"lr": lr, "base_lr": lr, "power": power} | ({"momentum": momentum} if sgd else {"betas": (momentum, 0.999)})
+        divided: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+        for parameter in groups[name]:
+            divided[parameter is not log_temperature and (sgd or (parameter.ndim > 1 and name != "classes"))].append(parameter)
+        decayed.append({"params": divided[True], **shared})
+        if divided[False]:
+            spared.append({"params": divided[False], **shared, "weight_decay": 0.0})
+    return (torch.optim.SGD if sgd else torch.optim.AdamW)(decayed + spared, weight_decay=config.weight_decay)
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, config: Config, step: int, steps: int) -> None:

@@ -29,12 +29,17 @@ def test_steps_are_made_at_the_rates_of_the_schedule(dataset, tmp_path, monkeypa
     }
     for step, one in enumerate(made):
         assert type(one.optimizer) is {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[chosen.optimizer]
-        for (part, (lr, power, momentum)), group, members in zip(parts.items(), one.groups, one.members, strict=True):
+        where = {member: group for group, members in zip(one.groups, one.members, strict=True) for member in members}
+        assert sum(map(len, one.members)) == len(where) and [*parts] == ["encoder", "decoder", "class_embeddings"]
+        for name, parameter in one.objective.model.named_parameters():
+            part, group = name.split(".")[0], where[id(parameter)]
+            lr, power, momentum = parts[part]
             rise = min(1, (step + 1) / (chosen.warmup + 1))
             assert group["lr"] == pytest.approx(max(rise * lr * (1 - step / steps) ** power, min(lr, chosen.min_lr)))
             assert (group["betas"][0] if chosen.optimizer == "adamw" else group["momentum"]) == momentum
-            assert group["weight_decay"] == chosen.weight_decay
-            assert members == {id(p) for name, p in one.objective.model.named_parameters() if name.startswith(part)}
+            spared = chosen.optimizer == "adamw" and (parameter.ndim == 1 or part == "class_embeddings")
+            assert group["weight_decay"] == (0 if spared else chosen.weight_decay)
+        assert [group["base_lr"] for group in one.groups[:3]] == [lr for lr, *_ in parts.values()]
     if settings == STILL:
         assert {one.groups[0]["lr"] for one in made} == {0.0}
     elif settings:

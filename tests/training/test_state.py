@@ -66,6 +66,22 @@ def test_a_learnt_temperature_moves_like_the_class_embeddings_without_decay_and_
         assert state.temperature == pytest.approx(limit)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_adamw_decays_matrices_alone_and_sgd_everything(optimizer):
+    settings = config(optimizer=optimizer, weight_decay=0.5, lr=0.1, encoder_lr=0.3)
+    state = TrainingState(build_model("fpn", "resnet18", classes=5, dim=3), settings, log_temperature())
+    before = {name: p.detach().clone() for name, p in state._parameters().items()}
+    for parameter in state._parameters().values():
+        parameter.grad = torch.zeros_like(parameter)
+    state.optimizer.step()
+    for name, parameter in state._parameters().items():
+        rate = 0.03 if name.startswith("encoder") else 0.1
+        spared = name == "log_temperature" or (optimizer == "adamw" and (parameter.ndim == 1 or name == "class_embeddings"))
+        torch.testing.assert_close(parameter, before[name] * (1 if spared else 1 - 0.5 * rate), rtol=1e-5, atol=0)
+    kinds = {p.ndim for p in before.values()}
+    assert kinds == {0, 1, 2, 4} and any(name.endswith("bias") and p.abs().max() > 0 for name, p in before.items())
+
+
 def test_averaged_weights_are_the_formula():
     state = TrainingState(build_model("fpn", "resnet18", classes=5, dim=3), config(ema=0.75))
     expected = state.model.class_embeddings.detach().clone()
