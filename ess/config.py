@@ -122,6 +122,9 @@ class Config:
     momentum: float = setting(0.9, "Momentum of SGD, or the first beta of AdamW.", _DECAY)
     embedding_momentum: float = setting(0.95, "Momentum or first beta for the class embeddings.", _DECAY)
     weight_decay: float = setting(1e-4, "Weight decay.", _FACTOR)
+    clip_norm: float | None = setting(
+        None, "Largest norm of the gradient of all parameters together; a longer one is scaled down to it.", _SCALE
+    )
     ema: float = setting(0.0, "Decay of averaged weights, which are then the ones evaluated and kept; 0 = off.", _DECAY)
 
     crop: int = setting(512, "Side length of the training crops in pixels.", Range(1, 16_384))

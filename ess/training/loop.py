@@ -107,7 +107,7 @@ class _Training:
         set_learning_rates(self.state.optimizer, config, step, self.steps)
         seed_step(config.seed, step, self.team.process_index)
         batch = raw.render(config.crop, self.team.device)
-        loss = optimise(self.team, self.objective, self.optimizer, batch, config.accumulate)
+        loss = optimise(self.team, self.objective, self.optimizer, batch, config.accumulate, config.clip_norm)
         self.state.after_step()
         return loss
 
@@ -171,12 +171,17 @@ class _Training:
 
 
 def optimise(
-    team: Accelerator, objective: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, accumulate: int = 1
+    team: Accelerator,
+    objective: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    accumulate: int = 1,
+    clip_norm: float | None = None,
 ) -> torch.Tensor:
     """Make a step on a batch on the device, in ``accumulate`` parts, and return the loss before the step, a float32 scalar.
 
     The loss is the mean over the labelled pixels of all processes and parts together, plus the margin penalty; all processes
-    return the same.
+    return the same. The gradient of the whole step is scaled down to the norm ``clip_norm``, if it is longer.
     """
     weight = team.unwrap_model(objective).total_weight(batch)
     total = team.reduce(weight, "sum").clamp_min(torch.finfo(weight.dtype).tiny)
@@ -187,6 +192,10 @@ def optimise(
             # Gradients are averaged over the processes, so the sum of losses is multiplied by their number.
             team.backward(losses * (team.num_processes / total) + penalty / accumulate)
         summed += losses.detach()
+    if clip_norm is not None:
+        if team.scaler is not None:
+            team.scaler.unscale_(getattr(optimizer, "optimizer", optimizer))
+        torch.nn.utils.clip_grad_norm_(objective.parameters(), clip_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return team.reduce(summed, "sum") / total + penalty.detach()

@@ -194,6 +194,6 @@ def test_a_batch_in_parts_is_the_step_on_the_whole(batch, dataset, tmp_path, mon
     assert sizes == [6, 3, 3, 2, 2, 2]
     steps = Steps(monkeypatch)
     trained(dataset, tmp_path / "run", accumulate=3, steps=1)
-    assert steps[0].accumulate == (3,)
+    assert steps[0].accumulate == 3
     with pytest.raises(DataError, match="batch_size 3 is not a multiple of processes x accumulate = 1 x 2"):
         trained(dataset, tmp_path / "other", accumulate=2, steps=1)

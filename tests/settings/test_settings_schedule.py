@@ -46,6 +46,19 @@ def test_steps_are_made_at_the_rates_of_the_schedule(dataset, tmp_path, monkeypa
         assert made[-1].groups[0]["lr"] == chosen.min_lr < made[2].groups[0]["lr"]
 
 
+@changes("clip_norm")
+@pytest.mark.parametrize("clip_norm", [None, 0.01, 1e6])
+def test_the_gradient_has_at_most_the_given_norm(dataset, tmp_path, monkeypatch, clip_norm):
+    """The step of SGD on weights without momentum and decay has the norm of lr times the gradient."""
+    monkeypatch.setattr(training, "model_from_config", tiny)
+    settings = {"momentum": 0.0, "embedding_momentum": 0.0, "weight_decay": 0.0, "encoder_lr": 1.0, "min_lr": 0.0}
+    run = trained(dataset, tmp_path / "run", clip_norm=clip_norm, steps=1, keep=2, lr=0.5, temperature=1, **settings)
+    learned = [name for name, _ in tiny(run.config, 2).named_parameters()]
+    before, after = (weights(run.folder, step) for step in (0, 1))
+    moved = sum((after[name] - before[name]).square().sum().item() for name in learned) ** 0.5 / 0.5
+    assert moved == pytest.approx(0.01, rel=1e-3) if clip_norm == 0.01 else moved > 0.1
+
+
 @changes("epochs", "repeat_threshold")
 @pytest.mark.parametrize("epochs", [1, 3])
 @pytest.mark.parametrize("threshold", [0.0, 0.4])
