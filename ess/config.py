@@ -73,6 +73,12 @@ class Config:
     query_stride: Literal[1, 2, 4, 8, 16] = setting(
         1, "Pixels per search for the nearest classes: all pixels of a block of this many share what one of them finds."
     )
+    points: int | None = setting(
+        None,
+        "Only with the dense loss: points per image at which it is computed, most of them where the prediction is uncertain;"
+        " the default is all pixels.",
+        Range(1, 16_777_216),
+    )
     margin: float = setting(0.2, "m of the margin penalty; 0 = off.", _FACTOR)
 
     repeat_threshold: float = setting(
@@ -161,6 +167,8 @@ class Config:
             each.check(getattr(self, each.name))
         if (self.steps is None) == (self.epochs is None):
             raise DataError(f"steps is {self.steps} and epochs is {self.epochs}; expected exactly one of them")
+        if self.points is not None and self.loss != "dense":
+            raise DataError(f"points is {self.points}, but loss is {self.loss!r}; points need the loss 'dense'")
         if self.scale_min > self.scale_max:
             raise DataError(f"scale_min is {self.scale_min} and scale_max {self.scale_max}; expected scale_min <= scale_max")
 

@@ -8,6 +8,7 @@ from ess.data.batches import IGNORE_INDEX, Batch
 from ess.data.longtail import NO_TAIL, Tail
 from ess.data.transforms import normalize
 from ess.losses import cross_entropy, temperature
+from ess.losses.points import point_cross_entropy
 from ess.models.network import SegmentationModel
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -36,7 +37,8 @@ class Objective(nn.Module):
         self.register_parameter("log_temperature", temperature.log_temperature() if learnt else None)
         if config.lr * config.encoder_lr == 0:
             model.freeze_encoder()
-        self._network = torch.compile(model.forward) if config.compile else model.forward
+        network = model.forward if config.points is None else model.coarse
+        self._network = torch.compile(network) if config.compile else network
         if config.freeze_bn:
             for layer in self._batch_norms():
                 layer.requires_grad_(False)
@@ -79,6 +81,12 @@ class Objective(nn.Module):
         return self
 
     def _dense_loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        if self.config.points is not None:
+            height, width = map(self.model.padded, batch.labels.shape[1:])
+            means = point_cross_entropy(
+                logits, batch.labels, self.config.points, extent=(height, width), ignore_index=IGNORE_INDEX
+            )
+            return (means * (batch.labels != IGNORE_INDEX).sum(dim=(1, 2))).sum()  # the points stand for all labelled pixels
         return cross_entropy.dense_cross_entropy(logits.float(), batch.labels, ignore_index=IGNORE_INDEX, reduction="sum")
 
     def _embedding_loss(self, embeddings: torch.Tensor, classes: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -94,7 +94,7 @@ _SCALER = {"scale": float, "_growth_tracker": int}
 def make_optimizer(
     model: SegmentationModel, config: Config, log_temperature: nn.Parameter | None = None
 ) -> torch.optim.Optimizer:
-    """SGD or AdamW; encoder, decoder and class embeddings have their own settings, and are the first three groups in this order.
+    """SGD or AdamW; encoder, decoder and class embeddings have their own settings, and are the first three groups.
 
     The groups after them have the parameters without weight decay. With AdamW, these are all one-dimensional ones, which are
     biases and those of norms, and the class embeddings. SGD decays everything, as published. A learnt temperature has the

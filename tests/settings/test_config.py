@@ -43,6 +43,7 @@ def test_unknown_key_is_refused_with_a_suggestion(tmp_path):
         ({"temperature": 0.0}, "temperature is 0.0; expected more than 0, at most 1000000"),
         ({"temperature": -1.0}, "temperature is -1.0; expected more than 0, at most 1000000, or 'learnt'"),
         ({"temperature": "warm"}, "temperature is 'warm'; expected float or 'learnt'"),
+        ({"points": 100}, "points is 100, but loss is 'knn'; points need the loss 'dense'"),
         ({"loss": "learnt"}, "loss is 'learnt'; expected"),
         ({"scale_min": 3.0}, "scale_min <= scale_max"),
         ({"lr": -1.0}, "lr is -1.0; expected 0 or more"),
