@@ -34,7 +34,7 @@ class Config:
     """
 
     arch: str = setting("deeplabv3plus", "Decoder; `ess models` lists the encoders that it works with.")
-    encoder: str = setting("resnet50", "Encoder, by its timm name.")
+    encoder: str = setting("resnet50.tv_in1k", "Encoder, by its timm name; a tag after the dot selects its weights.")
     weights: str = setting("imagenet", "Weights of the encoder: imagenet, none, or a safetensors file.")
     output_stride: Literal[8, 16] = setting(16, "Output stride of the encoder.")
     norm: Literal["batch", "group"] = setting("batch", "Normalisation in ASPP and the decoder.")
@@ -157,7 +157,9 @@ class Config:
         "tensorboard", "Where curves go: tensorboard, wandb or another tracker of accelerate, separated by commas, or none."
     )
     log_every: int = setting(20, "Steps between two lines of the log.", _COUNT)
-    eval_every: int | None = setting(None, "Steps between two evaluations on val.", _COUNT)
+    eval_every: int | Literal["epoch"] | None = setting(
+        None, "Steps between two evaluations on val, or epoch; the end of the training is evaluated too.", _COUNT
+    )
     eval_limit: int | None = setting(None, "Images per evaluation; the default is all of val.", _COUNT)
     save_every: int = setting(1000, "Steps between two checkpoints.", _COUNT)
     keep: int = setting(2, "How many of the newest checkpoints are kept, besides the best by mIoU.", _COUNT)
@@ -197,8 +199,10 @@ def preset(name: str) -> dict[str, Any]:
 
     Raises DataError, listing the known names, if there is none.
     """
-    base, *added = name.split("+")
-    settings = _shipped("ess.presets", base, "preset")
+    first, *added = name.split("+")
+    settings = _shipped("ess.presets", first, "preset")
+    while "base" in settings:  # a preset that changes another one
+        settings = _shipped("ess.presets", settings.pop("base"), "preset") | settings
     for each in added:
         settings |= variant(each)
     return settings

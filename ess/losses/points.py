@@ -21,9 +21,9 @@ def point_cross_entropy(
 
     ``logits`` (B, C, h, w) floating with C >= 2, ``labels`` (B, H, W) integer, 0..C-1 or ``ignore_index``. The logits cover an
     area of ``extent`` pixels (height, width), which is larger than H x W if images were padded at the bottom and the right; by
-    default both are the same. The points lie in H x W. Their logits are interpolated bilinearly, as if the map had first been
-    resized to its extent, and their labels are those of the pixels they lie in. Random numbers are those of torch's global
-    generator on the device.
+    default both are the same. The points are within H x W. Their logits are interpolated bilinearly, as if the map had first
+    been resized to its extent, and their labels are those of the pixels that contain them. Random numbers are those of torch's
+    global generator on the device.
     """
     extent = extent or (labels.shape[1], labels.shape[2])
     losses = []

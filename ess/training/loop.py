@@ -48,7 +48,8 @@ def train(dataset: Dataset, folder: Path, config: Config, *, resume: bool = Fals
         raise DataError(f"{folder}: already holds a run; continue it with --resume, or choose another --out")
     split = training_split(dataset, config)
     tail = tail_of(split, dataset.vocabulary, config)
-    steps = _planned_steps(config, len(split), tail)
+    epoch = epoch_length(len(split), tail.repeats) // config.batch_size
+    steps = _planned_steps(config, epoch)
     if config.eval_every is not None:
         check_readable(dataset, "val", limit=config.eval_limit, skip_damaged=config.skip_damaged)
     team = teams.join(config, folder)
@@ -67,18 +68,22 @@ def train(dataset: Dataset, folder: Path, config: Config, *, resume: bool = Fals
         closing(batches),
         explain_out_of_memory(advice),
     ):
-        _Training(team, run, dataset, steps, state, wrapped, optimizer, journal, stop).run_steps(begun, batches)
+        _Training(team, run, dataset, steps, epoch, state, wrapped, optimizer, journal, stop).run_steps(begun, batches)
     return run
 
 
 @dataclass(frozen=True, slots=True)
 class _Training:
-    """A running training of ``steps`` steps. ``objective`` and ``optimizer`` are wrapped for the ``team`` of processes."""
+    """A running training of ``steps`` steps, ``epoch`` of them per epoch.
+
+    ``objective`` and ``optimizer`` are wrapped for the ``team`` of processes.
+    """
 
     team: Accelerator
     run: Run
     dataset: Dataset
     steps: int
+    epoch: int
     state: TrainingState
     objective: torch.nn.Module
     optimizer: torch.optim.Optimizer
@@ -135,7 +140,7 @@ class _Training:
 
     def _evaluates_after(self, done: int) -> bool:
         every = self.run.config.eval_every
-        return every is not None and (done % every == 0 or done == self.steps)
+        return every is not None and (done % (self.epoch if every == "epoch" else every) == 0 or done == self.steps)
 
     def _evaluate(self, done: int) -> None:
         """Evaluate the model of checkpoint ``done`` and add the scores to it.
@@ -206,12 +211,15 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(int(np.random.default_rng([seed, step, rank]).integers(2**63)))
 
 
-def _planned_steps(config: Config, images: int, tail: Tail) -> int:
-    """The number of steps of the whole training; raises DataError if it has more digits than the names of checkpoints."""
+def _planned_steps(config: Config, epoch: int) -> int:
+    """The number of steps of the whole training, given those of an epoch.
+
+    Raises DataError if it has more digits than the names of checkpoints.
+    """
     if config.steps is not None:
         return config.steps
     assert config.epochs is not None  # Config has exactly one of the two
-    steps = config.epochs * (epoch_length(images, tail.repeats) // config.batch_size)
+    steps = config.epochs * epoch
     if steps > MOST_STEPS:
         raise DataError(f"{config.epochs} epochs are {steps} steps; expected at most {MOST_STEPS}")
     return steps

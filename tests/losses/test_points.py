@@ -24,7 +24,7 @@ def maps():
 
 
 def bilinear(places, height, width):
-    """(P, height * width) float64: the weights of the cells of a map at each place; its outermost values go on."""
+    """(P, height * width) float64: the weights of the cells of a map at each place; its outermost values are repeated."""
     found = torch.zeros(len(places), height, width, dtype=torch.float64)
     for weights, (y, x) in zip(found, places.double().tolist(), strict=True):
         row, column = y / EXTENT[0] * height - 0.5, x / EXTENT[1] * width - 0.5

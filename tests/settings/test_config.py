@@ -44,6 +44,8 @@ def test_unknown_key_is_refused_with_a_suggestion(tmp_path):
         ({"temperature": -1.0}, "temperature is -1.0; expected more than 0, at most 1000000, or 'learnt'"),
         ({"temperature": "warm"}, "temperature is 'warm'; expected float or 'learnt'"),
         ({"points": 100}, "points is 100, but loss is 'knn'; points need the loss 'dense'"),
+        ({"eval_every": "step"}, "eval_every is 'step'; expected int or 'epoch' or none"),
+        ({"eval_every": 0}, "eval_every is 0; expected 1 or more, at most 99999999, or 'epoch'"),
         ({"loss": "learnt"}, "loss is 'learnt'; expected"),
         ({"scale_min": 3.0}, "scale_min <= scale_max"),
         ({"lr": -1.0}, "lr is -1.0; expected 0 or more"),
@@ -144,8 +146,31 @@ def test_malformed_toml_is_one_line(tmp_path):
 
 
 def test_unknown_preset_lists_the_presets():
-    with pytest.raises(DataError, match="cityscapes, coco-lvis, cocostuff10k, demo"):
+    with pytest.raises(DataError, match="there are coco-lvis, demo, paper-ade20k, paper-cityscapes, paper-coco-lvis"):
         load("coco")
+
+
+def test_a_preset_changes_its_base():
+    paper, voc = preset("paper-coco-lvis"), preset("paper-voc+exact")
+    assert voc == paper | {"epochs": 80, "lr": 0.1, "loss": "exact"} and preset("coco-lvis") == paper
+    with pytest.raises(DataError, match="flags: unknown setting 'base'"):
+        load(None, None, {"base": "coco-lvis"})
+
+
+def test_the_defaults_train_like_the_paper_on_coco_lvis():
+    assert load("paper-coco-lvis", None, {"eval_every": "none", "eval_limit": "none"}) == Config()
+
+
+EPOCHS = {"coco-lvis": 40, "ade20k": 80, "cityscapes": 200, "voc": 80, "cocostuff10k": 80}
+SPECIAL = {"ade20k": {"batch_size": 10}, "cityscapes": {"scale_min": 1.0, "scale_max": 1.0, "color_jitter": 0.5}}
+
+
+@pytest.mark.parametrize("name", EPOCHS)
+def test_the_settings_of_the_paper(name):
+    expected = {"epochs": EPOCHS[name], "lr": 0.1 if name in ("cityscapes", "voc") else 0.01, **SPECIAL.get(name, {})}
+    found = load(f"paper-{name}").to_json()
+    assert found == Config(eval_every="epoch", eval_limit=1000, **expected).to_json()
+    assert found["encoder"] == "resnet50.tv_in1k" and (found["dim"], found["k"]) == (12, 7)
 
 
 @pytest.mark.parametrize("name", preset_names())
