@@ -23,17 +23,24 @@ VERSION = 1
 _SETTINGS = "settings.toml"
 _NAME = re.compile(r"step-\d{8}")
 """Only folders of such names are checkpoints: whatever else users keep beside them is left alone."""
+_OTHER_TENSORS = {"loss": "dense", "temperature": "learnt"}
+"""Setting -> the value that changes which tensors a run has. Between the other values, the setting may change."""
+
 _TENSORS = ("model.safetensors", "training.safetensors")
 
 log = logging.getLogger("ess")
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint according to its state.json: its folder, the steps done, and the scores of an evaluation at that step."""
+    """A checkpoint according to its state.json: its folder, the steps done, and the scores of an evaluation at that step.
+
+    ``temperature`` is the learnt one.
+    """
 
     folder: Path
     step: int
     scores: dict[str, Any] | None
+    temperature: float | None = None
 
     def training(self) -> dict[str, torch.Tensor]:
         """Everything except the weights, as :meth:`ess.training.state.TrainingState.tensors` returned it."""
@@ -67,9 +74,9 @@ class Run:
         self.dataset = dataset
         self.earlier = list(earlier)
 
-    def begin(self, model: torch.nn.Module, training: Mapping[str, torch.Tensor]) -> None:
+    def begin(self, model: torch.nn.Module, training: Mapping[str, torch.Tensor], temperature: float | None = None) -> None:
         """Save the untrained model as step 0, then run.json, so that every existing run can be resumed without a download."""
-        self.save(0, model, training)
+        self.save(0, model, training, temperature)
         self.write()
 
     @classmethod
@@ -113,9 +120,9 @@ class Run:
 
     def change(self, config: Config) -> None:
         """Continue with other settings; raises DataError if they describe another model."""
-        for name in ("arch", "encoder", "output_stride", "norm", "dim", "normalize", "optimizer", "loss"):
+        for name in ("arch", "encoder", "output_stride", "norm", "dim", "normalize", "optimizer", *_OTHER_TENSORS):
             old, new = getattr(self.config, name), getattr(config, name)
-            if new != old and not (name == "loss" and "dense" not in (old, new)):
+            if new != old and _OTHER_TENSORS.get(name, new) in (old, new):
                 raise DataError(f"{self.folder}: was begun with {name} {old!r}, not {new!r}; it cannot change on --resume")
         self.config = config
 
@@ -148,8 +155,12 @@ class Run:
         """Folders of checkpoints, oldest first."""
         return [path for path in sorted(self.folder.glob("checkpoints/step-*")) if _NAME.fullmatch(path.name) and path.is_dir()]
 
-    def save(self, step: int, model: torch.nn.Module, training: Mapping[str, torch.Tensor]) -> Path:
+    def save(
+        self, step: int, model: torch.nn.Module, training: Mapping[str, torch.Tensor], temperature: float | None = None
+    ) -> Path:
         """Write checkpoint ``step``: model.safetensors, training.safetensors (optimiser) and state.json, without scores.
+
+        state.json shows the learnt ``temperature``; training.safetensors has all its digits.
 
         The folder appears whole or not at all. Then earlier ones are removed, except the ``config.keep`` newest and the best.
         """
@@ -162,6 +173,7 @@ class Run:
             _save_tensors(aside / "model.safetensors", model.state_dict())
             _save_tensors(aside / "training.safetensors", training)
             state = {"step": step, "vocabulary": self.vocabulary.digest, "scores": None, "settings": self.config.to_json()}
+            state |= {} if temperature is None else {"temperature": temperature}
             write_json(aside / "state.json", state | {"sha256": {name: sha256(aside / name) for name in _TENSORS}})
             sync_folder(aside)
             shutil.rmtree(folder, ignore_errors=True)
@@ -253,9 +265,11 @@ def _described(folder: Path) -> tuple[Checkpoint, dict[str, Any]]:
     state = read_json(path)
     if not isinstance(state, dict) or state.get("step") != int(folder.name.removeprefix("step-")) or "scores" not in state:
         raise DataError(f"{path}: is not the state of this checkpoint")
-    checkpoint = Checkpoint(folder, state["step"], state["scores"])
+    checkpoint = Checkpoint(folder, state["step"], state["scores"], state.get("temperature"))
     if not (checkpoint.scores is None or (isinstance(checkpoint.scores, dict) and isinstance(checkpoint.miou, int | float))):
         raise DataError(f"{path}: holds malformed scores")
+    if not isinstance(checkpoint.temperature, int | float | None):
+        raise DataError(f"{path}: holds a malformed temperature")
     return checkpoint, state
 
 

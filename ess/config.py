@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from cocolvis.disk.files import read_text
 from cocolvis.errors import DataError
-from ess.setting import Range, setting, settings_of
+from ess.setting import NONE, Range, setting, settings_of
 
 MOST_STEPS = 99_999_999
 """The most steps of a training: the names of checkpoints have this many digits."""
@@ -34,7 +34,7 @@ class Config:
     """
 
     arch: str = setting("deeplabv3plus", "Decoder; `ess models` lists the encoders that it works with.")
-    encoder: str = setting("resnet50", "Encoder, by its timm name.")
+    encoder: str = setting("resnet50.tv_in1k", "Encoder, by its timm name; a tag after the dot selects its weights.")
     weights: str = setting("imagenet", "Weights of the encoder: imagenet, none, or a safetensors file.")
     output_stride: Literal[8, 16] = setting(16, "Output stride of the encoder.")
     norm: Literal["batch", "group"] = setting("batch", "Normalisation in ASPP and the decoder.")
@@ -56,7 +56,11 @@ class Config:
         " the two, or the dense baseline with one channel per class.",
     )
     k: int = setting(7, "Negatives per pixel.", Range(1, 65_535))
-    temperature: float = setting(20.0, "T, the factor of the logits.", Range(0, 1_000_000, open="least"))
+    temperature: float | Literal["learnt"] = setting(
+        20.0,
+        "T, the factor of the logits; learnt starts at 20 and stays between 1 and 100. The dense loss has none.",
+        Range(0, 1_000_000, open="least"),
+    )
     distance: Literal["euclidean", "squared", "cosine"] = setting(
         "euclidean", "Distance between the embeddings of a pixel and a class, from which a logit is computed."
     )
@@ -68,6 +72,12 @@ class Config:
     )
     query_stride: Literal[1, 2, 4, 8, 16] = setting(
         1, "Pixels per search for the nearest classes: all pixels of a block of this many share what one of them finds."
+    )
+    points: int | None = setting(
+        None,
+        "Only with the dense loss: points per image at which it is computed, most of them where the prediction is uncertain;"
+        " the default is all pixels.",
+        Range(1, 16_777_216),
     )
     margin: float = setting(0.2, "m of the margin penalty; 0 = off.", _FACTOR)
 
@@ -101,7 +111,9 @@ class Config:
     epochs: int | None = setting(40, "Length of the training in epochs, instead of --steps.", _COUNT)
     batch_size: int = setting(16, "Images per step, in all processes together.", _IMAGES)
     accumulate: int = setting(1, "Parts into which each process divides its share of a batch, to save memory.", _IMAGES)
-    optimizer: Literal["sgd", "adamw"] = setting("sgd", "SGD as published, or AdamW.")
+    optimizer: Literal["sgd", "adamw"] = setting(
+        "sgd", "SGD as published, or AdamW, which spares norms, biases and class embeddings from weight decay."
+    )
     lr: float = setting(1e-2, "Learning rate of the decoder and the class embeddings.", _RATE)
     encoder_lr: float = setting(
         0.1,
@@ -116,6 +128,9 @@ class Config:
     momentum: float = setting(0.9, "Momentum of SGD, or the first beta of AdamW.", _DECAY)
     embedding_momentum: float = setting(0.95, "Momentum or first beta for the class embeddings.", _DECAY)
     weight_decay: float = setting(1e-4, "Weight decay.", _FACTOR)
+    clip_norm: float | None = setting(
+        None, "Largest norm of the gradient of all parameters together; a longer one is scaled down to it.", _SCALE
+    )
     ema: float = setting(0.0, "Decay of averaged weights, which are then the ones evaluated and kept; 0 = off.", _DECAY)
 
     crop: int = setting(512, "Side length of the training crops in pixels.", Range(1, 16_384))
@@ -142,7 +157,9 @@ class Config:
         "tensorboard", "Where curves go: tensorboard, wandb or another tracker of accelerate, separated by commas, or none."
     )
     log_every: int = setting(20, "Steps between two lines of the log.", _COUNT)
-    eval_every: int | None = setting(None, "Steps between two evaluations on val.", _COUNT)
+    eval_every: int | Literal["epoch"] | None = setting(
+        None, "Steps between two evaluations on val, or epoch; the end of the training is evaluated too.", _COUNT
+    )
     eval_limit: int | None = setting(None, "Images per evaluation; the default is all of val.", _COUNT)
     save_every: int = setting(1000, "Steps between two checkpoints.", _COUNT)
     keep: int = setting(2, "How many of the newest checkpoints are kept, besides the best by mIoU.", _COUNT)
@@ -152,6 +169,8 @@ class Config:
             each.check(getattr(self, each.name))
         if (self.steps is None) == (self.epochs is None):
             raise DataError(f"steps is {self.steps} and epochs is {self.epochs}; expected exactly one of them")
+        if self.points is not None and self.loss != "dense":
+            raise DataError(f"points is {self.points}, but loss is {self.loss!r}; points need the loss 'dense'")
         if self.scale_min > self.scale_max:
             raise DataError(f"scale_min is {self.scale_min} and scale_max {self.scale_max}; expected scale_min <= scale_max")
 
@@ -180,8 +199,10 @@ def preset(name: str) -> dict[str, Any]:
 
     Raises DataError, listing the known names, if there is none.
     """
-    base, *added = name.split("+")
-    settings = _shipped("ess.presets", base, "preset")
+    first, *added = name.split("+")
+    settings = _shipped("ess.presets", first, "preset")
+    while "base" in settings:  # a preset that changes another one
+        settings = _shipped("ess.presets", settings.pop("base"), "preset") | settings
     for each in added:
         settings |= variant(each)
     return settings
@@ -205,8 +226,8 @@ def _shipped(package: str, name: str, kind: str) -> dict[str, Any]:
 def load(preset_name: str | None = None, file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Config:
     """The settings in force: flags override the file, the file overrides the preset, the preset overrides the defaults.
 
-    ``steps`` on one level replaces ``epochs`` on a lower one, and vice versa. Raises DataError if a name is unknown or a value
-    is wrong.
+    ``steps`` on one level replaces ``epochs`` on a lower one, and vice versa. The word "none" turns off an optional setting of
+    a lower level. Raises DataError if a name is unknown or a value is wrong.
     """
     settings: dict[str, Any] = {}
     for where, level in (
@@ -215,10 +236,20 @@ def load(preset_name: str | None = None, file: Path | None = None, flags: Mappin
         ("flags", dict(flags or {})),
     ):
         _refuse_unknown(level, where)
-        if "steps" in level or "epochs" in level:
-            settings |= {"steps": None, "epochs": None}
-        settings |= level
+        settings = _merged(settings, level)
     return Config(**settings)
+
+
+def changed(config: Config, flags: Mapping[str, Any]) -> Config:
+    """The settings of a run, changed by flags as in :func:`load`."""
+    return Config(**_merged(config.to_json(), flags))
+
+
+def _merged(settings: dict[str, Any], level: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings, changed by those of a higher level, where the word "none" turns off a setting that is optional."""
+    length: dict[str, Any] = {"steps": None, "epochs": None} if "steps" in level or "epochs" in level else {}
+    optional = [each.name for each in settings_of(Config) if each.optional]
+    return settings | length | {name: None if value == NONE and name in optional else value for name, value in level.items()}
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -9,6 +9,9 @@ from cocolvis.errors import DataError
 
 _T = TypeVar("_T")
 
+NONE = "none"
+"""The word for no value in flags and TOML files, where None cannot be written."""
+
 
 class Range(NamedTuple):
     """The numbers from ``least`` to ``most``, without the end that ``open`` names."""
@@ -33,11 +36,15 @@ def setting(default: _T, help: str, range: Range | None = None) -> _T:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting: ``kind`` is its type, ``choices`` are the only values allowed, if not empty; ``optional`` allows None."""
+    """One setting: ``kind`` is its type, ``choices`` are the only values allowed, if not empty; ``optional`` allows None.
+
+    ``words`` are allowed instead of a number.
+    """
 
     name: str
     kind: type
     choices: tuple[Any, ...]
+    words: tuple[str, ...]
     optional: bool
     range: Range | None
     default: Any
@@ -47,16 +54,17 @@ class Setting:
     def expected(self) -> str:
         """The values that are of the right type, in words."""
         kind = str(self.choices) if self.choices else "text in one line" if self.kind is str else self.kind.__name__
-        return f"{kind} or none" if self.optional else kind
+        return " or ".join([kind, *map(repr, self.words), *(["none"] if self.optional else [])])
 
     def check(self, value: Any) -> None:
         """Raise DataError unless the setting may have this value. Where a float is expected, an int is fine."""
-        if value is None and self.optional:
+        if (value is None and self.optional) or (type(value) is str and value in self.words):
             return
         if not self._fits(value):
             raise DataError(f"setting {self.name} is {_short(value)}; expected {self.expected}")
         if self.range is not None and not self.range.holds(value):
-            raise DataError(f"setting {self.name} is {_short(value)}; expected {self.range}")
+            words = "".join(f", or {word!r}" for word in self.words)
+            raise DataError(f"setting {self.name} is {_short(value)}; expected {self.range}{words}")
 
     def _fits(self, value: Any) -> bool:
         if self.choices:
@@ -73,15 +81,15 @@ def settings_of(described: type) -> tuple[Setting, ...]:
     settings = []
     for declared in fields(described):
         hint = hints[declared.name]
-        literal = get_origin(hint) is Literal
-        kinds = (hint,) if literal else get_args(hint) or (hint,)
-        kind = kinds[0]
-        choices = get_args(kind) if get_origin(kind) is Literal else ()
+        kinds = (hint,) if get_origin(hint) is Literal else get_args(hint) or (hint,)
+        literals = tuple(value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind))
+        plain = [kind for kind in kinds if get_origin(kind) is not Literal and kind is not NoneType]
         settings.append(
             Setting(
                 name=declared.name,
-                kind=type(choices[0]) if choices else kind,
-                choices=choices,
+                kind=plain[0] if plain else type(literals[0]),
+                choices=() if plain else literals,
+                words=literals if plain else (),
                 optional=NoneType in kinds,
                 range=declared.metadata["range"],
                 default=declared.default,

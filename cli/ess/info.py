@@ -26,7 +26,7 @@ def info(run: Path, as_json: bool) -> None:
     changed = {name: value for name, value in settings.items() if value != defaults[name]}
     found, best = opened.listed(), opened.best()
     if as_json:
-        checkpoints = [{"step": c.step, "scores": c.scores, "best": c == best} for c in found]
+        checkpoints = [{"step": c.step, "scores": c.scores, "best": c == best, "temperature": c.temperature} for c in found]
         names = {"run": str(run), "classes": len(opened.vocabulary), "steps": found[-1].step if found else 0}
         print_json(names | {"settings": settings, "changed": changed, "checkpoints": checkpoints})
         return
@@ -34,7 +34,9 @@ def info(run: Path, as_json: bool) -> None:
     say()
     print_table(("setting", "value", "default"), [(n, str(value), str(defaults[n])) for n, value in changed.items()])
     say()
-    print_table(("checkpoint", "mIoU", ""), [(c.step, _miou(c.scores), "best" if c == best else "") for c in found])
+    learnt = settings["temperature"] == "learnt"
+    rows = [(c.step, _miou(c.scores), *[f"{c.temperature or 0:.2f}"] * learnt, "best" if c == best else "") for c in found]
+    print_table(("checkpoint", "mIoU", *["temperature"] * learnt, ""), rows)
 
 
 def _miou(scores: dict[str, Any] | None) -> str:

@@ -162,7 +162,7 @@ def turn_of(case: Case, model: SegmentationModel, config: Config, device: torch.
     batch = Batch(pixels.to(device), label_blocks(*shape, case.classes).to(device), torch.arange(case.batch_size))
     team = teams.join(replace(config, track="none", batch_size=case.batch_size), Path())
     objective = (_NetworkAlone if case.contestant == "network" else Objective)(model, config).to(device).train()
-    wrapped, optimizer = team.prepare(objective, make_optimizer(model, config))
+    wrapped, optimizer = team.prepare(objective, make_optimizer(model, config, objective.log_temperature))
     return lambda: optimise(team, wrapped, optimizer, batch)
 
 

@@ -68,7 +68,7 @@ def check_readable(dataset: Dataset, split: str, *, limit: int | None = None, sk
         if damaged and len(damaged) >= min(len(images), limit or len(images)):
             raise DataError(_none_of(damaged))
     except DataError as error:
-        raise DataError(f"{error}; evaluations need this; repair it, or train without --eval-every") from None
+        raise DataError(f"{error}; evaluations need this; repair it, or train with --eval-every none") from None
 
 
 def count_pixels(

@@ -82,12 +82,18 @@ class SegmentationModel(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, H, W), normalised as for ImageNet -> embeddings (B, D, H, W) float32, or logits (B, C, H, W)."""
         height, width = images.shape[-2:]
-        padded = F.pad(images, (0, self.padded(width) - width, 0, self.padded(height) - height))
-        return self.output(padded)[:, :, :height, :width]
+        return self.output(self._pad(images))[:, :, :height, :width]
+
+    def coarse(self, images: torch.Tensor) -> torch.Tensor:
+        """Images as in :meth:`forward` -> the output of the decoder, (B, channels, h, w), neither resized nor normalised.
+
+        It covers the images after padding: :meth:`padded` pixels in each direction.
+        """
+        return self._decoded(self._pad(images))
 
     def output(self, padded: torch.Tensor) -> torch.Tensor:
         """:meth:`forward` for images whose sides are already those of :meth:`padded`."""
-        output = self._decoded(padded if self.scale is None or self.shift is None else padded * self.scale + self.shift)
+        output = self._decoded(padded)
         if self.class_embeddings is None:
             return _resize(output, padded)
         output = output.to(torch.promote_types(output.dtype, torch.float32))
@@ -124,13 +130,18 @@ class SegmentationModel(nn.Module):
         """The side in pixels to which an image side of ``length`` pixels is padded."""
         return max(self.smallest, (length + self.multiple - 1) // self.multiple * self.multiple)
 
+    def _pad(self, images: torch.Tensor) -> torch.Tensor:
+        height, width = images.shape[-2:]
+        return F.pad(images, (0, self.padded(width) - width, 0, self.padded(height) - height))
+
     def _encoded(self, images: torch.Tensor) -> Sequence[torch.Tensor]:
         if not self._frozen:
             return self.encoder(images)
         with torch.no_grad():
             return self.encoder(images)
 
-    def _decoded(self, images: torch.Tensor) -> torch.Tensor:
+    def _decoded(self, padded: torch.Tensor) -> torch.Tensor:
+        images = padded if self.scale is None or self.shift is None else padded * self.scale + self.shift
         try:
             return self.decoder(self._encoded(images))
         except ValueError as error:

@@ -87,15 +87,20 @@ class Journal:
         self._note(damaged)
         return damaged
 
-    def step(self, done: int, loss: float, lr: float) -> None:
-        """Note a step; every ``log_every`` steps and at the end, write a line and add points to the curves."""
+    def step(self, done: int, loss: float, lr: float, temperature: float | None = None) -> None:
+        """Note a step; every ``log_every`` steps and at the end, write a line and add points to the curves.
+
+        ``temperature`` is the learnt one after the step.
+        """
         self._pace.step(self._config.batch_size)
         if done % self._config.log_every and done != self._steps:
             return
         speed = self._pace.images_per_second()
         eta = timedelta(seconds=round((self._steps - done) * self._config.batch_size / speed))
-        self._say("step %d/%d  loss %.4f  lr %.3g  %.1f images/s  ETA %s", done, self._steps, loss, lr, speed, eta)
-        self._team.log({"train/loss": loss, "train/lr": lr, "train/images_per_second": speed}, step=done)
+        learnt = "" if temperature is None else f"  T {temperature:.2f}"
+        self._say("step %d/%d  loss %.4f  lr %.3g%s  %.1f images/s  ETA %s", done, self._steps, loss, lr, learnt, speed, eta)
+        points = {"train/loss": loss, "train/lr": lr, "train/images_per_second": speed}
+        self._team.log(points if temperature is None else points | {"train/temperature": temperature}, step=done)
 
     def evaluation(self, done: int, scores: dict) -> None:
         """Report the scores of an evaluation; its time is not counted as training."""

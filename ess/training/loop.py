@@ -48,12 +48,13 @@ def train(dataset: Dataset, folder: Path, config: Config, *, resume: bool = Fals
         raise DataError(f"{folder}: already holds a run; continue it with --resume, or choose another --out")
     split = training_split(dataset, config)
     tail = tail_of(split, dataset.vocabulary, config)
-    steps = _planned_steps(config, len(split), tail)
+    epoch = epoch_length(len(split), tail.repeats) // config.batch_size
+    steps = _planned_steps(config, epoch)
     if config.eval_every is not None:
         check_readable(dataset, "val", limit=config.eval_limit, skip_damaged=config.skip_damaged)
     team = teams.join(config, folder)
     objective = _new_objective(team, config, len(dataset.vocabulary), tail, pretrained=run is None)
-    state = TrainingState(objective.model, config)
+    state = TrainingState(objective.model, config, objective.log_temperature)
     if run is None:
         run, begun = _begin(team, folder, dataset, config, state, resume)
     else:
@@ -67,18 +68,22 @@ def train(dataset: Dataset, folder: Path, config: Config, *, resume: bool = Fals
         closing(batches),
         explain_out_of_memory(advice),
     ):
-        _Training(team, run, dataset, steps, state, wrapped, optimizer, journal, stop).run_steps(begun, batches)
+        _Training(team, run, dataset, steps, epoch, state, wrapped, optimizer, journal, stop).run_steps(begun, batches)
     return run
 
 
 @dataclass(frozen=True, slots=True)
 class _Training:
-    """A running training of ``steps`` steps. ``objective`` and ``optimizer`` are wrapped for the ``team`` of processes."""
+    """A running training of ``steps`` steps, ``epoch`` of them per epoch.
+
+    ``objective`` and ``optimizer`` are wrapped for the ``team`` of processes.
+    """
 
     team: Accelerator
     run: Run
     dataset: Dataset
     steps: int
+    epoch: int
     state: TrainingState
     objective: torch.nn.Module
     optimizer: torch.optim.Optimizer
@@ -107,7 +112,7 @@ class _Training:
         set_learning_rates(self.state.optimizer, config, step, self.steps)
         seed_step(config.seed, step, self.team.process_index)
         batch = raw.render(config.crop, self.team.device)
-        loss = optimise(self.team, self.objective, self.optimizer, batch, config.accumulate)
+        loss = optimise(self.team, self.objective, self.optimizer, batch, config.accumulate, config.clip_norm)
         self.state.after_step()
         return loss
 
@@ -122,7 +127,7 @@ class _Training:
         if not math.isfinite(value):
             ids = self.team.gather(torch.from_numpy(raw.ids).to(self.team.device)).tolist()
             raise DataError(f"loss is {value} at step {done}, lr {lr:.3g}, images {ids}; try a smaller --lr")
-        self.journal.step(done, value, lr)
+        self.journal.step(done, value, lr, self.state.temperature)
         if damaged:
             self.journal.gather_damaged(raw.damaged)
         return bool(stopping)
@@ -130,12 +135,12 @@ class _Training:
     def _save(self, done: int) -> None:
         """Write a checkpoint. All processes wait for it, because launchers end all of them when the first one ends."""
         if self.team.is_main_process:
-            self.run.save(done, self.state.result, self.state.tensors(self.team.scaler))
+            self.run.save(done, self.state.result, self.state.tensors(self.team.scaler), self.state.temperature)
         self.team.wait_for_everyone()
 
     def _evaluates_after(self, done: int) -> bool:
         every = self.run.config.eval_every
-        return every is not None and (done % every == 0 or done == self.steps)
+        return every is not None and (done % (self.epoch if every == "epoch" else every) == 0 or done == self.steps)
 
     def _evaluate(self, done: int) -> None:
         """Evaluate the model of checkpoint ``done`` and add the scores to it.
@@ -171,12 +176,17 @@ class _Training:
 
 
 def optimise(
-    team: Accelerator, objective: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, accumulate: int = 1
+    team: Accelerator,
+    objective: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    accumulate: int = 1,
+    clip_norm: float | None = None,
 ) -> torch.Tensor:
     """Make a step on a batch on the device, in ``accumulate`` parts, and return the loss before the step, a float32 scalar.
 
     The loss is the mean over the labelled pixels of all processes and parts together, plus the margin penalty; all processes
-    return the same.
+    return the same. The gradient of the whole step is scaled down to the norm ``clip_norm``, if it is longer.
     """
     weight = team.unwrap_model(objective).total_weight(batch)
     total = team.reduce(weight, "sum").clamp_min(torch.finfo(weight.dtype).tiny)
@@ -187,6 +197,10 @@ def optimise(
             # Gradients are averaged over the processes, so the sum of losses is multiplied by their number.
             team.backward(losses * (team.num_processes / total) + penalty / accumulate)
         summed += losses.detach()
+    if clip_norm is not None:
+        if team.scaler is not None:
+            team.scaler.unscale_(getattr(optimizer, "optimizer", optimizer))
+        torch.nn.utils.clip_grad_norm_(objective.parameters(), clip_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return team.reduce(summed, "sum") / total + penalty.detach()
@@ -197,12 +211,15 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(int(np.random.default_rng([seed, step, rank]).integers(2**63)))
 
 
-def _planned_steps(config: Config, images: int, tail: Tail) -> int:
-    """The number of steps of the whole training; raises DataError if it has more digits than the names of checkpoints."""
+def _planned_steps(config: Config, epoch: int) -> int:
+    """The number of steps of the whole training, given those of an epoch.
+
+    Raises DataError if it has more digits than the names of checkpoints.
+    """
     if config.steps is not None:
         return config.steps
     assert config.epochs is not None  # Config has exactly one of the two
-    steps = config.epochs * (epoch_length(images, tail.repeats) // config.batch_size)
+    steps = config.epochs * epoch
     if steps > MOST_STEPS:
         raise DataError(f"{config.epochs} epochs are {steps} steps; expected at most {MOST_STEPS}")
     return steps
@@ -225,7 +242,7 @@ def _begin(
     run = Run(folder, config, dataset.vocabulary, dataset.index["digest"])
     team.wait_for_everyone()  # until all processes have looked for an earlier run
     if team.is_main_process:
-        run.begin(state.result, state.tensors())
+        run.begin(state.result, state.tensors(), state.temperature)
     return run, Checkpoint(folder, 0, None)
 
 

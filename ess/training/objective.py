@@ -7,7 +7,8 @@ from ess.config import Config
 from ess.data.batches import IGNORE_INDEX, Batch
 from ess.data.longtail import NO_TAIL, Tail
 from ess.data.transforms import normalize
-from ess.losses import cross_entropy
+from ess.losses import cross_entropy, temperature
+from ess.losses.points import point_cross_entropy
 from ess.models.network import SegmentationModel
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -17,13 +18,14 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Objective(nn.Module):
     """A model and its loss as one module, so that wrappers for several devices see everything that gradients flow through.
 
-    ``config`` chooses the loss, ``tail`` gives the exact loss its bias and class weights. With ``config.freeze_bn`` the
-    encoder's BatchNorm layers keep their statistics and weights even in training mode. With a learning rate of 0, the whole
-    encoder is frozen.
+    ``config`` chooses the loss, ``tail`` gives the exact loss its bias and class weights. ``log_temperature`` is the parameter
+    of a learnt temperature. With ``config.freeze_bn`` the encoder's BatchNorm layers keep their statistics and weights even in
+    training mode. With a learning rate of 0, the whole encoder is frozen.
     """
 
     bias: torch.Tensor | None
     weight: torch.Tensor | None
+    log_temperature: nn.Parameter | None
 
     def __init__(self, model: SegmentationModel, config: Config, tail: Tail = NO_TAIL):
         super().__init__()
@@ -31,9 +33,12 @@ class Objective(nn.Module):
         self.config = config
         self.register_buffer("bias", tail.bias, persistent=False)
         self.register_buffer("weight", tail.weight, persistent=False)
+        learnt = config.temperature == "learnt" and config.loss != "dense"
+        self.register_parameter("log_temperature", temperature.log_temperature() if learnt else None)
         if config.lr * config.encoder_lr == 0:
             model.freeze_encoder()
-        self._network = torch.compile(model.forward) if config.compile else model.forward
+        network = model.forward if config.points is None else model.coarse
+        self._network = torch.compile(network) if config.compile else network
         if config.freeze_bn:
             for layer in self._batch_norms():
                 layer.requires_grad_(False)
@@ -76,16 +81,25 @@ class Objective(nn.Module):
         return self
 
     def _dense_loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        if self.config.points is not None:
+            height, width = map(self.model.padded, batch.labels.shape[1:])
+            means = point_cross_entropy(
+                logits, batch.labels, self.config.points, extent=(height, width), ignore_index=IGNORE_INDEX
+            )
+            return (means * (batch.labels != IGNORE_INDEX).sum(dim=(1, 2))).sum()  # the points stand for all labelled pixels
         return cross_entropy.dense_cross_entropy(logits.float(), batch.labels, ignore_index=IGNORE_INDEX, reduction="sum")
 
     def _embedding_loss(self, embeddings: torch.Tensor, classes: torch.Tensor, batch: Batch) -> torch.Tensor:
-        config = self.config
+        config, t = self.config, self.config.temperature
+        if self.log_temperature is not None:
+            embeddings, classes, t = temperature.with_temperature(embeddings, classes, self.log_temperature, config.distance)
+        assert not isinstance(t, str)
         if cross_entropy.chosen(config.loss, len(classes)) == "exact":
             return cross_entropy.exact_cross_entropy(
                 embeddings,
                 batch.labels,
                 classes,
-                temperature=config.temperature,
+                temperature=t,
                 distance=config.distance,
                 ignore_index=IGNORE_INDEX,
                 bias=self.bias,
@@ -98,7 +112,7 @@ class Objective(nn.Module):
             batch.labels,
             classes,
             k=config.k,
-            temperature=config.temperature,
+            temperature=t,
             distance=config.distance,
             ignore_index=IGNORE_INDEX,
             negatives=config.negatives,

@@ -4,21 +4,25 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ess.config import Config
+from ess.losses import temperature
 from ess.models.network import SegmentationModel
 
 
 class TrainingState:
     """A ``model`` in training with its ``optimizer`` and, with ``config.ema``, the exponential moving average of its weights.
 
-    Random states are not part of it, because every step seeds them from the seed of the run and its own number.
+    ``log_temperature`` is the parameter of a learnt temperature, which belongs to the loss and not to the model. Random states
+    are not part of the state, because every step seeds them from the seed of the run and its own number.
     """
 
-    def __init__(self, model: SegmentationModel, config: Config):
+    def __init__(self, model: SegmentationModel, config: Config, log_temperature: nn.Parameter | None = None):
         self.model = model
-        self.optimizer = make_optimizer(model, config)
+        self.optimizer = make_optimizer(model, config, log_temperature)
+        self._log_temperature = log_temperature
         self._average = None
         if config.ema:
             self._average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
@@ -29,20 +33,29 @@ class TrainingState:
         """The model that is evaluated and saved: the one with averaged weights, if there is one."""
         return self.model if self._average is None else cast(SegmentationModel, self._average.module)
 
+    @property
+    def temperature(self) -> float | None:
+        """The learnt temperature, or None."""
+        return None if self._log_temperature is None else self._log_temperature.exp().item()
+
     def after_step(self) -> None:
-        """Update the averaged weights with those of the step just made."""
+        """Limit the learnt temperature, and update the averaged weights with those of the step just made."""
+        if self._log_temperature is not None:
+            temperature.limit(self._log_temperature)
         if self._average is not None:
             self._average.update_parameters(self.model)
 
     def tensors(self, scaler: Any = None) -> dict[str, torch.Tensor]:
         """Everything except the weights of :attr:`result`; ``scaler`` is the loss scaler of float16 training."""
-        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        names = {id(parameter): name for name, parameter in self._parameters().items()}
         tensors = {
             f"optimizer/{key}/{names[id(parameter)]}": torch.as_tensor(value)
             for parameter, values in self.optimizer.state.items()
             for key, value in values.items()
             if value is not None
         }
+        if self._log_temperature is not None:
+            tensors[_LOG_TEMPERATURE] = self._log_temperature
         if self._average is not None:
             tensors |= {f"weights/{name}": tensor for name, tensor in self.model.state_dict().items()}
         if scaler is not None:
@@ -54,7 +67,9 @@ class TrainingState:
         """Restore what :meth:`tensors` returned, after the weights of :attr:`result` were loaded."""
         weights = _below("weights/", tensors) or self.result.state_dict()
         self.model.load_state_dict(weights)
-        parameters = dict(self.model.named_parameters())
+        if self._log_temperature is not None:
+            self._log_temperature.data.copy_(tensors[_LOG_TEMPERATURE])
+        parameters = self._parameters()
         for path, tensor in _below("optimizer/", tensors).items():
             key, name = path.split("/", 1)
             parameter = parameters[name]
@@ -63,26 +78,47 @@ class TrainingState:
         if scaler is not None and scale:
             scaler.load_state_dict(scaler.state_dict() | {key: type_(scale[key]) for key, type_ in _SCALER.items()})
 
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        """Everything that is learnt, by name."""
+        learnt = dict(self.model.named_parameters())
+        return learnt if self._log_temperature is None else learnt | {_LOG_TEMPERATURE: self._log_temperature}
+
+
+_LOG_TEMPERATURE = "log_temperature"
+"""The name of the learnt temperature in checkpoints."""
 
 _SCALER = {"scale": float, "_growth_tracker": int}
 """The entries of a loss scaler's state that change, and their types."""
 
 
-def make_optimizer(model: SegmentationModel, config: Config) -> torch.optim.Optimizer:
-    """SGD or AdamW over three groups, in this order: encoder, decoder, class embeddings; each has its own settings."""
+def make_optimizer(
+    model: SegmentationModel, config: Config, log_temperature: nn.Parameter | None = None
+) -> torch.optim.Optimizer:
+    """SGD or AdamW; encoder, decoder and class embeddings have their own settings, and are the first three groups.
+
+    The groups after them have the parameters without weight decay. With AdamW, these are all one-dimensional ones, which are
+    biases and those of norms, and the class embeddings. SGD decays everything, as published. A learnt temperature has the
+    settings of the class embeddings and is never decayed.
+    """
     groups = model.parameter_groups()
+    if log_temperature is not None:
+        groups["classes"] = [*groups["classes"], log_temperature]
     settings = (
         ("encoder", config.lr * config.encoder_lr, config.momentum, config.power),
         ("decoder", config.lr, config.momentum, config.power),
         ("classes", config.lr, config.embedding_momentum, config.embedding_power),
     )
     sgd = config.optimizer == "sgd"
-    parameters = [
-        {"params": groups[name], "lr": lr, "base_lr": lr, "power": power}
-        | ({"momentum": momentum} if sgd else {"betas": (momentum, 0.999)})
-        for name, lr, momentum, power in settings
-    ]
-    return (torch.optim.SGD if sgd else torch.optim.AdamW)(parameters, weight_decay=config.weight_decay)
+    decayed, spared = [], []
+    for name, lr, momentum, power in settings:
+        shared = {"lr": lr, "base_lr": lr, "power": power} | ({"momentum": momentum} if sgd else {"betas": (momentum, 0.999)})
+        divided: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+        for parameter in groups[name]:
+            divided[parameter is not log_temperature and (sgd or (parameter.ndim > 1 and name != "classes"))].append(parameter)
+        decayed.append({"params": divided[True], **shared})
+        if divided[False]:
+            spared.append({"params": divided[False], **shared, "weight_decay": 0.0})
+    return (torch.optim.SGD if sgd else torch.optim.AdamW)(decayed + spared, weight_decay=config.weight_decay)
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, config: Config, step: int, steps: int) -> None:

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from cli.ess import main
 from cli.ess.training.train import log_to_stderr
 from cli.run_options import inference_options
+from ess.config import Config
 from ess.inference.views import Inference
 
 DOCS = Path(__file__).parents[2] / "docs" / "ess.md"
@@ -65,7 +66,24 @@ def test_resume_goes_on_with_the_settings_of_the_run(run, sample_dataset):
     result = ess("train", sample_dataset, "--out", run, *SMALL, "--preset", "coco-lvis", "--steps", 4, "--resume")
     assert "resumed" in result.stderr and "step 4/4" in result.stderr
     message = ess("train", sample_dataset, "--out", run, "--preset", "coco-lvis", "--resume", code=1).stderr
-    assert "was begun with encoder 'mobilenetv2_100', not 'resnet50'" in message
+    assert "was begun with encoder 'mobilenetv2_100', not 'resnet50.tv_in1k'" in message
+
+
+def test_resume_without_flags_keeps_the_recorded_settings_whatever_changed_since(sample_dataset, tmp_path, monkeypatch):
+    """All defaults and the preset change between the two commands."""
+    ess("train", sample_dataset, "--out", tmp_path / "run", *SMALL, "--preset", "demo", "--steps", 1, "--eval-every", "none")
+    before = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
+    others = {"lr": 0.7, "flip": 0.9, "margin": 0.9, "eval_every": 1, "clip_norm": 3.0, "keep": 7, "k": 3, "epochs": 9}
+    for name, value in others.items():
+        assert before[name] != value
+        monkeypatch.setitem(Config.__init__.__kwdefaults__, name, value)
+    assert Config().k == 3
+    monkeypatch.setattr("ess.config.preset", lambda name: others)
+    assert "at step 1" in ess("train", sample_dataset, "--out", tmp_path / "run", "--resume").stderr
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"] == before
+    assert "step 2/2" in ess("train", sample_dataset, "--out", tmp_path / "run", "--resume", "--steps", 2).stderr
+    after = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
+    assert after == before | {"steps": 2} and before["eval_every"] is None
 
 
 def test_a_run_can_be_repeated_from_the_settings_that_it_keeps(run, sample_dataset, tmp_path):
@@ -82,6 +100,18 @@ def test_info_prints_settings_and_checkpoints(sample_dataset, tmp_path):
     assert [c["step"] for c in found["checkpoints"]] == [0, 1, 2] and sum(c["best"] for c in found["checkpoints"]) == 1
     text = ess("info", tmp_path / "run").stdout
     assert "deeplabv3plus with mobilenetv2_100, loss knn, 1284 classes" in text and text.count("best") == 1
+
+
+def test_info_prints_a_learnt_temperature(sample_dataset, tmp_path):
+    ess("train", sample_dataset, "--out", tmp_path / "run", *SMALL, "--steps", 1, "--temperature", "learnt")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["temperature"] == "learnt"
+    found = [c["temperature"] for c in json.loads(ess("info", tmp_path / "run", "--json").stdout)["checkpoints"]]
+    text = ess("info", tmp_path / "run").stdout
+    assert 19 < found[-1] < 21 and f"{found[-1]:.2f}" in text.splitlines()[-1] and "temperature" in text
+    told = ess("train", sample_dataset, "--out", tmp_path / "run", "--resume", "--temperature", 5, code=1).stderr
+    assert "was begun with temperature 'learnt', not 5.0; it cannot change on --resume" in told
+    told = ess("train", sample_dataset, "--out", tmp_path / "new", "--temperature", "warm", code=2).stderr
+    assert "'warm' is not a valid float or one of the words learnt" in told
 
 
 def test_info_lets_no_file_steer_the_terminal(run, tmp_path):
@@ -187,11 +217,12 @@ def test_models_describes_one_encoder():
 def test_preset_lists_and_prints():
     assert "coco-lvis" in ess("preset").stdout
     assert json.loads(ess("preset", "coco-lvis", "--json").stdout)["presets"]["coco-lvis"]["crop"] == 512
-    both = json.loads(ess("preset", "ade20k+baseline+group-norm", "--json").stdout)["presets"]["ade20k+baseline+group-norm"]
+    name = "paper-ade20k+baseline+group-norm"
+    both = json.loads(ess("preset", name, "--json").stdout)["presets"][name]
     assert (both["loss"], both["norm"], both["epochs"], both["batch_size"]) == ("dense", "group", 80, 10)
     assert json.loads(ess("preset", "--json").stdout)["variants"]["baseline"] == {"loss": "dense"}
-    assert "there are ade20k, cityscapes, coco-lvis" in ess("preset", "coco", code=1).stderr
-    assert "no variant 'base'; there are baseline" in ess("preset", "voc+base", code=1).stderr
+    assert "there are coco-lvis, demo, paper-ade20k" in ess("preset", "coco", code=1).stderr
+    assert "no variant 'base'; there are baseline" in ess("preset", "demo+base", code=1).stderr
 
 
 @pytest.mark.parametrize("name", sorted(main.commands))

@@ -6,7 +6,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from cocolvis.errors import DataError
-from ess.config import Config, load, preset, preset_names
+from ess.config import Config, changed, load, preset, preset_names
 
 
 def test_flag_wins_over_file_wins_over_preset_wins_over_default(tmp_path):
@@ -41,6 +41,12 @@ def test_unknown_key_is_refused_with_a_suggestion(tmp_path):
         ({"steps": 5}, "exactly one"),
         ({"batch_size": 0}, "batch_size is 0; expected 1 or more"),
         ({"temperature": 0.0}, "temperature is 0.0; expected more than 0, at most 1000000"),
+        ({"temperature": -1.0}, "temperature is -1.0; expected more than 0, at most 1000000, or 'learnt'"),
+        ({"temperature": "warm"}, "temperature is 'warm'; expected float or 'learnt'"),
+        ({"points": 100}, "points is 100, but loss is 'knn'; points need the loss 'dense'"),
+        ({"eval_every": "step"}, "eval_every is 'step'; expected int or 'epoch' or none"),
+        ({"eval_every": 0}, "eval_every is 0; expected 1 or more, at most 99999999, or 'epoch'"),
+        ({"loss": "learnt"}, "loss is 'learnt'; expected"),
         ({"scale_min": 3.0}, "scale_min <= scale_max"),
         ({"lr": -1.0}, "lr is -1.0; expected 0 or more"),
         ({"query_stride": 4.0}, r"query_stride is 4.0; expected \(1, 2, 4, 8, 16\)"),
@@ -92,6 +98,25 @@ def test_settings_go_through_their_file(tmp_path):
     assert load(None, tmp_path / "settings.toml") == config
 
 
+@pytest.mark.parametrize("settings", [{"temperature": "learnt"}, {"temperature": 7.5, "dropout": 0.5}])
+def test_words_and_numbers_go_through_their_file(tmp_path, settings):
+    (tmp_path / "settings.toml").write_text(Config(**settings).to_toml())
+    assert load(None, tmp_path / "settings.toml") == Config(**settings) != Config()
+
+
+def test_none_turns_off_an_optional_setting_of_a_lower_level(tmp_path):
+    (tmp_path / "settings.toml").write_text("dropout = 0.5\neval_every = 7\nweights = 'none'\n")
+    assert load(None, tmp_path / "settings.toml", {"dropout": "none"}).dropout is None
+    (tmp_path / "other.toml").write_text("eval_every = 'none'\nstart_method = 'none'\n")
+    assert load(None, tmp_path / "other.toml") == Config()
+    run = load(None, tmp_path / "settings.toml")
+    assert (run.eval_every, run.weights) == (7, "none")
+    assert changed(run, {"eval_every": "none", "steps": 3}) == Config(dropout=0.5, weights="none", steps=3, epochs=None)
+    for settings in ({"k": "none"}, {"temperature": "none"}):
+        with pytest.raises(DataError, match=r"is 'none'; expected (int|float or 'learnt')$"):
+            load(None, None, settings)
+
+
 @pytest.mark.parametrize("line", ["lr = nan", "lr = inf", "lr = 1979-05-27", "k = [1]", "seed = 0x" + "f" * 5000, "k = true"])
 def test_any_toml_value_that_is_wrong_is_one_line(tmp_path, line):
     (tmp_path / "settings.toml").write_text(line)
@@ -121,8 +146,31 @@ def test_malformed_toml_is_one_line(tmp_path):
 
 
 def test_unknown_preset_lists_the_presets():
-    with pytest.raises(DataError, match="cityscapes, coco-lvis, cocostuff10k, demo"):
+    with pytest.raises(DataError, match="there are coco-lvis, demo, paper-ade20k, paper-cityscapes, paper-coco-lvis"):
         load("coco")
+
+
+def test_a_preset_changes_its_base():
+    paper, voc = preset("paper-coco-lvis"), preset("paper-voc+exact")
+    assert voc == paper | {"epochs": 80, "lr": 0.1, "loss": "exact"} and preset("coco-lvis") == paper
+    with pytest.raises(DataError, match="flags: unknown setting 'base'"):
+        load(None, None, {"base": "coco-lvis"})
+
+
+def test_the_defaults_train_like_the_paper_on_coco_lvis():
+    assert load("paper-coco-lvis", None, {"eval_every": "none", "eval_limit": "none"}) == Config()
+
+
+EPOCHS = {"coco-lvis": 40, "ade20k": 80, "cityscapes": 200, "voc": 80, "cocostuff10k": 80}
+SPECIAL = {"ade20k": {"batch_size": 10}, "cityscapes": {"scale_min": 1.0, "scale_max": 1.0, "color_jitter": 0.5}}
+
+
+@pytest.mark.parametrize("name", EPOCHS)
+def test_the_settings_of_the_paper(name):
+    expected = {"epochs": EPOCHS[name], "lr": 0.1 if name in ("cityscapes", "voc") else 0.01, **SPECIAL.get(name, {})}
+    found = load(f"paper-{name}").to_json()
+    assert found == Config(eval_every="epoch", eval_limit=1000, **expected).to_json()
+    assert found["encoder"] == "resnet50.tv_in1k" and (found["dim"], found["k"]) == (12, 7)
 
 
 @pytest.mark.parametrize("name", preset_names())

@@ -31,11 +31,12 @@ def test_every_setting_has_a_row():
         flags, values, _, meaning = (cell.strip() for cell in row.strip("|").split("|"))
         assert flags.split(", ")[0] == f"`--{setting.name.replace('_', '-')}`"
         assert bool(values) == (setting.kind is not bool) and meaning == setting.help
-        assert all(f"`{choice}`" in values for choice in setting.choices)
+        assert all(f"`{value}`" in values for value in (*setting.choices, *setting.words))
 
 
 def test_ranges_and_defaults_are_shown():
     table = settings_table()
     assert "| `--dropout` | 0 or more, less than 1 |  | Dropout probability" in table
     assert "| `--batch-size` | whole number, 1 or more, at most 1048576 | `16` | Images per step" in table
+    assert "| `--temperature` | more than 0, at most 1000000, or `learnt` | `20.0` | T, " in table
     assert "| `--freeze-bn`, `--no-freeze-bn` |  | off | Leave" in table

@@ -50,7 +50,7 @@ RICH = {
     "seed": 3,
     "dim": 5,
     "loss": "exact",
-    "temperature": 7.0,
+    "temperature": "learnt",
     "distance": "squared",
     "normalize": "none",
     "margin": 0.9,
@@ -63,6 +63,7 @@ RICH = {
     "lr": 0.01,
     "encoder_lr": 0.5,
     "warmup": 2,
+    "clip_norm": 0.5,
     "ema": 0.6,
     "crop": 40,
     "color_jitter": 0.3,
@@ -83,11 +84,12 @@ def test_a_training_passes_every_setting_on(dataset, tmp_path, monkeypatch):
     tail = tail_of(split, dataset.vocabulary, chosen)
     torch.manual_seed(chosen.seed)
     objective = Objective(tiny(chosen, len(dataset.vocabulary)), chosen, tail).train()
-    state = TrainingState(objective.model, chosen)
+    state = TrainingState(objective.model, chosen, objective.log_temperature)
     for step, batch in enumerate(training_batches(split, chosen, chosen.steps, 0, tail)):
         set_learning_rates(state.optimizer, chosen, step, chosen.steps)
         training.seed_step(chosen.seed, step, 0)
-        training.optimise(Accelerator(cpu=True), objective, state.optimizer, batch.render(chosen.crop, CPU), chosen.accumulate)
+        parts = chosen.accumulate, chosen.clip_norm
+        training.optimise(Accelerator(cpu=True), objective, state.optimizer, batch.render(chosen.crop, CPU), *parts)
         state.after_step()
     assert same(weights(found.folder, 3), state.result.state_dict())
     assert same(weights(found.folder, 3, "training"), {name: tensor.detach() for name, tensor in state.tensors().items()})
@@ -116,6 +118,7 @@ OTHERS = {
     "normalize": "none",
     "optimizer": "adamw",
     "loss": "dense",
+    "temperature": "learnt",
 }
 
 

@@ -95,10 +95,16 @@ def test_points_that_a_killed_run_made_after_its_checkpoint_are_gone(dataset, tm
         ({"save_every": 99, "keep": 1}, [7], {}),
         ({"save_every": 99, "keep": 9, "eval_every": 3, "eval_limit": 2}, [0, 3, 6, 7], {3: 2, 6: 2, 7: 2}),
         ({"save_every": 4, "keep": 9, "eval_every": 5}, [0, 4, 5, 7], {5: 10, 7: 10}),
+        (
+            {"save_every": 99, "keep": 9, "eval_every": "epoch", "eval_limit": 1, "batch_size": 12},
+            [0, 3, 6, 7],
+            {3: 1, 6: 1, 7: 1},
+        ),
+        ({"save_every": 99, "keep": 9, "eval_every": "epoch", "batch_size": 4}, [0, 7], {7: 10}),
     ],
 )
 def test_checkpoints_and_evaluations_come_at_the_given_intervals(dataset, tmp_path, monkeypatch, settings, kept, evaluated):
-    assert len(dataset.split("val")) == 10
+    assert (len(dataset.split("train")), len(dataset.split("val"))) == (40, 10)
     Steps(monkeypatch)
     run = trained(dataset, tmp_path / "run", steps=7, **settings)
     assert [int(folder.name[-8:]) for folder in run.checkpoints()] == kept
@@ -194,6 +200,6 @@ def test_a_batch_in_parts_is_the_step_on_the_whole(batch, dataset, tmp_path, mon
     assert sizes == [6, 3, 3, 2, 2, 2]
     steps = Steps(monkeypatch)
     trained(dataset, tmp_path / "run", accumulate=3, steps=1)
-    assert steps[0].accumulate == (3,)
+    assert steps[0].accumulate == 3
     with pytest.raises(DataError, match="batch_size 3 is not a multiple of processes x accumulate = 1 x 2"):
         trained(dataset, tmp_path / "other", accumulate=2, steps=1)

@@ -1,5 +1,7 @@
 """The effect of the loss and long-tail settings, compared with plain formulas."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from ess.data import loader
 from ess.data.batches import Batch
 from ess.data.loader import training_batches
 from ess.data.longtail import Frequencies, tail_of
-from ess.losses import cross_entropy
+from ess.losses import cross_entropy, points
 from ess.models.network import model_from_config
 from ess.training.objective import Objective
 
@@ -79,6 +81,45 @@ def test_the_loss_is_the_formula(batch, monkeypatch, loss, temperature, distance
         monkeypatch.setattr(cross_entropy, "EXACT_UP_TO", most)
         again = computed(batch, loss=loss, k=2, **chosen)[0]
         torch.testing.assert_close(again, few if loss == "auto" and most < CLASSES else found, rtol=1e-4, atol=1e-4)
+
+
+@changes("temperature")
+@pytest.mark.parametrize("loss", ["knn", "exact", "auto", "dense"])
+def test_a_learnt_temperature_is_that_of_the_logits_and_gets_a_gradient(batch, loss):
+    fixed, *_ = computed(batch, loss=loss, temperature=20)
+    learnt, *_, objective = computed(batch, loss=loss, temperature="learnt")
+    torch.testing.assert_close(learnt, fixed, rtol=1e-6, atol=0)
+    if loss == "dense":
+        assert objective.log_temperature is None
+        return
+    with torch.no_grad():
+        objective.log_temperature.fill_(np.log(3.0))
+    found = sum(objective(batch))
+    torch.testing.assert_close(found, sum(computed(batch, loss=loss, temperature=3.0)[:2]), rtol=1e-5, atol=0)
+    found.backward()
+    above, below = (computed(batch, loss=loss, temperature=3.0 * math.exp(step))[0] for step in (0.01, -0.01))
+    assert objective.log_temperature.grad.item() == pytest.approx((above - below).item() / 0.02, rel=1e-3)
+
+
+@changes("points")
+def test_the_dense_loss_at_points_is_that_of_their_pixels_and_counts_like_all(batch, monkeypatch):
+    """With every pixel's middle as a point, it is the dense loss; otherwise it is near to it, and drawn again in each step."""
+    dense = computed(batch, loss="dense")[0]
+    found = [computed(batch, loss="dense", points=5000, seed=seed)[0] for seed in (0, 0, 1)]
+    assert found[0] == found[1] != found[2] and found[0] == pytest.approx(dense.item(), rel=0.1)
+    middles = torch.stack(torch.meshgrid(*[torch.arange(SIDE) + 0.5] * 2, indexing="ij"), dim=2).view(-1, 2)
+    monkeypatch.setattr(points, "choose_points", lambda *a, **k: middles)
+    at_pixels, _, output, *_ = computed(batch, loss="dense", points=1)
+    torch.testing.assert_close(at_pixels, dense, rtol=1e-5, atol=0)
+    assert output.shape == (2 * (SIDE // 4) ** 2, CLASSES)  # no logits at full resolution
+
+
+def test_points_see_images_that_are_padded(batch, monkeypatch):
+    """With labels on 10 x 9 pixels and maps that cover 12 x 12."""
+    cut = Batch(batch.images[..., :10, :9], batch.labels[:, :10, :9], batch.ids)
+    middles = torch.stack(torch.meshgrid(torch.arange(10) + 0.5, torch.arange(9) + 0.5, indexing="ij"), dim=2).view(-1, 2)
+    monkeypatch.setattr(points, "choose_points", lambda *a, **k: middles)
+    torch.testing.assert_close(computed(cut, loss="dense", points=1)[0], computed(cut, loss="dense")[0], rtol=1e-5, atol=0)
 
 
 @changes("distance")

@@ -83,11 +83,25 @@ def test_gradients_are_scaled_in_the_backward_pass_and_unscaled_for_the_step(ste
     assert all(torch.isfinite(p).all() for p in objective.parameters())
 
 
+@pytest.mark.parametrize("longest", [0.05, 1e4])
+def test_gradients_are_clipped_without_the_loss_scale(step, batch, longest):
+    arguments, plain = step
+    summed, penalty = plain(batch)
+    (summed / plain.total_weight(batch) + penalty).backward()
+    norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), longest)
+    assert 0.06 < norm < 100
+    torch.optim.SGD(plain.parameters(), lr=0.5).step()
+    training.optimise(*arguments, 1, longest)
+    for one, other in zip(arguments[1].parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-5)
+    assert arguments[0].scaler.get_scale() == 65536
+
+
 def test_a_step_with_an_infinite_gradient_is_left_out_and_the_scale_falls(step):
     arguments, plain = step
     joined, objective = arguments[:2]
     hook = objective.model.class_embeddings.register_hook(lambda gradient: gradient * torch.inf)
-    assert torch.isfinite(training.optimise(*arguments))
+    assert torch.isfinite(training.optimise(*arguments, 1, 0.5))
     assert joined.scaler.get_scale() == 32768
     for one, other in zip(objective.parameters(), plain.parameters(), strict=True):
         assert torch.equal(one, other)

@@ -29,16 +29,34 @@ def test_steps_are_made_at_the_rates_of_the_schedule(dataset, tmp_path, monkeypa
     }
     for step, one in enumerate(made):
         assert type(one.optimizer) is {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[chosen.optimizer]
-        for (part, (lr, power, momentum)), group, members in zip(parts.items(), one.groups, one.members, strict=True):
+        where = {member: group for group, members in zip(one.groups, one.members, strict=True) for member in members}
+        assert sum(map(len, one.members)) == len(where) and [*parts] == ["encoder", "decoder", "class_embeddings"]
+        for name, parameter in one.objective.model.named_parameters():
+            part, group = name.split(".")[0], where[id(parameter)]
+            lr, power, momentum = parts[part]
             rise = min(1, (step + 1) / (chosen.warmup + 1))
             assert group["lr"] == pytest.approx(max(rise * lr * (1 - step / steps) ** power, min(lr, chosen.min_lr)))
             assert (group["betas"][0] if chosen.optimizer == "adamw" else group["momentum"]) == momentum
-            assert group["weight_decay"] == chosen.weight_decay
-            assert members == {id(p) for name, p in one.objective.model.named_parameters() if name.startswith(part)}
+            spared = chosen.optimizer == "adamw" and (parameter.ndim == 1 or part == "class_embeddings")
+            assert group["weight_decay"] == (0 if spared else chosen.weight_decay)
+        assert [group["base_lr"] for group in one.groups[:3]] == [lr for lr, *_ in parts.values()]
     if settings == STILL:
         assert {one.groups[0]["lr"] for one in made} == {0.0}
     elif settings:
         assert made[-1].groups[0]["lr"] == chosen.min_lr < made[2].groups[0]["lr"]
+
+
+@changes("clip_norm")
+@pytest.mark.parametrize("clip_norm", [None, 0.01, 1e3])
+def test_the_gradient_has_at_most_the_given_norm(dataset, tmp_path, monkeypatch, clip_norm):
+    """The step of SGD on weights without momentum and decay has the norm of lr times the gradient."""
+    monkeypatch.setattr(training, "model_from_config", tiny)
+    settings = {"momentum": 0.0, "embedding_momentum": 0.0, "weight_decay": 0.0, "encoder_lr": 1.0, "min_lr": 0.0}
+    run = trained(dataset, tmp_path / "run", clip_norm=clip_norm, steps=1, keep=2, lr=0.5, temperature=1, **settings)
+    learned = [name for name, _ in tiny(run.config, 2).named_parameters()]
+    before, after = (weights(run.folder, step) for step in (0, 1))
+    moved = sum((after[name] - before[name]).square().sum().item() for name in learned) ** 0.5 / 0.5
+    assert moved == pytest.approx(0.01, rel=1e-3) if clip_norm == 0.01 else moved > 0.1
 
 
 @changes("epochs", "repeat_threshold")

@@ -81,6 +81,22 @@ def test_a_step_in_parts_is_the_step_on_the_mean_of_all_pixels(model, batch, set
         torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("longest", [0.3, 1e4])
+def test_the_gradient_of_a_whole_step_is_clipped(model, batch, longest, accumulate):
+    config = Config(loss="exact", temperature="learnt", freeze_bn=True)
+    ours, plain = (Objective(copy.deepcopy(model), config).train() for _ in range(2))
+    labelled = batch._replace(classes=None)
+    summed, penalty = plain(labelled)
+    (summed / plain.total_weight(labelled) + penalty).backward()
+    norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), longest)
+    assert 0.5 < norm < 1e3
+    torch.optim.SGD([p for p in plain.parameters() if p.requires_grad], lr=0.1).step()
+    optimise(Accelerator(), ours, torch.optim.SGD(ours.parameters(), lr=0.1), labelled, accumulate, longest)
+    for (name, a), b in zip(ours.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
 def test_a_batch_without_a_label_is_a_step_without_a_loss(model, batch):
     empty = batch._replace(labels=torch.full_like(batch.labels, -1), classes=None)
     for loss in ("exact", "knn", "dense"):

@@ -13,6 +13,7 @@ from cocolvis.storage.dataset import Dataset
 from ess.training.loop import train
 
 SAME = {"norm": "group", "freeze_bn": True, "dropout": 0.0, "batch_size": 4, "steps": 3, "save_every": 1, "eval_every": 3}
+SAME |= {"clip_norm": 1.0, "temperature": "learnt"}
 
 
 def torchrun(dataset, out, count, *more, **settings) -> subprocess.CompletedProcess:
@@ -34,7 +35,7 @@ def test_two_processes_are_one_with_twice_the_batch(sample_dataset, tmp_path, ca
     done = torchrun(sample_dataset, tmp_path / "two", 2, loss=loss, **SAME)
     assert done.returncode == 0 and done.stdout.count("The run is in") == 1, done.stderr
     assert losses(done.stderr) == pytest.approx(losses(caplog.text), rel=1e-3) and len(losses(done.stderr)) == 3
-    one, two = (weights(tmp_path / name, 3) for name in ("one", "two"))
+    one, two = (weights(tmp_path / name, 3) | weights(tmp_path / name, 3, "training") for name in ("one", "two"))
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)
     one, two = (

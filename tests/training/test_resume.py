@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from runs import config, flags, same, weights
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from victims import GUARD, contents, until
 
 from cocolvis.errors import DataError
@@ -46,6 +47,25 @@ def test_resuming_is_bit_identical(run, dataset, tmp_path):
         left.rmdir()
     resumed = train(dataset, tmp_path / "half", config(save_every=2), resume=True)
     assert same(weights(resumed.folder, 4), weights(run.folder, 4))
+
+
+def test_a_learnt_temperature_is_logged_stored_and_resumed_bit_by_bit(dataset, tmp_path, caplog):
+    caplog.set_level("INFO", "ess")
+    settings = {"temperature": "learnt", "lr": 0.1, "log_every": 1, "save_every": 1, "keep": 9}
+    whole = train(dataset, tmp_path / "whole", config(**settings))
+    shown = [message.split("  T ")[1].split()[0] for message in caplog.messages if "  T " in message]
+    reached = [c.temperature for c in whole.listed()]
+    assert reached[0] == pytest.approx(20) and len({*reached}) == 5 and shown == [f"{t:.2f}" for t in reached[1:]]
+    board = EventAccumulator(str(next((whole.folder / "tensorboard").iterdir()))).Reload()
+    assert [point.value for point in board.Scalars("train/temperature")] == pytest.approx(reached[1:])
+    train(dataset, tmp_path / "half", config(**settings, device="cpu"))
+    for step in (3, 4):
+        shutil.rmtree(tmp_path / "half" / "checkpoints" / f"step-{step:08d}")
+    half = train(dataset, tmp_path / "half", config(**settings), resume=True)
+    for name in ("model", "training"):
+        assert same(weights(half.folder, 4, name), weights(whole.folder, 4, name))
+    kept = weights(half.folder, 4, "training")
+    assert kept["log_temperature"].exp().item() == reached[4] and "optimizer/momentum_buffer/log_temperature" in kept
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

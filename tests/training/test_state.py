@@ -4,18 +4,20 @@ import pytest
 import torch
 from runs import config
 
+from ess.losses.temperature import log_temperature
 from ess.models.network import build_model
 from ess.training.state import TrainingState, make_optimizer, set_learning_rates
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("ema", [0.0, 0.5])
-def test_a_restored_state_goes_on_as_if_nothing_had_happened(optimizer, ema):
+@pytest.mark.parametrize(("ema", "learnt"), [(0.0, True), (0.5, False), (0.5, True)])
+def test_a_restored_state_goes_on_as_if_nothing_had_happened(optimizer, ema, learnt):
     settings = config(arch="fpn", encoder="resnet18", optimizer=optimizer, ema=ema)
     states = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        states.append(TrainingState(build_model("fpn", "resnet18", classes=5, dim=3), settings))
+        model = build_model("fpn", "resnet18", classes=5, dim=3)
+        states.append(TrainingState(model, settings, log_temperature() if learnt else None))
     first, second = states
     for step in range(2):
         move(first, step)
@@ -23,6 +25,7 @@ def test_a_restored_state_goes_on_as_if_nothing_had_happened(optimizer, ema):
     second.load({name: tensor.clone() for name, tensor in first.tensors().items()})
     for state in states:
         move(state, 2)
+    assert (first.temperature == second.temperature != 20) if learnt else first.temperature is None
     for name in ("model", "result"):
         pairs = zip(getattr(first, name).state_dict().values(), getattr(second, name).state_dict().values(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
@@ -31,10 +34,52 @@ def test_a_restored_state_goes_on_as_if_nothing_had_happened(optimizer, ema):
 def move(state: TrainingState, step: int) -> None:
     """A step with gradients that depend only on its number."""
     g = torch.Generator().manual_seed(step)
-    for parameter in state.model.parameters():
+    for parameter in state._parameters().values():
         parameter.grad = torch.randn(parameter.shape, generator=g)
     state.optimizer.step()
     state.after_step()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_learnt_temperature_moves_like_the_class_embeddings_without_decay_and_stays_in_its_limits(optimizer):
+    settings = config(optimizer=optimizer, weight_decay=0.3, embedding_power=2.0, lr=0.1)
+    log_t = log_temperature()
+    state = TrainingState(build_model("fpn", "resnet18", classes=5, dim=3), settings, log_t)
+    kind = torch.optim.SGD if optimizer == "sgd" else torch.optim.AdamW
+    options = {"momentum": 0.95} if optimizer == "sgd" else {"betas": (0.95, 0.999)}
+    alone = torch.nn.Parameter(log_t.detach().clone())
+    plain = kind([alone], lr=0.1, weight_decay=0.0, **options)
+    for step in range(3):
+        set_learning_rates(state.optimizer, settings, step, 4)
+        plain.param_groups[0]["lr"] = 0.1 * (1 - step / 4) ** 2
+        log_t.grad, alone.grad = torch.tensor(0.5), torch.tensor(0.5)
+        state.optimizer.step()
+        plain.step()
+        state.after_step()
+    torch.testing.assert_close(log_t, alone)
+    state.optimizer.param_groups[-1]["lr"] = 1.0
+    for gradient, limit in ((1e6, 1.0), (-1e6, 100.0)):
+        for _ in range(60):
+            log_t.grad = torch.tensor(gradient)
+            state.optimizer.step()
+            state.after_step()
+        assert state.temperature == pytest.approx(limit)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_adamw_decays_matrices_alone_and_sgd_everything(optimizer):
+    settings = config(optimizer=optimizer, weight_decay=0.5, lr=0.1, encoder_lr=0.3)
+    state = TrainingState(build_model("fpn", "resnet18", classes=5, dim=3), settings, log_temperature())
+    before = {name: p.detach().clone() for name, p in state._parameters().items()}
+    for parameter in state._parameters().values():
+        parameter.grad = torch.zeros_like(parameter)
+    state.optimizer.step()
+    for name, parameter in state._parameters().items():
+        rate = 0.03 if name.startswith("encoder") else 0.1
+        spared = name == "log_temperature" or (optimizer == "adamw" and (parameter.ndim == 1 or name == "class_embeddings"))
+        torch.testing.assert_close(parameter, before[name] * (1 if spared else 1 - 0.5 * rate), rtol=1e-5, atol=0)
+    kinds = {p.ndim for p in before.values()}
+    assert kinds == {0, 1, 2, 4} and any(name.endswith("bias") and p.abs().max() > 0 for name, p in before.items())
 
 
 def test_averaged_weights_are_the_formula():

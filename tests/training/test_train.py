@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
+from effects import Steps
 from import_trees import make_picture, write_labels
 from runs import config, same, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -150,6 +151,8 @@ def assert_preset_trains(dataset, folder, name, **settings):
     assert evaluate(Predictor.from_run(folder, "cpu"), dataset, limit=1)["images"] == 1
 
 
+OTHER_SCORES = {"mean_accuracy": 0.5, "fw_iou": 0.5, "groups": {}}
+
 SHORT = ("demo", "coco-lvis", "published", "group-norm", "long-tail", "baseline")
 """Presets and variants of the short form."""
 
@@ -157,6 +160,23 @@ SHORT = ("demo", "coco-lvis", "published", "group-norm", "long-tail", "baseline"
 def all_or_few(names):
     """The names, those that are not of the short form left to the long one."""
     return [name if name in SHORT else pytest.param(name, marks=pytest.mark.long) for name in names]
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_evaluates_once_an_epoch_on_some_images(name):
+    chosen = load(name)
+    assert (chosen.eval_every, chosen.eval_limit) == ("epoch", 8 if name == "demo" else 1000)
+
+
+def test_a_run_of_a_preset_keeps_its_best_checkpoint(dataset, tmp_path, monkeypatch):
+    """Three epochs of ten steps, then two steps of a fourth; the second one is the best."""
+    scored = iter([0.1, 0.3, 0.2, 0.1])
+    monkeypatch.setattr(training, "scores_of", lambda *a, **k: {"miou": next(scored), "pixel_accuracy": 0.5} | OTHER_SCORES)
+    made = Steps(monkeypatch)
+    flags = {"steps": 32, "weights": "none", "crop": 16, "batch_size": 4, "workers": 0, "keep": 1, "track": "none"}
+    run = train(dataset, tmp_path / "run", load("coco-lvis", None, flags | {"device": "cpu", "eval_limit": 1}))
+    assert len(dataset.split("train")) == 40 and len(made) == 32
+    assert {c.step: c.scores["miou"] for c in run.listed()} == {20: 0.3, 32: 0.1} and run.best().step == 20
 
 
 @pytest.mark.parametrize("name", all_or_few(preset_names()))
@@ -185,7 +205,7 @@ def test_every_network_of_the_paper(dataset, tmp_path, encoder, output_stride):
 
 
 def test_the_papers_preset_trains_on_real_images(real, tmp_path):
-    flags = {"weights": "none", "steps": 2, "batch_size": 2, "crop": 64, "workers": 0}
+    flags = {"weights": "none", "steps": 2, "batch_size": 2, "crop": 64, "workers": 0, "eval_limit": 1}
     trained = train(Dataset.open(real.data), tmp_path / "run", load("coco-lvis", None, flags))
     assert all(torch.isfinite(value).all() for value in weights(trained.folder, 2).values())
 
@@ -210,7 +230,9 @@ def test_what_an_evaluation_needs_is_looked_at_before_the_first_step(dataset, tm
         index["splits"] = {n: s for n, s in index["splits"].items() if n != "val"}
         if fault == "empty":
             index["splits"]["val"] = {**dataset.index["splits"]["val"], "images": 0}
-    with pytest.raises(DataError, match=f"({told}).*evaluations need this; repair it, or train without --eval-every") as caught:
+    with pytest.raises(
+        DataError, match=f"({told}).*evaluations need this; repair it, or train with --eval-every none"
+    ) as caught:
         train(Dataset(dataset.folder, index), tmp_path / "run", config(eval_every=2))
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
 

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from ess.config import Config
-from ess.setting import Setting, settings_of
+from ess.setting import NONE, Setting, settings_of
 
 
 def setting_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -36,16 +36,18 @@ def _flags(setting: Setting) -> list[str]:
 
 def _type(setting: Setting) -> Any:
     """The click type of a setting. :class:`ess.config.Config` checks ranges, for flags and files alike."""
-    if not setting.choices:
-        return setting.kind
-    return _Integers(setting.choices) if setting.kind is int else click.Choice(setting.choices)
+    words = setting.words + ((NONE,) if setting.optional else ())
+    if setting.choices:
+        return _Integers(setting.choices) if setting.kind is int else click.Choice(setting.choices + words)
+    return _NumberOr(setting.kind, words) if words else setting.kind
 
 
 def _values(setting: Setting) -> str:
     if setting.choices:
         return ", ".join(f"`{choice}`" for choice in setting.choices)
     if setting.range is not None:
-        return f"{'whole number, ' if setting.kind is int else ''}{setting.range}"
+        words = "".join(f", or `{word}`" for word in setting.words)
+        return f"{'whole number, ' if setting.kind is int else ''}{setting.range}{words}"
     return "" if setting.kind is bool else "text"
 
 
@@ -64,3 +66,21 @@ class _Integers(click.Choice):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Parse the text; anything other than one of the integers is wrong usage."""
         return int(super().convert(str(value), param, ctx))
+
+
+class _NumberOr(click.ParamType):
+    """A number, or one of some words, which are passed on as they are."""
+
+    def __init__(self, kind: type, words: tuple[str, ...]):
+        self._number: click.ParamType = click.INT if kind is int else click.FLOAT
+        self._words = words
+        self.name = "|".join((self._number.name, *words))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float | str:
+        """Parse the text; anything other than a number or one of the words is wrong usage."""
+        if value in self._words:
+            return value
+        try:
+            return self._number.convert(value, param, ctx)
+        except click.BadParameter as error:
+            self.fail(f"{error.message.rstrip('.')} or one of the words {', '.join(self._words)}", param, ctx)

@@ -13,7 +13,7 @@ from cli.display import say
 from cli.ess.training.settings import setting_options
 from cli.options import image_root_option, path_argument, path_option
 from cocolvis.text import escaped
-from ess.config import Config, load
+from ess.config import Config, changed, load
 
 
 def what_is_kept(given: dict[str, Any]) -> str:
@@ -67,10 +67,7 @@ def _resumed(out: Path, given: dict[str, Any]) -> Config:
     """The settings of a run, changed by the given flags."""
     from ess.checkpoint import Run
 
-    settings = Run.open(out).config.to_json()
-    if "steps" in given or "epochs" in given:
-        settings |= {"steps": None, "epochs": None}
-    return Config(**settings | given)
+    return changed(Run.open(out).config, given)
 
 
 class _PlainLines(logging.Formatter):

@@ -1,0 +1,106 @@
+"""The dense loss at points, compared with bilinear interpolation written as loops, in float64."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ess.losses import points as module
+from ess.losses.points import choose_points, labels_at, logits_at, point_cross_entropy
+
+CLASSES, EXTENT = 5, (20, 24)
+
+
+@pytest.fixture
+def maps():
+    """Logits at a quarter of 20 x 24 pixels, and labels on 18 x 21 of them; the second image has few labels, the third none."""
+    g = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(3, CLASSES, 5, 6, generator=g, dtype=torch.float64)
+    labels = torch.randint(-1, CLASSES, (3, 18, 21), generator=g, dtype=torch.int16)
+    labels[1, 2:] = -1
+    labels[2] = -1
+    return logits, labels
+
+
+def bilinear(places, height, width):
+    """(P, height * width) float64: the weights of the cells of a map at each place; its outermost values are repeated."""
+    found = torch.zeros(len(places), height, width, dtype=torch.float64)
+    for weights, (y, x) in zip(found, places.double().tolist(), strict=True):
+        row, column = y / EXTENT[0] * height - 0.5, x / EXTENT[1] * width - 0.5
+        for i in (math.floor(row), math.floor(row) + 1):
+            for j in (math.floor(column), math.floor(column) + 1):
+                share = (1 - abs(row - i)) * (1 - abs(column - j))
+                weights[min(max(i, 0), height - 1), min(max(j, 0), width - 1)] += share
+    return found.flatten(1)
+
+
+def interpolated(logits, places):
+    """The logits (P, C) float64 of a map (C, h, w) at places (P, 2)."""
+    return bilinear(places, *logits.shape[1:]) @ logits.double().flatten(1).T
+
+
+def pixels_of(labels, places):
+    return torch.tensor([labels[min(int(y), 17), min(int(x), 20)].item() for y, x in places.tolist()])
+
+
+def test_logits_and_labels_are_those_of_the_places(maps):
+    logits, labels = (each[0] for each in maps)
+    places = torch.rand(200, 2, generator=torch.Generator().manual_seed(1)) * torch.tensor([18.0, 21.0])
+    places[:4] = torch.tensor([[0, 0], [18, 21], [17.999, 0.5], [0.25, 20.99]])
+    found = logits_at(logits.float(), places, EXTENT)
+    torch.testing.assert_close(found.double(), interpolated(logits, places), rtol=1e-4, atol=1e-4)
+    assert torch.equal(labels_at(labels.long(), places), pixels_of(labels, places))
+
+
+def test_logits_in_the_middles_of_pixels_are_those_of_the_resized_map(maps):
+    logits = maps[0][0].float()
+    places = torch.stack(torch.meshgrid(torch.arange(18) + 0.5, torch.arange(21) + 0.5, indexing="ij"), dim=2)
+    whole = F.interpolate(logits[None], size=EXTENT, mode="bilinear", align_corners=False)[0, :, :18, :21]
+    found = logits_at(logits, places.view(-1, 2), EXTENT).T.view(CLASSES, 18, 21)
+    torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_the_uncertain_points_are_the_most_uncertain_of_three_times_as_many(maps, monkeypatch):
+    logits, labels = maps[0][0].float(), maps[1][0]
+    drawn, rand = [], torch.rand
+    monkeypatch.setattr(torch, "rand", lambda *a, **k: drawn.append(rand(*a, **k)) or drawn[-1])
+    chosen = choose_points(logits, labels, 41, extent=EXTENT)
+    size = torch.tensor([18.0, 21.0])
+    assert [len(each) for each in drawn] == [123, 11] and torch.equal(chosen[30:], drawn[1] * size)
+    places = drawn[0] * size
+    second, first = interpolated(logits, places).sort(dim=1).values[:, -2:].T
+    margins = torch.where(pixels_of(labels, places) < 0, torch.inf, first - second)
+    best = places[margins.argsort()[:30]]
+    assert {*map(tuple, chosen[:30].tolist())} == {*map(tuple, best.tolist())}
+    assert margins.isinf().sum() > 10
+    few = choose_points(logits, maps[1][1], 400, extent=EXTENT)  # more than there are labelled ones
+    assert len(few) == 400 and (few >= 0).all() and (few <= size).all()
+
+
+def test_the_loss_and_its_gradient_are_the_means_over_the_labelled_points(maps, monkeypatch):
+    logits, labels = maps
+    kept, original = [], module.choose_points
+    monkeypatch.setattr(module, "choose_points", lambda *a, **k: kept.append(original(*a, **k)) or kept[-1])
+    ours, truth = logits.float().requires_grad_(), logits.clone().requires_grad_()
+    torch.manual_seed(0)
+    found = point_cross_entropy(ours, labels, 60, extent=EXTENT)
+    targets = [pixels_of(mask, places) for mask, places in zip(labels, kept, strict=True)]
+    pairs = [(interpolated(z, places), t) for z, places, t in zip(truth, kept, targets, strict=True)]
+    expected = [F.cross_entropy(z, t, ignore_index=-1) if (t >= 0).any() else z.sum() * 0 for z, t in pairs]
+    torch.testing.assert_close(found.double(), torch.stack(expected), rtol=1e-4, atol=1e-6)
+    assert found[2] == 0 and [len(places) for places in kept] == [60] * 3 and 1 < (targets[1] >= 0).sum() < 60
+    factors = torch.tensor([2.0, 3.0, 4.0])
+    (found @ factors).backward()
+    sum(f * loss for f, loss in zip(factors.double(), expected, strict=True)).backward()
+    torch.testing.assert_close(ours.grad.double(), truth.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_bf16_maps_are_computed_in_float32(maps):
+    logits, labels = maps
+    torch.manual_seed(0)
+    half = point_cross_entropy(logits.bfloat16(), labels, 50, extent=EXTENT)
+    torch.manual_seed(0)
+    assert half.dtype == torch.float32 and torch.equal(
+        half, point_cross_entropy(logits.bfloat16().float(), labels, 50, extent=EXTENT)
+    )
