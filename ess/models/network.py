@@ -171,7 +171,8 @@ def build_model(
 
     ``head`` "dense" gives C logits instead of ``dim`` channels. ``output_stride``, 8 or 16, applies only to "deeplabv3plus".
     ``features`` are those that "linear" reads, as in :func:`ess.models.linear.linear`. ``norm`` "group" replaces BatchNorm by
-    GroupNorm in the decoder. ``weights`` of the encoder are None for random ones, "imagenet", or a file. Raises DataError if an argument does not fit.
+    GroupNorm in the decoder. ``weights`` of the encoder are None for random ones, "imagenet", or a file. Raises DataError if an
+    argument does not fit.
     """
     cfg = check_pair(arch, encoder)
     _check("head", head, HEADS)

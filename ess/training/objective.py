@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from ess.config import Config
-from ess.data.batches import IGNORE_INDEX, Batch
+from ess.data.batches import IGNORE_INDEX, Batch, FeatureBatch
 from ess.data.longtail import NO_TAIL, Tail
 from ess.data.transforms import normalize
 from ess.losses import cross_entropy
@@ -34,6 +34,7 @@ class Objective(nn.Module):
         if config.lr * config.encoder_lr == 0:
             model.freeze_encoder()
         self._network = torch.compile(model.forward) if config.compile else model.forward
+        self._decode = torch.compile(model.decode) if config.compile else model.decode
         if config.freeze_bn:
             for layer in self._batch_norms():
                 layer.requires_grad_(False)
@@ -44,15 +45,12 @@ class Objective(nn.Module):
                 if isinstance(layer, nn.modules.dropout._DropoutNd):
                     layer.p = config.dropout
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, batch: Batch | FeatureBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """(the sum of the losses of all labelled pixels, each times its class's weight; the margin penalty), float32 scalars.
 
         The caller divides the sum by :meth:`total_weight`, taken over all processes and parts of a step together.
         """
-        images = normalize(batch.images).contiguous(memory_format=self._memory_format)
-        dtype = _AUTOCAST.get(self.config.precision)
-        with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
-            output = self._network(images)
+        output = self._output(batch)
         if self.config.loss == "dense":
             return self._dense_loss(output, batch), output.new_zeros((), dtype=torch.float32)
         classes = self.model.classes()
@@ -60,7 +58,16 @@ class Objective(nn.Module):
         margin = self.config.margin
         return loss, cross_entropy.margin_penalty(classes, margin=margin) if margin else loss.new_zeros(())
 
-    def total_weight(self, batch: Batch) -> torch.Tensor:
+    def _output(self, batch: Batch | FeatureBatch) -> torch.Tensor:
+        """The output of the network for the pixels of a batch, or of its decoder for stored features."""
+        dtype = _AUTOCAST.get(self.config.precision)
+        with torch.autocast(batch.labels.device.type, dtype, enabled=dtype is not None):
+            if isinstance(batch, FeatureBatch):
+                features = [each.float().contiguous(memory_format=self._memory_format) for each in batch.features]
+                return self._decode(features, tuple(batch.labels.shape[-2:]))
+            return self._network(normalize(batch.images).contiguous(memory_format=self._memory_format))
+
+    def total_weight(self, batch: Batch | FeatureBatch) -> torch.Tensor:
         """The number of labelled pixels, or the sum of their classes' weights: a float32 scalar."""
         labelled = batch.labels != IGNORE_INDEX
         if self.weight is None:
@@ -75,10 +82,10 @@ class Objective(nn.Module):
                 layer.eval()
         return self
 
-    def _dense_loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def _dense_loss(self, logits: torch.Tensor, batch: Batch | FeatureBatch) -> torch.Tensor:
         return cross_entropy.dense_cross_entropy(logits.float(), batch.labels, ignore_index=IGNORE_INDEX, reduction="sum")
 
-    def _embedding_loss(self, embeddings: torch.Tensor, classes: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def _embedding_loss(self, embeddings: torch.Tensor, classes: torch.Tensor, batch: Batch | FeatureBatch) -> torch.Tensor:
         config = self.config
         if cross_entropy.chosen(config.loss, len(classes)) == "exact":
             return cross_entropy.exact_cross_entropy(
