@@ -1,6 +1,7 @@
 """Training batches of stored features: crops begin at multiples of the coarsest stride, and labels are cropped with them."""
 
 from collections.abc import Generator, Sequence
+from contextlib import closing
 
 import numpy as np
 
@@ -79,7 +80,8 @@ def feature_batches(
     share: tuple[int, int] = (0, 1),
 ) -> Generator[RawFeatures, None, None]:
     """:func:`ess.data.loader.training_batches` with stored features: the same images in the same steps."""
-    for batch in loaded(TrainingFeatures(split, features, config, tail), config, steps, start, tail, share):
-        if isinstance(batch, DataError):
-            raise batch
-        yield batch
+    with closing(loaded(TrainingFeatures(split, features, config, tail), config, steps, start, tail, share)) as batches:
+        for batch in batches:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch

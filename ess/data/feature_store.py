@@ -6,7 +6,9 @@ A file is named by the SHA-256 of its own bytes, so a damaged one is recognised 
 import hashlib
 import logging
 import re
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from io import BytesIO
 from math import prod
 from pathlib import Path
@@ -24,6 +26,9 @@ VERSION = 1
 
 _FILE_BYTES = 2**26
 """Features are written when they reach this size: what a killed process has to compute again."""
+
+_ABANDONED = 3600.0
+"""Seconds after which a temporary file belongs to no process any more: it is written at once and then renamed."""
 
 _NAME = re.compile(r"[0-9a-f]{64}\.h5")
 
@@ -65,12 +70,20 @@ class FeatureStore:
         self.maps = maps
         self._places: dict[bytes, _Place] = {}
         self._waiting: dict[bytes, list[np.ndarray]] = {}
+        self._waiting_bytes = 0
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._places or key in self._waiting
 
     def find(self) -> None:
-        """Find the features in the folder. Damaged files are removed with a warning, so that they are computed again."""
+        """Find the features in the folder. Damaged files are removed with a warning, so that they are computed again.
+
+        Temporary files that killed processes left long ago are removed too.
+        """
+        for left in self.folder.glob(".*.h5.*.tmp"):
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > _ABANDONED:
+                    left.unlink()
         known = {place.path for place in self._places.values()}
         for path in sorted(self.folder.glob("*.h5")):
             if path in known or not _NAME.fullmatch(path.name):
@@ -84,7 +97,8 @@ class FeatureStore:
     def add(self, key: bytes, features: list[np.ndarray]) -> None:
         """Add the features of a picture; they are on disk after :meth:`flush`, which is called every 64 MiB."""
         self._waiting[key] = features
-        if sum(each.nbytes for maps in self._waiting.values() for each in maps) >= _FILE_BYTES:
+        self._waiting_bytes += sum(each.nbytes for each in features)
+        if self._waiting_bytes >= _FILE_BYTES:
             self.flush()
 
     def flush(self) -> None:
@@ -106,6 +120,7 @@ class FeatureStore:
         with write_aside(path) as aside:
             aside.write_bytes(content)
         self._waiting.clear()
+        self._waiting_bytes = 0
         self._places |= self._located(path)
 
     def read(self, key: bytes) -> list[np.ndarray]:

@@ -273,7 +273,7 @@ def loaded(
 
 
 def _unchanged(batch: Any) -> Any:
-    """A collate function that changes nothing, because :class:`TrainingImages` returns whole batches."""
+    """A collate function that changes nothing, because :class:`TrainingItems` returns whole batches."""
     return batch
 
 

@@ -30,7 +30,8 @@ class LinearDecoder(nn.Module):
         self.dropout = nn.Dropout2d(0.0)
         self.head = nn.Conv2d(sum(widths), channels, 1)
         nn.init.normal_(self.head.weight, std=0.01)
-        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+        assert self.head.bias is not None
+        nn.init.zeros_(self.head.bias)
 
     def forward(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         size = max(tuple(each.shape[-2:]) for each in features)

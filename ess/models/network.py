@@ -89,7 +89,7 @@ class SegmentationModel(nn.Module):
         height, width = images.shape[-2:]
         return self._encoded(F.pad(images, (0, self.padded(width) - width, 0, self.padded(height) - height)))
 
-    def decode(self, features: Sequence[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+    def decode(self, features: Sequence[torch.Tensor], size: Sequence[int]) -> torch.Tensor:
         """The features of images of ``size`` (H, W), as :meth:`encode` gives them -> the output of :meth:`forward`."""
         height, width = size
         return self._upsampled(self._decoded(features), (self.padded(height), self.padded(width)))[:, :, :height, :width]

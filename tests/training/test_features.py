@@ -108,7 +108,7 @@ def computed(monkeypatch):
     monkeypatch.setattr(
         storing, "_features", lambda split, index, *rest: indices.append(index) or original(split, index, *rest)
     )
-    monkeypatch.setattr(feature_store, "_FILE_BYTES", 30_000)
+    monkeypatch.setattr(feature_store, "_FILE_BYTES", 20_000)
     return indices
 
 
