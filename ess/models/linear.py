@@ -88,4 +88,5 @@ def _drop_unread_branches(model: Any, strides: Sequence[int]) -> None:
     for number in range(len(branches)):
         if 4 * 2**number not in strides:
             branches[number] = nn.ModuleList([nn.Identity()])
-            model.incre_modules[number] = nn.Identity()
+            if number < len(model.incre_modules):
+                model.incre_modules[number] = nn.Identity()
