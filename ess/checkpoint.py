@@ -120,7 +120,7 @@ class Run:
 
     def change(self, config: Config) -> None:
         """Continue with other settings; raises DataError if they describe another model."""
-        for name in ("arch", "encoder", "output_stride", "norm", "dim", "normalize", "optimizer", *_OTHER_TENSORS):
+        for name in ("arch", "encoder", "output_stride", "features", "norm", "dim", "normalize", "optimizer", *_OTHER_TENSORS):
             old, new = getattr(self.config, name), getattr(config, name)
             if new != old and _OTHER_TENSORS.get(name, new) in (old, new):
                 raise DataError(f"{self.folder}: was begun with {name} {old!r}, not {new!r}; it cannot change on --resume")

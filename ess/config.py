@@ -37,6 +37,11 @@ class Config:
     encoder: str = setting("resnet50.tv_in1k", "Encoder, by its timm name; a tag after the dot selects its weights.")
     weights: str = setting("imagenet", "Weights of the encoder: imagenet, none, or a safetensors file.")
     output_stride: Literal[8, 16] = setting(16, "Output stride of the encoder.")
+    features: str | None = setting(
+        None,
+        "Only with arch linear: the features that it reads, by their strides (8,16,32) or, for a plain vision transformer, by"
+        " blocks counted from 1 (3,6,9,12); the default is 8,16,32, or the last block.",
+    )
     norm: Literal["batch", "group"] = setting("batch", "Normalisation in ASPP and the decoder.")
     encoder_bn_momentum: float = setting(
         0.01, "Momentum of the encoder's BatchNorm: 0.01 as published, 0.1 for an encoder trained from scratch.", _SHARE

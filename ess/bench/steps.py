@@ -14,7 +14,7 @@ import torch
 from cocolvis.errors import DataError
 from ess.bench.process import Failed, available_bytes, in_fresh_process, peak_bytes
 from ess.config import Config
-from ess.data.batches import Batch
+from ess.data.batches import Batch, FeatureBatch
 from ess.data.transforms import normalize
 from ess.device import choose_device, explain_out_of_memory
 from ess.models.network import SegmentationModel, model_from_config
@@ -169,8 +169,8 @@ def turn_of(case: Case, model: SegmentationModel, config: Config, device: torch.
 class _NetworkAlone(Objective):
     """An objective without a loss: the sum of the network's outputs, which costs almost nothing."""
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        output = self.model(normalize(batch.images))
+    def forward(self, batch: Batch | FeatureBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        output = self._output(batch)
         return output.sum(), output.new_zeros(())
 
 

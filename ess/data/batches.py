@@ -78,6 +78,41 @@ class RawBatch(NamedTuple):
         return Batch(torch.stack(images), torch.stack(truths), torch.from_numpy(self.ids), classes)
 
 
+class FeatureBatch(NamedTuple):
+    """Like :class:`Batch`, with stored ``features`` of the crops in place of their pixels.
+
+    Each of them is (B, C, size / stride, size / stride) float16.
+    """
+
+    features: tuple[torch.Tensor, ...]
+    labels: torch.Tensor
+    ids: torch.Tensor
+    classes: torch.Tensor | None = None
+
+    def parts(self, count: int) -> list["FeatureBatch"]:
+        """The same crops, in order, as ``count`` batches of equal size."""
+        features = zip(*(each.chunk(count) for each in self.features), strict=True)
+        columns = [[None] * count if column is None else column.chunk(count) for column in self[1:]]
+        return [FeatureBatch(*part) for part in zip(features, *columns, strict=True)]
+
+
+class RawFeatures(NamedTuple):
+    """A :class:`FeatureBatch` as arrays, as a loader process sends it; ``damaged`` lists images that were replaced."""
+
+    features: list[np.ndarray]
+    labels: np.ndarray
+    ids: np.ndarray
+    classes: np.ndarray | None
+    damaged: Sequence[DamagedImage] = ()
+
+    def render(self, size: int, device: torch.device) -> FeatureBatch:
+        """The crops, which have sides of ``size`` pixels, on a device; their ids stay on the CPU."""
+        features = tuple(_moved(torch.from_numpy(each), device) for each in self.features)
+        labels = _moved(torch.from_numpy(self.labels), device)
+        classes = None if self.classes is None else _moved(torch.from_numpy(self.classes), device)
+        return FeatureBatch(features, labels, torch.from_numpy(self.ids), classes)
+
+
 class SharedBuffers:
     """The buffers in which one process hands over the pixels of its batches, used in turn.
 

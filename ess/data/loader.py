@@ -3,7 +3,7 @@
 import atexit
 import math
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import cv2
@@ -45,19 +45,22 @@ def to_class_ids(labels: np.ndarray) -> np.ndarray:
     return (labels + 1).astype(np.uint16)
 
 
-class TrainingImages(TorchDataset):
-    """Augmented crops: item (index, draw) is image ``index`` under the random numbers of ``draw``. Read a batch at a time.
+class TrainingItems(TorchDataset):
+    """Crops of the images of a split: item (index, draw) is image ``index`` under the random numbers of ``draw``.
 
-    With the setting ``skip_damaged``, another image replaces a damaged one; which one follows from the draw.
+    Read a batch at a time. With the setting ``skip_damaged``, another image replaces a damaged one; which one follows from the
+    draw.
     """
 
     def __init__(self, split: Split, config: Config, tail: Tail = NO_TAIL):
         self._split = split
         self._config = config
         self._rarity, self._fully_annotated = tail.rarity, tail.fully_annotated
-        self._buffers = SharedBuffers()
 
-    def __getitems__(self, items: Sequence[tuple[int, int]]) -> RawBatch | DataError:
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def __getitems__(self, items: Sequence[tuple[int, int]]) -> Any:
         """A batch, or the error that the training process raises; torch would send a traceback instead."""
         try:
             return self._read_around_damage(items)
@@ -66,7 +69,7 @@ class TrainingImages(TorchDataset):
         except (OSError, MemoryError) as error:
             return DataError(f"the loader cannot continue: {one_line(error)}; try fewer --workers or a smaller --batch-size")
 
-    def _read_around_damage(self, items: Sequence[tuple[int, int]]) -> RawBatch:
+    def _read_around_damage(self, items: Sequence[tuple[int, int]]) -> Any:
         try:
             return self._read(items)
         except DamagedImage as error:
@@ -74,6 +77,29 @@ class TrainingImages(TorchDataset):
                 raise with_advice(error) from None
         sound, damaged = replace_damaged(self._split, items, self._config.seed)
         return self._read(sound)._replace(damaged=damaged)
+
+    def _read(self, items: Sequence[tuple[int, int]]) -> Any:
+        raise NotImplementedError
+
+    def _rare_pixel(self, sample: Sample, rng: np.random.Generator) -> tuple[int, int] | None:
+        """The (row, column) that a class-aware crop contains; None for other crops."""
+        if self._rarity is not None and rng.random() < self._config.class_crop:
+            return pixel_of_a_rare_class(sample.mask, self._rarity, rng)
+        return None
+
+    def _classes(self, samples: Sequence[Sample]) -> np.ndarray | None:
+        """(B, C) bool, the classes in the softmax of each image; None if all are."""
+        if self._fully_annotated is None:
+            return None
+        return np.stack([known_classes(sample.runs.classes, sample.neg, self._fully_annotated) for sample in samples])
+
+
+class TrainingImages(TrainingItems):
+    """Augmented crops of pictures."""
+
+    def __init__(self, split: Split, config: Config, tail: Tail = NO_TAIL):
+        super().__init__(split, config, tail)
+        self._buffers = SharedBuffers()
 
     def _read(self, items: Sequence[tuple[int, int]]) -> RawBatch:
         """Each stage handles all images before the next stage begins, which keeps its code and tables in the CPU's caches."""
@@ -92,21 +118,13 @@ class TrainingImages(TorchDataset):
         return RawBatch(*self._buffers.hand_over(), labels, lengths, crops, ids, self._classes(samples))
 
     def _crop(self, sample: Sample, rng: np.random.Generator) -> Crop:
-        config, around = self._config, None
-        if self._rarity is not None and rng.random() < config.class_crop:
-            around = pixel_of_a_rare_class(sample.mask, self._rarity, rng)
+        config, around = self._config, self._rare_pixel(sample, rng)
         scale = (config.scale_min, config.scale_max)
         return random_crop(sample.size, rng, size=config.crop, scale=scale, flip=config.flip, around=around)
 
     def _pixels(self, sample: Sample, rng: np.random.Generator, crop: Crop) -> np.ndarray:
         pixels = sample.image()[crop.rows, crop.columns]
         return color_jitter(pixels, rng, self._config.color_jitter) if self._config.color_jitter else pixels
-
-    def _classes(self, samples: Sequence[Sample]) -> np.ndarray | None:
-        """(B, C) bool, the classes in the softmax of each image; None if all are."""
-        if self._fully_annotated is None:
-            return None
-        return np.stack([known_classes(sample.runs.classes, sample.neg, self._fully_annotated) for sample in samples])
 
 
 def pixel_of_a_rare_class(mask: np.ndarray, rarity: np.ndarray, rng: np.random.Generator) -> tuple[int, int] | None:
@@ -216,9 +234,20 @@ def training_batches(
 
     Raises DataError for any fault in any process. Closing the generator ends the loader processes.
     """
+    with closing(loaded(TrainingImages(split, config, tail), config, steps, start, tail, share)) as batches:
+        yield from attach_pixels(batches)
+
+
+def loaded(
+    items: TrainingItems, config: Config, steps: int, start: int, tail: Tail, share: tuple[int, int]
+) -> Generator[Any, None, None]:
+    """What ``items`` gives for the batches of steps ``start``..``steps`` - 1: batches, or a DataError for the caller to raise.
+
+    Raises DataError if a loader process fails. Closing the generator ends these processes.
+    """
     loader = DataLoader(
-        TrainingImages(split, config, tail),
-        batch_sampler=StepBatches(len(split), config.batch_size, steps, config.seed, start, tail.repeats, share),
+        items,
+        batch_sampler=StepBatches(len(items), config.batch_size, steps, config.seed, start, tail.repeats, share),
         collate_fn=_unchanged,
         num_workers=config.workers,
         prefetch_factor=AHEAD if config.workers else None,
@@ -229,7 +258,7 @@ def training_batches(
         with requests_held():
             batches = iter(loader)
         with _workers_ended(batches):
-            yield from attach_pixels(batches)
+            yield from batches
     except OSError as error:
         raise DataError(f"the loader cannot continue: {one_line(error)}; try --workers {config.workers // 2}") from None
     except RuntimeError as error:
@@ -244,7 +273,7 @@ def training_batches(
 
 
 def _unchanged(batch: Any) -> Any:
-    """A collate function that changes nothing, because :class:`TrainingImages` returns whole batches."""
+    """A collate function that changes nothing, because :class:`TrainingItems` returns whole batches."""
     return batch
 
 

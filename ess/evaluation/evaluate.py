@@ -10,6 +10,7 @@ from cocolvis.errors import DamagedImage, DataError
 from cocolvis.progress import Progress, ignore
 from cocolvis.storage.dataset import Dataset, Split
 from ess.data.damage import with_advice
+from ess.data.feature_store import SplitFeatures
 from ess.data.loader import to_labels
 from ess.evaluation.metrics import Confusion
 from ess.inference.predictor import Predictor
@@ -78,13 +79,15 @@ def count_pixels(
     split: str = "val",
     indices: Sequence[int],
     damaged: list[DamagedImage] | None = None,
+    features: SplitFeatures | None = None,
     progress: Progress = ignore,
 ) -> Confusion:
     """Count the pixels of some images of a split by true and predicted class; counts of several processes can be added.
 
     Damaged images are left out and appended to ``damaged``; if that is None, the first one is raised. ``progress`` is called
-    once for each image, whether it is counted or left out. Classes that were added to the model after its training are not
-    predicted. Raises DataError if the data set has another vocabulary than the model.
+    once for each image, whether it is counted or left out. With ``features``, stored ones are decoded in place of pictures.
+    Classes that were added to the model after its training are not predicted. Raises DataError if the data set has another
+    vocabulary than the model.
     """
     predictor = predictor.without_added_classes()
     if dataset.vocabulary.digest != predictor.vocabulary.digest:
@@ -100,7 +103,13 @@ def count_pixels(
         progress(next(done), len(indices))
 
     confusion = Confusion(len(dataset.vocabulary))
-    for labels, _, prediction in predictor.stream(_examples(dataset.split(split), indices, skip)):
+    images = dataset.split(split)
+    predictions = (
+        ((labels, prediction) for labels, _, prediction in predictor.stream(_examples(images, indices, skip)))
+        if features is None
+        else _decoded(predictor, images, features, indices, skip)
+    )
+    for labels, prediction in predictions:
         confusion.update(labels, to_labels(prediction))
         progress(next(done), len(indices))
     return confusion
@@ -121,6 +130,24 @@ def _examples(split: Split, indices: Sequence[int], skip: Callable[[DamagedImage
             skip(found)
         else:
             yield found
+
+
+def _decoded(
+    predictor: Predictor,
+    split: Split,
+    features: SplitFeatures,
+    indices: Sequence[int],
+    skip: Callable[[DamagedImage], None],
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (labels, predicted class ids), both (H, W), of the images whose features are stored."""
+    for index in indices:
+        try:
+            sample = split[index]
+            found = features.of(sample, index)
+        except DamagedImage as error:
+            skip(error)
+            continue
+        yield to_labels(sample.mask), predictor.from_features(found, sample.size)
 
 
 def scores_of(confusion: Confusion, dataset: Dataset, *, published: bool = False, damaged: Sequence[DamagedImage] = ()) -> dict:

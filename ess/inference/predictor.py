@@ -90,6 +90,15 @@ class Predictor:
         for batch in waiting.values():
             yield from self._predict(batch)
 
+    @torch.inference_mode()
+    def from_features(self, features: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+        """The class ids of one picture of ``size`` (H, W) from its features, each (C, h, w), as the model's encoder gives them.
+
+        The picture is seen whole and once, for any :class:`Inference`.
+        """
+        maps = [torch.from_numpy(each)[None].to(self.device).float() for each in features]
+        return to_class_ids(self._classify(self.model.decode(maps, size)[0]).cpu().numpy())
+
     def outputs(self, images: Sequence[np.ndarray]) -> list[torch.Tensor]:
         """The blended embeddings or logits (D, H, W) float32 of images of equal padded size, on the device."""
         with self._explaining_out_of_memory(images):

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 _RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "resnest50d", "regnety_008")
 _CONVNEXTS = tuple(f"convnext{name}" for name in ("_tiny", "_small", "_base", "_large", "v2_tiny", "v2_base", "v2_large"))
-_MOBILE = ("mobilenetv2_100", "mobilenetv3_large_100", "efficientnet_b0", "efficientnet_b3")
+_LITES = tuple(f"tf_efficientnet_lite{size}" for size in range(5))
+_MOBILE = ("mobilenetv2_100", "mobilenetv3_large_100", "efficientnet_b0", "efficientnet_b3", *_LITES)
 _DILATED = (*_MOBILE, *_RESNETS, *_CONVNEXTS)  # support an output stride below 32
 _SWINS = tuple(f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base", "large"))
 _SWINS += ("swinv2_tiny_window8_256", "swinv2_small_window8_256")
@@ -40,11 +41,12 @@ ENCODERS = {
     "pspnet": (*_RESNETS, *_CONVNEXTS, *_PYRAMIDS),  # parts of the others would stay unused
     "pan": _DILATED,
     "dpt": PLAIN,
+    "linear": (*_STAGED, *PLAIN),
 }
 """Architecture -> the timm encoders it works with. A name may carry one of the encoder's tags ("convnext_tiny.fb_in22k").
 
 "deeplabv3plus" is :mod:`ess.models.deeplabv3plus`, which also accepts any other timm encoder with features at stride 4 and at
-the output stride. The others are the decoders of segmentation-models-pytorch.
+the output stride. "linear" is :mod:`ess.models.linear`. The others are the decoders of segmentation-models-pytorch.
 """
 
 OPTIONS = {name: {"strict_img_size": False} for name in _SWINS}

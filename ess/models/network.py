@@ -82,25 +82,34 @@ class SegmentationModel(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, H, W), normalised as for ImageNet -> embeddings (B, D, H, W) float32, or logits (B, C, H, W)."""
         height, width = images.shape[-2:]
-        return self.output(self._pad(images))[:, :, :height, :width]
+        return self.decode(self.encode(images), (height, width))
 
-    def coarse(self, images: torch.Tensor) -> torch.Tensor:
-        """Images as in :meth:`forward` -> the output of the decoder, (B, channels, h, w), neither resized nor normalised.
+    def encode(self, images: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Images as in :meth:`forward` -> the features of the padded images, from which :meth:`decode` continues."""
+        height, width = images.shape[-2:]
+        return self._encoded(F.pad(images, (0, self.padded(width) - width, 0, self.padded(height) - height)))
+
+    def decode(self, features: Sequence[torch.Tensor], size: Sequence[int]) -> torch.Tensor:
+        """The features of images of ``size`` (H, W), as :meth:`encode` gives them -> the output of :meth:`forward`."""
+        height, width = size
+        return self._upsampled(self.coarse(features), (self.padded(height), self.padded(width)))[:, :, :height, :width]
+
+    def coarse(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Features as :meth:`encode` gives them -> the output of the decoder, (B, channels, h, w), not resized or normalised.
 
         It covers the images after padding: :meth:`padded` pixels in each direction.
         """
-        return self._decoded(self._pad(images))
+        try:
+            return self.decoder(features)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            advice = "use a larger batch or norm 'group'"
+            raise DataError(f"BatchNorm cannot train on batch size 1 after image pooling: {advice}") from None
 
     def output(self, padded: torch.Tensor) -> torch.Tensor:
         """:meth:`forward` for images whose sides are already those of :meth:`padded`."""
-        output = self._decoded(padded)
-        if self.class_embeddings is None:
-            return _resize(output, padded)
-        output = output.to(torch.promote_types(output.dtype, torch.float32))
-        if self.normalize == "quarter":
-            output = F.normalize(output, dim=1)
-        output = _resize(output, padded)
-        return F.normalize(output, dim=1) if self.normalize == "full" else output
+        return self._upsampled(self.coarse(self._encoded(padded)), padded.shape[-2:])
 
     def classes(self) -> torch.Tensor:
         """The class embeddings (C, D), of unit length unless ``normalize`` is None."""
@@ -130,25 +139,21 @@ class SegmentationModel(nn.Module):
         """The side in pixels to which an image side of ``length`` pixels is padded."""
         return max(self.smallest, (length + self.multiple - 1) // self.multiple * self.multiple)
 
-    def _pad(self, images: torch.Tensor) -> torch.Tensor:
-        height, width = images.shape[-2:]
-        return F.pad(images, (0, self.padded(width) - width, 0, self.padded(height) - height))
-
-    def _encoded(self, images: torch.Tensor) -> Sequence[torch.Tensor]:
+    def _encoded(self, padded: torch.Tensor) -> Sequence[torch.Tensor]:
+        images = padded if self.scale is None or self.shift is None else padded * self.scale + self.shift
         if not self._frozen:
             return self.encoder(images)
         with torch.no_grad():
             return self.encoder(images)
 
-    def _decoded(self, padded: torch.Tensor) -> torch.Tensor:
-        images = padded if self.scale is None or self.shift is None else padded * self.scale + self.shift
-        try:
-            return self.decoder(self._encoded(images))
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            advice = "use a larger batch or norm 'group'"
-            raise DataError(f"BatchNorm cannot train on batch size 1 after image pooling: {advice}") from None
+    def _upsampled(self, output: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+        if self.class_embeddings is None:
+            return _resize(output, size)
+        output = output.to(torch.promote_types(output.dtype, torch.float32))
+        if self.normalize == "quarter":
+            output = F.normalize(output, dim=1)
+        output = _resize(output, size)
+        return F.normalize(output, dim=1) if self.normalize == "full" else output
 
 
 def build_model(
@@ -159,6 +164,7 @@ def build_model(
     dim: int = 12,
     head: str = "embedding",
     output_stride: int = 16,
+    features: str | None = None,
     norm: str = "batch",
     normalize: str | None = "full",
     distance: str = "euclidean",
@@ -168,8 +174,9 @@ def build_model(
     """A model of one of :func:`ess.models.encoders.pairs`. The encoder's BatchNorm has momentum 0.01 by default, as published.
 
     ``head`` "dense" gives C logits instead of ``dim`` channels. ``output_stride``, 8 or 16, applies only to "deeplabv3plus".
-    ``norm`` "group" replaces BatchNorm by GroupNorm in the decoder. ``weights`` of the encoder are None for random ones,
-    "imagenet", or a file. Raises DataError if an argument does not fit.
+    ``features`` are those that "linear" reads, as in :func:`ess.models.linear.linear`. ``norm`` "group" replaces BatchNorm by
+    GroupNorm in the decoder. ``weights`` of the encoder are None for random ones, "imagenet", or a file. Raises DataError if an
+    argument does not fit.
     """
     cfg = check_pair(arch, encoder)
     _check("head", head, HEADS)
@@ -181,8 +188,15 @@ def build_model(
     options: dict[str, Any] = {"pretrained_cfg_overlay": {"state_dict": state}} if state else {}
     options |= OPTIONS.get(cfg.architecture or "", {})
     channels = dim if head == "embedding" else classes
-    build = _deeplabv3plus if arch == "deeplabv3plus" else _plain if cfg.architecture in PLAIN else _smp
-    encoder_module, decoder, multiple = build(arch, encoder, channels, output_stride, bool(state), options)
+    if features is not None and arch != "linear":
+        raise DataError(f"features is {features!r}, but arch is {arch!r}: only arch linear can choose its features")
+    if arch == "linear":
+        from ess.models.linear import linear
+
+        encoder_module, decoder, multiple = linear(encoder, channels, features, bool(state), options)
+    else:
+        build = _deeplabv3plus if arch == "deeplabv3plus" else _plain if cfg.architecture in PLAIN else _smp
+        encoder_module, decoder, multiple = build(arch, encoder, channels, output_stride, bool(state), options)
     if norm == "group":
         to_group_norm(decoder)
     for module in encoder_module.modules():
@@ -211,6 +225,7 @@ def model_from_config(config: Config, classes: int, *, weights: str | Path | Non
         dim=config.dim,
         head="dense" if config.loss == "dense" else "embedding",
         output_stride=config.output_stride,
+        features=config.features,
         norm=config.norm,
         normalize=None if config.normalize == "none" else config.normalize,
         distance=config.distance,
@@ -283,10 +298,10 @@ class _SmpDecoder(nn.Module):
         return self.head(self.decoder(*features) if isinstance(features, tuple) else self.decoder(features))
 
 
-def _resize(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    if x.shape[-2:] == like.shape[-2:]:
+def _resize(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    if tuple(x.shape[-2:]) == tuple(size):
         return x
-    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def _restandardization(mean: Sequence[float], std: Sequence[float]) -> tuple[torch.Tensor | None, torch.Tensor | None]:

@@ -1,4 +1,4 @@
-"""Plain vision transformers as encoders: the features of four blocks, all at one resolution, and a pyramid made from them."""
+"""Plain vision transformers as encoders: the features of some blocks, all at one resolution, and a pyramid made from them."""
 
 from typing import Any
 
@@ -11,23 +11,26 @@ from torch import nn
 class PlainEncoder(nn.Module):
     """A timm vision transformer without its classifier; the sides of images are multiples of ``patch`` pixels.
 
-    Images (B, 3, H, W) -> (features, prefixes) of four blocks, at 1/4, 1/2, 3/4 and all of the depth: features (B, ``width``,
-    H/patch, W/patch) after the final norm, and class and register tokens (B, n, ``width``).
+    Images (B, 3, H, W) -> (features, prefixes) of ``blocks``, counted from 0, by default four at 1/4, 1/2, 3/4 and all of the
+    depth: features (B, ``width``, H/patch, W/patch) after the final norm, and class and register tokens (B, n, ``width``).
+    Without ``prefixes``, the features alone.
     """
 
-    def __init__(self, name: str, **options):
+    def __init__(self, name: str, blocks: list[int] | None = None, *, prefixes: bool = True, **options):
         super().__init__()
         model: Any = timm.create_model(name, num_classes=0, dynamic_img_size=True, **options)
         depth = len(model.blocks)
         self.model = model
-        self.blocks: list[int] = model.prune_intermediate_layers([depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)])
+        self.prefixes = prefixes
+        chosen = blocks or [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
+        self.blocks: list[int] = model.prune_intermediate_layers(chosen)
         self.width: int = model.embed_dim
         self.patch: int = model.patch_embed.patch_size[0]
 
-    def forward(self, images: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-        options = {"indices": self.blocks, "norm": True, "return_prefix_tokens": True, "intermediates_only": True}
-        features, prefixes = zip(*self.model.forward_intermediates(images, **options), strict=True)
-        return features, prefixes
+    def forward(self, images: torch.Tensor) -> Any:
+        options = {"indices": self.blocks, "norm": True, "return_prefix_tokens": self.prefixes, "intermediates_only": True}
+        found = self.model.forward_intermediates(images, **options)
+        return tuple(zip(*found, strict=True)) if self.prefixes else found
 
 
 class FeaturePyramid(nn.Module):

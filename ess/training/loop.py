@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,9 @@ from cocolvis.errors import DamagedImage, DataError
 from cocolvis.storage.dataset import Dataset
 from ess.checkpoint import Checkpoint, Run
 from ess.config import MOST_STEPS, Config
-from ess.data.batches import Batch, RawBatch
+from ess.data.batches import Batch, FeatureBatch, RawBatch, RawFeatures
+from ess.data.feature_batches import feature_batches
+from ess.data.feature_store import SplitFeatures
 from ess.data.loader import epoch_length, training_batches, training_split
 from ess.data.longtail import Tail, tail_of
 from ess.device import explain_out_of_memory
@@ -24,6 +26,7 @@ from ess.inference.predictor import Predictor
 from ess.models.network import model_from_config
 from ess.stopping import Stop, stop_requests
 from ess.training import team as teams
+from ess.training.features import check_settings, store_features
 from ess.training.journal import Journal
 from ess.training.objective import Objective
 from ess.training.state import TrainingState, set_learning_rates
@@ -31,12 +34,24 @@ from ess.training.state import TrainingState, set_learning_rates
 log = logging.getLogger("ess")
 
 
-def train(dataset: Dataset, folder: Path, config: Config, *, resume: bool = False, allow_other_data: bool = False) -> Run:
+def train(
+    dataset: Dataset,
+    folder: Path,
+    config: Config,
+    *,
+    resume: bool = False,
+    allow_other_data: bool = False,
+    cache_features: Path | None = None,
+) -> Run:
     """Train on the split "train" and leave a run in ``folder``; progress goes to the log and to trackers.
 
     With ``resume``, training continues from the newest checkpoint with the same batches, augmentations and schedules.
     ``config`` must then describe the same model as the run, and ``dataset`` must be that of the run unless ``allow_other_data``
     is set.
+
+    With ``cache_features``, the features of a frozen encoder are computed once for whole pictures, stored below that folder in
+    float16, and used by all steps and evaluations. The folder is not a setting of the run: without it, a run is continued on
+    pictures, whose crops have other positions and end at their own borders.
 
     Ctrl-C and SIGTERM, however often they come, end the step, write a checkpoint and raise KeyboardInterrupt; a second Ctrl-C
     raises it at once. Raises DataError if the loss is no longer finite, or if data or settings are faulty.
@@ -46,6 +61,8 @@ def train(dataset: Dataset, folder: Path, config: Config, *, resume: bool = Fals
     run = Run.find(folder)
     if run and not resume:
         raise DataError(f"{folder}: already holds a run; continue it with --resume, or choose another --out")
+    if cache_features is not None:
+        check_settings(config)
     split = training_split(dataset, config)
     tail = tail_of(split, dataset.vocabulary, config)
     epoch = epoch_length(len(split), tail.repeats) // config.batch_size
@@ -55,12 +72,19 @@ def train(dataset: Dataset, folder: Path, config: Config, *, resume: bool = Fals
     team = teams.join(config, folder)
     objective = _new_objective(team, config, len(dataset.vocabulary), tail, pretrained=run is None)
     state = TrainingState(objective.model, config, objective.log_temperature)
-    if run is None:
+    begun = _resume(team, run, dataset, config, state, steps, allow_other_data) if run else None
+    stored = None
+    if cache_features is not None:
+        images = {"train": range(len(split))}
+        if config.eval_every is not None:
+            images["val"] = image_indices(dataset, "val", config.eval_limit)
+        stored = store_features(cache_features, dataset, images, objective.model, config, team)
+    if run is None or begun is None:
         run, begun = _begin(team, folder, dataset, config, state, resume)
-    else:
-        begun = _resume(team, run, dataset, config, state, steps, allow_other_data)
     wrapped, optimizer = team.prepare(objective.train(), state.optimizer)
-    batches = training_batches(split, config, steps, begun.step, tail, (team.process_index, team.num_processes))
+    schedule = (config, steps, begun.step, tail, (team.process_index, team.num_processes))
+    batches: Generator[RawBatch, None, None] | Generator[RawFeatures, None, None]
+    batches = training_batches(split, *schedule) if stored is None else feature_batches(split, stored["train"], *schedule)
     advice = f"try a --batch-size below {config.batch_size}, a --crop below {config.crop}, or --accumulate"
     with (
         stop_requests(team) as stop,
@@ -68,13 +92,14 @@ def train(dataset: Dataset, folder: Path, config: Config, *, resume: bool = Fals
         closing(batches),
         explain_out_of_memory(advice),
     ):
-        _Training(team, run, dataset, steps, epoch, state, wrapped, optimizer, journal, stop).run_steps(begun, batches)
+        training = _Training(team, run, dataset, stored or {}, steps, epoch, state, wrapped, optimizer, journal, stop)
+        training.run_steps(begun, batches)
     return run
 
 
 @dataclass(frozen=True, slots=True)
 class _Training:
-    """A running training of ``steps`` steps, ``epoch`` of them per epoch.
+    """A running training of ``steps`` steps, ``epoch`` of them per epoch; ``features`` are stored ones by split, if any.
 
     ``objective`` and ``optimizer`` are wrapped for the ``team`` of processes.
     """
@@ -82,6 +107,7 @@ class _Training:
     team: Accelerator
     run: Run
     dataset: Dataset
+    features: Mapping[str, SplitFeatures]
     steps: int
     epoch: int
     state: TrainingState
@@ -90,7 +116,7 @@ class _Training:
     journal: Journal
     stop: Stop
 
-    def run_steps(self, begun: Checkpoint, batches: Iterable[RawBatch]) -> None:
+    def run_steps(self, begun: Checkpoint, batches: Iterable[RawBatch | RawFeatures]) -> None:
         """Make the remaining steps, after the evaluation of the checkpoint if that is missing."""
         if begun.step and begun.scores is None and self._evaluates_after(begun.step):
             self._evaluate(begun.step)
@@ -106,7 +132,7 @@ class _Training:
                 self._evaluate(done)
         self.journal.classes(self.steps, self._predictor())
 
-    def _step(self, done: int, raw: RawBatch) -> torch.Tensor:
+    def _step(self, done: int, raw: RawBatch | RawFeatures) -> torch.Tensor:
         """Make step number ``done``, counted from 1, and return its loss, a float32 scalar."""
         config, step = self.run.config, done - 1
         set_learning_rates(self.state.optimizer, config, step, self.steps)
@@ -116,7 +142,7 @@ class _Training:
         self.state.after_step()
         return loss
 
-    def _report(self, done: int, loss: torch.Tensor, raw: RawBatch) -> bool:
+    def _report(self, done: int, loss: torch.Tensor, raw: RawBatch | RawFeatures) -> bool:
         """Report a step to the journal, and return whether any process was asked to stop.
 
         Raises DataError if the loss is not finite.
@@ -162,7 +188,12 @@ class _Training:
         share, most = indices[team.process_index :: team.num_processes], len(indices[:: team.num_processes])
         damaged: list[DamagedImage] | None = [] if config.skip_damaged else None
         confusion = count_pixels(
-            predictor, self.dataset, indices=share, damaged=damaged, progress=lambda done, total: self.stop.check()
+            predictor,
+            self.dataset,
+            indices=share,
+            damaged=damaged,
+            features=self.features.get("val"),
+            progress=lambda done, total: self.stop.check(),
         )
         if len(share) < most:  # every process must check equally often
             self.stop.check()
@@ -179,7 +210,7 @@ def optimise(
     team: Accelerator,
     objective: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
-    batch: Batch,
+    batch: Batch | FeatureBatch,
     accumulate: int = 1,
     clip_norm: float | None = None,
 ) -> torch.Tensor:

@@ -1,10 +1,12 @@
 """The objective of a training step: the sum of the pixels' losses, and the margin penalty on the class embeddings."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
 from ess.config import Config
-from ess.data.batches import IGNORE_INDEX, Batch
+from ess.data.batches import IGNORE_INDEX, Batch, FeatureBatch
 from ess.data.longtail import NO_TAIL, Tail
 from ess.data.transforms import normalize
 from ess.losses import cross_entropy, temperature
@@ -37,8 +39,8 @@ class Objective(nn.Module):
         self.register_parameter("log_temperature", temperature.log_temperature() if learnt else None)
         if config.lr * config.encoder_lr == 0:
             model.freeze_encoder()
-        network = model.forward if config.points is None else model.coarse
-        self._network = torch.compile(network) if config.compile else network
+        self._network = torch.compile(self._from_images) if config.compile else self._from_images
+        self._decoder = torch.compile(self._from_features) if config.compile else self._from_features
         if config.freeze_bn:
             for layer in self._batch_norms():
                 layer.requires_grad_(False)
@@ -49,15 +51,12 @@ class Objective(nn.Module):
                 if isinstance(layer, nn.modules.dropout._DropoutNd):
                     layer.p = config.dropout
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, batch: Batch | FeatureBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """(the sum of the losses of all labelled pixels, each times its class's weight; the margin penalty), float32 scalars.
 
         The caller divides the sum by :meth:`total_weight`, taken over all processes and parts of a step together.
         """
-        images = normalize(batch.images).contiguous(memory_format=self._memory_format)
-        dtype = _AUTOCAST.get(self.config.precision)
-        with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
-            output = self._network(images)
+        output = self._output(batch)
         if self.config.loss == "dense":
             return self._dense_loss(output, batch), output.new_zeros((), dtype=torch.float32)
         classes = self.model.classes()
@@ -65,7 +64,22 @@ class Objective(nn.Module):
         margin = self.config.margin
         return loss, cross_entropy.margin_penalty(classes, margin=margin) if margin else loss.new_zeros(())
 
-    def total_weight(self, batch: Batch) -> torch.Tensor:
+    def _output(self, batch: Batch | FeatureBatch) -> torch.Tensor:
+        """The output of the network for the pixels of a batch, or of its decoder for stored features."""
+        dtype = _AUTOCAST.get(self.config.precision)
+        with torch.autocast(batch.labels.device.type, dtype, enabled=dtype is not None):
+            if isinstance(batch, FeatureBatch):
+                features = [each.float().contiguous(memory_format=self._memory_format) for each in batch.features]
+                return self._decoder(features, tuple(batch.labels.shape[-2:]))
+            return self._network(normalize(batch.images).contiguous(memory_format=self._memory_format))
+
+    def _from_images(self, images: torch.Tensor) -> torch.Tensor:
+        return self._from_features(self.model.encode(images), images.shape[-2:])
+
+    def _from_features(self, features: Sequence[torch.Tensor], size: Sequence[int]) -> torch.Tensor:
+        return self.model.decode(features, size) if self.config.points is None else self.model.coarse(features)
+
+    def total_weight(self, batch: Batch | FeatureBatch) -> torch.Tensor:
         """The number of labelled pixels, or the sum of their classes' weights: a float32 scalar."""
         labelled = batch.labels != IGNORE_INDEX
         if self.weight is None:
@@ -80,7 +94,7 @@ class Objective(nn.Module):
                 layer.eval()
         return self
 
-    def _dense_loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def _dense_loss(self, logits: torch.Tensor, batch: Batch | FeatureBatch) -> torch.Tensor:
         if self.config.points is not None:
             height, width = map(self.model.padded, batch.labels.shape[1:])
             means = point_cross_entropy(
@@ -89,7 +103,7 @@ class Objective(nn.Module):
             return (means * (batch.labels != IGNORE_INDEX).sum(dim=(1, 2))).sum()  # the points stand for all labelled pixels
         return cross_entropy.dense_cross_entropy(logits.float(), batch.labels, ignore_index=IGNORE_INDEX, reduction="sum")
 
-    def _embedding_loss(self, embeddings: torch.Tensor, classes: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def _embedding_loss(self, embeddings: torch.Tensor, classes: torch.Tensor, batch: Batch | FeatureBatch) -> torch.Tensor:
         config, t = self.config, self.config.temperature
         if self.log_temperature is not None:
             embeddings, classes, t = temperature.with_temperature(embeddings, classes, self.log_temperature, config.distance)

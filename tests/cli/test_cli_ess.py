@@ -197,7 +197,7 @@ def test_weights_that_cannot_be_fetched_are_reported_in_one_line(sample_dataset,
 def test_models_lists_the_pairs():
     rows = {line.split()[0]: line.split()[1:] for line in ess("models").stdout.splitlines()}
     assert rows["resnet50"][:3] == ["a1_in1k", "deeplabv3plus", "unet"]
-    assert rows["vit_base_patch14_dinov2"] == ["lvd142m", "upernet", "segformer", "dpt"]
+    assert rows["vit_base_patch14_dinov2"] == ["lvd142m", "upernet", "segformer", "dpt", "linear"]
     pairs = json.loads(ess("models", "--arch", "deeplabv3plus", "--json").stdout)["pairs"]
     assert {"arch": "deeplabv3plus", "encoder": "mobilenetv2_100"} in pairs
     assert {pair["arch"] for pair in pairs} == {"deeplabv3plus"}
@@ -207,7 +207,7 @@ def test_models_lists_the_pairs():
 def test_models_describes_one_encoder():
     about = json.loads(ess("models", "--encoder", "vit_small_patch14_dinov2", "--json").stdout)
     assert 21e6 < about["parameters"] < 23e6 and about["strides"] == [14]
-    assert about["decoders"] == ["upernet", "segformer", "dpt"] and about["tags"] == ["lvd142m"]
+    assert about["decoders"] == ["upernet", "segformer", "dpt", "linear"] and about["tags"] == ["lvd142m"]
     shown = ess("models", "--encoder", "convnext_tiny.fb_in22k").stdout
     assert "27.8 M" in shown and "4, 8, 16, 32" in shown and "fb_in22k_ft_in1k_384" in shown
     assert "did you mean convnext_tiny" in ess("models", "--encoder", "convnext_tin", code=1).stderr

@@ -20,8 +20,10 @@ QUICK = [("deeplabv3plus", e) for e in ("mobilenetv2_100", "resnet50", "efficien
 QUICK += [(arch, SMALL) for arch in ENCODERS if arch not in ("deeplabv3plus", "dpt")]
 QUICK += [("unet", "swin_tiny_patch4_window7_224"), ("segformer", "pvt_v2_b0"), ("upernet", "swinv2_tiny_window8_256")]
 QUICK += [("dpt", "vit_small_patch14_dinov2"), ("upernet", "vit_tiny_patch16_224"), ("segformer", "vit_small_patch16_dinov3")]
+QUICK += [("linear", "vit_tiny_patch16_224"), ("linear", "swin_tiny_patch4_window7_224"), ("fpn", "tf_efficientnet_lite0")]
 
 SMALLEST = ["mobilenetv2_100", "mobilenetv3_large_100", "efficientnet_b0", SMALL, "resnet50", "resnext50_32x4d", "resnest50d"]
+SMALLEST += ["tf_efficientnet_lite0"]
 SMALLEST += ["regnety_008", "convnext_tiny", "convnextv2_tiny", "hrnet_w18", "densenet121", "swin_tiny_patch4_window7_224"]
 SMALLEST += ["swinv2_tiny_window8_256", "pvt_v2_b0", "deit_tiny_patch16_224", "deit3_small_patch16_224", "vit_tiny_patch16_224"]
 SMALLEST += ["vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", "eva02_small_patch14_336"]
@@ -107,7 +109,7 @@ def test_every_encoder_gets_the_statistics_that_its_weights_were_trained_with():
         torch.testing.assert_close(model(imagenet), wanted)
         if model.scale is not None:
             others[encoder] = cfg.mean
-    assert {name[:4] for name in others} == {"vit_", "eva0"} and others["vit_tiny_patch16_224"] == (0.5, 0.5, 0.5)
+    assert {name[:4] for name in others} == {"vit_", "eva0", "tf_e"} and others["vit_tiny_patch16_224"] == (0.5, 0.5, 0.5)
 
 
 def test_a_built_model_has_the_statistics_of_its_tag():

@@ -113,6 +113,7 @@ OTHERS = {
     "arch": "fpn",
     "encoder": "resnet18",
     "output_stride": 8,
+    "features": "8,16",
     "norm": "group",
     "dim": 6,
     "normalize": "none",

@@ -74,6 +74,14 @@ def test_the_encoder_has_the_output_stride_and_the_decoder_its_rates(stride):
     assert model.padded(17) == {8: 24, 16: 32}[stride]
 
 
+@changes("features")
+@pytest.mark.parametrize(("features", "sides"), [(None, [8, 4, 2]), ("4,32", [16, 2])])
+def test_the_linear_decoder_reads_the_features(features, sides):
+    model = network(arch="linear", features=features).eval()
+    assert [each.shape[-1] for each in model.encode(pictures())] == sides
+    assert model.decoder(model.encode(pictures())).shape[-1] == sides[0]
+
+
 @changes("norm")
 @pytest.mark.parametrize(("norm", "layer"), [("batch", nn.BatchNorm2d), ("group", nn.GroupNorm)])
 def test_the_decoder_has_the_norm(norm, layer):

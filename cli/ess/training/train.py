@@ -30,6 +30,7 @@ def what_is_kept(given: dict[str, Any]) -> str:
 @path_option("--config", "config_file", help="TOML file of settings, which override the preset.")
 @click.option("--resume", is_flag=True, help="Continue from the newest checkpoint in --out; other flags need not be repeated.")
 @click.option("--allow-other-data", is_flag=True, help="With --resume: continue even if the data set is another one.")
+@path_option("--cache-features", help="Folder in which the features of a frozen encoder are stored, to compute them once.")
 @image_root_option
 @setting_options
 def train(
@@ -39,6 +40,7 @@ def train(
     config_file: Path | None,
     resume: bool,
     allow_other_data: bool,
+    cache_features: Path | None,
     image_root: Path | None,
     **flags: Any,
 ) -> None:
@@ -58,7 +60,7 @@ def train(
 
     log_to_stderr()
     dataset = Dataset.open(data, image_root)
-    run(dataset, out, config, resume=resume, allow_other_data=allow_other_data)
+    run(dataset, out, config, resume=resume, allow_other_data=allow_other_data, cache_features=cache_features)
     if _is_first_process():
         say(f"The run is in {out}; evaluate it with `ess eval {out} {data}`.")
 
