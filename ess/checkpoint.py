@@ -111,6 +111,11 @@ class Run:
             raise DataError(f"{folder / 'run.json'}: malformed dataset: {error}") from None
         return cls(folder, config, Vocabulary.from_json(content.get("vocabulary")), digest, earlier)
 
+    @property
+    def temperature(self) -> float:
+        """T, the factor of distances in the logits of the run's model."""
+        return self.config.temperature
+
     def change(self, config: Config) -> None:
         """Continue with other settings; raises DataError if they describe another model."""
         for name in ("arch", "encoder", "output_stride", "norm", "dim", "normalize", "optimizer", "loss"):

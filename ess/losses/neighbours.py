@@ -97,8 +97,8 @@ def _triton(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str,
     return search_triton.search(queries, classes, k, **how, bias=bias)
 
 
-def _faiss(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str, bias: None = None) -> torch.Tensor:
-    """:func:`nearest` by a flat faiss index, on the GPU if the queries are there and this faiss supports it."""
+def _faiss(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str, bias: torch.Tensor | None) -> torch.Tensor:
+    """:func:`nearest` without a bias by a flat faiss index, on the GPU if the queries are there and this faiss supports it."""
     import faiss
     import faiss.contrib.torch_utils  # makes indexes accept tensors
 
@@ -113,8 +113,11 @@ def _faiss(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str, 
     return ids.clamp_min(0).to(device)  # faiss returns -1 for queries with a NaN
 
 
-def _clustered(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str, bias: None) -> torch.Tensor:
-    """:func:`nearest` among the classes of the nearest clusters, on the CPU; exact for queries whose clusters hold too few."""
+def _clustered(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str, bias: torch.Tensor | None) -> torch.Tensor:
+    """:func:`nearest` without a bias, on the CPU, among the classes of the nearest clusters.
+
+    It is exact for queries whose clusters hold too few.
+    """
     import faiss
     import faiss.contrib.torch_utils
 
@@ -131,7 +134,7 @@ def _clustered(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: s
     ids = index.search(points, k)[1]
     missed = (ids < 0).any(dim=1).nonzero().squeeze(1)
     if len(missed):
-        ids[missed] = _faiss(points[missed], table, k, distance)
+        ids[missed] = _faiss(points[missed], table, k, distance, bias)
     return ids.to(queries.device)
 
 
