@@ -118,6 +118,13 @@ class Run:
             raise DataError(f"{folder / 'run.json'}: malformed dataset: {error}") from None
         return cls(folder, config, Vocabulary.from_json(content.get("vocabulary")), digest, earlier)
 
+    def temperature(self, checkpoint: Checkpoint) -> float:
+        """T, the factor of distances in the logits of a checkpoint's model, whether it was set or learnt."""
+        set_or_learnt = checkpoint.temperature if self.config.temperature == "learnt" else self.config.temperature
+        if not isinstance(set_or_learnt, int | float):
+            raise DataError(f"{checkpoint.folder / 'state.json'}: lacks the learnt temperature")
+        return set_or_learnt
+
     def change(self, config: Config) -> None:
         """Continue with other settings; raises DataError if they describe another model."""
         for name in ("arch", "encoder", "output_stride", "features", "norm", "dim", "normalize", "optimizer", *_OTHER_TENSORS):

@@ -20,15 +20,18 @@ def info(run: Path, as_json: bool) -> None:
       ess info run
     """
     from ess.checkpoint import Run
+    from ess.inference.calibration import read_calibration
 
     opened = Run.open(run)
+    calibration = read_calibration(opened)
     settings, defaults = opened.config.to_json(), Config().to_json()
     changed = {name: value for name, value in settings.items() if value != defaults[name]}
     found, best = opened.listed(), opened.best()
     if as_json:
         checkpoints = [{"step": c.step, "scores": c.scores, "best": c == best, "temperature": c.temperature} for c in found]
         names = {"run": str(run), "classes": len(opened.vocabulary), "steps": found[-1].step if found else 0}
-        print_json(names | {"settings": settings, "changed": changed, "checkpoints": checkpoints})
+        names |= {"settings": settings, "changed": changed, "checkpoints": checkpoints}
+        print_json(names | {"calibration": calibration and {"tau": calibration.tau, "step": calibration.step}})
         return
     say(f"{settings['arch']} with {settings['encoder']}, loss {settings['loss']}, {len(opened.vocabulary)} classes")
     say()
@@ -37,6 +40,9 @@ def info(run: Path, as_json: bool) -> None:
     learnt = settings["temperature"] == "learnt"
     rows = [(c.step, _miou(c.scores), *[f"{c.temperature or 0:.2f}"] * learnt, "best" if c == best else "") for c in found]
     print_table(("checkpoint", "mIoU", *["temperature"] * learnt, ""), rows)
+    if calibration is not None:
+        say()
+        say(f"calibrated with tau {calibration.tau:g} for checkpoint {calibration.step}")
 
 
 def _miou(scores: dict[str, Any] | None) -> str:

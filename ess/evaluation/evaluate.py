@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -30,12 +31,16 @@ def evaluate(
     limit: int | None = None,
     published: bool = False,
     skip_damaged: bool = False,
+    oracle_classes: bool = False,
     progress: Progress = ignore,
 ) -> dict:
-    """The scores of :func:`scores_of` on a split, or on its first ``limit`` images; raises DataError if it has none."""
+    """The scores of :func:`scores_of` on a split, or on its first ``limit`` images; raises DataError if it has none.
+
+    ``oracle_classes`` and ``progress`` are those of :func:`count_pixels`.
+    """
     damaged: list[DamagedImage] | None = [] if skip_damaged else None
-    indices = image_indices(dataset, split, limit)
-    confusion = count_pixels(predictor, dataset, split=split, indices=indices, damaged=damaged, progress=progress)
+    how: dict[str, Any] = {"indices": image_indices(dataset, split, limit), "oracle_classes": oracle_classes}
+    confusion = count_pixels(predictor, dataset, split=split, **how, damaged=damaged, progress=progress)
     return scores_of(confusion, dataset, published=published, damaged=damaged or ())
 
 
@@ -80,14 +85,15 @@ def count_pixels(
     indices: Sequence[int],
     damaged: list[DamagedImage] | None = None,
     features: SplitFeatures | None = None,
+    oracle_classes: bool = False,
     progress: Progress = ignore,
 ) -> Confusion:
     """Count the pixels of some images of a split by true and predicted class; counts of several processes can be added.
 
     Damaged images are left out and appended to ``damaged``; if that is None, the first one is raised. ``progress`` is called
-    once for each image, whether it is counted or left out. With ``features``, stored ones are decoded in place of pictures.
-    Classes that were added to the model after its training are not predicted. Raises DataError if the data set has another
-    vocabulary than the model.
+    once for each image, whether it is counted or left out. With ``features``, stored ones are decoded in place of pictures. With
+    ``oracle_classes``, only the classes in the truth of an image compete in its prediction. Classes that were added to the model
+    after its training are not predicted. Raises DataError if the data set has another vocabulary than the model.
     """
     predictor = predictor.without_added_classes()
     if dataset.vocabulary.digest != predictor.vocabulary.digest:
@@ -103,9 +109,9 @@ def count_pixels(
         progress(next(done), len(indices))
 
     confusion = Confusion(len(dataset.vocabulary))
-    images = dataset.split(split)
+    images, among = dataset.split(split), _classes_of if oracle_classes else None
     predictions = (
-        ((labels, prediction) for labels, _, prediction in predictor.stream(_examples(images, indices, skip)))
+        ((labels, prediction) for labels, _, prediction in predictor.stream(_examples(images, indices, skip), among))
         if features is None
         else _decoded(predictor, images, features, indices, skip)
     )
@@ -113,6 +119,11 @@ def count_pixels(
         confusion.update(labels, to_labels(prediction))
         progress(next(done), len(indices))
     return confusion
+
+
+def _classes_of(labels: np.ndarray) -> np.ndarray:
+    """The classes in the truth (H, W) of an image: (n,), ascending."""
+    return np.unique(labels[labels >= 0])
 
 
 def _examples(split: Split, indices: Sequence[int], skip: Callable[[DamagedImage], None]) -> Iterator[Example]:

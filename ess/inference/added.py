@@ -108,23 +108,33 @@ def remove_class(run: Run, name: str) -> None:
 
 
 def assign_added_classes(
-    model: SegmentationModel, output_DHW: torch.Tensor, labels_HW: torch.Tensor, added: Sequence[AddedClass]
+    model: SegmentationModel,
+    output_DHW: torch.Tensor,
+    labels_HW: torch.Tensor,
+    added: Sequence[AddedClass],
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The labels (H, W) int64 after pixels were assigned to added classes, given the embeddings of the pixels.
 
     A pixel is assigned to an added class if that is nearer than its nearest trained class and within the radius of the class;
     otherwise it keeps its label. The radius is needed because a mean of pixels is nearer to most pixels than any trained class
     embedding: softmax only requires that the right one is the nearest, so these are far from all pixels.
+
+    ``bias`` (C,) is subtracted from the distances of the trained classes. An added class has a bias of 0.
     """
     pixels_PD, classes_CD = output_DHW.flatten(1).T, model.classes()
     labels_P = labels_HW.flatten()
-    nearest_P = distances(pixels_PD, classes_CD[labels_P], model.distance)
+    best_P = distances(pixels_PD, classes_CD[labels_P], model.distance)
+    roots = bias is not None and model.distance == "euclidean"
+    if bias is not None:
+        best_P = (best_P.sqrt() if roots else best_P) - bias[labels_P]
     for label, new in enumerate(added, len(classes_CD)):
         embedding_D = torch.tensor(new.embedding, device=pixels_PD.device)
         distance_P = distances(pixels_PD, embedding_D, model.distance)
-        taken_P = (distance_P < nearest_P) & (distance_P <= new.radius)
+        score_P = distance_P.sqrt() if roots else distance_P
+        taken_P = (score_P < best_P) & (distance_P <= new.radius)
         labels_P = torch.where(taken_P, label, labels_P)
-        nearest_P = torch.where(taken_P, distance_P, nearest_P)
+        best_P = torch.where(taken_P, score_P, best_P)
     return labels_P.view(labels_HW.shape)
 
 

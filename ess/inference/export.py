@@ -39,9 +39,10 @@ class Deployed(nn.Module):
     """Everything between a picture's pixels and its class ids.
 
     It takes a decoded picture of any size, (H, W, 3) uint8 RGB, which callers need not prepare, and returns (H, W) int32 class
-    ids 1..C, added classes included, like the predictor for whole images.
+    ids 1..C, added classes and the bias of a calibration included, like the predictor for whole images.
     """
 
+    _bias_C: torch.Tensor | None
     _classes_CD: torch.Tensor
     _added_AD: torch.Tensor
 
@@ -49,9 +50,11 @@ class Deployed(nn.Module):
         super().__init__()
         self.model = copy.deepcopy(predictor.model)
         _replace_adaptive_pooling(self.model)
+        self.register_buffer("_bias_C", predictor.bias)
         if self.model.class_embeddings is None:
             return
         self._cosine = self.model.distance == "cosine"
+        self._roots = predictor.bias is not None and self.model.distance == "euclidean"
         classes_CD = self.model.classes().detach()
         added_AD = torch.tensor([new.embedding for new in predictor.added]).view(-1, classes_CD.shape[1])
         self.register_buffer("_classes_CD", classes_CD)
@@ -67,31 +70,43 @@ class Deployed(nn.Module):
         # a slice would make the exporter treat sizes without padding as a separate case
         output = output.index_select(1, torch.arange(height, device=output.device))
         output = output.index_select(2, torch.arange(width, device=output.device))
-        labels = output.argmax(dim=0) if self.model.class_embeddings is None else self._nearest(output.permute(1, 2, 0))
+        if self.model.class_embeddings is not None:
+            labels = self._nearest(output.permute(1, 2, 0))
+        else:
+            labels = (output if self._bias_C is None else output + self._bias_C[:, None, None]).argmax(dim=0)
         return (labels + 1).to(torch.int32)
 
     def _nearest(self, pixels_HWD: torch.Tensor) -> torch.Tensor:
         """The nearest class of each pixel: (H, W) int64; ties go to the lower id."""
-        best, labels = self._best(pixels_HWD, self._classes_CD[:_BLOCK])
+        squares = pixels_HWD.square().sum(dim=2)
+        best, labels = self._best(pixels_HWD, squares, 0)
         for first in range(_BLOCK, len(self._classes_CD), _BLOCK):
-            score, label = self._best(pixels_HWD, self._classes_CD[first : first + _BLOCK])
+            score, label = self._best(pixels_HWD, squares, first)
             labels = torch.where(score > best, label + first, labels)
             best = torch.maximum(score, best)
-        offset = 0 if self._cosine else pixels_HWD.square().sum(dim=2)
         for index, radius in enumerate(self._radii):
-            score = self._scores(pixels_HWD, self._added_AD[index : index + 1])[..., 0]
-            taken = (score > best) & (offset - score <= radius)
+            nearness = self._nearness(pixels_HWD, self._added_AD[index : index + 1])[..., 0]
+            inside = (-nearness if self._cosine else squares - nearness) <= radius
+            score = self._rooted(nearness, squares)
+            taken = (score > best) & inside
             labels = torch.where(taken, len(self._classes_CD) + index, labels)
             best = torch.where(taken, score, best)
         return labels
 
-    def _best(self, pixels_HWD: torch.Tensor, classes_CD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._scores(pixels_HWD, classes_CD).max(dim=2)
+    def _best(self, pixels_HWD: torch.Tensor, squares: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The largest score of each pixel in a block of classes, and its place in the block, both (H, W)."""
+        nearness = self._nearness(pixels_HWD, self._classes_CD[first : first + _BLOCK])
+        scores = self._rooted(nearness, squares[..., None])
+        return (scores if self._bias_C is None else scores + self._bias_C[first : first + _BLOCK]).max(dim=2)
 
-    def _scores(self, pixels_HWD: torch.Tensor, classes_CD: torch.Tensor) -> torch.Tensor:
+    def _nearness(self, pixels_HWD: torch.Tensor, classes_CD: torch.Tensor) -> torch.Tensor:
         """(H, W, C), larger is nearer: the product with each class, or -|pixel - class|^2 without its part -|pixel|^2."""
         products = pixels_HWD @ classes_CD.T
         return products if self._cosine else 2 * products - classes_CD.square().sum(dim=1)
+
+    def _rooted(self, nearness: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
+        """-|pixel - class| for Euclidean distances with a bias; otherwise the nearness, which ranks classes in the same way."""
+        return -(squares - nearness).clamp_min(0).sqrt() if self._roots else nearness
 
 
 class _AdaptivePooling(nn.Module):
@@ -225,8 +240,13 @@ def _ties(predictor: Predictor, image: np.ndarray, exported: np.ndarray, expecte
     else:
         added = torch.tensor([new.embedding for new in predictor.added]).view(-1, output_PD.shape[1])
         classes_CD = torch.cat([model.classes().detach().cpu(), added])
-        a, b = (distances(output_PD, classes_CD[labels], model.distance) for labels in pair)
+        a, b = (-distances(output_PD, classes_CD[labels], model.distance) for labels in pair)
+        if predictor.bias is not None and model.distance == "euclidean":
+            a, b = -(-a).sqrt(), -(-b).sqrt()
         scale = a.abs().maximum(b.abs())
+    if predictor.bias is not None:
+        bias = F.pad(predictor.bias.cpu(), (0, len(predictor.added)))
+        a, b = (score + bias[labels] for score, labels in zip((a, b), pair, strict=True))
     return (a - b).abs() <= _TIE * scale
 
 

@@ -1,9 +1,9 @@
 """Predicts class ids with a trained model; images and results are NumPy arrays."""
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from ess.checkpoint import Checkpoint, Run
 from ess.data.loader import to_class_ids
 from ess.device import choose_device, explain_out_of_memory
 from ess.inference.added import AddedClass, assign_added_classes, classes_for_checkpoint, extend_vocabulary
+from ess.inference.calibration import bias_for_checkpoint
 from ess.inference.views import Inference
 from ess.models.network import SegmentationModel, model_from_config
 
@@ -26,7 +27,8 @@ class Predictor:
     """A model with the vocabulary that names its classes, and the views of an image that it blends.
 
     ``predictor(image)`` takes one picture of any size, (H, W, 3) uint8 RGB, and returns (H, W) uint16 class ids 1..C. A list of
-    pictures gives a list. ``vocabulary`` has the trained classes first, then those of ``added``.
+    pictures gives a list. ``vocabulary`` has the trained classes first, then those of ``added``. ``bias`` (C,) favours trained
+    classes as in :meth:`SegmentationModel.classify`; added classes have a bias of 0.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Predictor:
         *,
         added: Sequence[AddedClass] = (),
         checkpoint: Checkpoint | None = None,
+        bias: torch.Tensor | None = None,
     ):
         self.model = model
         self.vocabulary = extend_vocabulary(vocabulary, added)
@@ -45,23 +48,25 @@ class Predictor:
         self.inference = inference or Inference()
         self.added = tuple(added)
         self.checkpoint = checkpoint
+        self.bias = None if bias is None else bias.to(device)
         self._trained_vocabulary = vocabulary
 
     @classmethod
     def from_run(
         cls, folder: str | Path, device: str = "auto", checkpoint: str = "newest", inference: Inference | None = None
     ) -> "Predictor":
-        """The "newest" or "best" checkpoint of a run with its added classes, ready to predict. Needs no internet."""
+        """The "newest" or "best" checkpoint of a run with its added classes and calibration. Needs no internet."""
         run = Run.open(folder)
         chosen = choose_device(device)
         model = model_from_config(run.config, len(run.vocabulary), weights=None)
         loaded = run.load(model, checkpoint)
-        added = classes_for_checkpoint(run, loaded)
-        return cls(model.to(chosen).eval(), run.vocabulary, chosen, inference, added=added, checkpoint=loaded)
+        found: dict[str, Any] = {"added": classes_for_checkpoint(run, loaded), "bias": bias_for_checkpoint(run, loaded)}
+        return cls(model.to(chosen).eval(), run.vocabulary, chosen, inference, checkpoint=loaded, **found)
 
     def without_added_classes(self) -> "Predictor":
         """The same predictor with its trained classes only."""
-        return Predictor(self.model, self._trained_vocabulary, self.device, self.inference, checkpoint=self.checkpoint)
+        kept: dict[str, Any] = {"checkpoint": self.checkpoint, "bias": self.bias}
+        return Predictor(self.model, self._trained_vocabulary, self.device, self.inference, **kept)
 
     @overload
     def __call__(self, image: np.ndarray) -> np.ndarray: ...
@@ -74,8 +79,14 @@ class Predictor:
         masks = {index: mask for index, _, mask in self.stream(enumerate(image))}
         return [masks[index] for index in range(len(masks))]
 
-    def stream(self, images: Iterable[tuple[Key, np.ndarray]]) -> Iterator[tuple[Key, np.ndarray, np.ndarray]]:
-        """Yield (key, image, class ids) for (key, image) pairs, in another order: images of equal padded size go together."""
+    def stream(
+        self, images: Iterable[tuple[Key, np.ndarray]], among: Callable[[Key], np.ndarray] | None = None
+    ) -> Iterator[tuple[Key, np.ndarray, np.ndarray]]:
+        """Yield (key, image, class ids) for (key, image) pairs, in another order: images of equal padded size go together.
+
+        ``among`` gives the trained classes that an image can have, (n,) integer labels 0..C-1, ascending; the others, and added
+        classes, are left out. An empty array restricts nothing.
+        """
         waiting: dict[Hashable, list[tuple[Key, np.ndarray]]] = {}
         most = self.inference.images_at_a_time
         for key, image in images:
@@ -84,11 +95,11 @@ class Predictor:
             size = self.inference.padded_sizes(self.model, image.shape[:2])
             waiting.setdefault(size, []).append((key, image))
             if len(waiting[size]) == most:
-                yield from self._predict(waiting.pop(size))
+                yield from self._predict(waiting.pop(size), among)
             elif sum(map(len, waiting.values())) == _WAITING * most:
-                yield from self._predict(waiting.pop(max(waiting, key=lambda size: len(waiting[size]))))
+                yield from self._predict(waiting.pop(max(waiting, key=lambda size: len(waiting[size]))), among)
         for batch in waiting.values():
-            yield from self._predict(batch)
+            yield from self._predict(batch, among)
 
     @torch.inference_mode()
     def from_features(self, features: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
@@ -97,7 +108,7 @@ class Predictor:
         The picture is seen whole and once, for any :class:`Inference`.
         """
         maps = [torch.from_numpy(each)[None].to(self.device).float() for each in features]
-        return to_class_ids(self._classify(self.model.decode(maps, size)[0]).cpu().numpy())
+        return to_class_ids(self._classify(self.model.decode(maps, size)[0], None).cpu().numpy())
 
     def outputs(self, images: Sequence[np.ndarray]) -> list[torch.Tensor]:
         """The blended embeddings or logits (D, H, W) float32 of images of equal padded size, on the device."""
@@ -112,15 +123,23 @@ class Predictor:
         what = f"the image is {size}" if len(images) == 1 else f"{len(images)} images of {size}"
         return explain_out_of_memory(f"{what}; predict with a smaller --batch-size, with --window, or on --device cpu")
 
-    def _predict(self, batch: Sequence[tuple[Key, np.ndarray]]) -> Iterator[tuple[Key, np.ndarray, np.ndarray]]:
+    def _predict(
+        self, batch: Sequence[tuple[Key, np.ndarray]], among: Callable[[Key], np.ndarray] | None
+    ) -> Iterator[tuple[Key, np.ndarray, np.ndarray]]:
         images = [image for _, image in batch]
+        chosen = [None if among is None else among(key) for key, _ in batch]
         with self._explaining_out_of_memory(images):
-            masks = [to_class_ids(self._classify(output).cpu().numpy()) for output in self.outputs(images)]
+            labels = [self._classify(*pair) for pair in zip(self.outputs(images), chosen, strict=True)]
+            masks = [to_class_ids(labels_HW.cpu().numpy()) for labels_HW in labels]
         for (key, image), mask in zip(batch, masks, strict=True):
             yield key, image, mask
 
     @torch.inference_mode()
-    def _classify(self, output_DHW: torch.Tensor) -> torch.Tensor:
+    def _classify(self, output_DHW: torch.Tensor, among: np.ndarray | None) -> torch.Tensor:
         """Labels (H, W) int64, 0..C-1."""
-        labels_HW = self.model.classify(output_DHW[None])[0]
-        return assign_added_classes(self.model, output_DHW, labels_HW, self.added) if self.added else labels_HW
+        if among is not None and len(among):
+            return self.model.classify(output_DHW[None], self.bias, torch.from_numpy(among).to(self.device, torch.int64))[0]
+        labels_HW = self.model.classify(output_DHW[None], self.bias)[0]
+        if among is not None or not self.added:
+            return labels_HW
+        return assign_added_classes(self.model, output_DHW, labels_HW, self.added, self.bias)

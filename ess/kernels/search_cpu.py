@@ -56,6 +56,17 @@ def _scores(rows, i, at, table, points, products):
             _add_squares(rows, i, at, table, d, x0, x1, x2, x3, y0, y1, y2, y3)
 
 
+@_strict
+def _subtract(bias, row, roots):
+    """Subtract bias (C,) from the scores of a pixel, or with ``roots`` from their square roots."""
+    if roots:
+        for c in range(len(bias)):
+            row[c] = np.sqrt(row[c]) - bias[c]
+    else:
+        for c in range(len(bias)):
+            row[c] -= bias[c]
+
+
 @inlined(fastmath={"nnan", "nsz"}, error_model="numpy")
 def _columns(row, least):
     """The minimum of each column of a row viewed as a table of 16 lines; a conditional expression, which LLVM vectorises."""
@@ -110,8 +121,11 @@ def _select(row, count, least, scores, ids):
 
 
 @entry(error_model="numpy")
-def _run_chunk(queries, table, count, products, first, end, nearest):
-    """Write nearest[first:end], the ids nearest to these queries. ``table`` (T, D, N) are the tiles of ``count`` classes."""
+def _run_chunk(queries, table, count, products, bias, roots, first, end, nearest):
+    """Write nearest[first:end], the ids nearest to these queries. ``table`` (T, D, N) are the tiles of ``count`` classes.
+
+    ``bias`` is that of :func:`search`, with length 0 for none.
+    """
     (number, channels, width), k = table.shape, nearest.shape[1]
     flat, least = np.empty((_BLOCK, number * width), np.float32), np.empty(number * width // LINES, np.float32)
     rows = flat.reshape(_BLOCK, number, width)
@@ -124,24 +138,36 @@ def _run_chunk(queries, table, count, products, first, end, nearest):
             for i in range(0, filled, 2):
                 _scores(rows, i, at, table, points, products)
         for i in range(filled):
+            _subtract(bias, flat[i], roots)
             flat[i, count:] = np.inf
             _select(flat[i], count, least, scores, ids)
             for j in range(k):
                 nearest[block + i, j] = min(ids[j], count - 1)
 
 
-def search(queries: np.ndarray, classes: np.ndarray, k: int, *, products: bool, threads: int) -> np.ndarray:
+def search(
+    queries: np.ndarray,
+    classes: np.ndarray,
+    k: int,
+    *,
+    products: bool,
+    threads: int,
+    bias: np.ndarray | None = None,
+    roots: bool = False,
+) -> np.ndarray:
     """(P, k) int64: the classes nearest to each query, the nearest first; ties go to the lower id.
 
     ``queries`` (P, D) and ``classes`` (C, D) are float32 and compared by Euclidean distance, or with ``products`` by inner
-    product, the largest first. A query with a NaN gets arbitrary classes.
+    product, the largest first. ``bias`` (C,) is subtracted from the squared distances, from their ``roots``, or from the
+    negative products. A query with a NaN gets arbitrary classes.
     """
     queries = np.require(queries, np.float32, ("C", "W"))
+    subtracted = np.require(() if bias is None else bias, np.float32, ("C", "W"))
     nearest = np.empty((len(queries), k), np.int64)
     table = tiles(classes)
 
     def compute(first: int, end: int) -> None:
-        _run_chunk(queries, table, len(classes), products, first, end, nearest)
+        _run_chunk(queries, table, len(classes), products, subtracted, roots, first, end, nearest)
 
     parallel_for(lambda: (compute, lambda: None), chunks(len(queries), _CHUNK), threads)
     return nearest

@@ -20,7 +20,20 @@ def _blocks(k: int) -> tuple[int, int]:
 
 
 @triton.jit
-def _keys(queries, table, kept, ids, count, PRODUCTS: tl.constexpr, CHANNELS, QUERIES: tl.constexpr, CLASSES: tl.constexpr):
+def _keys(
+    queries,
+    table,
+    bias,
+    kept,
+    ids,
+    count,
+    PRODUCTS: tl.constexpr,
+    ROOTS: tl.constexpr,
+    BIASED: tl.constexpr,
+    CHANNELS,
+    QUERIES: tl.constexpr,
+    CLASSES: tl.constexpr,
+):
     """The keys of a block of queries and a tile of classes, (QUERIES, CLASSES) int64; the smaller, the nearer."""
     known = ids < count
     scores = tl.zeros((QUERIES, CLASSES), tl.float32)
@@ -31,7 +44,10 @@ def _keys(queries, table, kept, ids, count, PRODUCTS: tl.constexpr, CHANNELS, QU
             scores -= query * point
         else:
             scores += (query - point) * (query - point)
-    bits = scores.to(tl.int32, bitcast=True)  # a sum that starts at 0 is never -0
+    if BIASED:
+        scores = tl.sqrt_rn(scores) if ROOTS else scores
+        scores -= tl.load(bias + ids, mask=known, other=0.0)[None, :]
+    bits = scores.to(tl.int32, bitcast=True)  # never -0: sums start at 0, and a difference of equal numbers is 0
     bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     return tl.where(known[None, :], (bits.to(tl.int64) << 32) | ids[None, :], _LAST)
 
@@ -40,12 +56,15 @@ def _keys(queries, table, kept, ids, count, PRODUCTS: tl.constexpr, CHANNELS, QU
 def _nearest(
     queries,
     table,
+    bias,
     nearest,
     size,
     count,
     K: tl.constexpr,
     SLOTS: tl.constexpr,
     PRODUCTS: tl.constexpr,
+    ROOTS: tl.constexpr,
+    BIASED: tl.constexpr,
     CHANNELS: tl.constexpr,
     QUERIES: tl.constexpr,
     CLASSES: tl.constexpr,
@@ -59,7 +78,7 @@ def _nearest(
     worst = tl.max(best, 1)
     for start in range(0, count, CLASSES):
         ids = start + tl.arange(0, CLASSES)
-        keys = _keys(lines, table, kept, ids, count, PRODUCTS, CHANNELS, QUERIES, CLASSES)
+        keys = _keys(lines, table, bias, kept, ids, count, PRODUCTS, ROOTS, BIASED, CHANNELS, QUERIES, CLASSES)
         least = tl.min(keys, 1)
         while tl.max((least < worst).to(tl.int32), 0) > 0:
             best = tl.where((best == worst[:, None]) & (least < worst)[:, None], least[:, None], best)
@@ -73,11 +92,20 @@ def _nearest(
         best = tl.where(best == least[:, None], _LAST, best)
 
 
-def search(queries: torch.Tensor, classes: torch.Tensor, k: int, *, products: bool) -> torch.Tensor:
+def search(
+    queries: torch.Tensor,
+    classes: torch.Tensor,
+    k: int,
+    *,
+    products: bool,
+    bias: torch.Tensor | None = None,
+    roots: bool = False,
+) -> torch.Tensor:
     """(P, k) int64, k <= 64: the classes nearest to each query, the nearest first; ties go to the lower id.
 
     ``queries`` (P, D) and ``classes`` (C, D) are compared in float32, by Euclidean distance, or with ``products`` by inner
-    product, the largest first. A query with a NaN gets arbitrary classes.
+    product, the largest first. ``bias`` (C,) is subtracted from the squared distances, from their ``roots``, or from the
+    negative products. A query with a NaN gets arbitrary classes.
     """
     queries, table = queries.float().contiguous(), classes.float().T.contiguous()
     size, channels = queries.shape
@@ -87,12 +115,15 @@ def search(queries: torch.Tensor, classes: torch.Tensor, k: int, *, products: bo
         _nearest[triton.cdiv(size, at_once),](
             queries=queries,
             table=table,
+            bias=table if bias is None else bias.float().contiguous(),
             nearest=nearest,
             size=size,
             count=len(classes),
             K=k,
             SLOTS=max(2, triton.next_power_of_2(k)),
             PRODUCTS=products,
+            ROOTS=roots,
+            BIASED=bias is not None,
             CHANNELS=channels,
             QUERIES=at_once,
             CLASSES=width,

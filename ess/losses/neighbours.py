@@ -13,6 +13,7 @@ BACKENDS = ("auto", "numba", "triton", "faiss", "torch", "clustered")
 
 On the CPU, "auto" is numba for 2 to _FEW classes per query, otherwise faiss. "clustered" is faiss's inverted file: a query is
 compared with the classes of the _PROBES nearest of about sqrt(_PROBES * C) clusters, and misses neighbours in other clusters.
+With a bias, which faiss does not support, "auto" on the CPU is numba for up to _FEW classes per query, otherwise torch.
 """
 
 _FEW = 64
@@ -26,13 +27,20 @@ _PAIRS = 1 << 22
 
 @torch.no_grad()
 def nearest(
-    queries: torch.Tensor, classes: torch.Tensor, k: int, *, distance: str = "euclidean", backend: str = "auto"
+    queries: torch.Tensor,
+    classes: torch.Tensor,
+    k: int,
+    *,
+    distance: str = "euclidean",
+    bias: torch.Tensor | None = None,
+    backend: str = "auto",
 ) -> torch.Tensor:
     """(P, k) int64: the ids 0..C-1 of the k classes nearest to each query, the nearest first.
 
-    ``queries`` (P, D) and ``classes`` (C, D) are of any floating type and compared in float32. Ties go to the lower id, except
-    that "faiss" and "clustered" may break them either way. A query with a NaN gets arbitrary ids. Raises ValueError if an
-    argument does not fit.
+    ``queries`` (P, D) and ``classes`` (C, D) are of any floating type and compared in float32. With ``bias`` (C,), classes are
+    ranked by distance minus bias: by ||o - e_c|| - b_c for "euclidean", ||o - e_c||^2 - b_c for "squared", and -<o, e_c> - b_c
+    for "cosine". "faiss" and "clustered" cannot do this. Ties go to the lower id, except that these two may break them either
+    way. A query with a NaN gets arbitrary ids. Raises ValueError if an argument does not fit.
     """
     if queries.ndim != 2 or classes.ndim != 2 or queries.shape[1] != classes.shape[1]:
         raise ValueError(f"queries {tuple(queries.shape)} and classes {tuple(classes.shape)}: expected (P, D) and (C, D)")
@@ -42,40 +50,55 @@ def nearest(
         raise ValueError(f"distance is {distance!r}: expected one of {', '.join(DISTANCES)}")
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}: expected one of {', '.join(BACKENDS)}")
+    if bias is not None:
+        _check_bias(bias, classes, backend)
     if backend == "triton" and not (queries.is_cuda or "TRITON_INTERPRET" in os.environ):
         raise ValueError(f"backend is 'triton', which searches on a GPU, but the queries are on {queries.device}")
     if backend == "auto":
-        backend = _best(queries, k)
+        backend = _best(queries, k, biased=bias is not None)
     search = {"numba": _numba, "triton": _triton, "faiss": _faiss, "torch": _torch, "clustered": _clustered}[backend]
     with torch.autocast(queries.device.type, enabled=False):
         queries, classes = (x.detach().float().contiguous() for x in (queries, classes))
-        return search(queries, classes, k, distance)
+        return search(queries, classes, k, distance, None if bias is None else bias.detach().to(queries))
 
 
-def _best(queries: torch.Tensor, k: int) -> str:
+def _check_bias(bias: torch.Tensor, classes: torch.Tensor, backend: str) -> None:
+    """Raise ValueError unless the bias has a number for each class and the search supports it."""
+    if bias.shape != classes.shape[:1]:
+        raise ValueError(f"bias has the shape {tuple(bias.shape)}: expected ({len(classes)},), a number for each class")
+    if backend in ("faiss", "clustered"):
+        raise ValueError(f"backend is {backend!r}, which cannot search with a bias; choose auto, numba, triton or torch")
+
+
+def _best(queries: torch.Tensor, k: int, biased: bool) -> str:
     if queries.is_cuda:
         return "triton" if k <= _FEW and find_spec("triton") else "torch"
+    if biased:
+        return "numba" if k <= _FEW else "torch"
     return "numba" if 1 < k <= _FEW else "faiss"
 
 
-def _numba(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str) -> torch.Tensor:
+def _numba(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str, bias: torch.Tensor | None) -> torch.Tensor:
     """:func:`nearest` by the compiled loop of ``ess.kernels.search_cpu``."""
     from ess.kernels import search_cpu  # imported late: numba is slow to import
 
     points, table, threads = queries.cpu().numpy(), classes.cpu().numpy(), torch.get_num_threads()
-    ids = search_cpu.search(points, table, k, products=distance == "cosine", threads=threads)
+    how = {"products": distance == "cosine", "roots": distance == "euclidean"}
+    subtracted = None if bias is None else bias.cpu().numpy()
+    ids = search_cpu.search(points, table, k, **how, threads=threads, bias=subtracted)
     return torch.from_numpy(ids).to(queries.device)
 
 
-def _triton(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str) -> torch.Tensor:
+def _triton(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str, bias: torch.Tensor | None) -> torch.Tensor:
     """:func:`nearest` by the kernel of ``ess.kernels.search_triton``."""
     from ess.kernels import search_triton  # imported late: triton is optional
 
-    return search_triton.search(queries, classes, k, products=distance == "cosine")
+    how = {"products": distance == "cosine", "roots": distance == "euclidean"}
+    return search_triton.search(queries, classes, k, **how, bias=bias)
 
 
-def _faiss(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str) -> torch.Tensor:
-    """:func:`nearest` by a flat faiss index, on the GPU if the queries are there and this faiss supports it."""
+def _faiss(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str, bias: torch.Tensor | None) -> torch.Tensor:
+    """:func:`nearest` without a bias by a flat faiss index, on the GPU if the queries are there and this faiss supports it."""
     import faiss
     import faiss.contrib.torch_utils  # makes indexes accept tensors
 
@@ -90,8 +113,11 @@ def _faiss(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str) 
     return ids.clamp_min(0).to(device)  # faiss returns -1 for queries with a NaN
 
 
-def _clustered(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str) -> torch.Tensor:
-    """:func:`nearest` among the classes of the nearest clusters, on the CPU; exact for queries whose clusters hold too few."""
+def _clustered(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str, bias: torch.Tensor | None) -> torch.Tensor:
+    """:func:`nearest` without a bias, on the CPU, among the classes of the nearest clusters.
+
+    It is exact for queries whose clusters hold too few.
+    """
     import faiss
     import faiss.contrib.torch_utils
 
@@ -108,7 +134,7 @@ def _clustered(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: s
     ids = index.search(points, k)[1]
     missed = (ids < 0).any(dim=1).nonzero().squeeze(1)
     if len(missed):
-        ids[missed] = _faiss(points[missed], table, k, distance)
+        ids[missed] = _faiss(points[missed], table, k, distance, bias)
     return ids.to(queries.device)
 
 
@@ -122,17 +148,21 @@ def _gpu_resources(device_index: int):
     return resources
 
 
-def _torch(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str) -> torch.Tensor:
+def _torch(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str, bias: torch.Tensor | None) -> torch.Tensor:
     """:func:`nearest` from the matrix of all distances, some queries at a time."""
     rows = max(1, _PAIRS // len(classes))
-    return torch.cat([_smallest(_scores(part, classes, distance), k) for part in queries.split(rows)])
+    return torch.cat([_smallest(_scores(part, classes, distance, bias), k) for part in queries.split(rows)])
 
 
-def _scores(queries: torch.Tensor, classes: torch.Tensor, distance: str) -> torch.Tensor:
+def _scores(queries: torch.Tensor, classes: torch.Tensor, distance: str, bias: torch.Tensor | None) -> torch.Tensor:
     """(P, C) float32, the smaller the nearer."""
     if distance == "cosine":
-        return 0 - queries @ classes.T  # unlike -x, never a negative zero
-    return torch.cdist(queries, classes, compute_mode="donot_use_mm_for_euclid_dist")
+        scores = 0 - queries @ classes.T  # unlike -x, never a negative zero
+    else:
+        scores = torch.cdist(queries, classes, compute_mode="donot_use_mm_for_euclid_dist")
+    if bias is None:
+        return scores
+    return (scores.square() if distance == "squared" else scores).sub_(bias)
 
 
 def _smallest(scores: torch.Tensor, k: int) -> torch.Tensor:

@@ -24,6 +24,9 @@ NORMALIZE = ("full", "quarter", None)
 _SMALLEST = {"pan": 128, "pspnet": 32}
 """Architecture -> the side in pixels to which smaller images are padded."""
 
+_ROWS = 32
+"""How many rows of logits are copied at a time."""
+
 
 class SegmentationModel(nn.Module):
     """An encoder, a decoder with one output per pixel and, unless ``dim`` is None, the class embeddings (C, ``dim``).
@@ -123,12 +126,24 @@ class SegmentationModel(nn.Module):
         return self.classify(self(images))
 
     @torch.no_grad()
-    def classify(self, output: torch.Tensor) -> torch.Tensor:
-        """The output of :meth:`forward` -> (B, H, W) int64, the index 0..C-1 of the nearest class or the largest logit."""
+    def classify(
+        self, output: torch.Tensor, bias: torch.Tensor | None = None, among: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The output of :meth:`forward` -> (B, H, W) int64, the index 0..C-1 of the nearest class or the largest logit.
+
+        ``bias`` (C,) is subtracted from the distances, or added to the logits of a dense head. Only the classes ``among`` (n,)
+        int64, ascending and all by default, are compared.
+        """
+        if among is not None and bias is not None:
+            bias = bias[among]
         if self.class_embeddings is None:
-            return output.argmax(dim=1)
-        pixels = output.permute(0, 2, 3, 1)
-        return nearest(pixels.flatten(0, 2), self.classes(), 1, distance=self.distance).view(pixels.shape[:3])
+            labels = _largest(output if among is None else output[:, among], bias)
+        else:
+            classes = self.classes() if among is None else self.classes()[among]
+            pixels = output.permute(0, 2, 3, 1)
+            found = nearest(pixels.flatten(0, 2), classes, 1, distance=self.distance, bias=bias)
+            labels = found.view(pixels.shape[:3])
+        return labels if among is None else among[labels]
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """All parameters in groups "encoder", "decoder" and "classes", for which training uses separate learning rates."""
@@ -296,6 +311,13 @@ class _SmpDecoder(nn.Module):
 
     def forward(self, features: list[torch.Tensor] | tuple[list[torch.Tensor], list[torch.Tensor]]) -> torch.Tensor:
         return self.head(self.decoder(*features) if isinstance(features, tuple) else self.decoder(features))
+
+
+def _largest(logits: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The class of the largest logit plus bias (C,), (B, H, W) int64; a few rows at a time, because the sums need memory."""
+    if bias is None:
+        return logits.argmax(dim=1)
+    return torch.cat([(rows + bias[:, None, None]).argmax(dim=1) for rows in logits.split(_ROWS, dim=2)], dim=1)
 
 
 def _resize(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

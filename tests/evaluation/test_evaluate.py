@@ -84,6 +84,26 @@ def test_batches_change_nothing_and_progress_counts(dataset, predictor):
     assert seen == [(done, 6) for done in range(1, 7)]
 
 
+def test_oracle_classes_are_those_of_the_truth_of_each_image(dataset, predictor):
+    split, classes = dataset.split("val"), predictor.model.class_embeddings.detach().double()
+    truth, found = [], []
+    for index in range(len(split)):
+        sample = split[index]
+        present = np.unique(sample.mask[sample.mask > 0]).astype(int)
+        if not len(present):
+            continue
+        output = predictor.outputs([sample.image()])[0].movedim(0, 2).double()
+        apart = (output[:, :, None] - classes[present - 1]).norm(dim=3)
+        truth.append(sample.mask.ravel())
+        found.append(present[apart.argmin(dim=2).numpy()].ravel())
+    t, p = np.concatenate(truth), np.concatenate(found)
+    expected = np.mean(list(ious(t[t > 0], p[t > 0]).values()))
+    batched = Predictor(predictor.model, predictor.vocabulary, predictor.device, Inference(batch_size=3))
+    for one in (predictor, batched):
+        assert evaluate(one, dataset, oracle_classes=True)["miou"] == pytest.approx(expected, abs=1e-4)
+    assert expected > evaluate(predictor, dataset)["miou"] + 0.05
+
+
 def test_another_vocabulary_is_refused(dataset, predictor):
     other = dataclasses.replace(dataset.vocabulary[1284], name="timber")
     vocabulary = Vocabulary([*dataset.vocabulary.classes[:-1], other])
@@ -144,3 +164,6 @@ def test_the_command_writes_scores_table_and_curve(untrained_run, sample_dataset
     assert "mIoU, 5 most frequent" in ess_eval(untrained_run, sample_dataset, "--top-n", 5).stdout
     assert "--top-n is 1285: expected 1..1284" in ess_eval(untrained_run, sample_dataset, "--top-n", 1285, code=1).stderr
     ess_eval(untrained_run, sample_dataset, "--top-n", "a", code=2)
+    oracle = json.loads(ess_eval(untrained_run, sample_dataset, "--oracle-classes", "--json").stdout)
+    assert oracle["oracle_classes"] is True and oracle["miou"] > scores["miou"]
+    assert "predicted among the classes in the truth" in ess_eval(untrained_run, sample_dataset, "--oracle-classes").stdout

@@ -42,8 +42,9 @@ class Joined(torch.nn.Module):
         return torch.cat([fine, torch.nn.functional.interpolate(coarse, size=fine.shape[-2:])], dim=1)
 
 
-def predictor_of(model: SegmentationModel, classes: int, added=()) -> Predictor:
-    return Predictor(model.eval(), Vocabulary(coco_lvis().classes[:classes]), torch.device("cpu"), added=added)
+def predictor_of(model: SegmentationModel, classes: int, added=(), bias=None) -> Predictor:
+    vocabulary = Vocabulary(coco_lvis().classes[:classes])
+    return Predictor(model.eval(), vocabulary, torch.device("cpu"), added=added, bias=bias)
 
 
 def colours(classes: int, **settings) -> SegmentationModel:
@@ -104,6 +105,33 @@ def test_every_distance_with_many_classes_and_added_ones(kind, settings, tmp_pat
     added = [AddedClass(f"new {n}", seen[n].tolist(), radius, [], 1, "") for n in (0, 3000)]
     predictor = predictor_of(model, 300, added)
     assert {301, 302} <= set(np.unique(predictor(photo(*SIZES[0]))).tolist())
+    assert_file_agrees(predictor, tmp_path / "model", kind)
+
+
+@pytest.mark.parametrize(
+    ("head", "distance", "kind"),
+    [
+        ("embedding", "euclidean", "onnx"),
+        ("dense", "euclidean", "torch"),
+        *(
+            pytest.param(head, distance, kind, marks=pytest.mark.long)
+            for head, distance in (("embedding", "squared"), ("embedding", "cosine"), ("dense", "euclidean"))
+            for kind in exporting.FORMATS
+        ),
+    ],
+)
+def test_a_file_with_the_bias_of_a_calibration(head, distance, kind, tmp_path):
+    model = colours(300, distance=distance)
+    if head == "dense":
+        model.class_embeddings, model.decoder = None, torch.nn.Sequential(Joined(), torch.nn.Conv2d(6, 300, 1))
+    bias = torch.randn(300, generator=torch.Generator().manual_seed(0)) / 4
+    added = ()
+    if head == "embedding":
+        seen = predictor_of(model, 300).outputs([photo(*SIZES[0])])[0].flatten(1).T
+        radius = -0.5 if distance == "cosine" else 0.3
+        added = [AddedClass(f"new {n}", seen[n].tolist(), radius, [], 1, "") for n in (0, 3000)]
+    predictor = predictor_of(model, 300, added, bias)
+    assert (predictor(photo(*SIZES[0])) != predictor_of(model, 300, added)(photo(*SIZES[0]))).mean() > 0.1
     assert_file_agrees(predictor, tmp_path / "model", kind)
 
 

@@ -18,10 +18,17 @@ def points(queries=500, classes=300, dim=12, seed=0):
     return (F.normalize(torch.randn(n, dim, generator=g), dim=1) for n in (queries, classes))
 
 
-def by_sorting(queries, classes, k, distance):
+def scored(queries, classes, distance, bias=0.0):
+    """All distances minus the bias, in float64."""
     q, c = queries.double(), classes.double()
-    scores = -q @ c.T if distance == "cosine" else (q[:, None] - c).norm(dim=2)
-    return scores.sort(dim=1, stable=True).indices[:, :k]
+    if distance == "cosine":
+        return 0 - q @ c.T - bias
+    differences = q[:, None] - c
+    return (differences.square().sum(dim=2) if distance == "squared" else differences.norm(dim=2)) - bias
+
+
+def by_sorting(queries, classes, k, distance, bias=0.0):
+    return scored(queries, classes, distance, bias).sort(dim=1, stable=True).indices[:, :k]
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
@@ -60,11 +67,65 @@ def test_the_lower_id_is_taken_among_equals(backend, k, distance):
     assert nearest(torch.eye(4)[:1], orthogonal, k, distance=distance, backend=backend).tolist() == [[*range(k)]]
 
 
+BIASED = ["torch", "numba", "auto"]
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize(("classes", "dim", "k"), [(2, 2, 1), (37, 3, 5), (1284, 12, 1), (1700, 30, 8), (300, 64, 300)])
+def test_a_bias_is_subtracted_from_the_distances(classes, dim, k, distance):
+    queries, e = points(211, classes, dim)
+    e = 2 * e if distance == "cosine" else e
+    bias = torch.randn(classes, generator=torch.Generator().manual_seed(1)) / 4
+    expected, scores = by_sorting(queries, e, k, distance, bias), scored(queries, e, distance, bias)
+    for backend in BIASED:
+        if k > 64 and backend == "numba":
+            continue
+        ids = nearest(queries, e, k, distance=distance, bias=bias, backend=backend)
+        assert ids.dtype == torch.int64 and (ids == expected).float().mean() > 0.998, backend
+        torch.testing.assert_close(scores.gather(1, ids), scores.gather(1, expected), atol=1e-5, rtol=0)
+        assert (ids != nearest(queries, e, k, distance=distance)).any()
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("backend", BIASED)
+def test_the_lower_id_is_taken_among_equals_with_a_bias_too(backend, distance):
+    g = torch.Generator().manual_seed(0)
+    queries, signs = torch.zeros(20, 4), torch.randint(0, 2, (9, 4), generator=g) * 2.0 - 1
+    bias = torch.randint(0, 3, (9,), generator=g) / 4.0  # all distances are 2 or 4, so ties are exact
+    e, bias = torch.cat([signs, -signs, signs]), torch.cat([bias, bias, bias])
+    for k in (1, 4, 27):
+        ids = nearest(queries, e, k, distance=distance, bias=bias, backend=backend)
+        assert (ids == by_sorting(queries, e, k, distance, bias)).all()
+    even = torch.full((len(e),), 0.25)
+    assert nearest(queries, e, 5, distance=distance, bias=even, backend=backend).tolist() == [[*range(5)]] * 20
+
+
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+def test_a_bias_of_zero_ranks_as_none_and_a_constant_changes_nothing(backend):
+    queries, e = points()
+    for distance in DISTANCES:
+        plain = nearest(queries, e, 4, distance=distance, backend=backend)
+        for constant in (0.0, 0.5):
+            bias = torch.full((len(e),), constant, dtype=torch.float64, requires_grad=True)
+            assert (nearest(queries, e, 4, distance=distance, bias=bias, backend=backend) == plain).float().mean() > 0.998
+
+
+def test_refused_biases():
+    queries, e = points()
+    for backend in ("faiss", "clustered"):
+        with pytest.raises(ValueError, match=f"{backend}', which cannot search with a bias; choose auto, numba, triton or"):
+            nearest(queries, e, 1, bias=torch.zeros(300), backend=backend)
+    with pytest.raises(ValueError, match=r"bias has the shape \(1, 300\): expected \(300,\), a number for each class"):
+        nearest(queries, e, 1, bias=torch.zeros(1, 300))
+
+
 def test_chunks(monkeypatch):
     queries, e = points()
-    whole = nearest(queries, e, 5, backend="torch")
+    bias = torch.linspace(-1, 1, len(e))
+    whole, biased = nearest(queries, e, 5, backend="torch"), nearest(queries, e, 5, bias=bias, backend="torch")
     monkeypatch.setattr("ess.losses.neighbours._PAIRS", 1000)
     assert (nearest(queries, e, 5, backend="torch") == whole).all()
+    assert (nearest(queries, e, 5, bias=bias, backend="torch") == biased).all()
 
 
 @pytest.mark.parametrize("backend", HERE)

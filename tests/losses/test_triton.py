@@ -69,7 +69,10 @@ def test_hopper_can_be_compiled_for(dtype, distance, tmp_path, monkeypatch):
     for function in (exact_triton_kernels.by_pixel, exact_triton_kernels.by_class):
         assert compiled(function, pointers, constants, tile).count("ex2.approx") >= 1
     constants = {"K": 7, "SLOTS": 8, "PRODUCTS": False, "CHANNELS": 12, "QUERIES": 64, "CLASSES": 64}
-    compiled(search_triton._nearest, {"queries": "*fp32", "table": "*fp32", "nearest": "*i64"}, constants, tile)
+    types = {"queries": "*fp32", "table": "*fp32", "bias": "*fp32", "nearest": "*i64"}
+    for biased in (False, True):
+        ptx = compiled(search_triton._nearest, types, constants | {"ROOTS": True, "BIASED": biased}, tile)
+        assert ("sqrt.rn.f32" in ptx) == biased
 
 
 def compiled(function, types, constants, tile):
@@ -313,14 +316,19 @@ def test_the_value_alone_is_the_same():
     assert torch.equal(alone, run(*arguments)[0])
 
 
-def by_sorting(queries, classes, k, products):
+def scored(queries, classes, products, bias=0.0, roots=False):
     q, c = queries.double(), classes.double()
     scores = 0 - q @ c.T if products else (q[:, None] - c).square().sum(2)
-    return scores.sort(dim=1, stable=True).indices[:, :k]
+    return (scores.sqrt() if roots else scores) - bias
 
 
-def search(queries, classes, k, products):
-    found = search_triton.search(queries.to(DEVICE), classes.to(DEVICE), k, products=products).cpu()
+def by_sorting(*problem):
+    return scored(*problem).sort(dim=1, stable=True).indices
+
+
+def search(queries, classes, k, products, bias=None, roots=False):
+    how = {"products": products, "bias": None if bias is None else bias.to(DEVICE), "roots": roots}
+    found = search_triton.search(queries.to(DEVICE), classes.to(DEVICE), k, **how).cpu()
     assert found.dtype == torch.int64 and found.shape == (len(queries), k)
     return found
 
@@ -337,7 +345,7 @@ def search(queries, classes, k, products):
 def test_search_agrees_with_sorting(classes, dim, k, products):
     g = torch.Generator().manual_seed(0)
     queries, e = torch.randn(40, dim, generator=g), torch.randn(classes, dim, generator=g)
-    expected = by_sorting(queries, e, k, products)
+    expected = by_sorting(queries, e, products)[:, :k]
     found = search(queries, e, k, products)
     score = (-queries.double() @ e.double().T) if products else (queries[:, None].double() - e).norm(dim=2)
     apart = (score.gather(1, found) - score.gather(1, expected)).abs()
@@ -362,9 +370,35 @@ def test_search_agrees_with_faiss(products):
 def test_search_takes_the_lower_id_among_equals(k, products):
     g = torch.Generator().manual_seed(0)
     queries, e = (torch.randint(-1, 2, (n, 3), generator=g).float() for n in (40, 80))  # small integers: many exact ties
-    assert (search(queries, e, k, products) == by_sorting(queries, e, k, products)).all()
+    assert (search(queries, e, k, products) == by_sorting(queries, e, products)[:, :k]).all()
     zeros = torch.cat([-torch.eye(41)[1:], torch.eye(41)[1:]])  # inner products of 0 and -0
     assert search(torch.eye(41)[:1], zeros, k, True).tolist() == [[*range(k)]]
+
+
+@kernel
+@pytest.mark.parametrize(("products", "roots"), [(False, True), (False, False), (True, False)])
+@pytest.mark.parametrize(("classes", "dim", "k"), [(2, 2, 1), (100, 12, 1), (37, 3, 5)])
+def test_search_with_a_bias_agrees_with_sorting(classes, dim, k, products, roots):
+    g = torch.Generator().manual_seed(0)
+    queries, e, bias = (torch.randn(*n, generator=g) for n in ((40, dim), (classes, dim), (classes,)))
+    expected, scores = by_sorting(queries, e, products, bias, roots)[:, :k], scored(queries, e, products, bias, roots)
+    found = search(queries, e, k, products, bias, roots)
+    torch.testing.assert_close(scores.gather(1, found), scores.gather(1, expected), atol=1e-5, rtol=0)
+    assert (found == expected).float().mean() > 0.99 and (found != search(queries, e, k, products)).any()
+
+
+@kernel
+@pytest.mark.parametrize("roots", [False, True])
+def test_search_with_a_bias_takes_the_lower_id_among_equals(roots):
+    g = torch.Generator().manual_seed(0)
+    signs = torch.randint(0, 2, (60, 4), generator=g) * 2.0 - 1  # at the distance 2 from 0
+    bias = torch.randint(0, 5, (60,), generator=g) / 2.0
+    assert (
+        search(torch.zeros(20, 4), signs, 8, False, bias, roots)
+        == by_sorting(torch.zeros(20, 4), signs, False, bias, roots)[:, :8]
+    ).all()
+    even = torch.full((60,), 4.0 if not roots else 2.0)  # all scores are 0
+    assert search(torch.zeros(20, 4), signs, 3, False, even, roots).tolist() == [[0, 1, 2]] * 20
 
 
 @kernel

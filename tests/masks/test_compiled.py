@@ -67,8 +67,8 @@ def search():
         queries.expand(30, 4),
     ):
         for distance in ("euclidean", "cosine"):
-            for k in (1, 3):
-                nearest(points, classes, k, distance=distance, backend="numba")
+            for k, bias in ((1, None), (3, None), (3, torch.randn(9)), (1, torch.randn(9, 2)[:, 0])):
+                nearest(points, classes, k, distance=distance, bias=bias, backend="numba")
 
 
 @pytest.mark.parametrize(

@@ -81,12 +81,12 @@ def test_a_second_request_during_the_save(dataset, tmp_path, monkeypatch, second
 def test_a_stop_during_an_evaluation_discards_it_and_resuming_makes_it_first(run, dataset, tmp_path, monkeypatch):
     classify, seen = Predictor._classify, []
 
-    def counted(predictor, output):
+    def counted(predictor, *output):
         seen.append(1)
         if len(seen) == 2:
             send(signal.SIGTERM)
             send(signal.SIGTERM)
-        return classify(predictor, output)
+        return classify(predictor, *output)
 
     settings = config(eval_every=3, save_every=100, track="none")
     with monkeypatch.context() as patch:

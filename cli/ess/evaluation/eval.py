@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @click.option(
     "--published", is_flag=True, help="Average like the published code: classes predicted but absent have an IoU of 0."
 )
+@click.option("--oracle-classes", is_flag=True, help="Predict only classes that are in the truth of the image.")
 @click.option("--skip-damaged", is_flag=True, help="Leave out damaged images, and report them.")
 @inference_options
 @checkpoint_option
@@ -44,6 +45,7 @@ def evaluate(
     per_class: Path | None,
     plot: Path | None,
     published: bool,
+    oracle_classes: bool,
     as_json: bool,
     **how: Any,
 ) -> None:
@@ -60,8 +62,9 @@ def evaluate(
     dataset = Dataset.open(data, image_root)
     images = reports.training_images(dataset) if top_n or per_class or plot else None
     reports.check_top(top_n, dataset)
-    confusion, damaged = _count(run, dataset, split, **how)
+    confusion, damaged = _count(run, dataset, split, oracle_classes=oracle_classes, **how)
     scores = scores_of(confusion, dataset, published=published, damaged=damaged)
+    scores |= {"oracle_classes": True} if oracle_classes else {}
     for fault in damaged:
         say(f"skipped a damaged image: {fault}", err=True)
     if images is not None:
@@ -81,6 +84,7 @@ def _count(
     *,
     limit: int | None,
     skip_damaged: bool,
+    oracle_classes: bool,
     checkpoint: str,
     device: str,
     **inference: Any,
@@ -93,8 +97,9 @@ def _count(
     damaged: list[DamagedImage] = []
     with progress("eval") as show:
         predictor = Predictor.from_run(run, device, checkpoint, Inference(**inference))
-        chosen, skipped = image_indices(dataset, split, limit), damaged if skip_damaged else None
-        return count_pixels(predictor, dataset, split=split, indices=chosen, damaged=skipped, progress=show), damaged
+        how: dict[str, Any] = {"indices": image_indices(dataset, split, limit), "oracle_classes": oracle_classes}
+        skipped = damaged if skip_damaged else None
+        return count_pixels(predictor, dataset, split=split, **how, damaged=skipped, progress=show), damaged
 
 
 def _write_reports(
@@ -125,4 +130,5 @@ def _print_scores(scores: dict[str, Any], split: str) -> None:
     print_table(("score", "value"), [(name, "none" if value is None else f"{value:.4f}") for name, value in rows.items()])
     left_out = f", {describe_skipped(scores['skipped'])}" if scores["skipped"] else ""
     say()
-    say(f"{scores['images']} images of split {split}{left_out}")
+    restricted = ", predicted among the classes in the truth of each image" if "oracle_classes" in scores else ""
+    say(f"{scores['images']} images of split {split}{left_out}{restricted}")
