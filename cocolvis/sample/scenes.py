@@ -52,7 +52,22 @@ class Picture(NamedTuple):
     covered: np.ndarray
 
 
-def _palette(count: int) -> tuple[np.ndarray, np.ndarray]:
+class Crowding(NamedTuple):
+    """How objects are placed: their radii as shares of the size, and the smallest part that others leave visible.
+
+    A centre is at least ``inside`` radii from the border.
+    """
+
+    radius: tuple[float, float]
+    inside: float
+    visible: float
+
+
+SPACED = Crowding((0.12, 0.21), 0.6, 0.6)
+CROWDED = Crowding((0.09, 0.2), 0.25, 0.45)
+
+
+def farthest_colours(count: int) -> tuple[np.ndarray, np.ndarray]:
     """Colours, each as far as possible in Lab from those before it: RGB in 0..255 and Lab, both (count, 3) float32."""
     levels = np.linspace(0, 1, 24, dtype=np.float32)
     rgb = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
@@ -72,7 +87,7 @@ def looks_of(used: Sequence[ClassInfo], size: int) -> dict[int, Look]:
 
     The second colour also comes from the palette, at a medium to large distance from the base colour.
     """
-    rgb, lab = _palette(len(used))
+    rgb, lab = farthest_colours(len(used))
     looks = {}
     for k, c in enumerate(used):
         by_distance = np.argsort(((lab - lab[k]) ** 2).sum(axis=1), kind="stable")
@@ -90,12 +105,21 @@ def looks_of(used: Sequence[ClassInfo], size: int) -> dict[int, Look]:
 
 
 def paint(
-    things: Sequence[ClassInfo], stuff: Sequence[ClassInfo], looks: dict[int, Look], size: int, rng: np.random.Generator
+    things: Sequence[ClassInfo],
+    stuff: Sequence[ClassInfo],
+    looks: dict[int, Look],
+    size: int,
+    rng: np.random.Generator,
+    heights: Sequence[float] | None = None,
 ) -> Picture:
-    """Paint ``things``, front-most first, over regions of ``stuff``; both sides are within 25 % of ``size`` pixels."""
+    """Paint ``things``, front-most first, over regions of ``stuff``; both sides are within 25 % of ``size`` pixels.
+
+    With ``heights``, the regions are stacked by their place between top (0) and bottom (1), objects vary more in size, and
+    more of them are cut by the border or hidden in part.
+    """
     height, width = (_side(size, rng) for _ in range(2))
-    objects, covered = _place(things, looks, (height, width), size, rng)
-    regions = _regions(len(stuff), height, width, rng)
+    objects, covered = _place(things, looks, (height, width), size, rng, SPACED if heights is None else CROWDED)
+    regions = _regions(len(stuff), height, width, rng) if heights is None else _layers(heights, height, width, rng)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     drift = _smooth(rng, height, width) * np.float32(0.03 * size)
     canvas = (128 + 10 * _smooth(rng, height, width))[..., None].repeat(3, axis=2)
@@ -138,30 +162,53 @@ def _regions(count: int, height: int, width: int, rng: np.random.Generator) -> n
     return best
 
 
+def _layers(heights: Sequence[float], height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """Split the picture into one region per entry of ``heights``, from top to bottom with wavy borders: (height, width) int.
+
+    Neighbours whose heights are close stand side by side in part, because their border is steep.
+    """
+    y, x = np.mgrid[:height, :width].astype(np.float32) / np.array([[[height]], [[width]]], np.float32)
+    places = np.array(heights) + rng.uniform(-0.06, 0.06, len(heights))
+    ranks = np.argsort(np.argsort(places)) / max(len(heights) - 1, 1)
+    fields = []
+    for place, rank in zip(places, ranks, strict=True):
+        cx, cy = rng.uniform(-0.2, 1.2), 0.5 * place + 0.5 * rank
+        fields.append(0.07 * _smooth(rng, height, width) - np.hypot(0.35 * (x - cx), y - cy))
+    return np.argmax(fields, axis=0) if fields else np.full((height, width), -1)
+
+
 def _place(
-    classes: Sequence[ClassInfo], looks: dict[int, Look], shape: tuple[int, int], size: int, rng: np.random.Generator
+    classes: Sequence[ClassInfo],
+    looks: dict[int, Look],
+    shape: tuple[int, int],
+    size: int,
+    rng: np.random.Generator,
+    crowding: Crowding,
 ) -> tuple[list[Placed], np.ndarray]:
     """Place one object of each class, front-most first; return them with the (H, W) bool union of their masks."""
     covered = np.zeros(shape, bool)
     placed = []
     for c in classes:
-        placed.append(_place_one(c, looks[c.id], covered, size, rng))
+        placed.append(_place_one(c, looks[c.id], covered, size, rng, crowding))
         covered |= placed[-1].mask
     return placed, covered
 
 
-def _place_one(c: ClassInfo, look: Look, covered: np.ndarray, size: int, rng: np.random.Generator) -> Placed:
-    """Try up to 12 random poses: the first that leaves more than 60 % of the object visible, or the most visible one."""
+def _place_one(
+    c: ClassInfo, look: Look, covered: np.ndarray, size: int, rng: np.random.Generator, crowding: Crowding
+) -> Placed:
+    """Try up to 12 random poses: the first that leaves enough of the object visible, or the most visible one."""
     height, width = covered.shape
     tried: list[tuple[float, Placed]] = []
     for _ in range(12):
-        radius, turn = size * rng.uniform(0.12, 0.21), float(rng.uniform(-0.3, 0.3))
-        centre = rng.uniform((0.6 * radius, 0.6 * radius), (width - 0.6 * radius, height - 0.6 * radius))
+        radius, turn = size * rng.uniform(*crowding.radius), float(rng.uniform(-0.3, 0.3))
+        edge = crowding.inside * radius
+        centre = rng.uniform((edge, edge), (width - edge, height - edge))
         outlines = [_posed(o, radius, turn, centre, width, height) for o in _outlines(look)]
         mask = _rasterised(outlines, height, width)
         visible = (mask & ~covered).sum() / max(mask.sum(), 1)
         tried.append((visible, Placed(c, mask, outlines, centre, turn)))
-        if visible > 0.6:
+        if visible > crowding.visible:
             break
     return max(tried, key=lambda one: one[0])[1]
 
