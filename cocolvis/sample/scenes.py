@@ -127,9 +127,10 @@ def paint(
         where, (dx, dy) = regions == k, rng.uniform(0, size, 2).astype(np.float32)
         canvas[where] = texture(looks[c.id], (x + drift + dx)[where], (y + drift + dy)[where], strength=0.6)
     canvas *= (1 + 0.06 * smooth(rng, height, width))[..., None]
+    drawn = _draw_wrapped if heights is None else draw
     for o in reversed(objects):
         look, (cx, cy) = looks[o.class_info.id], o.centre
-        draw(canvas, o.mask, texture(look, (x - cx)[o.mask], (y - cy)[o.mask], o.turn), size)
+        drawn(canvas, o.mask, texture(look, (x - cx)[o.mask], (y - cy)[o.mask], o.turn), size)
     canvas = canvas * rng.uniform(0.94, 1.06) + rng.normal(0, 2.5, canvas.shape)
     return Picture(
         canvas.clip(0, 255).round().astype(np.uint8), objects, [(regions == k) & ~covered for k in range(len(stuff))], covered
@@ -205,7 +206,7 @@ def _place_one(
         radius, turn = size * rng.uniform(*crowding.radius), float(rng.uniform(-0.3, 0.3))
         edge = crowding.inside * radius
         centre = rng.uniform((edge, edge), (width - edge, height - edge))
-        outlines = [_posed(o, radius, turn, centre, width, height) for o in outlines_of(look)]
+        outlines = [posed(o, radius, turn, centre, width, height) for o in outlines_of(look)]
         mask = rasterised(outlines, height, width)
         visible = (mask & ~covered).sum() / max(mask.sum(), 1)
         tried.append((visible, Placed(c, mask, outlines, centre, turn)))
@@ -242,7 +243,7 @@ def turned(points: np.ndarray, angle: float) -> np.ndarray:
     return points @ np.array([[cos, sin], [-sin, cos]])
 
 
-def _posed(outline: np.ndarray, radius: float, turn: float, centre: np.ndarray, width: int, height: int) -> np.ndarray:
+def posed(outline: np.ndarray, radius: float, turn: float, centre: np.ndarray, width: int, height: int) -> np.ndarray:
     """The outline in pixels (x, y), clipped to the picture and rounded to two decimals as COCO's polygons are."""
     return (turned(outline, turn) * radius + centre).clip(0, (width, height)).round(2)
 
@@ -277,8 +278,22 @@ def draw(canvas: np.ndarray, mask: np.ndarray, colours: np.ndarray, size: int) -
 
     ``canvas`` (H, W, 3) float; ``mask`` (H, W) bool with N pixels, whose ``colours`` are (N, 3).
     """
-    shadow = cv2.GaussianBlur(np.roll(mask, 1 + size // 48, axis=(0, 1)).astype(np.float32), (0, 0), size / 48)
-    canvas *= 1 - 0.25 * shadow[..., None]
+    shift, margin = 1 + size // 48, 2 + size // 8
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if len(rows):
+        box = tuple(slice(max(0, line[0] - margin), line[-1] + 1 + margin) for line in (rows, columns))
+        shadow = np.zeros_like(mask[box])
+        shadow[shift:, shift:] = mask[box][:-shift, :-shift]
+        _shade(canvas[box], mask[box], shadow, colours, size)
+
+
+def _draw_wrapped(canvas: np.ndarray, mask: np.ndarray, colours: np.ndarray, size: int) -> None:
+    """Draw an object as :func:`draw` does, except that a shadow that leaves the picture comes back on its other side."""
+    _shade(canvas, mask, np.roll(mask, 1 + size // 48, axis=(0, 1)), colours, size)
+
+
+def _shade(canvas: np.ndarray, mask: np.ndarray, shadow: np.ndarray, colours: np.ndarray, size: int) -> None:
+    canvas *= 1 - 0.25 * cv2.GaussianBlur(shadow.astype(np.float32), (0, 0), size / 48)[..., None]
     depth = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 3)
     shade = 0.82 + 0.24 * np.sqrt(depth / max(depth.max(), 1))
     canvas[mask] = colours * shade[mask][:, None]
