@@ -1,6 +1,6 @@
 """The classes of the scale sample: combinations of visible attributes, as many as needed, each dividing a coarser one."""
 
-from functools import cache
+from functools import cache, lru_cache
 from itertools import product
 from typing import NamedTuple
 
@@ -70,10 +70,12 @@ def hierarchy() -> Hierarchy:
     return Hierarchy(cells, names, parents)
 
 
+@lru_cache(maxsize=8)
 def coarsened(classes: int) -> np.ndarray:
-    """The label among ``classes`` of each of the 10,000 finest classes: (10001,) uint16, with 0 for 0."""
+    """The label among ``classes`` of each of the 10,000 finest classes: (10001,) uint16, read-only, with 0 for 0."""
     labels = np.arange(MOST + 1, dtype=np.uint16)
     for label, parent in enumerate(hierarchy().parents, 1):
         if label > classes:
             labels[label] = labels[parent]
+    labels.setflags(write=False)
     return labels

@@ -1,4 +1,4 @@
-"""The looks of the classes of the long-tailed sample: families of things that differ in detail, and stuff in natural colours."""
+"""The looks of the long-tailed sample: families of things that differ in detail, and stuff in natural colours."""
 
 import csv
 import math

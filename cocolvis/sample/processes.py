@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import get_context, parent_process
 from typing import TypeVar
@@ -37,7 +38,9 @@ def in_order(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> It
         waiting: deque[Future[list[R]]] = deque()
         try:
             while True:
-                waiting.extend(pool.submit(_all, function, batch) for batch in islice(batches, 2 * workers - len(waiting)))
+                with _interrupts_held():
+                    new = islice(batches, 2 * workers - len(waiting))
+                    waiting.extend(pool.submit(_all, function, batch) for batch in new)
                 if not waiting:
                     return
                 yield from waiting.popleft().result()
@@ -51,9 +54,23 @@ def _all(function: Callable[[T], R], batch: Iterable[T]) -> list[R]:
     return [function(task) for task in batch]
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Delay Ctrl-C in this process; processes that are started meanwhile never see it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start() -> None:
-    """Prepare a worker: Ctrl-C is the parent's to handle, and without the parent the worker ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Prepare a worker: it uses one core, and ends with its parent."""
     cv2.setNumThreads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
     if parent := parent_process():
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+        parent.join()
+        os._exit(1)

@@ -1,4 +1,4 @@
-"""The scale sample: the same pictures with any number of classes from 100 to 10,000, as a tree for ``cocolvis import folder``."""
+"""The scale sample: the same pictures with 100 to 10,000 classes, as a tree for ``cocolvis import folder``."""
 
 import math
 from functools import partial
@@ -91,7 +91,9 @@ def _paint(classes: list[int], rng: np.random.Generator) -> tuple[np.ndarray, np
         labels[mask & (labels == 0)] = c
         placed.append((look, mask, centre, turn))
     tint = 214 + rng.uniform(-8, 8, 3)
-    canvas = tint + (7 * smooth(rng, height, width))[..., None] + (4 * smooth(rng, height, width))[..., None] * rng.normal(size=3)
+    canvas = (
+        tint + (7 * smooth(rng, height, width))[..., None] + (4 * smooth(rng, height, width))[..., None] * rng.normal(size=3)
+    )
     for look, mask, (cx, cy), turn in reversed(placed):
         draw(canvas, mask, texture(look, (x - cx)[mask], (y - cy)[mask], turn), _SIZE)
     canvas += rng.normal(0, 2, canvas.shape)
@@ -132,18 +134,16 @@ def _place(look: Look, radius: float, taken: np.ndarray, rng: np.random.Generato
     height, width = taken.shape
     outline = outlines_of(look)[0]
     scale = radius * math.sqrt(math.pi / cv2.contourArea(outline.astype(np.float32)))
-    best, best_share = None, -1.0
+    tried: list[tuple[float, tuple[np.ndarray, np.ndarray, float]]] = []
     for _ in range(20):
         turn = float(rng.uniform(-math.pi, math.pi))
         centre = rng.uniform((0.7 * radius, 0.7 * radius), (width - 0.7 * radius, height - 0.7 * radius))
         mask = rasterised([posed(outline, scale, turn, centre, width, height)], height, width)
-        share = (mask & ~taken).sum() / max(mask.sum(), 1)
-        if share > best_share:
-            best, best_share = (mask, centre, turn), share
-        if share > _VISIBLE:
+        visible = (mask & ~taken).sum() / max(mask.sum(), 1)
+        tried.append((visible, (mask, centre, turn)))
+        if visible > _VISIBLE:
             break
-    assert best is not None
-    return best
+    return max(tried, key=lambda one: one[0])[1]
 
 
 def _write_classes(path: Path, classes: int) -> None:

@@ -18,7 +18,7 @@ _NUMBERS = {"images", "classes", "size"}
 
 
 @command(interrupted="nothing was written")
-@path_option("--out", required=True, help="Folder to write coco/ and lvis/ to.")
+@path_option("--out", required=True, help="Folder to write the sample to.")
 @click.option("--preset", type=click.Choice(PRESETS), help="A benchmark of fixed size instead of the small sample.")
 @click.option("--images", type=int, help="Images in both splits together.  [default: 120]")
 @click.option("--classes", type=int, help="How many of the 1284 classes occur.  [default: 120; with scale 100..10000, 1000]")
