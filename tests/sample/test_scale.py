@@ -1,4 +1,4 @@
-"""The scale sample: the same pictures for every number of classes, and labels that nest."""
+"""The scale sample: the same pictures with any number of classes, and labels that nest."""
 
 import csv
 import os
