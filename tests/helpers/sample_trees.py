@@ -52,3 +52,11 @@ class SampleTree:
 
 def contents(root):
     return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def off_line(pixels, look):
+    """Mean distance of RGB pixels (N, 3), at any brightness, from the mixtures of a class's two colours."""
+    shares = np.linspace(0, 1, 7)[:, None]
+    mixtures = look.base * (1 - shares) + look.second * shares
+    light = np.clip((pixels @ mixtures.T) / (mixtures**2).sum(axis=1), 0.7, 1.15)
+    return np.linalg.norm(pixels[:, None] - light[..., None] * mixtures, axis=2).min(axis=1).mean()

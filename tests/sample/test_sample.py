@@ -10,7 +10,7 @@ import pytest
 from lvis import LVIS
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
-from sample_trees import JSONS, SampleTree, contents
+from sample_trees import JSONS, SampleTree, contents, off_line
 
 from cocolvis.errors import DataError
 from cocolvis.sample import scenes, writer
@@ -176,14 +176,6 @@ def test_pictures_show_what_the_masks_say(tree):
                     fits = {k: off_line(region[:: len(region) // 15], look) for k, look in looks.items()}
                     right, total = right + (min(fits, key=fits.get) == c), total + 1
     assert total > 80 and right >= 0.9 * total
-
-
-def off_line(pixels, look):
-    """Mean distance of RGB pixels (N, 3), at any brightness, from the mixtures of a class's two colours."""
-    shares = np.linspace(0, 1, 7)[:, None]
-    mixtures = look.base * (1 - shares) + look.second * shares
-    light = np.clip((pixels @ mixtures.T) / (mixtures**2).sum(axis=1), 0.7, 1.15)
-    return np.linalg.norm(pixels[:, None] - light[..., None] * mixtures, axis=2).min(axis=1).mean()
 
 
 @pytest.mark.parametrize("count", [20, 120, 1284])
