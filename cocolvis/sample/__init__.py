@@ -1,1 +1,1 @@
-"""Generates a small COCO + LVIS tree with exact annotations."""
+"""Generates COCO + LVIS trees and label images with exact annotations: a small sample, a long tail, and many classes."""

@@ -180,6 +180,17 @@ def test_images_none_needs_no_pictures_and_small_on_top_is_recorded(tree):
         (("info", "absent"), 1, "Error: absent: holds no dataset.json; expected a folder that `cocolvis build` wrote"),
         (("build", "--coco", "x", "--lvis", "y", "--out", "z"), 1, "Error: no LVIS annotations of split train: looked for /"),
         (("sample", "--out", "z", "--classes", "1"), 1, "Error: "),
+        (
+            ("sample", "--out", "z", "--preset", "scale", "--classes", "99"),
+            1,
+            "Error: sample: classes is 99, expected 100..10000",
+        ),
+        (
+            ("sample", "--out", "z", "--preset", "longtail-tiny", "--images", "9"),
+            2,
+            "--images cannot be combined with --preset",
+        ),
+        (("sample", "--out", "z", "--workers", "2"), 2, "--workers needs --preset"),
         (("build",), 2, "Missing option"),
         (("build", "--coco", "x", "--lvis", "y", "--out", "z", "--images", "all"), 2, "'all' is not one of"),
         (("build", "--coco", "x", "--lvis", "y", "--out", "z", "--workers", "0"), 2, "0 is not in the range"),

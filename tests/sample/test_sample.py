@@ -2,8 +2,6 @@
 
 import contextlib
 import io
-import json
-from collections import defaultdict
 from itertools import pairwise
 
 import cv2
@@ -12,52 +10,12 @@ import pytest
 from lvis import LVIS
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
+from sample_trees import JSONS, SampleTree, contents, off_line
 
 from cocolvis.errors import DataError
 from cocolvis.sample import scenes, writer
 from cocolvis.sample.writer import write_sample
 from cocolvis.vocabulary import GROUPS, STUFF_OTHER, coco_lvis
-
-JSONS = {
-    "stuff_train2017": "coco/annotations/stuff_train2017.json",
-    "stuff_val2017": "coco/annotations/stuff_val2017.json",
-    "lvis_train": "lvis/lvis_v1_train.json",
-    "lvis_val": "lvis/lvis_v1_val.json",
-}
-
-
-class Tree:
-    """A generated tree, read back: the four JSON files, and masks merged by the rule of COCO+LVIS."""
-
-    def __init__(self, root):
-        self.root = root
-        self.json = {key: json.loads((root / path).read_text()) for key, path in JSONS.items()}
-        self.stuff, self.things = defaultdict(list), defaultdict(list)
-        for key, data in self.json.items():
-            for a in data["annotations"]:
-                (self.stuff if key.startswith("stuff") else self.things)[a["image_id"]].append(a)
-
-    def images(self, *splits):
-        return [i for split in splits or ("train", "val") for i in self.json[f"lvis_{split}"]["images"]]
-
-    def path(self, image):
-        return self.root / "coco" / "/".join(image["coco_url"].split("/")[-2:])
-
-    def thing_masks(self, image):
-        """(category, (H, W) bool) in file order."""
-        size = image["height"], image["width"]
-        merged = [(a, coco_mask.merge(coco_mask.frPyObjects(a["segmentation"], *size))) for a in self.things[image["id"]]]
-        return [(a["category_id"], coco_mask.decode(rle).astype(bool)) for a, rle in merged]
-
-    def mask(self, image):
-        """(H, W) uint16 classes by the rule of COCO+LVIS: things over stuff, the first in the file topmost."""
-        stuff, lvis = coco_lvis().lookup("stuff"), coco_lvis().lookup("lvis")
-        mask = np.zeros((image["height"], image["width"]), np.uint16)
-        for a in reversed(self.stuff[image["id"]]):
-            mask[coco_mask.decode(a["segmentation"]) > 0] = stuff[a["category_id"]]
-        for category, where in reversed(self.thing_masks(image)):
-            mask[where] = lvis[category]
-        return mask
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +25,7 @@ def tree(tmp_path_factory):
     steps = []
     write_sample(root, progress=lambda done, total: steps.append((done, total)))
     assert steps == [(k, 120) for k in range(1, 121)]
-    return Tree(root)
-
-
-def contents(root):
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+    return SampleTree(root)
 
 
 def test_same_arguments_same_bytes(tmp_path):
@@ -224,14 +178,6 @@ def test_pictures_show_what_the_masks_say(tree):
     assert total > 80 and right >= 0.9 * total
 
 
-def off_line(pixels, look):
-    """Mean distance of RGB pixels (N, 3), at any brightness, from the mixtures of a class's two colours."""
-    shares = np.linspace(0, 1, 7)[:, None]
-    mixtures = look.base * (1 - shares) + look.second * shares
-    light = np.clip((pixels @ mixtures.T) / (mixtures**2).sum(axis=1), 0.7, 1.15)
-    return np.linalg.norm(pixels[:, None] - light[..., None] * mixtures, axis=2).min(axis=1).mean()
-
-
 @pytest.mark.parametrize("count", [20, 120, 1284])
 def test_used_classes(count):
     used = writer._used_classes(count)
@@ -245,7 +191,7 @@ def test_used_classes(count):
 def test_smallest_and_largest_arguments(tmp_path):
     write_sample(tmp_path / "small", images=8, classes=20, size=32)
     write_sample(tmp_path / "many", images=8, classes=1284, size=32)
-    small = Tree(tmp_path / "small")
+    small = SampleTree(tmp_path / "small")
     assert len(small.images()) == 8 and all(small.mask(i).any() for i in small.images())
 
 

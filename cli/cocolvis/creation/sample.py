@@ -1,29 +1,61 @@
-"""``cocolvis sample``: a generated COCO and LVIS tree."""
+"""``cocolvis sample``: generated pictures with exact annotations."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from cli.commands import command
 from cli.display import progress, say
-from cli.options import path_option
+from cli.options import cores, path_option
+
+PRESETS = ("longtail-tiny", "longtail-small", "longtail-full", "scale")
+
+_FITTING = {"scale": {"classes"}}
+"""Preset -> the numbers that can be given with it."""
+
+_NUMBERS = {"images", "classes", "size"}
 
 
 @command(interrupted="nothing was written")
-@path_option("--out", required=True, help="Folder to write coco/ and lvis/ to.")
-@click.option("--images", type=int, default=120, show_default=True, help="Images in both splits together.")
-@click.option("--classes", type=int, default=120, show_default=True, help="How many of the 1284 classes occur.")
-@click.option("--size", type=int, default=96, show_default=True, help="Side length of the pictures in pixels.")
+@path_option("--out", required=True, help="Folder to write the sample to.")
+@click.option("--preset", type=click.Choice(PRESETS), help="A benchmark of fixed size instead of the small sample.")
+@click.option("--images", type=int, help="Images in both splits together.  [default: 120]")
+@click.option("--classes", type=int, help="How many of the 1284 classes occur.  [default: 120; with scale 100..10000, 1000]")
+@click.option("--size", type=int, help="Side length of the pictures in pixels.  [default: 96]")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed writes the same bytes.")
-def sample(out: Path, **settings: int) -> None:
+@click.option("--workers", type=click.IntRange(min=1), help="Processes for a preset. Default: the number of cores, at most 8.")
+def sample(out: Path, preset: str | None, seed: int, workers: int | None, **numbers: int | None) -> None:
     """Generate a COCO and LVIS tree with procedural pictures, to try everything without a download.
 
     \b
     Example:
       cocolvis sample --out sample && cocolvis build --coco sample/coco --lvis sample/lvis --out data
+      cocolvis sample --preset longtail-tiny --out longtail
+      cocolvis sample --preset scale --classes 10000 --out scale && cocolvis import folder scale --out data
     """
+    given = {name: number for name, number in numbers.items() if number is not None}
+    fitting = _FITTING.get(preset, set()) if preset else _NUMBERS
+    if strange := sorted(given.keys() - fitting):
+        raise click.UsageError(f"--{strange[0]} cannot be combined with --preset {preset}, which determines it")
+    if workers and not preset:
+        raise click.UsageError("--workers needs --preset: the small sample is written by one process")
+    with progress("sample") as show:
+        _write(out, preset, given, {"seed": seed, "progress": show}, workers or min(cores(), 8))
+    if preset == "scale":
+        say(f"Import it with `cocolvis import folder {out} --out DIR`.")
+    else:
+        say(f"Build it with `cocolvis build --coco {out}/coco --lvis {out}/lvis --out DIR`.")
+
+
+def _write(out: Path, preset: str | None, given: dict[str, int], how: dict[str, Any], workers: int) -> None:
+    from cocolvis.sample.longtail import LONG_TAILS, write_long_tail
+    from cocolvis.sample.scale import write_scale
     from cocolvis.sample.writer import write_sample
 
-    with progress("sample") as show:
-        write_sample(out, progress=show, **settings)
-    say(f"Build it with `cocolvis build --coco {out}/coco --lvis {out}/lvis --out DIR`.")
+    if preset is None:
+        write_sample(out, **given, **how)
+    elif preset == "scale":
+        write_scale(out, workers=workers, **given, **how)
+    else:
+        write_long_tail(out, LONG_TAILS[preset], workers=workers, **how)
