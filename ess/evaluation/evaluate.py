@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,8 +18,16 @@ from ess.inference.predictor import Predictor
 _CHECKED = 4
 """How many images are decoded to check that an evaluation can begin; as many as are shown later."""
 
-Example = tuple[np.ndarray, np.ndarray]
-"""(labels (H, W), image (H, W, 3) uint8 RGB)."""
+Example = tuple[tuple[int, np.ndarray], np.ndarray]
+"""((image id, labels (H, W)), image (H, W, 3) uint8 RGB)."""
+
+
+class Predicted(NamedTuple):
+    """The labels of an image and the predicted ones, (H, W) each, as in :func:`ess.data.loader.to_labels`."""
+
+    image_id: int
+    labels: np.ndarray
+    prediction: np.ndarray
 
 
 def evaluate(
@@ -82,8 +91,27 @@ def count_pixels(
 ) -> Confusion:
     """Count the pixels of some images of a split by true and predicted class; counts of several processes can be added.
 
+    The arguments are those of :func:`predictions`.
+    """
+    confusion = Confusion(len(dataset.vocabulary))
+    for image in predictions(predictor, dataset, split=split, indices=indices, damaged=damaged, progress=progress):
+        confusion.update(image.labels, image.prediction)
+    return confusion
+
+
+def predictions(
+    predictor: Predictor,
+    dataset: Dataset,
+    *,
+    split: str = "val",
+    indices: Sequence[int],
+    damaged: list[DamagedImage] | None = None,
+    progress: Progress = ignore,
+) -> Iterator[Predicted]:
+    """Yield some images of a split with their predictions, for any counts; images of equal padded size come together.
+
     Damaged images are left out and appended to ``damaged``; if that is None, the first one is raised. ``progress`` is called
-    once for each image, whether it is counted or left out. Classes that were added to the model after its training are not
+    once for each image, after it was used or left out. Classes that were added to the model after its training are not
     predicted. Raises DataError if the data set has another vocabulary than the model.
     """
     predictor = predictor.without_added_classes()
@@ -99,11 +127,9 @@ def count_pixels(
         damaged.append(error)
         progress(next(done), len(indices))
 
-    confusion = Confusion(len(dataset.vocabulary))
-    for labels, _, prediction in predictor.stream(_examples(dataset.split(split), indices, skip)):
-        confusion.update(labels, to_labels(prediction))
+    for (image_id, labels), _, prediction in predictor.stream(_examples(dataset.split(split), indices, skip)):
+        yield Predicted(image_id, labels, to_labels(prediction))
         progress(next(done), len(indices))
-    return confusion
 
 
 def _examples(split: Split, indices: Sequence[int], skip: Callable[[DamagedImage], None]) -> Iterator[Example]:
@@ -112,7 +138,7 @@ def _examples(split: Split, indices: Sequence[int], skip: Callable[[DamagedImage
     def load(index: int) -> Example | DamagedImage:
         try:
             sample = split[index]
-            return to_labels(sample.mask), sample.image()
+            return (sample.image_id, to_labels(sample.mask)), sample.image()
         except DamagedImage as error:
             return error
 
