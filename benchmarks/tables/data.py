@@ -1,0 +1,137 @@
+"""The data sets of the tables, with splits "train", "val" (taken from the training pictures) and "test" (held out)."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cocolvis.building.build import Mode, build
+from cocolvis.building.coco_lvis import CocoLvisOptions
+from cocolvis.disk.files import read_json, sha256, write_aside
+from cocolvis.errors import DataError
+from cocolvis.sources.inputs import Sources
+from cocolvis.vocabulary import coco_lvis
+
+ROOT = Path(__file__).parents[2]
+
+FOLDS = 4
+
+TUNING = 6
+"""One of this number of training pictures is left out of the training, for every choice and for the curves."""
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What the table "real" is made from: the folders of COCO and LVIS, and the weights of the encoder."""
+
+    coco: Path | None
+    lvis: Path | None
+    weights: Path | None
+
+    @classmethod
+    def from_environment(cls, coco: Path | None, lvis: Path | None, weights: Path | None) -> "Inputs":
+        """The given paths; COCOLVIS_REAL_DATA and COCOLVIS_REAL_WEIGHTS stand in for those that are None."""
+        root, file = (os.environ.get(f"COCOLVIS_REAL_{name}") for name in ("DATA", "WEIGHTS"))
+        folders = [Path(root) / name if root else None for name in ("coco", "lvis")]
+        return cls(coco or folders[0], lvis or folders[1], weights or (Path(file) if file else None))
+
+    def required(self) -> tuple[Path, Path, Path]:
+        """All three; raises DataError if one is not given."""
+        if self.coco is None or self.lvis is None or self.weights is None:
+            raise DataError(
+                "the table real needs --coco, --lvis and --weights, or COCOLVIS_REAL_DATA and COCOLVIS_REAL_WEIGHTS"
+            )
+        return self.coco, self.lvis, self.weights
+
+    def local_settings(self, table: str, folder: Path) -> dict[str, Any]:
+        """The settings of a run that depend on the machine, such as paths."""
+        return {"weights": str(self.required()[2].absolute())} if table == "real" else {}
+
+    def weights_digest(self, table: str) -> str | None:
+        """The SHA-256 of the weights; None for tables without any."""
+        return sha256(self.required()[2]) if table == "real" else None
+
+
+def prepare(table: str, parts: Sequence[str], inputs: Inputs, folder: Path) -> None:
+    """Build the data sets of the parts of a table in ``folder``, except those that are finished."""
+    if table == "real":
+        coco, lvis, _ = inputs.required()
+        ids = [image for split in ids_by_split(lvis).values() for image in split]
+        for number, splits in enumerate(folds(ids, FOLDS)):
+            if f"fold{number}" in parts:
+                build_part(coco, lvis, folder / f"fold{number}", splits)
+        return
+    for part in parts:
+        if not (folder / part / "dataset.json").exists():
+            how = ["--preset", "longtail-tiny"] if table == "longtail" else ["--preset", "scale", "--classes", part]
+            root = _sample(folder / f"{part}-sample", how)
+            listed = ids_by_split(root / "lvis")
+            training = np.random.default_rng(0).permutation(listed["train"]).tolist()
+            build_part(root / "coco", root / "lvis", folder / part, {**tuned(training), "test": listed["val"]})
+
+
+def _sample(out: Path, how: Sequence[str]) -> Path:
+    """Generate a sample, unless it is finished."""
+    if not (out / "lvis").exists():
+        shutil.rmtree(out, ignore_errors=True)
+        command = [sys.executable, "-m", "cli.cocolvis", "sample", "--out", str(out), *how]
+        if subprocess.run(command, stdout=sys.stderr, cwd=ROOT).returncode:
+            raise DataError(f"{out}: the sample was not generated; run the same command to try again")
+    return out
+
+
+def folds(ids: Sequence[int], count: int, seed: int = 0) -> Iterator[dict[str, list[int]]]:
+    """Yield the splits of a cross validation: each picture is in "test" of one fold, and in "train" or "val" of the others."""
+    order = np.random.default_rng(seed).permutation(np.sort(np.asarray(ids)))
+    ends = np.linspace(0, len(order), count + 1).astype(int)
+    for first, last in pairwise(ends):
+        yield {**tuned(np.concatenate([order[last:], order[:first]]).tolist()), "test": order[first:last].tolist()}
+
+
+def tuned(training: Sequence[int]) -> dict[str, list[int]]:
+    """Divide training pictures, which are in a random order, into "train" and "val"."""
+    held = len(training) // TUNING
+    return {"train": list(training[held:]), "val": list(training[:held])}
+
+
+def ids_by_split(lvis: Path) -> dict[str, list[int]]:
+    """The image ids in the two annotation files of LVIS."""
+    return {split: [image["id"] for image in read_json(_file(lvis, split))["images"]] for split in ("train", "val")}
+
+
+def build_part(coco: Path, lvis: Path, out: Path, splits: Mapping[str, Sequence[int]]) -> None:
+    """Build the data set of the given splits, unless it is finished; the annotation files with these splits are next to it."""
+    if (out / "dataset.json").exists():
+        return
+    annotations = out.with_name(f"{out.name}-lvis")
+    write_annotations(lvis, annotations, splits)
+    build(Sources(coco, annotations, coco_lvis()), out, CocoLvisOptions(splits=SPLITS), mode=Mode.RESUME)
+
+
+def write_annotations(lvis: Path, out: Path, splits: Mapping[str, Sequence[int]]) -> None:
+    """Write the annotations of LVIS again, with other splits: those of each image id go to the file of its split."""
+    files = [read_json(_file(lvis, split)) for split in ("train", "val")]
+    images = {image["id"]: image for file in files for image in file["images"]}
+    for split, ids in splits.items():
+        chosen = set(ids)
+        content = {
+            **{name: value for name, value in files[0].items() if name not in ("images", "annotations")},
+            "images": [images[image] for image in sorted(ids)],
+            "annotations": [each for file in files for each in file["annotations"] if each["image_id"] in chosen],
+        }
+        with write_aside(_file(out, split)) as aside:
+            aside.write_text(json.dumps(content), encoding="utf-8")
+
+
+def _file(folder: Path, split: str) -> Path:
+    return folder / f"lvis_v1_{split}.json"
