@@ -13,16 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from cocolvis.building.build import Mode, build
+from cocolvis.building.build import Build, Mode, build
 from cocolvis.building.coco_lvis import CocoLvisOptions
 from cocolvis.disk.files import read_json, sha256, write_aside
 from cocolvis.errors import DataError
+from cocolvis.importers.folder import find
+from cocolvis.importers.labelled import LabelOptions, LabelPlan
 from cocolvis.sources.inputs import Sources
 from cocolvis.vocabulary import coco_lvis
 
 ROOT = Path(__file__).parents[2]
 
 FOLDS = 4
+
+SCORED = 125
+"""Pictures of the table "scale" that are held out: prediction is slow where a model has 10,000 outputs per pixel."""
 
 TUNING = 6
 """One of this number of training pictures is left out of the training, for every choice and for the curves."""
@@ -73,16 +78,38 @@ def prepare(table: str, parts: Sequence[str], inputs: Inputs, folder: Path) -> N
         return
     for part in parts:
         if not (folder / part / "dataset.json").exists():
-            how = ["--preset", "longtail-tiny"] if table == "longtail" else ["--preset", "scale", "--classes", part]
-            root = _sample(folder / f"{part}-sample", how)
-            listed = ids_by_split(root / "lvis")
-            training = np.random.default_rng(0).permutation(listed["train"]).tolist()
-            build_part(root / "coco", root / "lvis", folder / part, {**tuned(training), "test": listed["val"]})
+            (_build_long_tail if table == "longtail" else _build_scale)(part, folder / part)
+
+
+def _build_long_tail(part: str, out: Path) -> None:
+    """Generate and build the long-tailed sample, of which there is one part."""
+    root = _sample(out.with_name(f"{part}-sample"), ["--preset", "longtail-tiny"])
+    listed = ids_by_split(root / "lvis")
+    training = np.random.default_rng(0).permutation(listed["train"]).tolist()
+    build_part(root / "coco", root / "lvis", out, {**tuned(training), "test": listed["val"]})
+
+
+def _build_scale(classes: str, out: Path) -> None:
+    """Generate and import the sample with this number of classes; the first :data:`SCORED` pictures of its val are held out."""
+    root = _sample(out.with_name(f"{classes}-sample"), ["--preset", "scale", "--classes", classes])
+    names = {split: sorted(path.stem for path in (root / "images" / split).iterdir()) for split in ("train", "val")}
+    training = np.random.default_rng(0).permutation(names["train"]).tolist()
+    tree = out.with_name(f"{classes}-tree")
+    shutil.rmtree(tree, ignore_errors=True)
+    for split, chosen in {**tuned(training), "test": names["val"][:SCORED]}.items():
+        source = "val" if split == "test" else "train"
+        for kind, suffix in (("images", "jpg"), ("masks", "png")):
+            (tree / kind / split).mkdir(parents=True)
+            for name in chosen:
+                (tree / kind / split / f"{name}.{suffix}").hardlink_to(root / kind / source / f"{name}.{suffix}")
+    shutil.copy(root / "classes.csv", tree)
+    options = LabelOptions(splits=SPLITS, dataset="folder")
+    Build(mode=Mode.RESUME).run(lambda: LabelPlan(find(tree, SPLITS), options), out)
 
 
 def _sample(out: Path, how: Sequence[str]) -> Path:
     """Generate a sample, unless it is finished."""
-    if not (out / "lvis").exists():
+    if not out.exists() or not any(out.iterdir()):
         shutil.rmtree(out, ignore_errors=True)
         command = [sys.executable, "-m", "cli.cocolvis", "sample", "--out", str(out), *how]
         if subprocess.run(command, stdout=sys.stderr, cwd=ROOT).returncode:

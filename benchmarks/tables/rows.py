@@ -38,7 +38,7 @@ class Table:
     choosing: str
     seeds: int = 1
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
-    evaluations: int = 8
+    evaluations: int = 5
 
     def row(self, name: str) -> Row:
         """The row of this name."""
@@ -57,7 +57,6 @@ _COMMON = {
 }
 
 _DENSE = {"loss": "dense"}
-_POINTS = {"loss": "dense", "points": 12_544}
 _KNN = {"loss": "knn"}
 _EXACT = {"loss": "exact"}
 
@@ -65,7 +64,7 @@ _REAL = Table(
     "real",
     (
         Row("dense", "dense", "exact", _DENSE),
-        Row("dense-points", "dense", "dense", _POINTS),
+        Row("dense-points", "dense", "dense", _DENSE | {"points": 4096}),
         Row("exact", "exact", "exact", _EXACT),
         Row("knn", "exact", "exact", _KNN),
         Row("random-negatives", "random", "knn", _KNN | {"negatives": "random"}),
@@ -87,9 +86,9 @@ _REAL = Table(
         "encoder_lr": 0.0,
         "dim": 12,
         "crop": 128,
-        "batch_size": 8,
-        "steps": 200,
-        "eval_limit": 8,
+        "batch_size": 4,
+        "steps": 100,
+        "eval_limit": 4,
     },
     parts=("fold0", "fold1", "fold2", "fold3"),
     pooled=True,
@@ -113,7 +112,7 @@ _LONGTAIL = Table(
     "longtail",
     (
         Row("dense", "dense", "exact", _DENSE),
-        Row("dense-points", "dense", "dense", _POINTS),
+        Row("dense-points", "dense", "dense", _DENSE | {"points": 576}),
         Row("exact", "exact", "exact", _EXACT),
         Row("knn", "exact", "exact", _KNN),
         Row("exact-d64", "exact", "exact", _EXACT | {"dim": 64}),
@@ -132,7 +131,7 @@ _SCALE = Table(
     "scale",
     (
         Row("dense", "dense", "exact", _DENSE),
-        Row("dense-points", "dense", "dense", _POINTS),
+        Row("dense-points", "dense", "dense", _DENSE | {"points": 576}),
         Row("exact", "exact", "exact", _EXACT),
         Row("knn", "exact", "exact", _KNN),
     ),
@@ -140,7 +139,6 @@ _SCALE = Table(
     parts=("100", "300", "1000", "3000", "10000"),
     pooled=False,
     choosing="1000",
-    evaluations=4,
 )
 
 TABLES = {table.name: table for table in (_REAL, _LONGTAIL, _SCALE)}
