@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,9 @@ SCORED = 125
 
 TUNING = 6
 """One of this number of training pictures is left out of the training, for every choice and for the curves."""
+
+Name = TypeVar("Name", int, str)
+"""An image id, or the name of a file."""
 
 SPLITS = ("train", "val", "test")
 
@@ -92,8 +95,8 @@ def _build_long_tail(part: str, out: Path) -> None:
 def _build_scale(classes: str, out: Path) -> None:
     """Generate and import the sample with this number of classes; the first :data:`SCORED` pictures of its val are held out."""
     root = _sample(out.with_name(f"{classes}-sample"), ["--preset", "scale", "--classes", classes])
-    names = {split: sorted(path.stem for path in (root / "images" / split).iterdir()) for split in ("train", "val")}
-    training = np.random.default_rng(0).permutation(names["train"]).tolist()
+    names = {split: sorted(path.stem for path in (root / "images" / split).glob("*.jpg")) for split in ("train", "val")}
+    training: list[str] = np.random.default_rng(0).permutation(names["train"]).tolist()
     tree = out.with_name(f"{classes}-tree")
     shutil.rmtree(tree, ignore_errors=True)
     for split, chosen in {**tuned(training), "test": names["val"][:SCORED]}.items():
@@ -125,7 +128,7 @@ def folds(ids: Sequence[int], count: int, seed: int = 0) -> Iterator[dict[str, l
         yield {**tuned(np.concatenate([order[last:], order[:first]]).tolist()), "test": order[first:last].tolist()}
 
 
-def tuned(training: Sequence[int]) -> dict[str, list[int]]:
+def tuned(training: Sequence[Name]) -> dict[str, list[Name]]:
     """Divide training pictures, which are in a random order, into "train" and "val"."""
     held = len(training) // TUNING
     return {"train": list(training[held:]), "val": list(training[:held])}
