@@ -94,8 +94,9 @@ def run_one(plan: Plan, job: Job) -> None:
     identity, running = plan.identity(job), plan.store.running(job)
     begin(running, identity)
     rates = None if job.rate is not None else chosen_rate(plan.table, plan.store, plan.table.row(job.row))[1]
-    config = Config(**identity["settings"] | plan.inputs.local_settings(plan.table.name, plan.store.folder))
-    result = trained_and_scored(plan.dataset(job.part), running, config, job.split, show_progress(job.name))
+    config = Config(**identity["settings"] | plan.inputs.local_settings(plan.table.name))
+    cache = plan.store.folder / "features" if config.encoder_lr == 0 else None
+    result = trained_and_scored(plan.dataset(job.part), running, config, job.split, show_progress(job.name), cache)
     plan.store.finish(job, {**asdict(job), **identity, "rates": rates, **result})
     shutil.rmtree(running)
 

@@ -61,7 +61,7 @@ class Inputs:
             )
         return self.coco, self.lvis, self.weights
 
-    def local_settings(self, table: str, folder: Path) -> dict[str, Any]:
+    def local_settings(self, table: str) -> dict[str, Any]:
         """The settings of a run that depend on the machine, such as paths."""
         return {"weights": str(self.required()[2].absolute())} if table == "real" else {}
 

@@ -54,6 +54,7 @@ _COMMON = {
     "margin": 0.2,
     "scale_min": 1.0,
     "scale_max": 1.0,
+    "flip": 0.0,
 }
 
 _DENSE = {"loss": "dense"}

@@ -32,13 +32,15 @@ CLOSE = 0.95
 _PACKAGES = ("cocolvis-ess", "torch", "numpy", "numba", "timm")
 
 
-def trained_and_scored(dataset: Dataset, folder: Path, config: Config, split: str, progress: Progress) -> dict[str, Any]:
+def trained_and_scored(
+    dataset: Dataset, folder: Path, config: Config, split: str, progress: Progress, cache: Path | None = None
+) -> dict[str, Any]:
     """Train on the split "train" of a data set, evaluate on ``split``, and return everything that the tables need.
 
     ``folder`` receives the run; a run that is already there is continued. The split "val" must be part of the training
-    pictures: it is scored during the training.
+    pictures: it is scored during the training. ``cache`` is the folder of the features of a frozen encoder.
     """
-    run, cost = _train(dataset, folder, config)
+    run, cost = _train(dataset, folder, config, {} if cache is None else {"cache_features": cache})
     curve = _curve(run)
     scored = score(Predictor.from_run(run.folder, config.device), dataset, split, progress)
     cost["peak_bytes"] = max(cost["peak_bytes"], peak_bytes(torch.device("cpu")))
@@ -46,7 +48,7 @@ def trained_and_scored(dataset: Dataset, folder: Path, config: Config, split: st
     return {**cost, **reached, **scored, "machine": machine(), "versions": versions()}
 
 
-def _train(dataset: Dataset, folder: Path, config: Config) -> tuple[Run, dict[str, Any]]:
+def _train(dataset: Dataset, folder: Path, config: Config, how: dict[str, Any]) -> tuple[Run, dict[str, Any]]:
     """The finished run in a folder, with {"seconds_per_step", "peak_bytes"} of the process that made its last steps."""
     measured = folder / "measured.json"
     if measured.exists():
@@ -58,7 +60,7 @@ def _train(dataset: Dataset, folder: Path, config: Config) -> tuple[Run, dict[st
     log = logging.getLogger("ess")
     log.setLevel(logging.INFO)
     log.addHandler(pace)
-    run = train(dataset, folder / "run", config, resume=True)
+    run = train(dataset, folder / "run", config, resume=True, **how)
     cost = {"seconds_per_step": config.batch_size / pace.images_per_second(), "peak_bytes": peak_bytes(torch.device("cpu"))}
     write_json(measured, cost)
     return run, cost
