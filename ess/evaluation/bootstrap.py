@@ -115,7 +115,7 @@ def _interval(scores: np.ndarray) -> Interval:
 
 def _check_same_pictures(runs: Sequence[PictureCounts]) -> None:
     if not runs or not len(runs[0].ids):
-        raise ValueError("there is no picture to draw")
+        raise ValueError("there are no pictures to draw")
     for run in runs:
         if run.classes != runs[0].classes or not np.array_equal(run.ids, runs[0].ids):
             raise ValueError("evaluations on different pictures or classes cannot be compared")

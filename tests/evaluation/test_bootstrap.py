@@ -151,5 +151,5 @@ def test_evaluations_that_cannot_be_compared_are_refused():
     for others in ([PictureCounts.of(CLASSES, pictures(count=5))], [PictureCounts.of(301, pictures(classes=301))]):
         with pytest.raises(ValueError, match="different pictures or classes"):
             difference_intervals([whole], others, groups())
-    with pytest.raises(ValueError, match="no picture"):
+    with pytest.raises(ValueError, match="no pictures"):
         miou_intervals([], groups())
