@@ -96,7 +96,12 @@ def run_one(plan: Plan, job: Job) -> None:
     rates = None if job.rate is not None else chosen_rate(plan.table, plan.store, plan.table.row(job.row))[1]
     config = Config(**identity["settings"] | plan.inputs.local_settings(plan.table.name))
     cache = plan.store.folder / "features" if config.encoder_lr == 0 else None
-    result = trained_and_scored(plan.dataset(job.part), running, config, job.split, show_progress(job.name), cache)
+    try:
+        result = trained_and_scored(plan.dataset(job.part), running, config, job.split, show_progress(job.name), cache)
+    except DataError as error:
+        if job.rate is None or not str(error).startswith("loss is "):
+            raise
+        result = {"scores": {"miou": None}, "diverged": str(error)}  # this learning rate is too high
     plan.store.finish(job, {**asdict(job), **identity, "rates": rates, **result})
     shutil.rmtree(running)
 

@@ -100,7 +100,7 @@ def evaluations(table: Table, rows: Sequence[Row], seeds: int) -> list[Job]:
 def chosen_rate(table: Table, store: Store, row: Row) -> tuple[float, dict[str, float | None]]:
     """The learning rate with the highest mIoU on training pictures that were left out, and the mIoU of each candidate.
 
-    Ties go to the lower rate. Raises DataError if a candidate is not finished.
+    A training that diverged has none. Ties go to the lower rate. Raises DataError if a candidate is not finished.
     """
     scores = {}
     for job in candidates(table, [row]):
