@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,8 +19,19 @@ from ess.inference.predictor import Predictor
 _CHECKED = 4
 """How many images are decoded to check that an evaluation can begin; as many as are shown later."""
 
-Example = tuple[np.ndarray, np.ndarray]
-"""(labels (H, W), image (H, W, 3) uint8 RGB)."""
+Key = tuple[int, np.ndarray]
+"""(image id, labels (H, W))."""
+
+Example = tuple[Key, np.ndarray]
+"""An image (H, W, 3) uint8 RGB with its key."""
+
+
+class Predicted(NamedTuple):
+    """The labels of an image and the predicted ones, (H, W) each, as in :func:`ess.data.loader.to_labels`."""
+
+    image_id: int
+    labels: np.ndarray
+    prediction: np.ndarray
 
 
 def evaluate(
@@ -90,10 +101,41 @@ def count_pixels(
 ) -> Confusion:
     """Count the pixels of some images of a split by true and predicted class; counts of several processes can be added.
 
+    The arguments are those of :func:`predictions`.
+    """
+    confusion = Confusion(len(dataset.vocabulary))
+    images = predictions(
+        predictor,
+        dataset,
+        split=split,
+        indices=indices,
+        damaged=damaged,
+        features=features,
+        oracle_classes=oracle_classes,
+        progress=progress,
+    )
+    for image in images:
+        confusion.update(image.labels, image.prediction)
+    return confusion
+
+
+def predictions(
+    predictor: Predictor,
+    dataset: Dataset,
+    *,
+    split: str = "val",
+    indices: Sequence[int],
+    damaged: list[DamagedImage] | None = None,
+    features: SplitFeatures | None = None,
+    oracle_classes: bool = False,
+    progress: Progress = ignore,
+) -> Iterator[Predicted]:
+    """Yield some images of a split with their predictions, for any counts; images of equal padded size come together.
+
     Damaged images are left out and appended to ``damaged``; if that is None, the first one is raised. ``progress`` is called
-    once for each image, whether it is counted or left out. With ``features``, stored ones are decoded in place of pictures. With
-    ``oracle_classes``, only the classes in the truth of an image compete in its prediction. Classes that were added to the model
-    after its training are not predicted. Raises DataError if the data set has another vocabulary than the model.
+    once for each image, after it was used or left out. With ``features``, stored ones are decoded in place of pictures. With
+    ``oracle_classes``, only the classes in the truth of an image compete in its prediction. Classes that were added to the
+    model after its training are not predicted. Raises DataError if the data set has another vocabulary than the model.
     """
     predictor = predictor.without_added_classes()
     if dataset.vocabulary.digest != predictor.vocabulary.digest:
@@ -108,21 +150,20 @@ def count_pixels(
         damaged.append(error)
         progress(next(done), len(indices))
 
-    confusion = Confusion(len(dataset.vocabulary))
     images, among = dataset.split(split), _classes_of if oracle_classes else None
-    predictions = (
-        ((labels, prediction) for labels, _, prediction in predictor.stream(_examples(images, indices, skip), among))
+    found = (
+        ((key, prediction) for key, _, prediction in predictor.stream(_examples(images, indices, skip), among))
         if features is None
         else _decoded(predictor, images, features, indices, skip)
     )
-    for labels, prediction in predictions:
-        confusion.update(labels, to_labels(prediction))
+    for (image_id, labels), prediction in found:
+        yield Predicted(image_id, labels, to_labels(prediction))
         progress(next(done), len(indices))
-    return confusion
 
 
-def _classes_of(labels: np.ndarray) -> np.ndarray:
-    """The classes in the truth (H, W) of an image: (n,), ascending."""
+def _classes_of(key: Key) -> np.ndarray:
+    """The classes in the truth of an image: (n,), ascending."""
+    labels = key[1]
     return np.unique(labels[labels >= 0])
 
 
@@ -132,7 +173,7 @@ def _examples(split: Split, indices: Sequence[int], skip: Callable[[DamagedImage
     def load(index: int) -> Example | DamagedImage:
         try:
             sample = split[index]
-            return to_labels(sample.mask), sample.image()
+            return (sample.image_id, to_labels(sample.mask)), sample.image()
         except DamagedImage as error:
             return error
 
@@ -149,8 +190,8 @@ def _decoded(
     features: SplitFeatures,
     indices: Sequence[int],
     skip: Callable[[DamagedImage], None],
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (labels, predicted class ids), both (H, W), of the images whose features are stored."""
+) -> Iterator[tuple[Key, np.ndarray]]:
+    """Yield (key, predicted class ids (H, W)) of the images whose features are stored."""
     for index in indices:
         try:
             sample = split[index]
@@ -158,7 +199,7 @@ def _decoded(
         except DamagedImage as error:
             skip(error)
             continue
-        yield to_labels(sample.mask), predictor.from_features(found, sample.size)
+        yield (sample.image_id, to_labels(sample.mask)), predictor.from_features(found, sample.size)
 
 
 def scores_of(confusion: Confusion, dataset: Dataset, *, published: bool = False, damaged: Sequence[DamagedImage] = ()) -> dict:

@@ -13,8 +13,10 @@ from torch import nn
 from cli.ess import main
 from cocolvis.errors import DataError
 from cocolvis.vocabulary import Vocabulary
-from ess.evaluation.evaluate import count_pixels, evaluate, image_indices, scores_of
-from ess.evaluation.metrics import miou_curve
+from ess.evaluation.bootstrap import drawn_miou
+from ess.evaluation.evaluate import count_pixels, evaluate, image_indices, predictions, scores_of
+from ess.evaluation.metrics import Confusion, miou_curve
+from ess.evaluation.picture_counts import PictureCounts
 from ess.evaluation.reports import COLUMNS, frequency_curve, top_scores, training_images, write_classes
 from ess.inference.predictor import Predictor
 from ess.inference.views import Inference
@@ -102,6 +104,19 @@ def test_oracle_classes_are_those_of_the_truth_of_each_image(dataset, predictor)
     for one in (predictor, batched):
         assert evaluate(one, dataset, oracle_classes=True)["miou"] == pytest.approx(expected, abs=1e-4)
     assert expected > evaluate(predictor, dataset)["miou"] + 0.05
+
+
+def test_the_counts_of_single_pictures_add_up(dataset, predictor):
+    counts, whole = {}, count_pixels(predictor, dataset, indices=range(5))
+    for image in predictions(predictor, dataset, indices=range(5)):
+        confusion = Confusion(len(dataset.vocabulary))
+        confusion.update(image.labels, image.prediction)
+        counts[image.image_id] = confusion.pixels.numpy()
+    assert sorted(counts) == sorted(dataset.split("val").image_ids()[:5].tolist())
+    found = PictureCounts.of(len(dataset.vocabulary), counts)
+    np.testing.assert_array_equal(found.dense().sum(axis=0), whole.pixels.numpy())
+    everything = {"all": np.ones(found.classes, bool)}
+    assert drawn_miou(found, np.ones((1, 5), int), everything)["all"][0] == pytest.approx(whole.summary()["miou"])
 
 
 def test_another_vocabulary_is_refused(dataset, predictor):
