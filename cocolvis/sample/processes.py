@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ _BATCH = 16
 """Tasks that a process gets at a time."""
 
 
-def in_order(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Iterator[R]:
+def in_order(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Generator[R, None, None]:
     """Yield ``function(task)`` for each task, in the order of the tasks.
 
     With more than one of the ``workers``, they are processes, so that function, tasks and results must be picklable. Raises

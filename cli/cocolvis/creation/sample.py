@@ -34,7 +34,7 @@ def sample(out: Path, preset: str | None, seed: int, workers: int | None, **numb
       cocolvis sample --preset longtail-tiny --out longtail
       cocolvis sample --preset scale --classes 10000 --out scale && cocolvis import folder scale --out data
     """
-    given = {name: number for name, number in numbers.items() if number is not None}
+    given: dict[str, Any] = {name: number for name, number in numbers.items() if number is not None}
     fitting = _FITTING.get(preset, set()) if preset else _NUMBERS
     if strange := sorted(given.keys() - fitting):
         raise click.UsageError(f"--{strange[0]} cannot be combined with --preset {preset}, which determines it")
@@ -48,7 +48,7 @@ def sample(out: Path, preset: str | None, seed: int, workers: int | None, **numb
         say(f"Build it with `cocolvis build --coco {out}/coco --lvis {out}/lvis --out DIR`.")
 
 
-def _write(out: Path, preset: str | None, given: dict[str, int], how: dict[str, Any], workers: int) -> None:
+def _write(out: Path, preset: str | None, given: dict[str, Any], how: dict[str, Any], workers: int) -> None:
     from cocolvis.sample.longtail import LONG_TAILS, write_long_tail
     from cocolvis.sample.scale import write_scale
     from cocolvis.sample.writer import write_sample
