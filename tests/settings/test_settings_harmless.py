@@ -96,15 +96,15 @@ def test_points_that_a_killed_run_made_after_its_checkpoint_are_gone(dataset, tm
         ({"save_every": 99, "keep": 9, "eval_every": 3, "eval_limit": 2}, [0, 3, 6, 7], {3: 2, 6: 2, 7: 2}),
         ({"save_every": 4, "keep": 9, "eval_every": 5}, [0, 4, 5, 7], {5: 10, 7: 10}),
         (
-            {"save_every": 99, "keep": 9, "eval_every": "epoch", "eval_limit": 1, "batch_size": 12},
+            {"save_every": 99, "keep": 9, "eval_every": "epoch", "eval_limit": 1, "batch_size": 10},
             [0, 3, 6, 7],
             {3: 1, 6: 1, 7: 1},
         ),
-        ({"save_every": 99, "keep": 9, "eval_every": "epoch", "batch_size": 4}, [0, 7], {7: 10}),
+        ({"save_every": 99, "keep": 9, "eval_every": "epoch", "batch_size": 3}, [0, 7], {7: 10}),
     ],
 )
 def test_checkpoints_and_evaluations_come_at_the_given_intervals(dataset, tmp_path, monkeypatch, settings, kept, evaluated):
-    assert (len(dataset.split("train")), len(dataset.split("val"))) == (40, 10)
+    assert (len(dataset.split("train")), len(dataset.split("val"))) == (30, 10)
     Steps(monkeypatch)
     run = trained(dataset, tmp_path / "run", steps=7, **settings)
     assert [int(folder.name[-8:]) for folder in run.checkpoints()] == kept

@@ -51,7 +51,7 @@ def test_resuming_is_bit_identical(run, dataset, tmp_path):
 
 def test_a_learnt_temperature_is_logged_stored_and_resumed_bit_by_bit(dataset, tmp_path, caplog):
     caplog.set_level("INFO", "ess")
-    settings = {"temperature": "learnt", "lr": 0.1, "log_every": 1, "save_every": 1, "keep": 9}
+    settings = {"temperature": "learnt", "lr": 1e-3, "log_every": 1, "save_every": 1, "keep": 9}
     whole = train(dataset, tmp_path / "whole", config(**settings))
     shown = [message.split("  T ")[1].split()[0] for message in caplog.messages if "  T " in message]
     reached = [c.temperature for c in whole.listed()]
