@@ -24,8 +24,8 @@ _LONGEST = 60
 def write(classes: list[Mapping[str, Any]], stem: Path) -> None:
     """Write ``stem`` with .png, .svg and .csv for the ``classes`` of a split in the result of ``statistics``, at least one.
 
-    The height of a name is proportional to the square root of its pixel ratio, up to rounding; it is reduced where the picture
-    is full, and names that would be too small to read are left out. The same input gives the same picture.
+    The height of a name is proportional to the square root of its pixel ratio; it is reduced where the picture is full, and
+    names that would be too small to read are left out. The same input gives the same picture.
 
     Raises ImportError if the package wordcloud is not installed, DataError if a file cannot be written.
     """
@@ -53,6 +53,9 @@ def _cloud(classes: list[Mapping[str, Any]]) -> Any:
     from wordcloud import WordCloud
 
     groups = {_word(row): row["group"] for row in classes}
+    most = max(row["pixels"] for row in classes)
+    # Whole sizes: the package multiplies each size with the ratio to the one before and rounds, so that errors would add up.
+    sizes = {_word(row): round(_LARGEST * math.sqrt(row["pixels"] / most)) for row in classes}
     cloud = WordCloud(
         width=_WIDTH,
         height=_HEIGHT,
@@ -66,4 +69,4 @@ def _cloud(classes: list[Mapping[str, Any]]) -> Any:
         random_state=0,
         color_func=lambda word, **_: COLOURS.get(groups[word], PLAIN),
     )
-    return cloud.generate_from_frequencies({_word(row): math.sqrt(row["pixel_share"]) for row in classes})
+    return cloud.generate_from_frequencies({word: size for word, size in sizes.items() if size >= _SMALLEST})
