@@ -71,7 +71,7 @@ def draw(stats: Mapping[str, Any], quantities: Sequence[str]) -> Any:
 
 def _limits(values: Sequence[int]) -> tuple[float, float]:
     """The range of a log axis, with room for names above the values."""
-    low, high = min(values), max(values)
+    low, high = max(1, min(values)), max(1, max(values))  # a damaged shard may hold zeros
     return low / 1.6, high * max(4, (high / low) ** 0.3)
 
 
@@ -112,7 +112,7 @@ def _cumulative(axes: Any, classes: Rows, quantities: Sequence[str]) -> None:
     """The share of all images or pixels that the first n classes hold."""
     for quantity in quantities:
         values = np.sort([row[quantity] for row in classes])[::-1]
-        share = np.cumsum(values) / values.sum()
+        share = np.cumsum(values) / max(1, values.sum())
         colour, style = _CUMULATIVE[quantity]
         axes.plot(np.arange(len(share) + 1), [0, *share], color=colour, linestyle=style, linewidth=1.5, label=quantity)
     axes.set_ylim(0, 1.02)

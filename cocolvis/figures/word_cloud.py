@@ -29,9 +29,9 @@ def write(classes: list[Mapping[str, Any]], stem: Path) -> None:
 
     Raises ImportError if the package wordcloud is not installed, DataError if a file cannot be written.
     """
-    cloud = _cloud(classes)
-    sizes = {word: size for (word, _), size, *_ in cloud.layout_}
     ranked = sorted(classes, key=lambda row: (-row["pixels"], row["class"]))
+    cloud = _cloud(ranked)
+    sizes = {word: size for (word, _), size, *_ in cloud.layout_}
     rows = [
         [row["class"], row["name"], row["group"], row["pixels"], row["pixel_share"], sizes.get(_word(row))] for row in ranked
     ]
@@ -49,11 +49,12 @@ def _word(row: Mapping[str, Any]) -> str:
 
 
 def _cloud(classes: list[Mapping[str, Any]]) -> Any:
+    """The words in their places; ``classes`` are sorted by pixels, and the first ones find the most room."""
     from matplotlib import get_data_path
     from wordcloud import WordCloud
 
     groups = {_word(row): row["group"] for row in classes}
-    most = max(row["pixels"] for row in classes)
+    most = max(1, classes[0]["pixels"])
     # Whole sizes: the package multiplies each size with the ratio to the one before and rounds, so that errors would add up.
     sizes = {_word(row): round(_LARGEST * math.sqrt(row["pixels"] / most)) for row in classes}
     cloud = WordCloud(

@@ -186,4 +186,4 @@ def _gini(values: np.ndarray) -> float | None:
 
 
 def _imbalance(values: np.ndarray) -> float | None:
-    return float(values.max() / values.min()) if values.size else None
+    return float(values.max() / values.min()) if values.size and values.min() else None  # a damaged shard may hold zeros

@@ -10,6 +10,7 @@ import pytest
 from trees import box
 
 from cocolvis.errors import DataError
+from cocolvis.figures.long_tail import draw
 from cocolvis.inspection.companions import describe_class
 from cocolvis.inspection.stats import read_counts, statistics, summarise, write_classes
 from cocolvis.storage.dataset import Dataset
@@ -210,6 +211,15 @@ def test_100_000_images_in_200_shards(sample, tmp_path):
     entries = zip(counts["train"].rows.tolist(), counts["train"].classes.tolist(), strict=True)
     expected = np.bincount([c for row, c in entries if row in shows], minlength=1285)
     assert all(row["images"] == expected[row["class"]] for row in common) and len(common) > 1000
+
+
+def test_zeros_of_a_damaged_shard_are_survived(sample, tmp_path):
+    data = sample.rebuild(tmp_path / "data", splits=("train",))
+    with h5py.File(data.shard_paths("train")[0], "r+") as file:
+        file["present/pixels"][...] = 0
+    stats = statistics(Dataset.open(tmp_path / "data"))
+    json.dumps(stats, allow_nan=False)
+    draw(stats, ("images", "pixels"))
 
 
 def test_images_without_any_class_count(tree):
