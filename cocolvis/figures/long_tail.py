@@ -78,14 +78,14 @@ def _limits(values: Sequence[int]) -> tuple[float, float]:
 def _steps(axes: Any, classes: Rows, quantity: str) -> None:
     """All classes as a grey staircase, highest first, and each group as a staircase of its own."""
     ranked = sorted(classes, key=lambda row: -row[quantity])
-    values = np.array([row[quantity] for row in ranked])
+    values = [row[quantity] for row in ranked]
     edges = np.arange(len(values) + 1)
     axes.set_yscale("log")
     axes.stairs(values, edges, baseline=1e-3, fill=True, color=_ALL, zorder=1)
     groups = [group for group in COLOURS if any(row["group"] == group for row in ranked)]
-    for group in groups or [None]:
-        own = np.array([row[quantity] for row in ranked if row["group"] == group])
-        axes.stairs(own, np.arange(len(own) + 1), baseline=None, color=COLOURS.get(group, PLAIN), linewidth=1.8, zorder=3)
+    staircases = [(COLOURS[g], [row[quantity] for row in ranked if row["group"] == g]) for g in groups] or [(PLAIN, values)]
+    for colour, own in staircases:
+        axes.stairs(own, np.arange(len(own) + 1), baseline=None, color=colour, linewidth=1.8, zorder=3)
     axes.set_ylabel(f"{quantity} of the class")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.spines[["top", "right"]].set_visible(False)

@@ -50,10 +50,11 @@ def write(dataset: Dataset, counts: Mapping[str, Counts], sources: Sources, stem
 
     Raises DataError if the data set was not built from these annotation files, or if a file cannot be written.
     """
-    for split in counts:
-        sources.things(split)
+    for name in counts:
+        sources.things(name)
     check_inputs(dataset, sources)
-    images = {name: (split := dataset.split(name), split.image_ids()) for name in counts}
+    opened = {name: dataset.split(name) for name in counts}
+    images = {name: (split, split.image_ids()) for name, split in opened.items()}
     shared = [c for c in dataset.vocabulary if set(SOURCES) <= set(c.sources)]
     found: list[tuple[ClassInfo, str, Example | None]] = []
     for done, info in enumerate(shared):
