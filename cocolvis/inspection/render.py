@@ -6,7 +6,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from cocolvis.vocabulary import Vocabulary
+from cocolvis.vocabulary import UNLABELLED, Vocabulary
 
 NAMED = 12
 """The most classes that are named in one picture."""
@@ -26,6 +26,9 @@ _LANES = 16
 
 _GAP = 8
 """Pixels between pictures side by side; pictures that are narrower than this get a gap of their own width."""
+
+_BRIGHT = (255, 240, 0)
+"""The colour of the outline of a single class."""
 
 
 @lru_cache(maxsize=8)
@@ -48,11 +51,18 @@ def colourise(mask: np.ndarray) -> np.ndarray:
     return _palette_of(mask)[mask]
 
 
-def overlay(image: np.ndarray, mask: np.ndarray, names: Vocabulary | Sequence[str], opacity: float = 0.55) -> np.ndarray:
+def overlay(
+    image: np.ndarray,
+    mask: np.ndarray,
+    names: Vocabulary | Sequence[str],
+    opacity: float = 0.55,
+    outlined: int = UNLABELLED,
+) -> np.ndarray:
     """Blend a picture with the colours of its classes, outline them, and name the largest: (H, W, 3) uint8 RGB.
 
     ``image`` (H, W, 3) uint8 RGB; ``mask`` (H, W) class ids below 65536, 0 = unlabelled, whose pixels stay unchanged.
-    ``names[c]`` is the name of class c, or ``names`` is a vocabulary. Time and memory grow linearly with the number of pixels.
+    ``names[c]`` is the name of class c, or ``names`` is a vocabulary. The class ``outlined`` gets a bright outline below the
+    names. Time and memory grow linearly with the number of pixels.
     """
     from cocolvis.inspection.blend import BOTTOM, COUNT, LEFT, RIGHT, TOP, blend  # numba is slow to import
 
@@ -60,6 +70,7 @@ def overlay(image: np.ndarray, mask: np.ndarray, names: Vocabulary | Sequence[st
     colours = _palette_of(mask)
     picture, extents = np.empty_like(image), np.zeros((len(colours), 5), np.int64)
     blend(image, mask, colours, *_blended_colours(opacity), picture, extents)
+    picture = outline(picture, mask, outlined)
     pixels = extents[:, COUNT]
     pixels[0] = 0
     taken: list[tuple[int, int, int, int]] = []
@@ -81,17 +92,40 @@ def enlarge(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return cv2.resize(image, size, interpolation=cv2.INTER_CUBIC), cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
 
 
-def side_by_side(image: np.ndarray, mask: np.ndarray, names: Vocabulary | Sequence[str]) -> np.ndarray:
-    """Picture, mask and overlay side by side, (h, 3 w + gaps, 3) uint8 RGB, enlarged if they are small."""
+def side_by_side(
+    image: np.ndarray, mask: np.ndarray, names: Vocabulary | Sequence[str], outlined: int = UNLABELLED
+) -> np.ndarray:
+    """Picture, mask and overlay, enlarged if they are small: (h, w, 3) uint8 RGB.
+
+    They are side by side, or one above the other if they are more than twice as wide as high. The class ``outlined`` gets a
+    bright outline in all three.
+    """
     image, mask = enlarge(image, mask)
-    gap = np.full((mask.shape[0], min(_GAP, mask.shape[1]), 3), 255, np.uint8)
-    return np.concatenate([image, gap, colourise(mask), gap, overlay(image, mask, names)], axis=1)
+    panels = [outline(image, mask, outlined), outline(colourise(mask), mask, outlined)]
+    panels.append(overlay(image, mask, names, outlined=outlined))
+    height, width = mask.shape
+    axis = 0 if width > 2 * height else 1
+    gap = np.full((height, min(_GAP, width), 3) if axis else (min(_GAP, height), width, 3), 255, np.uint8)
+    return np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=axis)
 
 
-def mask_alone(mask: np.ndarray, names: Vocabulary | Sequence[str]) -> np.ndarray:
-    """The mask in the colours of its classes, with the largest named, (h, w, 3) uint8 RGB, enlarged if it is small."""
+def mask_alone(mask: np.ndarray, names: Vocabulary | Sequence[str], outlined: int = UNLABELLED) -> np.ndarray:
+    """The mask in the colours of its classes, with the largest named and ``outlined`` outlined: (h, w, 3) uint8 RGB.
+
+    It is enlarged if it is small.
+    """
     black, mask = enlarge(np.zeros((*mask.shape, 3), np.uint8), mask)
-    return overlay(black, mask, names, opacity=1.0)
+    return overlay(black, mask, names, opacity=1.0, outlined=outlined)
+
+
+def outline(picture: np.ndarray, mask: np.ndarray, class_id: int) -> np.ndarray:
+    """A copy of a picture (H, W, 3) with a bright line on a dark one around a class; the picture itself if that is absent."""
+    if class_id == UNLABELLED or not (region := (mask == class_id).astype(np.uint8)).any():
+        return picture
+    contours, _ = cv2.findContours(region, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    width = max(1, round(min(mask.shape) / 240))
+    outlined = cv2.drawContours(picture.copy(), contours, -1, (0, 0, 0), 3 * width, cv2.LINE_8)
+    return cv2.drawContours(outlined, contours, -1, _BRIGHT, width, cv2.LINE_8)
 
 
 def _palette_of(mask: np.ndarray) -> np.ndarray:

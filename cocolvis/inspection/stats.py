@@ -1,150 +1,189 @@
 """Statistics of a data set, computed from the class counts in its shards without decoding a mask."""
 
+import csv
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cocolvis.disk.files import save_figure
+from cocolvis.disk.files import write_aside
 from cocolvis.progress import Progress, ignore
-from cocolvis.storage.dataset import Dataset
+from cocolvis.storage.dataset import Dataset, Split
+from cocolvis.vocabulary import ClassInfo, Vocabulary
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
-COLOURS = {"frequent": "#1f6f8b", "common": "#e0a030", "rare": "#b5394f", "stuff": "#7a8f5a"}
-"""One colour per frequency group; they differ in lightness too."""
+THIRDS = ("head", "middle", "tail")
+"""The thirds of the classes that occur, from the most to the least frequent."""
 
-_UNGROUPED_COLOUR = "#1f6f8b"
-"""Colour of classes without a frequency group."""
+COLUMNS = ("split", "class", "name", "kind", "group", "instances", "images", "image_share", "pixels", "pixel_share")
+"""The columns of :func:`write_classes`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """The classes that the images of one split show: n entries, one for each class and image, in the order of the images.
+
+    ``rows`` (n,) int64 is the number of the image in the split, ``classes`` (n,) uint16 the class and ``pixels`` (n,) uint32
+    its pixels. ``instances`` (n,) is the number of its annotated instances, None if the shards do not record it. ``areas``
+    (N,) int64 is the number of pixels of each image.
+    """
+
+    rows: np.ndarray
+    classes: np.ndarray
+    pixels: np.ndarray
+    areas: np.ndarray
+    instances: np.ndarray | None = None
+
+    @classmethod
+    def read(cls, split: Split, read: Callable[[int], None] = ignore) -> "Counts":
+        """The counts of a split; ``read`` is called after each shard with the number of images read so far."""
+        return cls(*split.present(read), split.sizes().astype(np.int64).prod(axis=1))
+
+    def images_of(self, classes: int) -> np.ndarray:
+        """(C + 1,) int64: the images that show each class, for C ``classes``."""
+        return np.bincount(self.classes, minlength=classes + 1)
+
+    def pixels_of(self, classes: int) -> np.ndarray:
+        """(C + 1,) int64: the pixels of each class, for C ``classes``."""
+        return self._total(self.pixels, classes)
+
+    def instances_of(self, classes: int) -> np.ndarray | None:
+        """(C + 1,) int64: the instances of each class, for C ``classes``; None if they are not recorded."""
+        return None if self.instances is None else self._total(self.instances, classes)
+
+    def _total(self, values: np.ndarray, classes: int) -> np.ndarray:
+        total = np.zeros(classes + 1, np.int64)
+        np.add.at(total, self.classes, values)
+        return total
+
+
+def read_counts(dataset: Dataset, progress: Progress = ignore) -> dict[str, Counts]:
+    """Split -> its counts; ``progress`` counts images."""
+    done, total, counts = 0, sum(dataset.splits.values()), {}
+    for name, images in dataset.splits.items():
+        before = done
+        counts[name] = Counts.read(dataset.split(name), lambda read: progress(before + read, total))  # noqa: B023 (called now)
+        done += images
+    return counts
 
 
 def statistics(dataset: Dataset, progress: Progress = ignore) -> dict[str, Any]:
     """Return ``{"splits": {name: {"images", "classes_present", "classes", ...}}}`` with plain numbers and texts.
 
-    ``classes`` lists the classes that occur, with "class", "name", "group", "images" and "pixels", sorted by images in
-    descending order, then by class. ``image_quantiles`` and ``pixel_quantiles`` (over these classes) and ``classes_an_image``
-    map a quantile such as "0.5" to its value. ``groups`` holds, for each frequency group of the vocabulary, its classes, how
-    many of them occur, their pixels, and their images (summed over classes). ``pixels`` counts all pixels, ``labelled`` those
-    that have a class. ``progress`` counts images.
+    ``classes`` lists the classes that occur, with "class", "name", "group", "instances" (null if the format does not record
+    them), "images", "pixels", and their shares of the images and of the labelled pixels. They are sorted by images in
+    descending order; ties go to the class with more pixels, then to the lower id. ``absent`` lists the other classes, and
+    ``not_in_train`` those that occur here but not in the split train (null for train itself, or without such a split).
+
+    ``image_quantiles`` and ``pixel_quantiles`` (over the classes that occur), those that end in ``_all`` (over all classes) and
+    ``classes_an_image`` map a quantile such as "0.5" to its value; ``classes_an_image_histogram`` holds at place k the number
+    of images with k classes. ``gini`` is the Gini coefficient over all classes, 0 if all are equal, and ``imbalance`` the ratio
+    of the largest to the smallest class that occurs, each by "images" and by "pixels" and null if no class occurs.
+
+    ``groups`` holds, for each frequency group of the vocabulary, its classes, how many of them occur, their pixels, and their
+    images (summed over classes); ``thirds`` the same for head, middle and tail: the thirds of the classes that occur, in the
+    order of ``classes``. ``pixels`` counts all pixels, ``labelled`` those that have a class. ``progress`` counts images.
     """
-    done, total, splits = 0, sum(dataset.splits.values()), {}
-    for name, images in dataset.splits.items():
-        before = done
-        splits[name] = _split_statistics(dataset, name, lambda read: progress(before + read, total))  # noqa: B023 (called now)
-        done += images
+    return summarise(dataset.vocabulary, read_counts(dataset, progress))
+
+
+def summarise(vocabulary: Vocabulary, counts: Mapping[str, Counts]) -> dict[str, Any]:
+    """The result of :func:`statistics` for counts that have been read."""
+    splits = {name: _split_statistics(vocabulary, split) for name, split in counts.items()}
+    trained = {row["class"] for row in splits["train"]["classes"]} if "train" in splits else set()
+    for name, split in splits.items():
+        unseen = [_named(vocabulary[row["class"]]) for row in split["classes"] if row["class"] not in trained]
+        split["not_in_train"] = unseen if "train" in splits and name != "train" else None
     return {"splits": splits}
 
 
-def _split_statistics(dataset: Dataset, name: str, read: Callable[[int], None]) -> dict[str, Any]:
-    split, size = dataset.split(name), len(dataset.vocabulary) + 1
-    rows, classes, class_pixels = split.present(read)
-    images = np.bincount(classes, minlength=size)
-    pixels = np.zeros(size, np.int64)
-    np.add.at(pixels, classes, class_pixels)
-    present = np.flatnonzero(images)
-    order = present[np.lexsort((present, -images[present]))]
-    listed = [_class_row(dataset.vocabulary[i], images[i], pixels[i]) for i in order.tolist()]
+def write_classes(path: Path, stats: Mapping[str, Any], vocabulary: Vocabulary) -> None:
+    """Write a CSV with a row of :data:`COLUMNS` for each split and class, absent ones included, most frequent first.
+
+    ``instances`` is empty if the shards do not record them. Raises DataError if the file cannot be written.
+    """
+    with write_aside(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        for name, split in stats["splits"].items():
+            zeros = {"instances": None if split["instances"] is None else 0}
+            zeros |= dict.fromkeys(("images", "image_share", "pixels", "pixel_share"), 0)
+            for row in (*split["classes"], *(absent | zeros for absent in split["absent"])):
+                writer.writerow(row | {"split": name, "kind": vocabulary[row["class"]].kind})
+
+
+def _split_statistics(vocabulary: Vocabulary, counts: Counts) -> dict[str, Any]:
+    size = len(vocabulary)
+    images, pixels, instances = counts.images_of(size), counts.pixels_of(size), counts.instances_of(size)
+    ranked = np.lexsort((-pixels[1:], -images[1:])) + 1  # stable: ties go to the lower id
+    present = ranked[images[ranked] > 0]
+    total, labelled = len(counts.areas), int(pixels.sum())
+
+    def listed(c: int) -> dict[str, Any]:
+        return {
+            **_named(vocabulary[c]),
+            "instances": None if instances is None else int(instances[c]),
+            "images": int(images[c]),
+            "image_share": int(images[c]) / max(1, total),
+            "pixels": int(pixels[c]),
+            "pixel_share": int(pixels[c]) / max(1, labelled),
+        }
+
+    classes_an_image = np.bincount(counts.rows, minlength=total)
+    groups = {g: np.array([c.id for c in vocabulary if c.group == g], dtype=np.int64) for g in vocabulary.groups}
+    thirds = dict(zip(THIRDS, np.array_split(present, len(THIRDS)), strict=True))
     return {
-        "images": len(split),
-        "classes_present": len(listed),
-        "pixels": int(split.sizes().astype(np.int64).prod(axis=1).sum()),
-        "labelled": int(pixels.sum()),
-        "image_quantiles": _quantiles(images[present]),
-        "pixel_quantiles": _quantiles(pixels[present]),
-        "classes_an_image": _quantiles(np.bincount(rows, minlength=len(split))),
-        "groups": _groups(dataset, images, pixels),
-        "classes": listed,
+        "images": total,
+        "classes_present": len(present),
+        "pixels": int(counts.areas.sum()),
+        "labelled": labelled,
+        "instances": None if instances is None else int(instances.sum()),
+        "image_quantiles": quantiles(images[present]),
+        "pixel_quantiles": quantiles(pixels[present]),
+        "image_quantiles_all": quantiles(images[1:]),
+        "pixel_quantiles_all": quantiles(pixels[1:]),
+        "classes_an_image": quantiles(classes_an_image),
+        "classes_an_image_histogram": np.bincount(classes_an_image).tolist() if total else [],
+        "gini": {"images": _gini(images[1:]), "pixels": _gini(pixels[1:])},
+        "imbalance": {"images": _imbalance(images[present]), "pixels": _imbalance(pixels[present])},
+        "groups": {name: _members(members, images, pixels) for name, members in groups.items()},
+        "thirds": {name: _members(members, images, pixels) for name, members in thirds.items()},
+        "classes": [listed(c) for c in present.tolist()],
+        "absent": [_named(c) for c in vocabulary if not images[c.id]],
     }
 
 
-def _class_row(info, images: np.integer, pixels: np.integer) -> dict[str, Any]:
-    return {"class": info.id, "name": info.name, "group": info.group, "images": int(images), "pixels": int(pixels)}
+def _named(info: ClassInfo) -> dict[str, Any]:
+    return {"class": info.id, "name": info.name, "group": info.group}
 
 
-def _quantiles(values: np.ndarray) -> dict[str, float]:
+def quantiles(values: np.ndarray) -> dict[str, float]:
+    """Quantile, such as "0.5" -> its value; empty without values."""
     if not values.size:
         return {}
     return {str(q): float(value) for q, value in zip(QUANTILES, np.quantile(values, QUANTILES), strict=True)}
 
 
-def _groups(dataset: Dataset, images: np.ndarray, pixels: np.ndarray) -> dict[str, dict[str, int]]:
-    table = {}
-    for group in dataset.vocabulary.groups:
-        members = np.array([c.id for c in dataset.vocabulary if c.group == group], dtype=np.int64)
-        table[group] = {
-            "classes": members.size,
-            "classes_present": int((images[members] > 0).sum()),
-            "images": int(images[members].sum()),
-            "pixels": int(pixels[members].sum()),
-        }
-    return table
+def _members(members: np.ndarray, images: np.ndarray, pixels: np.ndarray) -> dict[str, int]:
+    """What some classes have together."""
+    return {
+        "classes": members.size,
+        "classes_present": int((images[members] > 0).sum()),
+        "images": int(images[members].sum()),
+        "pixels": int(pixels[members].sum()),
+    }
 
 
-def plot(stats: Mapping[str, Any], path: Path) -> None:
-    """Plot the long tail to a file: images and pixels of each class, sorted, on a log scale, with one row per split.
-
-    Raises DataError if the file cannot be written, or if its suffix is not a picture format.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    splits = stats["splits"]
-    figure = Figure(figsize=(11, 0.6 + 3.2 * max(1, len(splits))), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
-    grid = figure.subplots(max(1, len(splits)), 2, squeeze=False)
-    for (left, right), (name, split) in zip(grid, splits.items(), strict=False):
-        for axes, what in ((left, "images"), (right, "pixels")):
-            _panel(axes, split["classes"], what)
-        left.set_title(f"{name}: {split['images']:,} images, {split['classes_present']:,} classes", loc="left", weight="bold")
-    figure.align_ylabels()
-    if any(split["groups"] for split in splits.values()):
-        figure.legend(*_key(), loc="outside lower center", ncols=len(COLOURS), frameon=False)
-    save_figure(figure, path)
+def _gini(values: np.ndarray) -> float | None:
+    """The Gini coefficient of (n,) int64 values: half their mean absolute difference, relative to their mean."""
+    total, n = int(values.sum()), values.size
+    if not total:
+        return None
+    return float(np.sort(values).astype(np.float64) @ (2 * np.arange(1, n + 1) - n - 1)) / (n * total)
 
 
-def _panel(axes, classes: list[dict[str, Any]], what: str) -> None:
-    """Draw one histogram with a bar for each class, highest first."""
-    from matplotlib.collections import PolyCollection
-
-    ranked = sorted(classes, key=lambda row: -row[what])
-    heights = np.array([row[what] for row in ranked], dtype=np.float64)
-    axes.set_xlabel(f"classes, by number of {what}")
-    axes.set_ylabel(f"{what} of the class")
-    axes.spines[["top", "right"]].set_visible(False)
-    if not ranked:
-        axes.text(0.5, 0.5, "no classes occur", ha="center", va="center", transform=axes.transAxes, color="0.5")
-        return
-    axes.set_yscale("log")
-    axes.set_xlim(0.5, len(ranked) + 0.5)
-    axes.set_ylim(heights.min() * 0.7, heights.max() * 1.6)
-    left, bottom = np.arange(len(ranked)) + 0.5, np.full(len(ranked), heights.min() * 0.1)
-    corners = np.transpose([(left, bottom), (left, heights), (left + 1, heights), (left + 1, bottom)], (2, 0, 1))
-    colours = [COLOURS.get(row["group"], _UNGROUPED_COLOUR) for row in ranked]
-    edge, width = ("white", 0.4) if len(ranked) <= 150 else ("face", 0.2)
-    bars = PolyCollection(list(corners), facecolors=colours, edgecolors=edge, linewidths=width, zorder=2)
-    axes.add_collection(bars)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    between = {2, 5} if heights.max() < 100 * heights.min() else set()
-    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:,.0f}" if int(f"{value:e}"[0]) in between else "")
-    axes.grid(axis="y", color="0.88", zorder=0)
-    median = np.median(heights)
-    axes.axhline(median, color="0.25", linewidth=0.9, linestyle=(0, (4, 3)), zorder=3)
-    axes.annotate(
-        f"median {median:,.0f}",
-        (1, median),
-        (-2, 3),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        ha="right",
-        va="bottom",
-        fontsize=9,
-        color="0.25",
-    )
-
-
-def _key():
-    """Handles and labels of the legend of frequency groups."""
-    from matplotlib.patches import Patch
-
-    labels = {"frequent": "frequent (over 100 images in LVIS)", "common": "common (11-100)", "rare": "rare (1-10)"}
-    return [Patch(color=COLOURS[g]) for g in COLOURS], [labels.get(g, "stuff, not in LVIS") for g in COLOURS]
+def _imbalance(values: np.ndarray) -> float | None:
+    return float(values.max() / values.min()) if values.size and values.min() else None  # a damaged shard may hold zeros

@@ -111,7 +111,7 @@ def _task(
     """The input of the image's mask: its annotations, the options of the build, and the faults found while reading."""
     things = sources.things(split)
     record = things.images.get(image_id)
-    _check_inputs(dataset, sources)
+    check_inputs(dataset, sources)
     if record is None or (record.height, record.width) != shape:
         listed = "do not list it" if record is None else f"say {record.height} x {record.width}"
         raise DataError(f"image {image_id} is {shape[0]} x {shape[1]} in the data set, the annotations {listed}")
@@ -119,12 +119,12 @@ def _task(
     recorded = dataset.index["options"]
     options = CocoLvisOptions(images="none", overlap=recorded["overlap"], compat=recorded["compat"])
     image = CocoLvisPlan(sources, options).annotated_image(things, record, folder, name)
-    _check_inputs(dataset, sources)
+    check_inputs(dataset, sources)
     lost = [fault for file in (things, sources.stuff(folder)) for fault in file.faults if fault.image_id == image_id]
     return image, options, lost
 
 
-def _check_inputs(dataset: Dataset, sources: Sources) -> None:
+def check_inputs(dataset: Dataset, sources: Sources) -> None:
     """Raise DataError if a file that was read is not one that the data set was built from."""
     for name, digest in sources.digests().items():
         if dataset.index["inputs"].get(name) != digest:

@@ -96,7 +96,7 @@ def test_stats_and_its_json(sample, tmp_path):
     train = found["splits"]["train"]
     assert train["images"] == 30 and train["classes_present"] == len(train["classes"])
     assert {"class", "name", "images", "pixels"} <= train["classes"][0].keys()
-    assert train["classes"] == sorted(train["classes"], key=lambda row: (-row["images"], row["class"]))
+    assert train["classes"] == sorted(train["classes"], key=lambda row: (-row["images"], -row["pixels"], row["class"]))
 
 
 def test_vocab_and_its_json():

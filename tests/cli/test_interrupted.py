@@ -31,7 +31,7 @@ def leaves(group, name=""):
 COMMANDS = {f"cocolvis {name}": command for name, command in leaves(cocolvis.main)}
 COMMANDS |= {f"ess {name}": command for name, command in leaves(ess.main)}
 
-READS_ONLY = {"cocolvis info", "cocolvis vocab", "cocolvis images", "cocolvis stats", "cocolvis verify", "cocolvis diff"}
+READS_ONLY = {"cocolvis info", "cocolvis vocab", "cocolvis images", "cocolvis verify", "cocolvis diff"}
 READS_ONLY |= {"cocolvis why", "ess info", "ess models", "ess preset"}
 
 

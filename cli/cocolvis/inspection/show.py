@@ -20,27 +20,33 @@ if TYPE_CHECKING:
 @path_argument("dir")
 @click.argument("image_ids", metavar="IMAGE_ID...", type=int, nargs=-1, required=True)
 @path_option("--out", required=True, help="Folder to write the pictures to.")
+@click.option("--class", "outlined", metavar="NAME", help="Outline this class, given by its name or its number.")
 @image_root_option
-def show(dir: Path, image_ids: tuple[int, ...], out: Path, image_root: Path | None) -> None:
-    """Draw the image, its mask, and an overlay with the names of the largest classes: one PNG per image.
+def show(dir: Path, image_ids: tuple[int, ...], out: Path, outlined: str | None, image_root: Path | None) -> None:
+    """Draw the image, its mask, an overlay, and a legend of all classes in the mask: one PNG per image.
 
+    The legend gives the pixels of each class, and the classes that LVIS verified to be absent or did not annotate exhaustively.
     For a data set that was built with --images none, only the mask is drawn. `cocolvis images` lists the ids.
 
     \b
     Example:
       cocolvis show ~/cocolvis 139 285 --out pictures
     """
+    from cocolvis.inspection.listing import class_ids
     from cocolvis.pictures.encoded import write_png
     from cocolvis.storage.dataset import Dataset
 
     dataset = Dataset.open(dir, image_root)
     if _has_no_pictures(dataset):
         say(f"{dir}: was built with --images none, so only the masks are drawn; --image-root adds the pictures", err=True)
+    classes = class_ids(dataset.vocabulary, [] if outlined is None else [outlined])
+    if len(classes) > 1:
+        raise click.UsageError(f"--class outlines one class, but {outlined!r} names {len(classes)}")
     faults = []
     for image_id in dict.fromkeys(image_ids):
         path = out / f"{image_id:012d}.png"
         try:
-            picture = _drawn(dataset, image_id)
+            picture = _drawn(dataset, image_id, *classes)
         except DataError as error:
             faults.append(str(error))
             continue
@@ -55,11 +61,14 @@ def _has_no_pictures(dataset: "Dataset") -> bool:
     return dataset.index["options"]["images"] == "none" and dataset.image_root is None
 
 
-def _drawn(dataset: "Dataset", image_id: int) -> "np.ndarray":
+def _drawn(dataset: "Dataset", image_id: int, outlined: int = 0) -> "np.ndarray":
     """The picture to write for an image, (h, w, 3) uint8 RGB."""
+    from cocolvis.inspection.legend import with_legend
     from cocolvis.inspection.render import mask_alone, side_by_side
 
     sample = dataset.find(image_id)
     if _has_no_pictures(dataset):
-        return mask_alone(sample.mask, dataset.vocabulary)
-    return side_by_side(sample.image(), sample.mask, dataset.vocabulary)
+        drawn = mask_alone(sample.mask, dataset.vocabulary, outlined)
+    else:
+        drawn = side_by_side(sample.image(), sample.mask, dataset.vocabulary, outlined)
+    return with_legend(drawn, sample, dataset.vocabulary, outlined)
