@@ -1,0 +1,55 @@
+"""A real browser for tests, and the explorer as a process; says loudly when there is no browser."""
+
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
+_NAMES = ("chromium", "chromium-browser", "google-chrome")
+_MISSING = "there is no Chromium to test the explorer with: `make browser` installs it"
+
+
+def executable() -> str:
+    """The path of Chromium. Without one, the test is skipped with a warning, or fails if COCOLVIS_BROWSER is "required"."""
+    found = os.environ.get("COCOLVIS_CHROMIUM") or next(filter(None, map(shutil.which, _NAMES)), None)
+    if found:
+        return found
+    if os.environ.get("COCOLVIS_BROWSER") == "required":
+        pytest.fail(_MISSING)
+    warnings.warn(_MISSING, stacklevel=2)
+    pytest.skip(_MISSING)
+
+
+@contextmanager
+def chromium() -> Iterator:
+    """A running browser, as playwright's Browser."""
+    path = executable()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def explorer(data: Path, *arguments: str | Path, cache: Path) -> Iterator[str]:
+    """The address of ``cocolvis view``, which runs as a process of its own."""
+    command = [sys.executable, "-m", "cli.cocolvis", "view", data, "--port", "0", *arguments]
+    variables = os.environ | {"COCOLVIS_CACHE": str(cache), "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=variables) as process:
+        assert process.stdout
+        try:
+            line = process.stdout.readline()
+            assert "http://" in line, line + process.stdout.read()
+            yield line.split()[4].rstrip("/")
+        finally:
+            process.terminate()
