@@ -298,6 +298,6 @@ def _percent(value: float | None) -> str:
 
 def _share(value: float | None) -> str:
     """A share 0..1 as a text such as "43 %", "0.4 %"."""
-    if value is None:
-        return "\u2013"
+    if not value:
+        return "\u2013" if value is None else "0"
     return f"{100 * value:.0f} %" if value >= 0.0995 else f"{100 * value:.1f} %" if value >= 0.001 else "< 0.1 %"

@@ -162,7 +162,7 @@ def _mark(pixels: np.ndarray, region: np.ndarray, mask: np.ndarray) -> np.ndarra
     colours = palette(int(mask.max(initial=1)))[mask].astype(np.float32)
     grown = cv2.dilate(region.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
     inside, outline = region[..., None], (grown & ~region)[..., None]
-    blended = np.where(inside, 0.45 * pixels + 0.55 * colours, 0.55 * pixels)
+    blended = np.where(inside, 0.55 * pixels + 0.45 * colours, 0.55 * pixels)
     return np.where(outline, 255, blended).astype(np.uint8)
 
 

@@ -40,7 +40,8 @@ def compare(truth: Runs, predicted: Runs) -> Pairs:
     codes = np.zeros(len(cuts), np.int64)
     for runs, end in zip((truth, predicted), ends, strict=True):
         codes = codes << 16 | runs.classes[np.searchsorted(end, cuts)]
-    codes, lengths = codes[codes >> 16 > 0], lengths[codes >> 16 > 0]
+    counted = (codes >> 16 > 0) & (lengths > 0)
+    codes, lengths = codes[counted], lengths[counted]
     found, place = np.unique(codes, return_inverse=True)
     pixels = np.bincount(place, lengths, len(found)).astype(np.int64)
     return Pairs((found >> 16).astype(np.uint16), (found & 0xFFFF).astype(np.uint16), pixels)

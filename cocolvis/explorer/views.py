@@ -260,7 +260,7 @@ def confusion(workspace: Workspace, query: Query) -> View:
     if of is not None:
         kept &= (truth == of.id) | (predicted == of.id)
     wrong = np.flatnonzero(kept & (truth != predicted))
-    largest = wrong[np.argsort(-pixels[wrong], kind="stable")][:100]
+    largest = wrong[np.argsort(-pixels[wrong], kind="stable")][:LISTED]
     rows = [
         {
             "truth": short(workspace, catalog, run, int(truth[i])),
@@ -283,6 +283,9 @@ def confusion(workspace: Workspace, query: Query) -> View:
         "matrix": _matrix(workspace, catalog, run, members, kept, totals, of),
     }
 
+
+LISTED = 50
+"""Confusions in the list of the largest ones."""
 
 MATRIX = 16
 """Classes in the matrix of a confusion."""
