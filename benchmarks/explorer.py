@@ -102,7 +102,8 @@ def painted(browser: Browser, address: str, begun: float) -> tuple[float, int]:
     """Seconds from ``begun`` to the first contentful paint, and the bytes of the page with everything that it loads."""
     page = browser.new_page()
     page.goto(address, wait_until="load")
-    page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length")
+    while not page.evaluate("performance.getEntriesByName('first-contentful-paint').length"):
+        page.wait_for_timeout(10)
     seconds = page.evaluate(
         "(performance.timeOrigin + performance.getEntriesByName('first-contentful-paint')[0].startTime) / 1000"
     )

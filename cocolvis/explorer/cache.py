@@ -102,9 +102,10 @@ def write_tables(path: Path, facts: Mapping[str, Any], arrays: Mapping[str, "np.
 
     Files of tables that were not used for the longest time are removed if there are too many in the folder.
     """
-    placed, size = {}, 0
+    placed: dict[str, tuple[str, tuple[int, ...], int]] = {}
+    size = 0
     for name, array in arrays.items():
-        placed[name] = [array.dtype.str, list(array.shape), size]
+        placed[name] = array.dtype.str, array.shape, size
         size = _aligned(size + array.nbytes)
     header = json.dumps({"facts": facts, "arrays": placed, "bytes": size}).encode()
     try:

@@ -28,7 +28,8 @@ class _Counts(NamedTuple):
     def of(cls, reader: ShardReader, first: int) -> "_Counts":
         """The counts of one shard, whose first image has the number ``first``."""
         offsets, classes, pixels = reader.present()
-        rows = np.repeat(np.arange(first, first + len(reader), dtype=np.uint32), np.diff(offsets.astype(np.int64)))
+        bounds = offsets.astype(np.int64)
+        rows = np.repeat(np.arange(first, first + len(reader), dtype=np.uint32), bounds[1:] - bounds[:-1])
         return cls(reader.image_ids(), reader.sizes(), rows, classes, pixels)
 
     @classmethod
@@ -60,8 +61,9 @@ def count_classes(dataset: Dataset, path: Path | None, progress: Progress = igno
             progress(len(shards) + len(unreadable), total)
     facts, arrays = _tables(dataset, shards, _Counts.joined(parts))
     facts |= {"unreadable": unreadable}
-    keep = path is not None and not unreadable
-    return Catalog(write_tables(path, facts, arrays) if keep else Tables(facts, arrays.__getitem__))
+    if path is None or unreadable:
+        return Catalog(Tables(facts, arrays.__getitem__))
+    return Catalog(write_tables(path, facts, arrays))
 
 
 def _tables(dataset: Dataset, shards: Sequence[Shard], counts: _Counts) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -1,6 +1,7 @@
 """What the pages show of an image: its picture, its run lengths as the shard stores them, and thumbnails."""
 
 import threading
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import cv2
@@ -12,7 +13,7 @@ from cocolvis.explorer.workspace import Run, Workspace
 from cocolvis.masks.runlength import Runs
 from cocolvis.palette import palette
 from cocolvis.pictures import jpeg, png
-from cocolvis.pictures.encoded import image_size
+from cocolvis.pictures.encoded import decode_rgb, image_size
 from cocolvis.storage.samples import Sample
 
 SHOWN_PIXELS, SHOWN_SIDE = 2**25, 2**14
@@ -99,7 +100,13 @@ def thumbnail(workspace: Workspace, image: int, marked: tuple[int, ...] = (), co
         workspace.thumbnails.put(key, small)
     if not marked and confused is None:
         return small
-    pixels = cv2.imdecode(np.frombuffer(small, np.uint8), cv2.IMREAD_COLOR_RGB)
+    return _encoded(_marked(workspace, image, decode_rgb(small), marked, confused))
+
+
+def _marked(
+    workspace: Workspace, image: int, pixels: np.ndarray, marked: tuple[int, ...], confused: Confused | None
+) -> np.ndarray:
+    """A thumbnail, (h, w, 3) uint8 RGB, with classes or confused pixels marked."""
     assert workspace.catalog is not None
     place = workspace.catalog.place(image)
     mask = sampled(workspace.splits[place.split].runs(place.row), *pixels.shape[:2])
@@ -108,7 +115,7 @@ def thumbnail(workspace: Workspace, image: int, marked: tuple[int, ...] = (), co
         split = confused.run.splits[place.split]
         predicted = sampled(split.runs(confused.row), *pixels.shape[:2])
         region, mask = (mask == confused.truth) & (predicted == confused.predicted), predicted
-    return _encoded(_mark(pixels, region, mask))
+    return _mark(pixels, region, mask)
 
 
 def _reduced(sample: Sample) -> np.ndarray | None:
@@ -128,10 +135,7 @@ def _reduced(sample: Sample) -> np.ndarray | None:
     else:
         flag = cv2.IMREAD_COLOR
     try:
-        if height * width >= _LARGE:
-            with _decoding_large:
-                pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
-        else:
+        with _decoding_large if height * width >= _LARGE else nullcontext():
             pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
         return None

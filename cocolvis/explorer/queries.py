@@ -45,14 +45,21 @@ def areas(catalog: Catalog, classes: Sequence[int], images: np.ndarray) -> np.nd
     return pixels[images] / catalog.sizes()[images].astype(np.float64).prod(axis=1)
 
 
+def shares(catalog: Catalog, images: np.ndarray, rows: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The images among ``rows`` (n,), and the share of each that its ``pixels`` (n,) are, 0..1."""
+    found = np.isin(rows, images)
+    rows = rows[found].astype(np.int64)
+    return rows, pixels[found] / catalog.sizes()[rows].astype(np.float64).prod(axis=1)
+
+
 def by_id(catalog: Catalog, images: np.ndarray) -> np.ndarray:
-    """The images in ascending order of their ids."""
-    return images[np.argsort(catalog.ids()[images], kind="stable")]
+    """The order of the images by their ids."""
+    return np.argsort(catalog.ids()[images], kind="stable")
 
 
-def by_value(images: np.ndarray, values: np.ndarray, *, descending: bool = False) -> np.ndarray:
-    """The images in the order of their ``values``, those with NaN last; ties stay in order."""
-    return images[np.argsort(-values if descending else values, kind="stable")]
+def by_value(values: np.ndarray, *, descending: bool = False) -> np.ndarray:
+    """The order of the values; ties stay in order."""
+    return np.argsort(-values if descending else values, kind="stable")
 
 
 def find(catalog: Catalog, image_id: int, split: str | None = None) -> int | None:

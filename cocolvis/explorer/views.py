@@ -5,7 +5,8 @@ query is wrong, NotFound if the page does not exist, and NotReady if what it sho
 """
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from cocolvis.errors import DataError
 from cocolvis.explorer.address import Query
@@ -13,6 +14,9 @@ from cocolvis.explorer.catalog import Catalog
 from cocolvis.explorer.workspace import Run, Workspace
 from cocolvis.text import nfc
 from cocolvis.vocabulary import KINDS, ClassInfo
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PAGE = 48
 """Thumbnails on a page."""
@@ -173,24 +177,11 @@ def pictures(workspace: Workspace, query: Query) -> View:
     orders = ["id", *(["area", "smallest"] if shown or confused else []), *(["worst", "best"] if run else [])]
     sort = query.choice("sort", ORDERS, "area" if confused else "id")
     sort = sort if sort in orders else orders[0]  # what it needs was removed from the query
-    values = None
-    if confused and run and run.scores:
-        images, values = _in_confusion(catalog, images, *run.scores.confused(confused[0].id, confused[1].id))
-    elif sort in ("area", "smallest"):
-        values = queries.areas(catalog, shown, images)
-    if run and run.scores and sort in ("worst", "best"):
-        one = shown[0] if len(shown) == 1 else None
-        scores = run.scores.image_scores(len(catalog)) if one is None else run.scores.class_scores(one, len(catalog))
-        values = scores[images]
-        images, values = images[values == values], values[values == values]
-    if sort == "id":
-        ordered = queries.by_id(catalog, images)
-    else:
-        ordered = queries.by_value(images, values, descending=sort in ("area", "best"))
+    ordered, values = _ordered(catalog, run, images, shown, confused, sort)
     pages = max(1, math.ceil(len(ordered) / PAGE))
     page = query.number("page", 1, pages)
-    of_image = dict(zip(images.tolist(), values.tolist(), strict=True)) if values is not None else {}
-    here = ordered[(page - 1) * PAGE : page * PAGE].tolist()
+    part = slice((page - 1) * PAGE, page * PAGE)
+    shown_values = [None] * len(ordered[part]) if values is None else values[part].tolist()
     return {
         "split": split,
         "sort": sort,
@@ -203,8 +194,40 @@ def pictures(workspace: Workspace, query: Query) -> View:
         "page": page,
         "pages": pages,
         "first": (page - 1) * PAGE + 1,
-        "pictures": [_card(workspace, catalog, image, of_image.get(image)) for image in here],
+        "pictures": [_card(catalog, *one) for one in zip(ordered[part].tolist(), shown_values, strict=True)],
     }
+
+
+def _ordered(
+    catalog: Catalog,
+    run: Run | None,
+    images: "np.ndarray",
+    shown: Sequence[int],
+    confused: tuple[ClassInfo, ClassInfo] | None,
+    sort: str,
+) -> "tuple[np.ndarray, np.ndarray | None]":
+    """The images in order, and the values that they are sorted by, if any: shares of the image, or IoU.
+
+    Only images with a confused pixel remain if a confusion is given, and only those with a score if they are sorted by it.
+    """
+    from cocolvis.explorer import queries
+
+    scores = run.scores if run else None
+    values = None
+    if confused and scores:
+        rows, pixels = scores.confused(confused[0].id, confused[1].id)
+        images, values = queries.shares(catalog, images, rows, pixels)
+    elif sort in ("area", "smallest"):
+        values = queries.areas(catalog, shown, images)
+    if scores and sort in ("worst", "best"):
+        size = len(catalog)
+        values = (scores.class_scores(shown[0], size) if len(shown) == 1 else scores.image_scores(size))[images]
+        images, values = images[values == values], values[values == values]
+    if sort == "id" or values is None:
+        order = queries.by_id(catalog, images)
+    else:
+        order = queries.by_value(values, descending=sort in ("area", "best"))
+    return images[order], None if values is None else values[order]
 
 
 def _confused(workspace: Workspace, query: Query, run: Run | None) -> tuple[ClassInfo, ClassInfo] | None:
@@ -217,16 +240,7 @@ def _confused(workspace: Workspace, query: Query, run: Run | None) -> tuple[Clas
     return class_named(workspace, truth), class_named(workspace, predicted, run)
 
 
-def _in_confusion(catalog: Catalog, images, rows, pixels):
-    """The images among ``rows``, and the share of each that was confused."""
-    import numpy as np
-
-    found = np.isin(rows, images)
-    rows, pixels = rows[found].astype(np.int64), pixels[found]
-    return rows, pixels / catalog.sizes()[rows].astype(np.float64).prod(axis=1)
-
-
-def _card(workspace: Workspace, catalog: Catalog, image: int, value: float | None) -> View:
+def _card(catalog: Catalog, image: int, value: float | None) -> View:
     """One thumbnail: the image, the size of its tile, and the value that it is sorted by."""
     from cocolvis.explorer.pictures import thumbnail_size
 

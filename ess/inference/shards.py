@@ -128,8 +128,14 @@ def _write_shard(
 
     predicted: dict[int, Sample] = {}
     for (row, sample), _, mask in predictor.stream(pictures()):
-        shown = {"image_id": sample.image_id, "path": sample.path}
-        predicted[row] = Sample(**shown, runs=Runs.of(mask), content=b"", neg=_EMPTY, not_exhaustive=_EMPTY)
+        predicted[row] = Sample(
+            image_id=sample.image_id,
+            path=sample.path,
+            runs=Runs.of(mask),
+            content=b"",
+            neg=_EMPTY,
+            not_exhaustive=_EMPTY,
+        )
         progress(next(done), len(images))
     with ShardWriter(path, attributes) as writer:
         for row in sorted(predicted):

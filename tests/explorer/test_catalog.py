@@ -152,7 +152,8 @@ def test_a_prepared_catalog_is_found_again_unless_it_was_damaged(sample_dataset,
     (path,) = cache.rglob("*.tables")
     again = Workspace(sample_dataset)
     assert again.catalog.images() == first.catalog.images()
-    assert again.catalog.showing(1271)[0].tolist() == first.catalog.showing(1271)[0].tolist()
+    common = int(np.argmax(first.catalog.images()))
+    assert again.catalog.showing(common)[0].tolist() == first.catalog.showing(common)[0].tolist() != []
     content = path.read_bytes()
     for damaged in (b"", content[:50], content[:-8], b"x" + content[1:], content[:24] + b"\xff" * 60 + content[84:]):
         path.write_bytes(damaged)
@@ -170,7 +171,8 @@ def test_without_a_writable_cache_everything_is_kept_in_memory(sample_dataset, m
     monkeypatch.setenv("COCOLVIS_CACHE", str(tmp_path / "file" / "below"))
     found = Workspace(sample_dataset)
     found.prepare()
-    assert len(found.catalog) == 40 and found.catalog.showing(1271)[0].size
+    common = int(np.argmax(found.catalog.images()))
+    assert len(found.catalog) == 40 and len(found.catalog.showing(common)[0]) == found.catalog.images()[common] > 0
     found.thumbnails.put("ab12", b"picture")
     assert found.thumbnails.get("ab12") is None
 

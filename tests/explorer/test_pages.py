@@ -4,6 +4,8 @@ import html
 import json
 import re
 import shutil
+from collections import Counter
+from html.parser import HTMLParser
 
 import cv2
 import numpy as np
@@ -47,18 +49,23 @@ def test_every_page_is_there_and_so_is_its_twin(app, address):
 
 
 def test_the_links_of_every_page_lead_somewhere(app, shown):
-    seen, waiting = set(), [*ADDRESSES, f"/picture/val/{shown.image_id}"]
-    while waiting and len(seen) < 150:
-        address = waiting.pop(0)
-        if address in seen:
-            continue
-        seen.add(address)
+    waiting, seen = {*ADDRESSES, f"/picture/val/{shown.image_id}"}, Counter()
+
+    def kind(address: str) -> str:
+        return address.partition("?")[0].split("/")[1]
+
+    done: set[str] = set()
+    while waiting and len(done) < 70:
+        address = min(waiting, key=lambda address: (seen[kind(address)], address))
+        waiting.remove(address)
+        done.add(address)
+        seen[kind(address)] += 1
         page = get(app, address)
-        assert page.status == 200, address
-        if page.headers["content-type"].startswith("text/html") and len(seen) < 30:
-            links = re.findall(r'(?:href|src|data-source)="(/[^"]*)"', page.text)
-            waiting += sorted({html.unescape(link) for link in links})[::7]
-    assert {address.partition("?")[0].split("/")[1] for address in seen} >= {"pictures", "static", "thumbnails", "picture"}
+        assert page.status in (200, 303), address
+        if page.headers.get("content-type", "").startswith("text/html"):
+            links = {html.unescape(link) for link in re.findall(r'(?:href|src|data-source)="(/[^"]*)"', page.text)}
+            waiting |= links - done
+    assert {*seen} == {"", "classes", "pictures", "picture", "confusion", "about", "static", "thumbnails"}
 
 
 def test_classes_are_counted_filtered_and_sorted(app, dataset):
@@ -243,6 +250,21 @@ def test_only_reading_is_possible_and_every_answer_carries_the_policy(app, works
 MARKUP = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}"
 
 
+class Elements(HTMLParser):
+    """The attributes of a page that would run code, and its scripts that are written inside it."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.handlers: list[str] = []
+        self.inline: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.handlers += [name for name, value in attrs if name.startswith("on") or (value or "").startswith("javascript:")]
+        if tag == "script" and not dict(attrs).get("src", "").startswith("/static/"):
+            self.inline.append(str(attrs))
+
+
 def test_names_with_markup_are_shown_as_text(sample, tmp_path):
     shutil.copytree(sample.data, tmp_path / "data")
     path = tmp_path / "data" / "dataset.json"
@@ -261,10 +283,11 @@ def test_names_with_markup_are_shown_as_text(sample, tmp_path):
         source.prepare()
         found.catalog = source.catalog
     app = application(found)
-    for address in ("/", "/pictures", f"/classes?q={MARKUP}", f"/pictures?all={MARKUP}", "/about", f"/{MARKUP}"):
+    for address in ("/", f"/classes?q={MARKUP}", f"/pictures?all={MARKUP}", f"/{MARKUP}"):
         text = get(app, address).text
-        assert "<script>alert" not in text and "<img src=x" not in text and "49" not in re.findall(r">\{\{.{0,20}", text)
-        assert not re.search(r"<\w+[^>]*\son\w+=", text)
+        assert "<script>alert" not in text and "<img src=x" not in text and "{{ 7 * 7 }}" in html.unescape(text)
+        elements = Elements(text)
+        assert elements.handlers == [] and elements.inline == []
 
 
 def test_a_damaged_mask_and_picture_leave_the_page_standing(sample, tmp_path):
