@@ -39,20 +39,23 @@ def reduced(content: bytes) -> bytes:
 @click.option("--out", type=click.Path(path_type=Path), default=PICTURE, show_default=True)
 def main(data: Path, predictions: tuple[Path, ...], address: str | None, out: Path) -> None:
     """Take a picture of a page of the explorer over DATA."""
-    sys.path.insert(0, str(ROOT / "tests" / "helpers"))
-    from browser import chromium, explorer
+    sys.path.insert(0, str(ROOT / "tests" / "explorer" / "helpers"))
+    from browser import READY, chromium, explorer, tab, until
 
     arguments = [word for folder in predictions for word in ("--predictions", str(folder))]
-    with tempfile.TemporaryDirectory() as cache, explorer(data, *arguments, cache=Path(cache)) as site, chromium() as browser:
-        page = browser.new_page(viewport=SIZE, color_scheme="light", base_url=site)
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        explorer(data, *arguments, cache=Path(cache)) as site,
+        chromium() as browser,
+        tab(browser, site, viewport=SIZE, color_scheme="light") as page,
+    ):
         page.goto("/about")
-        while not page.evaluate("fetch('/status.json').then((answer) => answer.json()).then((state) => state.ready)"):
-            page.wait_for_timeout(100)
+        until(page, READY)
         if address is None:
             page.goto("/pictures?split=val")
             address = f"{page.locator('.gallery a').first.get_attribute('href')}?names=1"
         page.goto(address, wait_until="networkidle")
-        page.wait_for_timeout(500)
+        page.wait_for_timeout(500)  # the mask is drawn
         out.write_bytes(reduced(page.screenshot()))
     click.echo(f"{out}: {out.stat().st_size:,} bytes")
 

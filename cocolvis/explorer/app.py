@@ -220,7 +220,7 @@ class _Site:
             workspace, query = self._workspace, _query(request)
             image = _number(request.path_params["image"])
             if image >= len(views.ready(workspace)):
-                raise NotFound(f"there is no image number {image}")
+                raise NotFound(f"the data set has {len(views.ready(workspace))} images, not a number {image}")
             marked = tuple(views.class_named(workspace, name).id for name in query.all("mark"))
             content = thumbnail(workspace, image, marked, self._confused(query, image))
             return Response(content, media_type="image/jpeg", headers={"cache-control": _WEEK})

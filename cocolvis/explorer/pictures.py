@@ -37,7 +37,7 @@ _decoding_large = threading.Lock()
 
 
 class NoPicture(Exception):
-    """There is no picture to show; the message says why."""
+    """The picture cannot be shown; the message says why."""
 
 
 class Confused(NamedTuple):

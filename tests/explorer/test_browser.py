@@ -5,7 +5,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
-from browser import chromium, explorer
+from browser import READY, chromium, explorer, tab, until
 
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 400, "height": 800}
 
@@ -21,23 +21,21 @@ def site(sample, predictions, tmp_path_factory, browser):
     """The address of an explorer over the sample, its predictions and its annotations, once it is ready."""
     sources = ["--coco", sample.coco, "--lvis", sample.lvis, "--predictions", predictions]
     with explorer(sample.data, *sources, cache=tmp_path_factory.mktemp("cache")) as address:
-        page = browser.new_page()
-        page.goto(address)
-        until(page, "fetch('/status.json').then((answer) => answer.json()).then((state) => state.ready)")
-        page.close()
+        with tab(browser, address) as page:
+            page.goto("/about")
+            until(page, READY)
         yield address
 
 
 @pytest.fixture
 def page(browser, site):
     """A page that fails the test if anything goes wrong in it."""
-    context = browser.new_context(viewport=WIDE, base_url=site)
-    found, problems = context.new_page(), []
-    found.on("pageerror", lambda error: problems.append(str(error)))
-    found.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-    found.on("requestfinished", lambda request: problems.append(request.url) if not request.url.startswith(site) else None)
-    yield found
-    context.close()
+    problems: list[str] = []
+    with tab(browser, site, viewport=WIDE) as found:
+        found.on("pageerror", lambda error: problems.append(str(error)))
+        found.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+        found.on("requestfinished", lambda one: None if one.url.startswith(site) else problems.append(one.url))
+        yield found
     assert [problem for problem in problems if "404" not in problem] == []
 
 
@@ -46,15 +44,6 @@ def shown(dataset):
     """The image of val with the most classes."""
     split = dataset.split("val")
     return max(map(split.__getitem__, range(len(split))), key=lambda sample: len(np.unique(sample.mask)))
-
-
-def until(page, expression: str) -> None:
-    """Wait until an expression is true. Playwright's own wait needs eval, which the pages forbid."""
-    for _ in range(600):
-        if page.evaluate(expression):
-            return
-        page.wait_for_timeout(50)
-    pytest.fail(f"never true: {expression}")
 
 
 def query(page) -> dict[str, list[str]]:
@@ -197,11 +186,9 @@ def test_an_unknown_picture_is_a_404_page(page):
 
 
 def test_the_first_visit_waits_for_the_catalog_and_then_shows_the_page(browser, sample_dataset, tmp_path):
-    with explorer(sample_dataset, cache=tmp_path) as address:
-        page = browser.new_page()
-        page.goto(f"{address}/pictures")
+    with explorer(sample_dataset, cache=tmp_path) as address, tab(browser, address) as page:
+        page.goto("/pictures")
         page.wait_for_selector(".gallery img")
-        page.close()
 
 
 PAGES = ["/classes", "/pictures?all={name}", "/picture/val/{id}", "/confusion", "/about", "/nothing"]
@@ -211,16 +198,14 @@ PAGES = ["/classes", "/pictures?all={name}", "/picture/val/{id}", "/confusion", 
 def test_pages_fit_the_width_of_a_phone_and_nothing_moves_while_loading(browser, site, shown, workspace, address):
     name = workspace.vocabulary.name(int(np.bincount(shown.mask.ravel())[1:].argmax()) + 1)
     for viewport in (NARROW, WIDE):
-        context = browser.new_context(viewport=viewport, base_url=site)
-        page = context.new_page()
-        page.add_init_script(
-            "window.moved = 0; const add = (list) => list.getEntries().forEach((one) => { window.moved += one.value; });"
-            "new PerformanceObserver(add).observe({ type: 'layout-shift', buffered: true })"
-        )
-        page.goto(address.format(id=shown.image_id, name=name), wait_until="networkidle")
-        assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
-        assert page.evaluate("window.moved") < 0.02
-        context.close()
+        with tab(browser, site, viewport=viewport) as page:
+            page.add_init_script(
+                "window.moved = 0; const add = (list) => list.getEntries().forEach((one) => { window.moved += one.value; });"
+                "new PerformanceObserver(add).observe({ type: 'layout-shift', buffered: true })"
+            )
+            page.goto(address.format(id=shown.image_id, name=name), wait_until="networkidle")
+            assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+            assert page.evaluate("window.moved") < 0.02
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -229,42 +214,30 @@ def test_no_page_has_a_serious_violation_of_accessibility(browser, site, shown, 
     from axe_playwright_python.sync_playwright import Axe
 
     name = workspace.vocabulary.name(int(np.bincount(shown.mask.ravel())[1:].argmax()) + 1)
-    context = browser.new_context(viewport=WIDE, base_url=site, color_scheme=scheme, bypass_csp=True)
-    page = context.new_page()
-    page.goto(
-        address.format(id=shown.image_id, name=name) + ("?q=tree" if address == "/classes" else ""), wait_until="networkidle"
-    )
-    found = Axe().run(page).response["violations"]
-    serious = [
-        (one["id"], [node["html"][:120] for node in one["nodes"]][:3])
-        for one in found
-        if one["impact"] in ("serious", "critical")
-    ]
-    assert serious == []
-    context.close()
+    with tab(browser, site, viewport=WIDE, color_scheme=scheme, bypass_csp=True) as page:
+        query = "?q=tree" if address == "/classes" else ""
+        page.goto(address.format(id=shown.image_id, name=name) + query, wait_until="networkidle")
+        found = [one for one in Axe().run(page).response["violations"] if one["impact"] in ("serious", "critical")]
+    assert [(one["id"], [node["html"][:120] for node in one["nodes"]][:3]) for one in found] == []
 
 
 def test_the_theme_follows_the_system_until_it_is_chosen(browser, site):
-    context = browser.new_context(base_url=site, color_scheme="dark")
-    page = context.new_page()
-    page.goto("/about")
-    colour = "getComputedStyle(document.body).backgroundColor"
-    dark = page.evaluate(colour)
-    page.locator("#theme").click()
-    light = page.evaluate(colour)
-    assert dark != light and page.locator("#theme").inner_text() == "Light"
-    page.goto("/classes?q=tree")
-    assert page.evaluate(colour) == light
-    context.close()
+    with tab(browser, site, color_scheme="dark") as page:
+        page.goto("/about")
+        colour = "getComputedStyle(document.body).backgroundColor"
+        dark = page.evaluate(colour)
+        page.locator("#theme").click()
+        light = page.evaluate(colour)
+        assert dark != light and page.locator("#theme").inner_text() == "Light"
+        page.goto("/classes?q=tree")
+        assert page.evaluate(colour) == light
 
 
 def test_every_page_works_before_its_scripts_run(browser, site, shown):
-    context = browser.new_context(base_url=site, java_script_enabled=False)
-    page = context.new_page()
-    page.goto("/classes?q=tree")
-    assert page.locator("#classes tbody tr:visible").count() > 0
-    page.locator("#classes tbody tr:visible a").first.click()
-    assert "/pictures" in page.url
-    page.goto(f"/picture/val/{shown.image_id}")
-    assert page.locator(".in-picture tbody tr").count() > 0 and page.locator(".stage img").first.is_visible()
-    context.close()
+    with tab(browser, site, java_script_enabled=False) as page:
+        page.goto("/classes?q=tree")
+        assert page.locator("#classes tbody tr:visible").count() > 0
+        page.locator("#classes tbody tr:visible a").first.click()
+        page.wait_for_selector("h1:has-text('Pictures')")
+        page.goto(f"/picture/val/{shown.image_id}")
+        assert page.locator(".in-picture tbody tr").count() > 0 and page.locator(".stage img").first.is_visible()

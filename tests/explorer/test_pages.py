@@ -348,7 +348,7 @@ def test_the_first_page_needs_neither_numpy_nor_hdf5_nor_torch(sample_dataset, c
 
     Workspace(sample_dataset).prepare()
     code = (
-        "import sys; sys.path.insert(0, 'tests/helpers'); from asgi import get\n"
+        "import sys; sys.path.insert(0, 'tests/explorer/helpers'); from asgi import get\n"
         "from cocolvis.explorer.app import application\nfrom cocolvis.explorer.workspace import Workspace\n"
         "from pathlib import Path\n"
         f"answer = get(application(Workspace(Path({str(sample_dataset)!r}))), '/')\n"

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
+PATIENCE = 120
+"""Seconds after which a page is given up; tests run on busy machines."""
 _MISSING = "there is no Chromium to test the explorer with: `make browser` installs it"
 
 
@@ -35,9 +37,33 @@ def chromium() -> Iterator:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=ARGUMENTS)
+        browser = driver.chromium.launch(executable_path=path, args=ARGUMENTS, timeout=PATIENCE * 1000)
         yield browser
         browser.close()
+
+
+@contextmanager
+def tab(browser, site: str, **settings) -> Iterator:
+    """A page in a context of its own, as playwright's Page; it waits for a slow machine."""
+    context = browser.new_context(base_url=site, **settings)
+    context.set_default_timeout(PATIENCE * 1000)
+    try:
+        yield context.new_page()
+    finally:
+        context.close()
+
+
+def until(page, expression: str) -> None:
+    """Wait until an expression is true in a page. Playwright's own wait needs eval, which the pages forbid."""
+    for _ in range(PATIENCE * 20):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(50)
+    pytest.fail(f"never true: {expression}")
+
+
+READY = "fetch('/status.json').then((answer) => answer.json()).then((state) => state.ready)"
+"""An expression for :func:`until`: whether the explorer has prepared everything."""
 
 
 @contextmanager
