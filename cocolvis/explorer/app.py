@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import uvicorn
 from jinja2 import Environment, FileSystemLoader
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -55,6 +54,8 @@ def listen(host: str, port: int | None) -> socket.socket:
 
 def serve(workspace: Workspace, listening: socket.socket, host: str) -> None:
     """Answer requests at a socket until the process is interrupted."""
+    import uvicorn  # imported late: it loads the library of the command line
+
     workspace.start()
     config = uvicorn.Config(application(workspace, host), log_level="critical", lifespan="off", ws="none", server_header=False)
     uvicorn.Server(config).run([listening])

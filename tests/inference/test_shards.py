@@ -54,7 +54,7 @@ def test_a_data_set_of_predictions_is_verified_and_compared_like_any_other(writt
     verified = CliRunner().invoke(cocolvis, ["verify", str(written)])
     assert verified.exit_code == 0, verified.output
     compared = CliRunner().invoke(cocolvis, ["diff", str(sample_dataset), str(written)])
-    assert "images differ" in compared.stdout and compared.exception is None or isinstance(compared.exception, SystemExit)
+    assert ("images differ" in compared.stdout and compared.exception is None) or isinstance(compared.exception, SystemExit)
 
 
 def test_finished_shards_are_kept_and_the_rest_is_predicted(written, predictor, dataset, tmp_path, monkeypatch):

@@ -41,6 +41,8 @@ def view(
     if bool(coco) != bool(lvis):
         raise click.UsageError("--coco and --lvis belong together")
     try:
+        import uvicorn  # noqa: F401 (the application imports it only when it serves)
+
         from cocolvis.explorer.app import listen, serve
         from cocolvis.explorer.workspace import Workspace
     except ModuleNotFoundError as error:
