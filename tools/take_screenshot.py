@@ -1,8 +1,8 @@
 """Takes the picture of the explorer in the README, of at most 200 KB.
 
-    python tools/take_screenshot.py demo/data --predictions demo/predicted
+    python tools/take_screenshot.py [DATA]
 
-Needs Chromium, as the tests of the explorer do: `make browser` installs it.
+Without DATA, a sample is generated. Needs Chromium, as the tests of the explorer do: `make browser` installs it.
 """
 
 import io
@@ -12,6 +12,12 @@ from pathlib import Path
 
 import click
 from PIL import Image
+
+from cocolvis.building.build import build
+from cocolvis.building.coco_lvis import CocoLvisOptions
+from cocolvis.sample.writer import write_sample
+from cocolvis.sources.inputs import Sources
+from cocolvis.vocabulary import coco_lvis
 
 ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "docs" / "pictures" / "explorer.png"
@@ -32,28 +38,37 @@ def reduced(content: bytes) -> bytes:
     raise ValueError(f"the picture does not fit into {MOST} bytes")
 
 
+def generated(folder: Path) -> Path:
+    """A data set of a generated sample, called "sample"."""
+    write_sample(folder / "tree", images=24, classes=60, size=360, seed=3)
+    sources = Sources(folder / "tree" / "coco", folder / "tree" / "lvis", coco_lvis())
+    build(sources, folder / "sample", CocoLvisOptions())
+    return folder / "sample"
+
+
 @click.command()
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", type=click.Path(path_type=Path), required=False)
 @click.option("--predictions", type=click.Path(path_type=Path), multiple=True)
-@click.option("--address", help="The page to show. Default: the first picture of val, with its names.")
+@click.option("--address", help="The page to show. Default: the first wide picture, with its names.")
 @click.option("--out", type=click.Path(path_type=Path), default=PICTURE, show_default=True)
-def main(data: Path, predictions: tuple[Path, ...], address: str | None, out: Path) -> None:
+def main(data: Path | None, predictions: tuple[Path, ...], address: str | None, out: Path) -> None:
     """Take a picture of a page of the explorer over DATA."""
     sys.path.insert(0, str(ROOT / "tests" / "explorer" / "helpers"))
     from browser import READY, chromium, explorer, tab, until
 
     arguments = [word for folder in predictions for word in ("--predictions", str(folder))]
     with (
-        tempfile.TemporaryDirectory() as cache,
-        explorer(data, *arguments, cache=Path(cache)) as site,
+        tempfile.TemporaryDirectory() as temporary,
+        explorer(data or generated(Path(temporary)), *arguments, cache=Path(temporary) / "cache") as site,
         chromium() as browser,
         tab(browser, site, viewport=SIZE, color_scheme="light") as page,
     ):
-        page.goto("/about")
+        page.goto("/status.json")
         until(page, READY)
         if address is None:
-            page.goto("/pictures?split=val")
-            address = f"{page.locator('.gallery a').first.get_attribute('href')}?names=1"
+            listed = page.evaluate("fetch('/pictures.json').then((answer) => answer.json())")["pictures"]
+            wide = next(one for one in listed if one["width"] > one["height"])
+            address = f"/picture/{wide['split']}/{wide['id']}?names=1&opacity=50"
         page.goto(address, wait_until="networkidle")
         page.wait_for_timeout(500)  # the mask is drawn
         out.write_bytes(reduced(page.screenshot()))

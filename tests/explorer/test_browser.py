@@ -22,7 +22,7 @@ def site(sample, predictions, tmp_path_factory, browser):
     sources = ["--coco", sample.coco, "--lvis", sample.lvis, "--predictions", predictions]
     with explorer(sample.data, *sources, cache=tmp_path_factory.mktemp("cache")) as address:
         with tab(browser, address) as page:
-            page.goto("/about")
+            page.goto("/status.json")  # a page would load itself again once everything is ready
             until(page, READY)
         yield address
 
