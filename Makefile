@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEMO := demo
 JOBS ?= 2
 
-.PHONY: demo quick test test-long docs generate clean
+.PHONY: demo quick test test-long browser docs generate clean
 
 demo: $(VENV)/.ready
 	rm -rf $(DEMO)
@@ -23,8 +23,10 @@ demo: $(VENV)/.ready
 	$(BIN)/cocolvis export $(DEMO)/more/data --format png --out $(DEMO)/more/masks
 	$(BIN)/ess add-class $(DEMO)/run --name "a new tree" --images $(DEMO)/more/coco --masks $(DEMO)/more/masks/train --value 1271
 	$(BIN)/ess predict $(DEMO)/run $(DEMO)/more/coco/train2017/000000046430.jpg --out $(DEMO)/added
+	$(BIN)/ess predict $(DEMO)/run $(DEMO)/data --format shards --out $(DEMO)/predicted
 	@echo "Pictures: $(DEMO)/stats.png (the long tail), $(DEMO)/curve.png (mIoU of the most frequent classes),"
 	@echo "$(DEMO)/predictions/*_overlay.png (predictions), $(DEMO)/added/*_overlay.png (with the added class)"
+	@echo "Look around in the browser: $(BIN)/cocolvis view $(DEMO)/data --predictions $(DEMO)/predicted --open"
 
 quick: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -38,7 +40,11 @@ test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n $(JOBS) -m "not long"
 
 test-long: $(VENV)/.ready
-	$(BIN)/python -m pytest -n $(JOBS)
+	COCOLVIS_BROWSER=required $(BIN)/python -m pytest -n $(JOBS)
+
+# Chromium, for the tests of the explorer: make test skips them without it and says so, make test-long fails.
+browser: $(VENV)/.ready
+	command -v chromium || apt-get install -y --no-install-recommends chromium || $(BIN)/python -m playwright install chromium
 
 docs: generate
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'

@@ -26,6 +26,9 @@ KINDS = ("thing", "stuff", "both")
 STUFF_OTHER = 183
 """The COCO-Stuff category "other": pixels of things, which have no stuff class."""
 
+_LISTED = 20
+"""How many classes a notebook lists."""
+
 
 @dataclass(frozen=True, slots=True)
 class ClassInfo:
@@ -87,6 +90,14 @@ class Vocabulary:
         if not 1 <= class_id <= len(self.classes):
             raise DataError(f"class {class_id} is not in the vocabulary: ids are 1..{len(self.classes)}")
         return self.classes[class_id - 1]
+
+    def _repr_html_(self) -> str:
+        """The first classes as a table, for notebooks."""
+        from cocolvis import notebook  # imported late: the vocabulary alone needs no NumPy
+
+        rows = [(notebook.swatch(c.id), c.id, c.name, c.kind, c.group, c.synset) for c in self.classes[:_LISTED]]
+        more = f", the first {_LISTED} are" if len(self) > _LISTED else ""
+        return notebook.table(("", "class", "name", "kind", "group", "synset"), rows, f"{len(self):,} classes{more}")
 
     @property
     def groups(self) -> tuple[str, ...]:

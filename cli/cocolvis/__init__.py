@@ -3,7 +3,7 @@
 import click
 
 from cli.cocolvis.creation import build, download, import_, join, sample
-from cli.cocolvis.inspection import diff, export, images, info, show, stats, verify, vocab, why
+from cli.cocolvis.inspection import diff, export, images, info, show, stats, verify, view, vocab, why
 from cli.commands import Group
 
 
@@ -26,6 +26,7 @@ for command in (
     verify.verify,
     diff.diff,
     export.export,
+    view.view,
     show.show,
     why.why,
 ):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from cocolvis.inspection.render import palette
+from cocolvis.palette import palette
 from cocolvis.storage.samples import Sample
 from cocolvis.vocabulary import UNLABELLED, Vocabulary
 

@@ -7,21 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from cocolvis.disk.files import is_absent
+from cocolvis import notebook
 from cocolvis.errors import DamagedImage, DataError
+from cocolvis.masks.runlength import Runs
 from cocolvis.progress import ignore
 from cocolvis.storage import report
-from cocolvis.storage.index import is_imported, read_index
+from cocolvis.storage.index import FORMAT as FORMAT
+from cocolvis.storage.index import INDEX, is_imported, open_index
+from cocolvis.storage.index import VERSION as VERSION
 from cocolvis.storage.open_shards import OPEN_SHARDS
 from cocolvis.storage.picture_files import read_picture
 from cocolvis.storage.samples import Sample
 from cocolvis.storage.shard_reader import ShardReader
 from cocolvis.text import one_line
 from cocolvis.vocabulary import Vocabulary, coco_lvis
-
-FORMAT = "cocolvis"
-VERSION = 2
-INDEX = "dataset.json"
 
 
 class Dataset:
@@ -43,12 +42,7 @@ class Dataset:
     def open(cls, folder: str | Path, image_root: str | Path | None = None) -> "Dataset":
         """Open a data set by its folder; raises DataError if dataset.json is missing, has another format, or is not valid."""
         folder = Path(folder)
-        if is_absent(folder / INDEX):
-            unfinished = (
-                "" if is_absent(folder / "shards") else " yet: complete it with `cocolvis build ... --resume`, or `import`"
-            )
-            raise DataError(f"{folder}: holds no {INDEX}{unfinished}; expected a folder that `cocolvis build` wrote")
-        index = read_index(folder / INDEX, (FORMAT, VERSION))
+        index = open_index(folder)
         try:
             return cls(folder, index, Path(image_root) if image_root else None)
         except DataError as error:
@@ -63,6 +57,11 @@ class Dataset:
     def splits(self) -> dict[str, int]:
         """Split name -> number of images."""
         return {name: split["images"] for name, split in self.index["splits"].items()}
+
+    def _repr_html_(self) -> str:
+        """The splits as a table, for notebooks."""
+        rows = [(name, split["images"], split["shards"]) for name, split in self.index["splits"].items()]
+        return notebook.table(("split", "images", "shards"), rows, f"{self.folder}: {len(self.vocabulary):,} classes")
 
     def faults(self) -> Iterator[dict[str, Any]]:
         """All faults that the build reported.
@@ -103,6 +102,7 @@ class Split:
     """The samples of one split, in build order; safe to pickle and to use after a fork.
 
     ``split[i]`` opens shards as needed; the most recently used ones stay open (see :mod:`cocolvis.storage.open_shards`).
+    ``starts`` (S + 1,) int64 are the numbers of the first samples of the S shards, followed by the number of samples.
     """
 
     def __init__(self, dataset: Dataset, name: str):
@@ -111,11 +111,11 @@ class Split:
         self._digest, self._classes = dataset.vocabulary.digest, len(dataset.vocabulary)
         self._paths = dataset.shard_paths(name)
         counts = [s["images"] for s in dataset.index["shards"] if s["split"] == name]
-        self._starts = np.cumsum([0, *counts])
+        self.starts = np.cumsum([0, *counts])
         self._owner = OPEN_SHARDS.owner(self, len(self._paths))
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return int(self.starts[-1])
 
     def __getitem__(self, index: int) -> Sample:
         """Sample ``index``, 0 <= index < len."""
@@ -139,8 +139,12 @@ class Split:
 
     def mask(self, index: int) -> np.ndarray:
         """(H, W) uint16 mask of sample ``index``; its picture is not read."""
+        return self.runs(index).mask()
+
+    def runs(self, index: int) -> Runs:
+        """The mask of sample ``index`` as run lengths; its picture is not read."""
         shard, row = self._locate(index)
-        return shard.runs(row).mask()
+        return shard.runs(row)
 
     def image_ids(self) -> np.ndarray:
         """(N,) int64 image ids in order."""
@@ -152,7 +156,7 @@ class Split:
 
     def shards(self) -> Iterator[ShardReader]:
         """The shards in order, each opened when the iterator reaches it."""
-        return map(self._shard, range(len(self._paths)))
+        return map(self.shard, range(len(self._paths)))
 
     def present(self, read: Callable[[int], None] = ignore) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(rows int64, classes uint16, pixels uint32), one entry per class and image; no mask is decoded.
@@ -160,13 +164,13 @@ class Split:
         ``read`` is called after each shard with the number of images whose counts have been read.
         """
         rows, classes, pixels = [np.zeros(0, np.int64)], [np.zeros(0, np.uint16)], [np.zeros(0, np.uint32)]
-        for number, start in enumerate(self._starts[:-1]):
-            offsets, shard_classes, shard_pixels = self._shard(number).present()
+        for number, start in enumerate(self.starts[:-1]):
+            offsets, shard_classes, shard_pixels = self.shard(number).present()
             counts = (offsets[1:] - offsets[:-1]).astype(np.int64)
             rows.append(start + np.repeat(np.arange(len(counts)), counts))
             classes.append(shard_classes)
             pixels.append(shard_pixels)
-            read(int(self._starts[number + 1]))
+            read(int(self.starts[number + 1]))
         return np.concatenate(rows), np.concatenate(classes), np.concatenate(pixels)
 
     def _gather(self, column: Callable[[ShardReader], np.ndarray], empty: np.ndarray) -> np.ndarray:
@@ -175,10 +179,11 @@ class Split:
     def _locate(self, index: int) -> tuple[ShardReader, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self._shard(number), index - int(self._starts[number])
+        number = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return self.shard(number), index - int(self.starts[number])
 
-    def _shard(self, number: int) -> ShardReader:
+    def shard(self, number: int) -> ShardReader:
+        """Shard ``number``, opened if needed; raises DataError if it is not what dataset.json says. Thread-safe."""
         return OPEN_SHARDS.get(self._owner, number, self._open_shard)
 
     def _open_shard(self, number: int) -> ShardReader:
@@ -187,7 +192,7 @@ class Split:
             raise DataError(f"{reader.path}: was built with a vocabulary other than the one in dataset.json")
         if reader.attributes.get("split") != self.name:
             raise DataError(f"{reader.path}: belongs to another split than {self.name}, which dataset.json names")
-        expected = int(self._starts[number + 1] - self._starts[number])
+        expected = int(self.starts[number + 1] - self.starts[number])
         if len(reader) != expected:
             raise DataError(f"{reader.path}: holds {len(reader)} images, dataset.json says {expected}")
         return reader

@@ -8,9 +8,14 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from cocolvis.disk.files import reason, regular_file
+from cocolvis.disk.files import is_absent, reason, regular_file
 from cocolvis.errors import DataError
 from cocolvis.text import one_line, refuse_other_encodings, without_mark
+
+FORMAT = "cocolvis"
+VERSION = 2
+INDEX = "dataset.json"
+"""The format and version that dataset.json states, and its name."""
 
 MAX_INDEX = 2**28
 """The most bytes of a dataset.json that is read; a million faults take two thirds of it."""
@@ -88,6 +93,14 @@ class _BuiltIndex(_Index, kw_only=True):
 
 class _ImportedIndex(_Index, kw_only=True):
     options: _ImportOptions
+
+
+def open_index(folder: Path) -> dict[str, Any]:
+    """The dataset.json of a data set; raises DataError if it is missing, has another format, or is not valid."""
+    if is_absent(folder / INDEX):
+        unfinished = "" if is_absent(folder / "shards") else " yet: complete it with `cocolvis build ... --resume`, or `import`"
+        raise DataError(f"{folder}: holds no {INDEX}{unfinished}; expected a folder that `cocolvis build` wrote")
+    return read_index(folder / INDEX, (FORMAT, VERSION))
 
 
 def read_index(path: Path, identity: tuple[str, int]) -> dict[str, Any]:

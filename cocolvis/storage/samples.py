@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cocolvis import notebook
 from cocolvis.errors import DamagedImage, DataError
 from cocolvis.masks.runlength import Runs
 from cocolvis.pictures import encoded
@@ -15,6 +16,9 @@ from cocolvis.text import replace_unprintable
 
 _LONGEST_PATH, _LONGEST_REASON = 150, 400
 """Characters of an image's path and of a reason that a message shows."""
+
+_LISTED = 12
+"""How many classes of a sample a notebook lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,19 @@ class Sample:
         runs out of memory.
         """
         return self._process_picture(encoded.decode_rgb)
+
+    def _repr_html_(self) -> str:
+        """A small picture, the mask, and the largest classes as a table, for notebooks."""
+        try:
+            image = self.image()
+        except DataError:
+            image = None
+        counts = np.bincount(self.runs.classes, self.runs.lengths)
+        counts[:1] = 0
+        largest = [int(c) for c in np.argsort(-counts, kind="stable")[:_LISTED] if counts[c]]
+        rows = [(notebook.swatch(c), c, int(counts[c])) for c in largest]
+        caption = f"image {self.image_id}, {self.size[0]} x {self.size[1]}: {self.path}"
+        return notebook.pictures(image, self.mask) + notebook.table(("", "class", "pixels"), rows, caption)
 
     def check_image(self) -> None:
         """Raise DamagedImage if :func:`cocolvis.pictures.encoded.check` finds a fault in the picture."""

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, overload
 import numpy as np
 import torch
 
+from cocolvis import notebook
 from cocolvis.vocabulary import Vocabulary
 from ess.checkpoint import Checkpoint, Run
 from ess.data.loader import to_class_ids
@@ -67,6 +68,13 @@ class Predictor:
         """The same predictor with its trained classes only."""
         kept: dict[str, Any] = {"checkpoint": self.checkpoint, "bias": self.bias}
         return Predictor(self.model, self._trained_vocabulary, self.device, self.inference, **kept)
+
+    def _repr_html_(self) -> str:
+        """The model, its classes and its checkpoint as a table, for notebooks."""
+        step = self.checkpoint.step if self.checkpoint else None
+        parameters = sum(weights.numel() for weights in self.model.parameters())
+        rows = [("classes", len(self.vocabulary)), ("parameters", parameters), ("step", step), ("device", str(self.device))]
+        return notebook.table((), rows, type(self.model).__name__)
 
     @overload
     def __call__(self, image: np.ndarray) -> np.ndarray: ...

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("cocolvis", "ess", "cli")
-DATA = (".csv", ".toml", ".typed")
+DATA = (".csv", ".toml", ".typed", ".html", ".css", ".js", ".svg")
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
 
 LOADED = "import cli, cocolvis, ess; print(*(package.__file__ for package in (cli, cocolvis, ess)), sep='\\n')"

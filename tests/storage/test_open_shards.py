@@ -129,8 +129,8 @@ def test_all_splits_of_a_process_share_one_limit(many, few_files):
     assert len(OPEN_SHARDS) <= few_files // 4
     copy = pickle.loads(pickle.dumps(splits[0]))
     assert np.array_equal(copy.mask(5), splits[0].mask(5)) and len(own_files()) <= few_files // 4
-    held = [split._shard(7) for split in splits]
-    assert splits[0]._shard(7) is held[0]
+    held = [split.shard(7) for split in splits]
+    assert splits[0].shard(7) is held[0]
     del held, copy, splits, split
     gc.collect()
     assert not {name for name in own_files() if name.startswith(str(many))}

@@ -8,7 +8,7 @@ import click
 
 from cli.commands import command
 from cli.display import progress, say
-from cli.options import path_option
+from cli.options import image_root_option, path_option
 from cli.run_options import checkpoint_option, device_option, inference_options, run_argument
 
 
@@ -20,11 +20,14 @@ from cli.run_options import checkpoint_option, device_option, inference_options,
     "--format",
     "formats",
     multiple=True,
-    type=click.Choice(["png", "overlay", "rle"]),
+    type=click.Choice(["png", "overlay", "rle", "shards"]),
     default=("png", "overlay"),
     show_default=True,
-    help="png: 16-bit class ids; overlay: with names; rle: predictions.json in COCO's format. May be repeated.",
+    help="png: 16-bit class ids; overlay: with names; rle: predictions.json in COCO's format. May be repeated. "
+    "shards: alone, for a data set as INPUT; `cocolvis view` shows them.",
 )
+@click.option("--split", help="With --format shards: the split of the data set.  [default: val]")
+@image_root_option
 @click.option("--every", type=click.IntRange(min=1), default=1, show_default=True, help="In videos, only every Nth frame.")
 @click.option("--skip-existing", is_flag=True, help="Skip inputs whose results exist, to continue an interrupted call.")
 @inference_options
@@ -35,6 +38,8 @@ def predict(
     images: tuple[str, ...],
     out: Path,
     formats: tuple[str, ...],
+    split: str | None,
+    image_root: Path | None,
     every: int,
     skip_existing: bool,
     checkpoint: str,
@@ -46,7 +51,38 @@ def predict(
     \b
     Example:
       ess predict run photo.jpg holiday/ --out predictions
+      ess predict run ~/cocolvis --split val --format shards --out predictions
     """
+    how = {"out": out, "skip_existing": skip_existing, "checkpoint": checkpoint, "device": device, **inference}
+    if "shards" not in formats:
+        if split is not None or image_root is not None:
+            raise click.UsageError("--split and --image-root need --format shards")
+        faults, predicted = _predict_files(run, images, formats=formats, every=every, **how)
+    elif len(images) == len(formats) == 1:
+        faults, predicted = _predict_split(run, Path(images[0]), split or "val", image_root, **how)
+    else:
+        raise click.UsageError("--format shards takes one data set as INPUT and no other format")
+    if predicted:
+        say(f"The predictions are in {out}.")
+    for fault in faults:
+        say(f"Error: {fault}", err=True)
+    if faults:
+        raise click.exceptions.Exit(1)
+
+
+def _predict_files(
+    run: Path,
+    images: tuple[str, ...],
+    *,
+    out: Path,
+    formats: tuple[str, ...],
+    every: int,
+    skip_existing: bool,
+    checkpoint: str,
+    device: str,
+    **inference: Any,
+) -> tuple[list[str], bool]:
+    """Predict pictures and videos; return a line for each that cannot be decoded, and whether any other was predicted."""
     from ess.inference.inputs import find_inputs, read_list
     from ess.inference.predictor import Predictor
     from ess.inference.results import predict_files
@@ -57,9 +93,29 @@ def predict(
     with progress("predict") as show:
         predictor = Predictor.from_run(run, device, checkpoint, Inference(**inference))
         faults = predict_files(predictor, inputs, out, formats, every=every, skip_existing=skip_existing, progress=show)
-    if len(faults) < len(inputs):
-        say(f"The predictions are in {out}.")
-    for fault in faults:
-        say(f"Error: {fault}", err=True)
-    if faults:
-        raise click.exceptions.Exit(1)
+    return faults, len(faults) < len(inputs)
+
+
+def _predict_split(
+    run: Path,
+    data: Path,
+    split: str,
+    image_root: Path | None,
+    *,
+    out: Path,
+    skip_existing: bool,
+    checkpoint: str,
+    device: str,
+    **inference: Any,
+) -> tuple[list[str], bool]:
+    """Predict a split of a data set; return a line for each damaged image, and True: the shards are there in any case."""
+    from cocolvis.storage.dataset import Dataset
+    from ess.inference.predictor import Predictor
+    from ess.inference.shards import predict_split
+    from ess.inference.views import Inference
+
+    dataset = Dataset.open(data, image_root)
+    dataset.split(split)  # raises DataError before the model is loaded
+    with progress("predict") as show:
+        predictor = Predictor.from_run(run, device, checkpoint, Inference(**inference))
+        return predict_split(predictor, dataset, split, out, skip_existing=skip_existing, progress=show), True

@@ -1,0 +1,40 @@
+// Filters the classes as the user types; the address follows, so that it can be shared.
+const field = document.getElementById("q");
+const rows = [...document.querySelectorAll("#classes tbody tr")].map((row) => [row, fold(row.cells[0].textContent)]);
+const found = document.getElementById("found"), empty = document.getElementById("empty");
+
+function fold(text) {
+  return text.normalize("NFC").toLowerCase();
+}
+
+function filter() {
+  const wanted = fold(field.value.trim());
+  let count = 0;
+  for (const [row, text] of rows) {
+    const matches = text.includes(wanted);
+    count += matches;
+    if (row.hidden === matches) row.hidden = !matches;
+  }
+  found.textContent = found.textContent.replace(/^[\d,]+/, count.toLocaleString("en"));
+  empty.hidden = count > 0;
+  document.getElementById("empty-text").textContent = field.value;
+  const address = new URL(location.href);
+  if (field.value) address.searchParams.set("q", field.value); else address.searchParams.delete("q");
+  history.replaceState(null, "", address);
+}
+
+field.addEventListener("input", filter);
+field.form.addEventListener("submit", (event) => {
+  const first = rows.find(([row]) => !row.hidden);
+  if (!first) return;
+  event.preventDefault();
+  location.href = first[0].querySelector("a").href;
+});
+document.addEventListener("keydown", (event) => {
+  const visible = rows.filter(([row]) => !row.hidden).map(([row]) => row.querySelector("a"));
+  const place = visible.indexOf(document.activeElement);
+  if (event.key === "ArrowDown" && (place >= 0 || document.activeElement === field)) visible[place + 1]?.focus();
+  else if (event.key === "ArrowUp" && place >= 0) (visible[place - 1] ?? field).focus();
+  else return;
+  event.preventDefault();
+});

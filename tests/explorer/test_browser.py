@@ -1,0 +1,243 @@
+"""The explorer in a real browser: search, filters, the name under the pointer, the keyboard, both themes, and accessibility."""
+
+import re
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+import pytest
+from browser import READY, chromium, explorer, tab, until
+
+WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 400, "height": 800}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def site(sample, predictions, tmp_path_factory, browser):
+    """The address of an explorer over the sample, its predictions and its annotations, once it is ready."""
+    sources = ["--coco", sample.coco, "--lvis", sample.lvis, "--predictions", predictions]
+    with explorer(sample.data, *sources, cache=tmp_path_factory.mktemp("cache")) as address:
+        with tab(browser, address) as page:
+            page.goto("/status.json")  # a page would load itself again once everything is ready
+            until(page, READY)
+        yield address
+
+
+@pytest.fixture
+def page(browser, site):
+    """A page that fails the test if anything goes wrong in it."""
+    problems: list[str] = []
+    with tab(browser, site, viewport=WIDE) as found:
+        found.on("pageerror", lambda error: problems.append(str(error)))
+        found.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+        found.on("requestfinished", lambda one: None if one.url.startswith(site) else problems.append(one.url))
+        yield found
+    assert [problem for problem in problems if "404" not in problem] == []
+
+
+@pytest.fixture(scope="module")
+def shown(dataset):
+    """The image of val with the most classes."""
+    split = dataset.split("val")
+    return max(map(split.__getitem__, range(len(split))), key=lambda sample: len(np.unique(sample.mask)))
+
+
+def query(page) -> dict[str, list[str]]:
+    return parse_qs(urlsplit(page.url).query)
+
+
+def visible_classes(page) -> list[str]:
+    return page.locator("#classes tbody tr:not([hidden]) th a").all_text_contents()
+
+
+def test_typing_filters_the_classes_and_the_address_follows(page, dataset):
+    page.goto("/classes")
+    page.keyboard.press("/")
+    page.keyboard.type("tree")
+    expected = {c.name for c in dataset.vocabulary.search("tree")}
+    until(page, f"document.querySelectorAll('#classes tbody tr:not([hidden])').length === {len(expected)}")
+    assert {*visible_classes(page)} == expected and query(page)["q"] == ["tree"]
+    assert page.locator("#found").inner_text().startswith(f"{len(expected)} of")
+    page.reload()
+    assert {*visible_classes(page)} == expected
+    page.locator("#q").press("ArrowDown")
+    first = visible_classes(page)[0]
+    assert page.evaluate("document.activeElement.textContent") == first
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/pictures?**")
+    assert query(page)["all"] == [first]
+
+
+def test_menus_and_suggestions_change_what_is_shown(page, workspace):
+    page.goto("/classes")
+    page.select_option("select[name=group]", "stuff")
+    page.wait_for_url("**group=stuff**")
+    assert len(visible_classes(page)) == sum(c.group == "stuff" for c in workspace.vocabulary)
+    page.goto("/pictures")
+    before = page.locator(".head .sub").inner_text()
+    page.locator("#add").press_sequentially("tre")
+    page.wait_for_selector("[role=option]")
+    assert page.locator("#add").get_attribute("aria-expanded") == "true"
+    page.keyboard.press("ArrowDown")
+    chosen = page.locator("[role=option][aria-selected=true] span").inner_text()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**all=**")
+    assert query(page)["all"] == [chosen] and page.locator(".chips li").count() == 1
+    assert page.locator(".head .sub").inner_text() != before
+    page.get_by_label(f"Remove {chosen}").click()
+    until(page, "!document.querySelector('.chips')")
+
+
+def test_the_name_under_the_pointer_is_the_class_that_the_mask_holds(page, shown, workspace):
+    page.goto(f"/picture/val/{shown.image_id}")
+    page.wait_for_selector(".stage[data-loaded] >> nth=1")
+    stage = page.locator(".stage").first
+    box, (height, width) = stage.bounding_box(), shown.mask.shape
+    for x, y in [(1, 1), (width // 2, height // 2), (width - 2, height // 3), (width // 5, height - 2)]:
+        page.mouse.move(box["x"] + (x + 0.5) * box["width"] / width, box["y"] + (y + 0.5) * box["height"] / height)
+        until(page, f"document.getElementById('under').textContent.startsWith('x {x}, y {y} ')")
+        truth, predicted = (one.mask[y, x] for one in (shown, workspace.runs["shifted"].dataset.find(shown.image_id)))
+        expected = (
+            f"x {x}, y {y} · Labels: {workspace.vocabulary.name(truth)} · shifted: {workspace.vocabulary.name(predicted)}"
+        )
+        assert page.locator("#under").inner_text() == expected
+        assert stage.locator(".tag").inner_text() == workspace.vocabulary.name(truth)
+        if truth:
+            colour = [int(workspace.catalog.colours[truth][i : i + 2], 16) for i in (1, 3, 5)]
+            assert (
+                stage.locator(".tag").evaluate("part => part.style.background") == f"rgb({colour[0]}, {colour[1]}, {colour[2]})"
+            )
+
+
+def test_the_canvas_shows_the_mask_in_the_colours_of_its_classes(page, shown, workspace):
+    page.goto(f"/picture/val/{shown.image_id}")
+    page.wait_for_selector(".stage[data-loaded]")
+    page.wait_for_timeout(100)
+    drawn = page.locator("canvas").first.evaluate(
+        "part => [...part.getContext('2d').getImageData(0, 0, part.width, part.height).data]"
+    )
+    pixels, mask = np.array(drawn).reshape(*shown.mask.shape, 4), shown.mask
+    inside = np.zeros(mask.shape, bool)  # not at a border, which is darker
+    inside[:-1, :-1] = (mask[:-1, :-1] == mask[1:, :-1]) & (mask[:-1, :-1] == mask[:-1, 1:])
+    colours = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in workspace.catalog.colours])
+    assert (pixels[inside & (mask > 0)][:, :3] == colours[mask[inside & (mask > 0)]]).all()
+    assert (pixels[inside & (mask == 0)][:, 3] == 0).all() and inside.any()
+
+
+def test_the_keyboard_moves_the_pointer_zooms_outlines_and_names(page, shown, workspace):
+    page.goto(f"/picture/val/{shown.image_id}")
+    page.wait_for_selector(".stage[data-loaded]")
+    page.locator(".stage").first.focus()
+    height, width = shown.mask.shape
+    for key in ("ArrowLeft", "Shift+ArrowLeft", "ArrowUp"):
+        page.keyboard.press(key)
+    x, y = width // 2 - 11, height // 2 - 1
+    until(page, f"document.getElementById('under').textContent.startsWith('x {x}, y {y} ')")
+    page.keyboard.down("n")
+    page.wait_for_selector(".name >> nth=0")
+    named = {*page.locator(".stage >> nth=0").locator(".name").all_text_contents()}
+    assert named and named <= {workspace.vocabulary.name(c) for c in np.unique(shown.mask) if c}
+    page.keyboard.up("n")
+    until(page, "document.querySelector('.names').hidden")
+    page.keyboard.press("+")
+    page.keyboard.press("o")
+    page.wait_for_url("**outline=**")
+    state = query(page)
+    assert state["outline"] == [workspace.vocabulary.name(shown.mask[y, x])] and float(state["zoom"][0]) == 1.5
+    page.reload()
+    page.wait_for_selector(".stage[data-loaded]")
+    assert page.locator("#outline").get_attribute("aria-pressed") == "true"
+    assert "scale(1.5)" in page.locator(".layers").first.evaluate("part => part.style.transform")
+    page.locator(".stage").first.focus()
+    page.keyboard.press("Escape")
+    page.keyboard.press("0")
+    until(page, "!location.search.includes('outline') && !location.search.includes('zoom')")
+
+
+def test_a_click_tells_which_annotation_a_pixel_came_from(page, shown, workspace):
+    page.goto(f"/picture/val/{shown.image_id}")
+    page.wait_for_selector(".stage[data-loaded]")
+    y, x = np.argwhere(shown.mask > 0)[0].tolist()
+    box, (height, width) = page.locator(".stage").first.bounding_box(), shown.mask.shape
+    page.mouse.click(box["x"] + (x + 0.5) * box["width"] / width, box["y"] + (y + 0.5) * box["height"] / height)
+    page.wait_for_selector("#why .shows")
+    assert page.locator("#why .shows").inner_text().startswith(workspace.vocabulary.name(shown.mask[y, x]))
+
+
+def test_predictions_are_beside_the_labels_and_a_confusion_leads_to_them(page):
+    page.goto("/confusion")
+    page.locator("table.list tbody a", has_text="pictures").first.click()
+    page.wait_for_url("**/pictures?**truth=**")
+    page.locator(".gallery a").first.click()
+    page.wait_for_url("**/picture/**")
+    page.wait_for_selector(".stage[data-loaded] >> nth=1")
+    assert page.locator("figcaption").all_text_contents()[0].strip() == "Labels"
+    assert re.fullmatch(r"\s*shifted\s+mIoU \d+\.\d\s*", page.locator("figcaption").all_text_contents()[1])
+
+
+def test_an_unknown_picture_is_a_404_page(page):
+    answer = page.goto("/picture/val/424242424")
+    assert answer.status == 404 and page.locator("h1").inner_text() == "Not found"
+    assert "no image 424242424" in page.locator("main").inner_text()
+
+
+def test_the_first_visit_waits_for_the_catalog_and_then_shows_the_page(browser, sample_dataset, tmp_path):
+    with explorer(sample_dataset, cache=tmp_path) as address, tab(browser, address) as page:
+        page.goto("/pictures")
+        page.wait_for_selector(".gallery img")
+
+
+PAGES = ["/classes", "/pictures?all={name}", "/picture/val/{id}", "/confusion", "/about", "/nothing"]
+
+
+@pytest.mark.parametrize("address", PAGES)
+def test_pages_fit_the_width_of_a_phone_and_nothing_moves_while_loading(browser, site, shown, workspace, address):
+    name = workspace.vocabulary.name(int(np.bincount(shown.mask.ravel())[1:].argmax()) + 1)
+    for viewport in (NARROW, WIDE):
+        with tab(browser, site, viewport=viewport) as page:
+            page.add_init_script(
+                "window.moved = 0; const add = (list) => list.getEntries().forEach((one) => { window.moved += one.value; });"
+                "new PerformanceObserver(add).observe({ type: 'layout-shift', buffered: true })"
+            )
+            page.goto(address.format(id=shown.image_id, name=name), wait_until="networkidle")
+            assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+            assert page.evaluate("window.moved") < 0.02
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("address", PAGES)
+def test_no_page_has_a_serious_violation_of_accessibility(browser, site, shown, workspace, address, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    name = workspace.vocabulary.name(int(np.bincount(shown.mask.ravel())[1:].argmax()) + 1)
+    with tab(browser, site, viewport=WIDE, color_scheme=scheme, bypass_csp=True) as page:
+        query = "?q=tree" if address == "/classes" else ""
+        page.goto(address.format(id=shown.image_id, name=name) + query, wait_until="networkidle")
+        found = [one for one in Axe().run(page).response["violations"] if one["impact"] in ("serious", "critical")]
+    assert [(one["id"], [node["html"][:120] for node in one["nodes"]][:3]) for one in found] == []
+
+
+def test_the_theme_follows_the_system_until_it_is_chosen(browser, site):
+    with tab(browser, site, color_scheme="dark") as page:
+        page.goto("/about")
+        colour = "getComputedStyle(document.body).backgroundColor"
+        dark = page.evaluate(colour)
+        page.locator("#theme").click()
+        light = page.evaluate(colour)
+        assert dark != light and page.locator("#theme").inner_text() == "Light"
+        page.goto("/classes?q=tree")
+        assert page.evaluate(colour) == light
+
+
+def test_every_page_works_before_its_scripts_run(browser, site, shown):
+    with tab(browser, site, java_script_enabled=False) as page:
+        page.goto("/classes?q=tree")
+        assert page.locator("#classes tbody tr:visible").count() > 0
+        page.locator("#classes tbody tr:visible a").first.click()
+        page.wait_for_selector("h1:has-text('Pictures')")
+        page.goto(f"/picture/val/{shown.image_id}")
+        assert page.locator(".in-picture tbody tr").count() > 0 and page.locator(".stage img").first.is_visible()
