@@ -13,6 +13,7 @@ from cocolvis.disk.files import read_json, read_lines, read_text
 from cocolvis.errors import DataError
 from cocolvis.importers.tree import PICTURES, Findings, Tree, find_root, paired
 from cocolvis.pictures.label_files import LABELS
+from cocolvis.sources.locations import SPLITS
 from cocolvis.text import nfc
 from cocolvis.vocabulary import KINDS, ClassInfo, Vocabulary
 
@@ -56,7 +57,8 @@ def find(
     root = find_root(src, [f"{kind}/{split}" for split in splits for kind in ("images", "masks")], [], EXPECTED)
     findings = Findings()
     vocabulary = _vocabulary(root, first_label, ignored, labels or {}, findings)
-    layout = {s: ([f"images/{s}/{{}}{end}" for end in PICTURES], [f"masks/{s}/{{}}.png"]) for s in splits}
+    names = dict.fromkeys((*SPLITS, *splits))  # ids do not depend on which splits are imported
+    layout = {s: ([f"images/{s}/{{}}{end}" for end in PICTURES], [f"masks/{s}/{{}}.png"]) for s in names}
     return Tree(root, vocabulary, SOURCE, paired(root, layout, splits, findings), findings)
 
 

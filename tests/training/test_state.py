@@ -69,7 +69,10 @@ def test_a_learnt_temperature_moves_like_the_class_embeddings_without_decay_and_
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_adamw_decays_matrices_alone_and_sgd_everything(optimizer):
     settings = config(optimizer=optimizer, weight_decay=0.5, lr=0.1, encoder_lr=0.3)
-    state = TrainingState(build_model("fpn", "resnet18", classes=5, dim=3), settings, log_temperature())
+    model = build_model("fpn", "resnet18", classes=5, dim=3)
+    for parameter in model.parameters():
+        torch.nn.init.uniform_(parameter)  # biases start at 0, which no decay changes
+    state = TrainingState(model, settings, log_temperature())
     before = {name: p.detach().clone() for name, p in state._parameters().items()}
     for parameter in state._parameters().values():
         parameter.grad = torch.zeros_like(parameter)

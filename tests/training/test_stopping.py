@@ -30,7 +30,7 @@ def send(number: int) -> None:
     signal.raise_signal(number)
 
 
-def test_only_a_second_ctrl_c_interrupts_at_once():
+def check_second_ctrl_c() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with stop_requests(Accelerator(cpu=True)) as stop:
         assert not stop.agreed()
@@ -42,6 +42,13 @@ def test_only_a_second_ctrl_c_interrupts_at_once():
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_only_a_second_ctrl_c_interrupts_at_once():
+    """In a process of its own: without the handlers, a signal would end the process that runs the tests."""
+    script = f"import sys; sys.path[:] = {sys.path!r}; import test_stopping; test_stopping.check_second_ctrl_c()"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_hangup_that_is_ignored_stays_so():
@@ -108,7 +115,7 @@ def test_a_stop_at_the_last_step_leaves_its_evaluation_to_the_next_call(dataset,
         patch.setattr(training, "optimise", lambda *inputs: send(signal.SIGTERM) or optimise(*inputs))
         with pytest.raises(KeyboardInterrupt):
             train(dataset, tmp_path / "run", settings)
-    assert Run.open(tmp_path / "run").listed()[-1][1:] == (1, None)
+    assert Run.open(tmp_path / "run").listed()[-1][1:3] == (1, None)
     assert train(dataset, tmp_path / "run", settings, resume=True).listed()[-1].scores["images"] == 1
 
 
@@ -119,7 +126,7 @@ def test_a_run_that_dies_between_save_and_evaluation_is_whole(dataset, tmp_path,
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
         patch.setattr(training, "count_pixels", killed)
         train(dataset, tmp_path / "run", config(steps=2, eval_every=1, eval_limit=1, track="none"))
-    assert Run.open(tmp_path / "run").listed()[-1][1:] == (1, None)
+    assert Run.open(tmp_path / "run").listed()[-1][1:3] == (1, None)
     assert Predictor.from_run(tmp_path / "run", "cpu").checkpoint.step == 1
 
 

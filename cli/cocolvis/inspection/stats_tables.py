@@ -105,10 +105,12 @@ def _print_imbalance(split: dict[str, Any]) -> None:
 
 
 def _print_quantiles(labels: dict[str, str], split: dict[str, Any]) -> None:
+    from cocolvis.inspection.stats import QUANTILES
+
     rows = [(label, *(round(value) for value in split[key].values())) for label, key in labels.items() if split[key]]
     if rows:
         say()
-        print_table(("quantile", *split["classes_an_image"]), rows)
+        print_table(("quantile", *map(str, QUANTILES)), rows)
 
 
 def _print_histogram(split: dict[str, Any]) -> None:
