@@ -104,6 +104,7 @@ def completed_here(sample, out, whole):
     assert {name: (status.st_ino, status.st_mtime_ns) for name, status in found.items()} == before
 
 
+@pytest.mark.long
 def test_a_cluster_goes_on_when_a_worker_dies_and_reports_when_all_have_died(sample, whole, tmp_path, monkeypatch):
     monkeypatch.setenv("DASK_DISTRIBUTED__ADMIN__LARGE_GRAPH_WARNING_THRESHOLD", "1 B")
     with cluster(tmp_path / "cluster", workers=2) as found:

@@ -201,6 +201,7 @@ def test_pixels_of_a_block_share_what_its_middle_finds(stride, tall, wide):
         knn_cross_entropy(o, labels, e, query_stride=3)
 
 
+@pytest.mark.long
 def test_the_benchmarks_measure_every_contender(tmp_path):
     found = measured("losses.py", "--images", "1", "--size", "16", "--plot", str(tmp_path))
     names = {"published", "exact", "exact, cosine", "k-NN", "k-NN, query_stride 4", "k-NN, clustered", "dense"}

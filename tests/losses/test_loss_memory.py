@@ -34,7 +34,7 @@ def measured(name, classes, images, size):
     return found
 
 
-@pytest.mark.parametrize("name", ["exact", "k-NN"])
+@pytest.mark.parametrize("name", ["exact", pytest.param("k-NN", marks=pytest.mark.long)])
 def test_memory_does_not_grow_with_the_classes(name):
     few, many = peak(name, 100, 2, 64), peak(name, 30_000, 2, 64)
     assert many["resident"] <= 1.05 * few["resident"]

@@ -204,6 +204,7 @@ def test_every_network_of_the_paper(dataset, tmp_path, encoder, output_stride):
     assert_preset_trains(dataset, tmp_path / "run", "coco-lvis", encoder=encoder, output_stride=output_stride)
 
 
+@pytest.mark.long
 def test_the_papers_preset_trains_on_real_images(real, tmp_path):
     flags = {"weights": "none", "steps": 2, "batch_size": 2, "crop": 64, "workers": 0, "eval_limit": 1}
     trained = train(Dataset.open(real.data), tmp_path / "run", load("coco-lvis", None, flags))
