@@ -208,7 +208,7 @@ def test_pages_fit_the_width_of_a_phone_and_nothing_moves_while_loading(browser,
             assert page.evaluate("window.moved") < 0.02
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.long)])
 @pytest.mark.parametrize("address", PAGES)
 def test_no_page_has_a_serious_violation_of_accessibility(browser, site, shown, workspace, address, scheme):
     from axe_playwright_python.sync_playwright import Axe

@@ -66,7 +66,7 @@ def test_features_that_do_not_exist_are_refused(arguments, message):
         build_model(**{"arch": "linear", "encoder": "resnet18"} | arguments)
 
 
-@pytest.mark.parametrize("features", ["4", "8,32", None])
+@pytest.mark.parametrize("features", [None, *(pytest.param(each, marks=pytest.mark.long) for each in ("4", "8,32"))])
 def test_no_layer_of_an_hrnet_is_left_without_a_gradient(features):
     with torch.device("meta"):
         model = build_model("linear", "hrnet_w18", classes=9, dim=5, features=features)

@@ -112,7 +112,7 @@ def test_a_batch_without_a_label_is_a_step_without_a_loss(model, batch):
     [
         {"encoder_lr": 0.0, "ema": 0.9},
         {"encoder_lr": 0.0, "optimizer": "adamw", "precision": "bf16"},
-        {"encoder_lr": 0.0, "precision": "fp16", "freeze_bn": True},
+        pytest.param({"encoder_lr": 0.0, "precision": "fp16", "freeze_bn": True}, marks=pytest.mark.long),
         {"lr": 0.0, "optimizer": "adamw"},
         pytest.param({"encoder_lr": 0.0, "compile": True}, marks=pytest.mark.long),
     ],

@@ -50,6 +50,7 @@ def test_two_processes_are_one_with_twice_the_batch(sample_dataset, tmp_path, ca
     assert more.returncode == 0 and "at step 3" in more.stderr, more.stderr
 
 
+@pytest.mark.long
 def test_a_batch_that_cannot_be_shared_is_one_line(sample_dataset, tmp_path):
     done = torchrun(sample_dataset, tmp_path / "run", 2, **SAME | {"batch_size": 3})
     assert "batch_size 3 is not a multiple of processes x accumulate = 2 x 1" in done.stderr and done.returncode != 0
