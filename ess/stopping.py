@@ -3,11 +3,13 @@
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
 import torch
 from accelerate import Accelerator
+
+from cocolvis.signals import signals_held
 
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 """The signals of batch systems, service managers, launchers and closed terminals, which often come more than once."""
@@ -59,14 +61,9 @@ def stop_requests(team: Accelerator) -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-@contextmanager
-def requests_held() -> Iterator[None]:
+def requests_held() -> AbstractContextManager[None]:
     """Block requests while child processes start: they inherit the block, so none ends before :func:`ignore_requests`."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, *ENDING))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return signals_held(signal.SIGINT, *ENDING)
 
 
 def ignore_requests() -> None:

@@ -109,13 +109,18 @@ _SMALL = _COMMON | {
 }
 """A network that is trained from scratch on generated pictures, as in the preset "demo"."""
 
+_LOSSES = (
+    Row("dense", "dense", "exact", _DENSE),
+    Row("dense-points", "dense", "dense", _DENSE | {"points": 576}),
+    Row("exact", "exact", "exact", _EXACT),
+    Row("knn", "exact", "exact", _KNN),
+)
+"""The losses that both tables of generated pictures compare."""
+
 _LONGTAIL = Table(
     "longtail",
     (
-        Row("dense", "dense", "exact", _DENSE),
-        Row("dense-points", "dense", "dense", _DENSE | {"points": 576}),
-        Row("exact", "exact", "exact", _EXACT),
-        Row("knn", "exact", "exact", _KNN),
+        *_LOSSES,
         Row("exact-d64", "exact", "exact", _EXACT | {"dim": 64}),
         Row("random-negatives", "random", "knn", _KNN | {"negatives": "random"}),
         Row("logit-adjustment", "exact", "exact", _EXACT | {"logit_adjustment": 1.0}),
@@ -130,12 +135,7 @@ _LONGTAIL = Table(
 
 _SCALE = Table(
     "scale",
-    (
-        Row("dense", "dense", "exact", _DENSE),
-        Row("dense-points", "dense", "dense", _DENSE | {"points": 576}),
-        Row("exact", "exact", "exact", _EXACT),
-        Row("knn", "exact", "exact", _KNN),
-    ),
+    _LOSSES,
     _SMALL | {"steps": 200},
     parts=("100", "300", "1000", "3000", "10000"),
     pooled=False,

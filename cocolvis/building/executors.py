@@ -20,6 +20,7 @@ from cocolvis.building.shard_task import ShardTask, run_shard
 from cocolvis.disk.lock import Lease
 from cocolvis.errors import DataError
 from cocolvis.memory import keep_freed_memory
+from cocolvis.signals import signals_held
 
 _PATIENCE = 30
 """Seconds to wait until a scheduler answers, and until it has a worker, at the start and when it has lost all of them."""
@@ -109,7 +110,7 @@ def processes(count: int) -> Iterator[Workers]:
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(ticks, stop))
 
     def submit(task: ShardTask, shard: Path, lease: Lease) -> Future[Report]:
-        with _interrupts_held():
+        with signals_held(signal.SIGINT):  # so that the processes never see Ctrl-C
             return pool.submit(_work, task, shard, lease)
 
     try:
@@ -141,16 +142,6 @@ def interrupts_deferred() -> Iterator[Callable[[], None]]:
     finally:
         signal.signal(signal.SIGINT, before)
     check()
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Delay Ctrl-C in this process; processes that are started meanwhile never see it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _ticks: Any = None

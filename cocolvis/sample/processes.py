@@ -4,10 +4,9 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import get_context, parent_process
 from typing import TypeVar
@@ -15,6 +14,7 @@ from typing import TypeVar
 import cv2
 
 from cocolvis.errors import DataError
+from cocolvis.signals import signals_held
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -38,7 +38,7 @@ def in_order(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Ge
         waiting: deque[Future[list[R]]] = deque()
         try:
             while True:
-                with _interrupts_held():
+                with signals_held(signal.SIGINT):  # so that the processes never see Ctrl-C
                     new = islice(batches, 2 * workers - len(waiting))
                     waiting.extend(pool.submit(_all, function, batch) for batch in new)
                 if not waiting:
@@ -52,16 +52,6 @@ def in_order(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Ge
 
 def _all(function: Callable[[T], R], batch: Iterable[T]) -> list[R]:
     return [function(task) for task in batch]
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Delay Ctrl-C in this process; processes that are started meanwhile never see it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start() -> None:

@@ -249,6 +249,7 @@ def outlines_of(look: Look) -> list[np.ndarray]:
 
 
 def turned(points: np.ndarray, angle: float) -> np.ndarray:
+    """Points (P, 2) of x and y, turned about the origin by an angle in radians, from x towards y."""
     cos, sin = np.cos(angle), np.sin(angle)
     return points @ np.array([[cos, sin], [-sin, cos]])
 
