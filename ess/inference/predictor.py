@@ -116,14 +116,17 @@ class Predictor:
         The picture is seen whole and once, for any :class:`Inference`.
         """
         maps = [torch.from_numpy(each)[None].to(self.device).float() for each in features]
-        return to_class_ids(self._classify(self.model.decode(maps, size)[0], None).cpu().numpy())
+        return to_class_ids(self._classify_coarse(self.model.coarse(maps), size, None).cpu().numpy())
 
     def outputs(self, images: Sequence[np.ndarray]) -> list[torch.Tensor]:
         """The blended embeddings or logits (D, H, W) float32 of images of equal padded size, on the device."""
         with self._explaining_out_of_memory(images):
-            own = [np.require(image, requirements=("C", "W")) for image in images]  # PyTorch warns of read-only arrays
-            pixels = [torch.from_numpy(image).permute(2, 0, 1).to(self.device) for image in own]
-            return self.inference.outputs(self.model, pixels)
+            return self.inference.outputs(self.model, self._pixels(images))
+
+    def _pixels(self, images: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        """The images as (3, H, W) uint8 on the device."""
+        own = [np.require(image, requirements=("C", "W")) for image in images]  # PyTorch warns of read-only arrays
+        return [torch.from_numpy(image).permute(2, 0, 1).to(self.device) for image in own]
 
     def _explaining_out_of_memory(self, images: Sequence[np.ndarray]) -> AbstractContextManager:
         """Raise DataError with advice if an allocation fails on these images."""
@@ -137,17 +140,33 @@ class Predictor:
         images = [image for _, image in batch]
         chosen = [None if among is None else among(key) for key, _ in batch]
         with self._explaining_out_of_memory(images):
-            labels = [self._classify(*pair) for pair in zip(self.outputs(images), chosen, strict=True)]
+            labels = self._labels(images, chosen)
             masks = [to_class_ids(labels_HW.cpu().numpy()) for labels_HW in labels]
         for (key, image), mask in zip(batch, masks, strict=True):
             yield key, image, mask
 
     @torch.inference_mode()
+    def _labels(self, images: Sequence[np.ndarray], among: Sequence[np.ndarray | None]) -> list[torch.Tensor]:
+        """The labels (H, W) int64, 0..C-1, of each image; each can have the classes ``among``, all of them if that is None."""
+        if not self.inference.single_view:
+            return [self._classify(*pair) for pair in zip(self.outputs(images), among, strict=True)]
+        coarse = self.inference.coarse(self.model, self._pixels(images)).split(1)
+        sizes = [image.shape[:2] for image in images]
+        return [self._classify_coarse(*each) for each in zip(coarse, sizes, among, strict=True)]
+
+    def _classify_coarse(self, coarse_1Dhw: torch.Tensor, size: tuple[int, ...], among: np.ndarray | None) -> torch.Tensor:
+        """Labels (H, W) of an image of ``size`` from the output of the decoder."""
+        if among is None and self.added:
+            return self._classify(self.model.upsample(coarse_1Dhw, size)[0], None)
+        return self.model.classify_coarse(coarse_1Dhw, size, self.bias, self._chosen(among))[0]
+
     def _classify(self, output_DHW: torch.Tensor, among: np.ndarray | None) -> torch.Tensor:
-        """Labels (H, W) int64, 0..C-1."""
-        if among is not None and len(among):
-            return self.model.classify(output_DHW[None], self.bias, torch.from_numpy(among).to(self.device, torch.int64))[0]
-        labels_HW = self.model.classify(output_DHW[None], self.bias)[0]
+        """Labels (H, W) of an image from its embeddings or logits."""
+        labels_HW = self.model.classify(output_DHW[None], self.bias, self._chosen(among))[0]
         if among is not None or not self.added:
             return labels_HW
         return assign_added_classes(self.model, output_DHW, labels_HW, self.added, self.bias)
+
+    def _chosen(self, among: np.ndarray | None) -> torch.Tensor | None:
+        """The classes to compare, None for all."""
+        return None if among is None or not len(among) else torch.from_numpy(among).to(self.device, torch.int64)

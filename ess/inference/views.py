@@ -52,6 +52,11 @@ class Inference:
         """The most images that :meth:`outputs` takes: one if it batches the windows of an image."""
         return self.batch_size if self.window is None else 1
 
+    @property
+    def single_view(self) -> bool:
+        """Whether an image is seen once, whole and at its own size, so that nothing is blended."""
+        return self.window is None and self.scales == (1.0,) and not self.flip
+
     def padded_sizes(self, model: SegmentationModel, size: tuple[int, int]) -> Hashable:
         """The padded sizes of an image at every scale; images go through the network together only if these are equal."""
         return tuple(model.padded(side) for scale in self.scales for side in _scaled(size, scale))
@@ -69,6 +74,11 @@ class Inference:
             for total, output in zip(totals_1DHW, self._view(model, plain, *view), strict=True):
                 total.add_(output)
         return [total[0] if len(views) == 1 else total[0].div_(len(views)) for total in totals_1DHW]
+
+    @torch.inference_mode()
+    def coarse(self, model: SegmentationModel, images: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The output of the decoder (B, D, h, w) for images as in :meth:`outputs`, if there is a :attr:`single_view`."""
+        return model.coarse(model.encode(torch.cat(_padded([normalize(image[None]) for image in images]))))
 
     def _view(
         self, model: SegmentationModel, images: Sequence[torch.Tensor], scale: float, mirrored: bool
@@ -109,10 +119,14 @@ class Inference:
 
 def _one_pass(model: SegmentationModel, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The output (1, D, H, W) of each image (1, 3, H, W) of equal padded size, from one pass of the network."""
-    height, width = (max(image.shape[side] for image in images) for side in (-2, -1))
-    padded = [F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2])) for image in images]
-    outputs = model(torch.cat(padded)).split(1)
+    outputs = model(torch.cat(_padded(images))).split(1)
     return [output[..., : image.shape[-2], : image.shape[-1]] for output, image in zip(outputs, images, strict=True)]
+
+
+def _padded(images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The images (1, 3, H, W), padded with zeros to the size of the largest."""
+    height, width = (max(image.shape[side] for image in images) for side in (-2, -1))
+    return [F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2])) for image in images]
 
 
 def _scaled(size: Sequence[int], scale: float) -> tuple[int, int]:

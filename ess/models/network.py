@@ -1,6 +1,7 @@
 """The networks: an encoder, a decoder with one output per pixel, and the class embeddings."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ess.config import Config
 from ess.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from ess.kernels.distances import DISTANCES
 from ess.losses.neighbours import nearest
+from ess.models.coarse_labels import Scores, largest_class
 from ess.models.deeplabv3plus import RATES, DeepLabV3PlusDecoder, to_group_norm
 from ess.models.encoders import ENCODERS, OPTIONS, PLAIN, check_pair
 from ess.models.weights import encoder_weights
@@ -23,6 +25,9 @@ NORMALIZE = ("full", "quarter", None)
 
 _SMALLEST = {"pan": 128, "pspnet": 32}
 """Architecture -> the side in pixels to which smaller images are padded."""
+
+_FINER = 4
+"""How many pixels a point of the decoder's output must cover before labels are decided at its resolution."""
 
 _ROWS = 32
 """How many rows of logits are copied at a time."""
@@ -94,8 +99,12 @@ class SegmentationModel(nn.Module):
 
     def decode(self, features: Sequence[torch.Tensor], size: Sequence[int]) -> torch.Tensor:
         """The features of images of ``size`` (H, W), as :meth:`encode` gives them -> the output of :meth:`forward`."""
+        return self.upsample(self.coarse(features), size)
+
+    def upsample(self, coarse: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+        """The output of :meth:`coarse` for images of ``size`` (H, W) -> the output of :meth:`forward`."""
         height, width = size
-        return self._upsampled(self.coarse(features), (self.padded(height), self.padded(width)))[:, :, :height, :width]
+        return self._upsampled(coarse, (self.padded(height), self.padded(width)))[:, :, :height, :width]
 
     def coarse(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         """Features as :meth:`encode` gives them -> the output of the decoder, (B, channels, h, w), not resized or normalised.
@@ -123,7 +132,7 @@ class SegmentationModel(nn.Module):
     @torch.no_grad()
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         """Images as in :meth:`forward` -> (B, H, W) int64, the index 0..C-1 of the nearest class or the largest logit."""
-        return self.classify(self(images))
+        return self.classify_coarse(self.coarse(self.encode(images)), images.shape[-2:])
 
     @torch.no_grad()
     def classify(
@@ -144,6 +153,38 @@ class SegmentationModel(nn.Module):
             found = nearest(pixels.flatten(0, 2), classes, 1, distance=self.distance, bias=bias)
             labels = found.view(pixels.shape[:3])
         return labels if among is None else among[labels]
+
+    @torch.no_grad()
+    def classify_coarse(
+        self,
+        coarse: torch.Tensor,
+        size: Sequence[int],
+        bias: torch.Tensor | None = None,
+        among: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The labels that :meth:`classify` gives for ``upsample(coarse, size)``, faster and with less memory where possible.
+
+        Logits are interpolated linearly. So are the inner products with class embeddings, and these decide which class is
+        nearest if all class embeddings have unit length, whatever the length of a pixel's. Ties by rounding may differ.
+        """
+        points, full = coarse.shape[-2:], [self.padded(side) for side in size]
+        dense = self.class_embeddings is None
+        by_products = self.normalize is not None and bias is None and coarse.device.type == "cpu"
+        if not (dense or by_products) or full[0] * full[1] < _FINER * points[0] * points[1]:
+            return self.classify(self.upsample(coarse, size), bias, among)
+        scored = _logits(coarse, bias, among) if dense else self._products(coarse, among)
+        labels = torch.stack([largest_class(scores, points, full, size) for scores in scored])
+        return labels if among is None else among[labels]
+
+    def _products(self, coarse: torch.Tensor, among: torch.Tensor | None) -> list[Scores]:
+        """The inner products with the class embeddings for each image."""
+        coarse = F.normalize(coarse, dim=1) if self.normalize == "quarter" else coarse
+        classes = self.classes() if among is None else self.classes()[among]
+
+        def products(image_DHW: torch.Tensor, first: int, end: int) -> torch.Tensor:
+            return torch.einsum("cd,dhw->chw", classes, image_DHW[:, first:end])
+
+        return [partial(products, image_DHW) for image_DHW in coarse]
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """All parameters in groups "encoder", "decoder" and "classes", for which training uses separate learning rates."""
@@ -311,6 +352,19 @@ class _SmpDecoder(nn.Module):
 
     def forward(self, features: list[torch.Tensor] | tuple[list[torch.Tensor], list[torch.Tensor]]) -> torch.Tensor:
         return self.head(self.decoder(*features) if isinstance(features, tuple) else self.decoder(features))
+
+
+def _logits(coarse: torch.Tensor, bias: torch.Tensor | None, among: torch.Tensor | None) -> list[Scores]:
+    """The logits of a dense head for each image, plus the bias of each class."""
+
+    if among is not None:
+        coarse, bias = coarse[:, among], None if bias is None else bias[among]
+
+    def logits(image_CHW: torch.Tensor, first: int, end: int) -> torch.Tensor:
+        rows = image_CHW[:, first:end]
+        return rows if bias is None else rows + bias[:, None, None]
+
+    return [partial(logits, image_CHW) for image_CHW in coarse]
 
 
 def _largest(logits: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

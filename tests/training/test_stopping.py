@@ -86,7 +86,7 @@ def test_a_second_request_during_the_save(dataset, tmp_path, monkeypatch, second
 
 
 def test_a_stop_during_an_evaluation_discards_it_and_resuming_makes_it_first(run, dataset, tmp_path, monkeypatch):
-    classify, seen = Predictor._classify, []
+    classify, seen = Predictor._classify_coarse, []
 
     def counted(predictor, *output):
         seen.append(1)
@@ -97,7 +97,7 @@ def test_a_stop_during_an_evaluation_discards_it_and_resuming_makes_it_first(run
 
     settings = config(eval_every=3, save_every=100, track="none")
     with monkeypatch.context() as patch:
-        patch.setattr(Predictor, "_classify", counted)
+        patch.setattr(Predictor, "_classify_coarse", counted)
         with pytest.raises(KeyboardInterrupt):
             train(dataset, tmp_path / "run", settings)
     assert len(seen) <= 3 < dataset.splits["val"]
