@@ -46,6 +46,10 @@ class Checkpoint(NamedTuple):
         """Everything except the weights, as :meth:`ess.training.state.TrainingState.tensors` returned it."""
         return _load_tensors(self.folder / "training.safetensors")
 
+    def weights_digest(self) -> str:
+        """The SHA-256 of the weights."""
+        return sha256(self.folder / "model.safetensors")
+
     @property
     def miou(self) -> float:
         """The mIoU of the evaluation, or -1."""
@@ -188,6 +192,8 @@ class Run:
             sync_folder(folder.parent)
         except OSError as error:
             raise DataError(f"{folder}: cannot be written: {reason(error)}") from error
+        except SafetensorError as error:  # a full disk, too
+            raise DataError(f"{folder}: cannot be written: {error}") from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         self._tidy(folder)

@@ -27,7 +27,6 @@ from ess.data.damage import with_advice
 from ess.data.loader import to_labels
 from ess.data.longtail import Frequencies, class_bias
 from ess.evaluation.metrics import Confusion
-from ess.inference.added import weights_digest
 from ess.inference.calibration import Calibration, Trial, store_calibration
 from ess.inference.predictor import Predictor
 
@@ -81,7 +80,7 @@ def calibrate(
     scale = 1.0 if predictor.model.class_embeddings is None else run.temperature(checkpoint)
     biases_GC = torch.tensor(taus, dtype=torch.float32)[:, None] * _favour(split, scale, dataset)
     indices = calibration_images(len(split), limit)
-    digest, data = weights_digest(checkpoint), dataset.index["digest"]
+    digest, data = checkpoint.weights_digest(), dataset.index["digest"]
     made_from = [digest, data, taus, scale, len(indices), PIXELS, _SHARE, _SEED]
     file = _CountsFile(run.folder / COUNTS, json.dumps(made_from))
     counts = _count(predictor, biases_GC.to(predictor.device), split, indices, file, damaged, progress)
@@ -249,8 +248,11 @@ class _CountsFile:
     def write(self, counts: _Counts) -> None:
         """Replace the file, whole or not at all."""
         tensors = {"done": torch.tensor([counts.done, counts.images]), "pixels": counts.pixels}
-        with write_aside(self._path) as aside:
-            save_file(tensors, aside, metadata={"made_from": self._made_from})
+        try:
+            with write_aside(self._path) as aside:
+                save_file(tensors, aside, metadata={"made_from": self._made_from})
+        except SafetensorError as error:  # a full disk, too
+            raise DataError(f"{self._path}: cannot be written: {error}") from error
 
     def remove(self) -> None:
         """Remove the file, and temporary files that killed processes left."""

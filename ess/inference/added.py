@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import torch
 
-from cocolvis.disk.files import read_json, sha256, write_json
+from cocolvis.disk.files import read_json, write_json
 from cocolvis.errors import DataError
 from cocolvis.text import nfc
 from cocolvis.vocabulary import ClassInfo, Vocabulary
@@ -65,7 +65,7 @@ def read_added(run: Run) -> list[AddedClass]:
 def classes_for_checkpoint(run: Run, checkpoint: Checkpoint) -> list[AddedClass]:
     """The added classes that were made with this checkpoint; the log warns about the others, which are left out."""
     added = read_added(run)
-    digest = weights_digest(checkpoint) if added else ""
+    digest = checkpoint.weights_digest() if added else ""
     stale = [new.name for new in added if new.checkpoint != digest]
     if stale:
         log.warning(
@@ -75,11 +75,6 @@ def classes_for_checkpoint(run: Run, checkpoint: Checkpoint) -> list[AddedClass]
             checkpoint.folder.name,
         )
     return [new for new in added if new.checkpoint == digest]
-
-
-def weights_digest(checkpoint: Checkpoint | None) -> str:
-    """The SHA-256 of a checkpoint's weights; "" without a checkpoint."""
-    return sha256(checkpoint.folder / "model.safetensors") if checkpoint else ""
 
 
 def extend_vocabulary(vocabulary: Vocabulary, added: Sequence[AddedClass]) -> Vocabulary:

@@ -10,7 +10,6 @@ import torch
 from cocolvis.disk.files import is_absent, read_json, reason, write_json
 from cocolvis.errors import DataError
 from ess.checkpoint import Checkpoint, Run
-from ess.inference.added import weights_digest
 
 FILE = "calibration.json"
 FORMAT = "ess-calibration"
@@ -101,7 +100,7 @@ def bias_for_checkpoint(run: Run, checkpoint: Checkpoint) -> torch.Tensor | None
     found = read_calibration(run)
     if found is None:
         return None
-    if found.checkpoint != weights_digest(checkpoint):
+    if found.checkpoint != checkpoint.weights_digest():
         log.warning(
             "%s: was made with another checkpoint than %s and is left out; calibrate again with `ess calibrate`",
             run.folder / FILE,

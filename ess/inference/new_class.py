@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from cocolvis.errors import DataError
 from cocolvis.text import nfc
-from ess.inference.added import AddedClass, distances, weights_digest
+from ess.inference.added import AddedClass, distances
 from ess.inference.predictor import Predictor
 
 
@@ -45,7 +45,8 @@ def make_class(
     if model.normalize is not None:
         embedding_D = F.normalize(embedding_D, dim=0)
     radius = _best_radius(distances(pixels_PD, embedding_D, model.distance), marked_P)
-    return AddedClass(nfc(name), embedding_D.tolist(), radius, files, int(marked_P.sum()), weights_digest(predictor.checkpoint))
+    digest = predictor.checkpoint.weights_digest() if predictor.checkpoint else ""
+    return AddedClass(nfc(name), embedding_D.tolist(), radius, files, int(marked_P.sum()), digest)
 
 
 def _best_radius(distances_P: torch.Tensor, marked_P: torch.Tensor) -> float:

@@ -26,7 +26,6 @@ from cocolvis.storage.index import FORMAT, INDEX, VERSION
 from cocolvis.storage.samples import Sample
 from cocolvis.storage.shard_reader import ShardReader
 from cocolvis.storage.shard_writer import ShardWriter
-from ess.inference.added import weights_digest
 from ess.inference.predictor import Predictor
 
 _KEY = "predictions"
@@ -86,7 +85,7 @@ def _made_by(predictor: Predictor, dataset: Dataset) -> dict[str, Any]:
         "of": dataset.index["digest"],
         "run": checkpoint.folder.resolve().parent.parent.name if checkpoint else None,
         "step": checkpoint.step if checkpoint else None,
-        "weights": weights_digest(checkpoint),
+        "weights": checkpoint.weights_digest() if checkpoint else "",
         "added": _digest([[new.name, new.radius, new.embedding] for new in predictor.added]) if predictor.added else None,
         "views": asdict(predictor.inference),
     }

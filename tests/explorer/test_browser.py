@@ -189,6 +189,7 @@ def test_the_first_visit_waits_for_the_catalog_and_then_shows_the_page(browser, 
     with explorer(sample_dataset, cache=tmp_path) as address, tab(browser, address) as page:
         page.goto("/pictures")
         page.wait_for_selector(".gallery img")
+        assert page.locator(".gallery img").count() > 1
 
 
 PAGES = ["/classes", "/pictures?all={name}", "/picture/val/{id}", "/confusion", "/about", "/nothing"]

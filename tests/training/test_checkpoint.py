@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -96,3 +97,18 @@ def test_the_newest_and_the_best_checkpoint_are_kept(run, tmp_path):
 def test_the_best_of_none_is_one_line(run):
     with pytest.raises(DataError, match="no checkpoint was evaluated; train with --eval-every"):
         Predictor.from_run(run.folder, "cpu", "best")
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_is_one_line_and_leaves_nothing(run, tmp_path):
+    """A limit on the size of files stands in for a full disk: both fail in the middle of the tensors."""
+    copy = Run.open(shutil.copytree(run.folder, tmp_path / "run"))
+    model = model_from_config(run.config, len(run.vocabulary), weights=None)
+    before = sorted(path.relative_to(copy.folder) for path in copy.folder.rglob("*"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(DataError, match=r"step-00000009: cannot be written: .*File too large"):
+            copy.save(9, model, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(path.relative_to(copy.folder) for path in copy.folder.rglob("*")) == before
