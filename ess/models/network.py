@@ -165,7 +165,7 @@ class SegmentationModel(nn.Module):
         """The labels that :meth:`classify` gives for ``upsample(coarse, size)``, faster and with less memory where possible.
 
         Logits are interpolated linearly. So are the inner products with class embeddings, and these decide which class is
-        nearest if all class embeddings have unit length, whatever the length of a pixel's. Ties by rounding may differ.
+        nearest if all class embeddings have unit length; a pixel's may have any. Ties by rounding may differ.
         """
         points, full = coarse.shape[-2:], [self.padded(side) for side in size]
         dense = self.class_embeddings is None
