@@ -1,10 +1,11 @@
-"""The time of the search for the nearest classes, what the clustered search misses, and prediction against dense logits.
+"""The time of the search for the nearest classes, what the clustered search misses, and the time of predictions.
 
     python benchmarks/search.py [--classes 1284 ...] [--size 512] [--rounds 3] [--json]
 
-Class embeddings are random unit vectors. Queries are random too, or near a class like those of a trained model. Prediction is
-the nearest class of each pixel of one image, compared with the argmax over logits at a quarter of the resolution, upsampled.
-Dense logits of many classes are computed for fewer pixels, which is marked. All times are per pixel.
+Class embeddings are random unit vectors. Queries are random too, or near a class like those of a trained model. A prediction
+starts from the output of a decoder at a quarter of the resolution, for an embedding model and for a dense one, and is made in
+two ways: at full resolution, and as models do it, at that of the decoder. The output shows a region of one class for each 32 x
+32 pixels. Dense logits of many classes are computed for fewer pixels, which is marked. All times are per pixel.
 """
 
 import json
@@ -16,12 +17,17 @@ from typing import Any
 import click
 import torch
 import torch.nn.functional as F
-from contenders import MOST, dense_logits
+from contenders import MOST
+from torch import nn
 
 from ess.losses.neighbours import nearest
+from ess.models.network import SegmentationModel
 
 K = 8
 SEARCHES = ("numba", "faiss", "clustered")
+
+_REGION = 32
+"""The side in pixels of a region of one class, before its edges are smoothed."""
 
 
 def points(kind: str, count: int, pixels: int, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,24 +73,31 @@ def search_all(kind: str, count: int, dim: int, pixels: int, rounds: int) -> dic
 
 
 def predict_all(count: int, dim: int, size: int, rounds: int) -> dict[str, float]:
-    """Microseconds per pixel of the nearest class and of dense logits, their ratio, and the pixels of the latter."""
-    queries, classes = points("random", count, size * size, dim)
-    image = queries.T.reshape(1, dim, size, size)
+    """Way -> microseconds per pixel, and "dense_pixels", the number of pixels that the dense model predicts."""
+    regions = points("near", count, (size // _REGION) ** 2, dim)[0].T.reshape(1, dim, size // _REGION, -1)
+    coarse = F.interpolate(regions, scale_factor=_REGION // 4, mode="bilinear")
+    coarse = coarse + 0.02 * torch.randn(coarse.shape, generator=torch.Generator().manual_seed(1))
+    embedding, dense = (SegmentationModel(nn.Identity(), nn.Identity(), count, each, multiple=4) for each in (dim, None))
+    nn.init.normal_(embedding.class_embeddings)
     rows = max(4, min(size, MOST // (count * size) // 4 * 4))
-    calls = {
-        "nearest": lambda: nearest(queries, classes, 1),
-        "dense": lambda: dense_logits(image[:, :, :rows], classes).argmax(dim=1),
-    }
+    logits = torch.einsum("cd,bdhw->bchw", embedding.classes().detach(), coarse[:, :, : rows // 4])
+    sizes = {"embedding": (size, size), "dense": (rows, size)}
+    calls: dict[str, Callable] = {}
+    for name, model, output in (("embedding", embedding, coarse), ("dense", dense, logits)):
+        calls[f"{name}, full"] = lambda m=model, o=output, s=sizes[name]: m.classify(m.upsample(o, s))
+        calls[name] = lambda m=model, o=output, s=sizes[name]: m.classify_coarse(o, s)
     with torch.inference_mode():
         times = medians(calls, rounds)
-    ours, theirs = times["nearest"] / size**2 * 1e6, times["dense"] / (rows * size) * 1e6
-    return {"nearest_us": ours, "dense_us": theirs, "times_as_fast_as_dense": theirs / ours, "dense_pixels": rows * size}
+    pixels = {name: sizes[name.split(",")[0]] for name in calls}
+    return {name: spent / (pixels[name][0] * pixels[name][1]) * 1e6 for name, spent in times.items()} | {
+        "dense_pixels": rows * size
+    }
 
 
 @click.command()
 @click.option("--classes", "counts", multiple=True, default=(150, 1284, 10_000, 100_000), show_default=True, help="Repeatable.")
 @click.option("--dim", default=12, show_default=True, help="Dimensions of an embedding.")
-@click.option("--size", default=512, show_default=True, help="Height and width of an image, a multiple of 4.")
+@click.option("--size", default=512, show_default=True, help="Height and width of an image, a multiple of 32.")
 @click.option("--queries", default=65536, show_default=True, help="Queries of a search.")
 @click.option("--rounds", default=3, show_default=True, help="Rounds; each figure is their median.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -102,11 +115,10 @@ def main(counts, dim, size, queries, rounds, as_json) -> None:
         return
     for count, parts in found.items():
         row = parts.pop("prediction")
-        mark = "" if row["dense_pixels"] == size * size else f" on {row['dense_pixels']:,} pixels"
-        print(
-            f"\n{count} classes: predicting {row['nearest_us']:.3f} us per pixel, dense {row['dense_us']:.3f}{mark},", end=" "
-        )
-        print(f"{row['times_as_fast_as_dense']:.1f} times as fast")
+        pixels = row.pop("dense_pixels")
+        mark = "" if pixels == size * size else f" (dense on {pixels:,} pixels)"
+        print(f"\n{count} classes, us per pixel of a prediction{mark}:", end=" ")
+        print("; ".join(f"{name} {spent:.4f}" for name, spent in row.items()))
         for kind, rows in parts.items():
             for name, row in rows.items():
                 recalls = f"the nearest {row['recall_1']:.3f}, of the {K} nearest {row['recall']:.3f}"

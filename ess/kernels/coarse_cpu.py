@@ -15,6 +15,9 @@ from ess.kernels.threads import parallel_for
 _NUMBERS = 1 << 22
 """About how many scores are computed at a time."""
 
+_LINE = 16
+"""How many classes are compared with the bound at once."""
+
 Scores = Callable[[int, int], np.ndarray]
 """scores(first, end) gives those rows of the grid: (end - first, w, C) float32."""
 
@@ -32,6 +35,15 @@ def _bounds(a, b, c, d, largest):
         smallest = lower if lower < low else low
         bound = bound if bound > smallest else smallest
     return bound
+
+
+@_fast
+def _reaches(largest, first, bound):
+    """Whether one of the 16 numbers from ``first`` on is at least the bound."""
+    most = largest[first]
+    for k in range(first + 1, first + _LINE):
+        most = most if most > largest[k] else largest[k]
+    return most >= bound
 
 
 @_fast
@@ -65,7 +77,9 @@ def _run_row(above, below, down, starts, right, found):
     pixels after grid point i are starts[i]:starts[i + 1].
     """
     width, classes = above.shape
-    largest = np.empty(classes, np.float32)
+    largest = np.full(-(-classes // _LINE) * _LINE, -np.inf, np.float32)
+    most = len(down) * (starts[1:] - starts[:-1]).max()
+    room, scores, ids = np.empty((4, most), np.float32), np.empty(most, np.float32), np.empty(most, np.int32)
     for column in range(width):
         first, end = starts[column], starts[column + 1]
         if first == end:
@@ -74,12 +88,14 @@ def _run_row(above, below, down, starts, right, found):
         a, b, c, d = above[column], above[after], below[column], below[after]
         bound = _bounds(a, b, c, d, largest)
         pixels = len(down) * (end - first)
-        weights, best, labels = np.empty((4, pixels), np.float32), np.empty(pixels, np.float32), np.zeros(pixels, np.int32)
+        weights, best, labels = room[:, :pixels], scores[:pixels], ids[:pixels]
         _weigh(weights, down, right[first:end])
-        best[:] = -np.inf
-        for k in range(classes):
-            if largest[k] >= bound:
-                _raise(best, labels, weights, a[k], b[k], c[k], d[k], k)
+        best[:], labels[:] = -np.inf, 0
+        for line in range(0, classes, _LINE):
+            if _reaches(largest, line, bound):
+                for k in range(line, min(line + _LINE, classes)):
+                    if largest[k] >= bound:
+                        _raise(best, labels, weights, a[k], b[k], c[k], d[k], k)
         found[:, first:end] = labels.reshape(len(down), end - first)
 
 
