@@ -16,7 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ess.config import Config, load
-from ess.models.network import SegmentationModel, model_from_config
+from ess.models.build import model_from_config
+from ess.models.network import SegmentationModel
 
 IMAGES = 100_170
 """Images of LVIS v1's training split."""

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from ess.inference.views import Inference
     from ess.losses.cross_entropy import dense_cross_entropy, exact_cross_entropy, knn_cross_entropy, margin_penalty
     from ess.losses.neighbours import nearest
-    from ess.models.network import SegmentationModel, build_model
+    from ess.models.build import build_model
+    from ess.models.network import SegmentationModel
     from ess.training.loop import train
 
 __all__ = [
@@ -42,7 +43,7 @@ _MODULES = {
     "Predictor": "ess.inference.predictor",
     "Run": "ess.checkpoint",
     "SegmentationModel": "ess.models.network",
-    "build_model": "ess.models.network",
+    "build_model": "ess.models.build",
     "dense_cross_entropy": "ess.losses.cross_entropy",
     "evaluate": "ess.evaluation.evaluate",
     "exact_cross_entropy": "ess.losses.cross_entropy",

@@ -17,7 +17,8 @@ from ess.config import Config
 from ess.data.batches import Batch, FeatureBatch
 from ess.data.transforms import normalize
 from ess.device import choose_device, explain_out_of_memory
-from ess.models.network import SegmentationModel, model_from_config
+from ess.models.build import model_from_config
+from ess.models.network import SegmentationModel
 from ess.training import team as teams
 from ess.training.loop import optimise
 from ess.training.objective import Objective

@@ -16,7 +16,8 @@ from ess.device import choose_device, explain_out_of_memory
 from ess.inference.added import AddedClass, assign_added_classes, classes_for_checkpoint, extend_vocabulary
 from ess.inference.calibration import bias_for_checkpoint
 from ess.inference.views import Inference
-from ess.models.network import SegmentationModel, model_from_config
+from ess.models.build import model_from_config
+from ess.models.network import SegmentationModel
 
 Key = TypeVar("Key")
 

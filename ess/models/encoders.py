@@ -54,7 +54,7 @@ OPTIONS = {name: {"strict_img_size": False} for name in _SWINS}
 
 
 def pairs() -> list[tuple[str, str]]:
-    """Every (architecture, encoder) that :func:`ess.models.network.build_model` builds."""
+    """Every (architecture, encoder) that :func:`ess.models.build.build_model` builds."""
     return [(arch, encoder) for arch, encoders in ENCODERS.items() for encoder in encoders]
 
 

@@ -23,7 +23,7 @@ from ess.data.longtail import Tail, tail_of
 from ess.device import explain_out_of_memory
 from ess.evaluation.evaluate import check_readable, count_pixels, image_indices, scores_of
 from ess.inference.predictor import Predictor
-from ess.models.network import model_from_config
+from ess.models.build import model_from_config
 from ess.stopping import Stop, stop_requests
 from ess.training import team as teams
 from ess.training.features import check_settings, store_features

@@ -17,7 +17,8 @@ from cocolvis.vocabulary import Vocabulary, coco_lvis
 from ess.inference import export as exporting
 from ess.inference.added import AddedClass
 from ess.inference.predictor import Predictor
-from ess.models.network import SegmentationModel, build_model
+from ess.models.build import build_model
+from ess.models.network import SegmentationModel
 
 SIZES = ((96, 64), (61, 147))
 NETWORKS = [("deeplabv3plus", "mobilenetv2_100", "embedding", "onnx"), ("fpn", "resnet18", "dense", "torch")] + [

@@ -22,7 +22,8 @@ from ess.inference.inputs import find_inputs
 from ess.inference.predictor import Predictor
 from ess.inference.results import predict_files, run_lengths
 from ess.inference.views import Inference
-from ess.models.network import SegmentationModel, build_model
+from ess.models.build import build_model
+from ess.models.network import SegmentationModel
 
 CPU = torch.device("cpu")
 

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 
 from ess.kernels import coarse_cpu
 from ess.models import coarse_labels, network
+from ess.models.build import NORMALIZE
 from ess.models.coarse_labels import largest_class
-from ess.models.network import NORMALIZE, SegmentationModel
+from ess.models.network import SegmentationModel
 
 SHAPES = [
     ((5, 7), (40, 56), (40, 56)),

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from cocolvis.errors import DataError
 from ess.data.transforms import normalize
-from ess.models.network import build_model
+from ess.models.build import build_model
 
 BROWN_BEAR = 294
 """The class of ImageNet-1k."""

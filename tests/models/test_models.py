@@ -12,8 +12,9 @@ from torch import nn
 from cocolvis.errors import DataError
 from ess.config import Config
 from ess.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from ess.models.build import build_model, model_from_config
 from ess.models.encoders import ENCODERS, pairs, pretrained_tags
-from ess.models.network import SegmentationModel, build_model, model_from_config
+from ess.models.network import SegmentationModel
 
 SMALL = "resnet18"
 QUICK = [("deeplabv3plus", e) for e in ("mobilenetv2_100", "resnet50", "efficientnet_b0", "convnext_tiny")]

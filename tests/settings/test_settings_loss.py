@@ -14,7 +14,7 @@ from ess.data.batches import Batch
 from ess.data.loader import training_batches
 from ess.data.longtail import Frequencies, tail_of
 from ess.losses import cross_entropy, points
-from ess.models.network import model_from_config
+from ess.models.build import model_from_config
 from ess.training.objective import Objective
 
 CLASSES, SIDE = 23, 12

@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ess.data.batches import Batch
+from ess.models.build import model_from_config
 from ess.models.deeplabv3plus import RATES
-from ess.models.network import SegmentationModel, model_from_config
+from ess.models.network import SegmentationModel
 from ess.training.loop import optimise
 from ess.training.objective import Objective
 

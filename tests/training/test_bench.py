@@ -11,7 +11,7 @@ from ess.bench import steps
 from ess.bench.process import Failed, in_fresh_process
 from ess.bench.steps import Case, Cost, TooLarge, compare, label_blocks, largest, measure, turn_of
 from ess.config import Config
-from ess.models.network import model_from_config
+from ess.models.build import model_from_config
 
 TINY = Config(encoder="resnet18", weights="none", loss="exact", device="cpu")
 

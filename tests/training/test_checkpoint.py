@@ -13,7 +13,7 @@ from runs import config, same, weights
 from cocolvis.errors import DataError
 from ess.checkpoint import Run
 from ess.inference.predictor import Predictor
-from ess.models.network import model_from_config
+from ess.models.build import model_from_config
 from ess.training.loop import train
 
 

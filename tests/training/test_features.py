@@ -24,7 +24,7 @@ from ess.data.loader import StepBatches, to_labels
 from ess.data.transforms import normalize
 from ess.evaluation.evaluate import evaluate
 from ess.inference.predictor import Predictor
-from ess.models.network import model_from_config
+from ess.models.build import model_from_config
 from ess.training import features as storing
 from ess.training.loop import optimise, seed_step, train
 from ess.training.objective import Objective

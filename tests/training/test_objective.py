@@ -12,7 +12,7 @@ from ess.data.batches import Batch
 from ess.data.longtail import Tail
 from ess.data.transforms import normalize
 from ess.losses.cross_entropy import margin_penalty
-from ess.models.network import build_model
+from ess.models.build import build_model
 from ess.training.loop import optimise
 from ess.training.objective import Objective
 from ess.training.state import TrainingState, set_learning_rates

@@ -19,7 +19,7 @@ from victims import GUARD, contents, until
 from cocolvis.errors import DataError
 from cocolvis.storage.dataset import Dataset
 from ess.checkpoint import Run
-from ess.models.network import model_from_config
+from ess.models.build import model_from_config
 from ess.training import loop as training
 from ess.training.loop import train
 

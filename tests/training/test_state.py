@@ -5,7 +5,7 @@ import torch
 from runs import config
 
 from ess.losses.temperature import log_temperature
-from ess.models.network import build_model
+from ess.models.build import build_model
 from ess.training.state import TrainingState, make_optimizer, set_learning_rates
 
 

@@ -23,7 +23,7 @@ from ess.data.loader import training_batches
 from ess.data.transforms import normalize
 from ess.evaluation.evaluate import check_readable, evaluate
 from ess.inference.predictor import Predictor
-from ess.models.network import model_from_config
+from ess.models.build import model_from_config
 from ess.training import journal
 from ess.training import loop as training
 from ess.training.loop import train
