@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from predictions import shifted, write_predictions
 
-from cocolvis.explorer.app import application
+from cocolvis.explorer.site.app import application
 from cocolvis.explorer.workspace import Workspace
 
 

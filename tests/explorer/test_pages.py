@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from asgi import get
 
-from cocolvis.explorer.app import application, listen
 from cocolvis.explorer.pictures import sampled
+from cocolvis.explorer.site.app import application, listen
 from cocolvis.explorer.workspace import Workspace
 from cocolvis.masks.runlength import Runs
 from cocolvis.palette import palette
@@ -318,7 +318,8 @@ def test_a_damaged_mask_and_picture_leave_the_page_standing(sample, tmp_path):
 
 
 def test_absurd_sizes_are_not_drawn(workspace, monkeypatch, app, shown):
-    from cocolvis.explorer import one_picture, pictures
+    from cocolvis.explorer import pictures
+    from cocolvis.explorer.site import one_picture
 
     monkeypatch.setattr(pictures, "SHOWN_PIXELS", shown.mask.size - 1)
     monkeypatch.setattr(one_picture, "is_shown", pictures.is_shown)
@@ -349,7 +350,7 @@ def test_the_first_page_needs_neither_numpy_nor_hdf5_nor_torch(sample_dataset, c
     Workspace(sample_dataset).prepare()
     code = (
         "import sys; sys.path.insert(0, 'tests/explorer/helpers'); from asgi import get\n"
-        "from cocolvis.explorer.app import application\nfrom cocolvis.explorer.workspace import Workspace\n"
+        "from cocolvis.explorer.site.app import application\nfrom cocolvis.explorer.workspace import Workspace\n"
         "from pathlib import Path\n"
         f"answer = get(application(Workspace(Path({str(sample_dataset)!r}))), '/')\n"
         "print(answer.status, len(answer.body), *sorted({'numpy', 'h5py', 'cv2', 'torch', 'ess', 'numba'} & {*sys.modules}))"

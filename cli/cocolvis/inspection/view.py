@@ -43,7 +43,7 @@ def view(
     try:
         import uvicorn  # noqa: F401 (the application imports it only when it serves)
 
-        from cocolvis.explorer.app import listen, serve
+        from cocolvis.explorer.site.app import listen, serve
         from cocolvis.explorer.workspace import Workspace
     except ModuleNotFoundError as error:
         if error.name not in ("jinja2", "starlette", "uvicorn"):

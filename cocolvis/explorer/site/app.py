@@ -16,10 +16,10 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from cocolvis.errors import DataError
-from cocolvis.explorer import views
-from cocolvis.explorer.address import Query, address
-from cocolvis.explorer.safety import App, Safety
-from cocolvis.explorer.views import NotFound, NotReady, View
+from cocolvis.explorer.site import about, classes, confusion, gallery
+from cocolvis.explorer.site.address import Query, address
+from cocolvis.explorer.site.common import NotFound, NotReady, View, chosen_run, class_named, ready
+from cocolvis.explorer.site.safety import App, Safety
 from cocolvis.explorer.workspace import Workspace
 
 _HERE = Path(__file__).parent
@@ -72,13 +72,18 @@ class _Site:
 
     def routes(self) -> list[Route]:
         """Every address that is answered; nothing else can be requested."""
-        pages = {"classes": views.classes, "pictures": views.pictures, "confusion": views.confusion, "about": views.about}
-        found = [Route("/", self._page("classes", views.classes))]
+        pages = {
+            "classes": classes.classes,
+            "pictures": gallery.pictures,
+            "confusion": confusion.confusion,
+            "about": about.about,
+        }
+        found = [Route("/", self._page("classes", classes.classes))]
         for name, view in pages.items():
             found += [Route(f"/{name}", self._page(name, view)), Route(f"/{name}.json", self._json(view))]
         found += [
-            Route("/names.json", self._json(lambda workspace, query: views.names(workspace))),
-            Route("/status.json", self._json(lambda workspace, query: views.preparing(workspace))),
+            Route("/names.json", self._json(lambda workspace, query: classes.names(workspace))),
+            Route("/status.json", self._json(lambda workspace, query: about.preparing(workspace))),
             Route("/picture", self._find),
             Route("/picture/{id}", self._find),
             Route("/picture/{split}/{id}.json", self._picture_json),
@@ -116,7 +121,7 @@ class _Site:
         try:
             return make()
         except NotReady:
-            found = views.preparing(self._workspace)
+            found = about.preparing(self._workspace)
             return self._render("preparing", query, 500 if found["failed"] else 200, here=name, **found)
         except NotFound as error:
             return self._render("error", query, 404, here=name, title="Not found", reason=str(error))
@@ -133,9 +138,9 @@ class _Site:
         return handle
 
     def _add(self, query: Query) -> Response:
-        views.ready(self._workspace)
-        views.class_named(self._workspace, query.text("add").strip())
-        return RedirectResponse(views.added(query) or query.path, 303)
+        ready(self._workspace)
+        class_named(self._workspace, query.text("add").strip())
+        return RedirectResponse(gallery.added(query) or query.path, 303)
 
     def _json(self, view: Callable[[Workspace, Query], View]) -> Callable[[Request], Response]:
         def handle(request: Request) -> Response:
@@ -144,7 +149,7 @@ class _Site:
         return handle
 
     def _find(self, request: Request) -> Response:
-        from cocolvis.explorer import one_picture
+        from cocolvis.explorer.site import one_picture
 
         query = _query(request, "/picture")
         text = request.path_params.get("id") or query.text("id").strip()
@@ -165,13 +170,13 @@ class _Site:
         return _as_json(lambda: self._one(request, _query(request)))
 
     def _one(self, request: Request, query: Query) -> View:
-        from cocolvis.explorer import one_picture
+        from cocolvis.explorer.site import one_picture
 
         split, image_id = _place(request)
         return one_picture.view(self._workspace, split, image_id, query)
 
     def _why(self, request: Request) -> Response:
-        from cocolvis.explorer import one_picture
+        from cocolvis.explorer.site import one_picture
 
         def explained() -> View:
             x, y = (_number(request.query_params.get(name, "")) for name in "xy")
@@ -180,17 +185,17 @@ class _Site:
         return _as_json(explained)
 
     def _runs(self, request: Request) -> Response:
-        from cocolvis.explorer import one_picture
         from cocolvis.explorer.pictures import is_shown, runs_as_stored
+        from cocolvis.explorer.site import one_picture
 
         def found() -> Response:
             workspace, query = self._workspace, _query(request)
             image = one_picture.find(workspace, *_place(request))
-            run = views.chosen_run(workspace, query)
+            run = chosen_run(workspace, query)
             if run is not None:
                 runs = one_picture.predicted_runs(workspace, run, image)
             else:
-                place = views.ready(workspace).place(image)
+                place = ready(workspace).place(image)
                 runs = workspace.splits[place.split].runs(place.row)
             if runs is None:
                 raise NotFound("the run has no prediction for this image")
@@ -201,8 +206,8 @@ class _Site:
         return _plainly(found)
 
     def _file(self, request: Request) -> Response:
-        from cocolvis.explorer import one_picture
         from cocolvis.explorer.pictures import NoPicture, picture, read_sample
+        from cocolvis.explorer.site import one_picture
 
         def found() -> Response:
             image = one_picture.find(self._workspace, *_place(request))
@@ -220,9 +225,9 @@ class _Site:
 
             workspace, query = self._workspace, _query(request)
             image = _number(request.path_params["image"])
-            if image >= len(views.ready(workspace)):
-                raise NotFound(f"the data set has {len(views.ready(workspace))} images, not a number {image}")
-            marked = tuple(views.class_named(workspace, name).id for name in query.all("mark"))
+            if image >= len(ready(workspace)):
+                raise NotFound(f"the data set has {len(ready(workspace))} images, not a number {image}")
+            marked = tuple(class_named(workspace, name).id for name in query.all("mark"))
             content = thumbnail(workspace, image, marked, self._confused(query, image))
             return Response(content, media_type="image/jpeg", headers={"cache-control": _WEEK})
 
@@ -231,10 +236,10 @@ class _Site:
     def _confused(self, query: Query, image: int) -> Any:
         from cocolvis.explorer.pictures import Confused
 
-        run = views.chosen_run(self._workspace, query)
+        run = chosen_run(self._workspace, query)
         if run is None or run.scores is None or (row := run.scores.row(image)) is None:
             return None
-        truth, predicted = (views.class_named(self._workspace, query.text(name), run) for name in ("truth", "predicted"))
+        truth, predicted = (class_named(self._workspace, query.text(name), run) for name in ("truth", "predicted"))
         return Confused(run, row, truth.id, predicted.id)
 
     def _asset(self, request: Request) -> Response:

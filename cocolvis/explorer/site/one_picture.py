@@ -6,10 +6,10 @@ import numpy as np
 
 from cocolvis.errors import DamagedImage, DataError
 from cocolvis.explorer import queries
-from cocolvis.explorer.address import Query
 from cocolvis.explorer.pictures import NoPicture, is_shown, picture, read_sample
 from cocolvis.explorer.scores import Pairs, compare, iou
-from cocolvis.explorer.views import NotFound, View, ready, short
+from cocolvis.explorer.site.address import Query
+from cocolvis.explorer.site.common import NotFound, View, ready, short
 from cocolvis.explorer.workspace import Run, Workspace
 from cocolvis.masks.runlength import Runs
 from cocolvis.storage.samples import Sample
