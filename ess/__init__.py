@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ess.inference.predictor import Predictor
     from ess.inference.views import Inference
     from ess.losses.cross_entropy import dense_cross_entropy, exact_cross_entropy, knn_cross_entropy, margin_penalty
+    from ess.losses.interpolated import interpolated_cross_entropy
     from ess.losses.neighbours import nearest
     from ess.models.build import build_model
     from ess.models.network import SegmentationModel
@@ -29,6 +30,7 @@ __all__ = [
     "dense_cross_entropy",
     "evaluate",
     "exact_cross_entropy",
+    "interpolated_cross_entropy",
     "knn_cross_entropy",
     "margin_penalty",
     "nearest",
@@ -47,6 +49,7 @@ _MODULES = {
     "dense_cross_entropy": "ess.losses.cross_entropy",
     "evaluate": "ess.evaluation.evaluate",
     "exact_cross_entropy": "ess.losses.cross_entropy",
+    "interpolated_cross_entropy": "ess.losses.interpolated",
     "knn_cross_entropy": "ess.losses.cross_entropy",
     "margin_penalty": "ess.losses.cross_entropy",
     "nearest": "ess.losses.neighbours",

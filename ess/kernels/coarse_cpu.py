@@ -109,7 +109,7 @@ def largest_class(
     Where a score is not a number, the class is arbitrary.
     """
     height, width, classes = grid
-    (tops, down), (starts, right) = (_axis(*each) for each in zip(grid, full, size, strict=False))
+    (tops, down), (starts, right) = (axis(*each) for each in zip(grid, full, size, strict=False))
     found = np.empty(size, np.int64)
     rows = max(1, _NUMBERS // (width * classes))
     for first in range(0, height, rows):
@@ -122,7 +122,7 @@ def largest_class(
     return found
 
 
-def _axis(points: int, full: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+def axis(points: int, full: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """(starts (points + 1,) int64, distance (size,) float32) along one axis, as in :func:`_run_row`."""
     centres = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(points / full) - np.float32(0.5)
     centres = np.maximum(centres, np.float32(0))

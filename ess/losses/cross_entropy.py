@@ -267,6 +267,11 @@ def _check_labels(maps: torch.Tensor, labels: torch.Tensor, classes: int, ignore
         raise ValueError(
             f"labels {tuple(labels.shape)} do not fit the map {tuple(maps.shape)}: expected (B, H, W) and (B, D, H, W)"
         )
+    return as_labels(labels, classes, ignore_index)
+
+
+def as_labels(labels: torch.Tensor, classes: int, ignore_index: int) -> torch.Tensor:
+    """The labels as int64. Raises ValueError unless they are integers in 0..classes-1, or ``ignore_index``."""
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"labels are {labels.dtype}: expected an integer type")
     labels = labels.long()

@@ -1,6 +1,7 @@
 """The objective of a training step: the sum of the pixels' losses, and the margin penalty on the class embeddings."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,7 +10,7 @@ from ess.config import Config
 from ess.data.batches import IGNORE_INDEX, Batch, FeatureBatch
 from ess.data.longtail import NO_TAIL, Tail
 from ess.data.transforms import normalize
-from ess.losses import cross_entropy, temperature
+from ess.losses import cross_entropy, interpolated, temperature
 from ess.losses.points import point_cross_entropy
 from ess.models.network import SegmentationModel
 
@@ -65,7 +66,7 @@ class Objective(nn.Module):
         return loss, cross_entropy.margin_penalty(classes, margin=margin) if margin else loss.new_zeros(())
 
     def _output(self, batch: Batch | FeatureBatch) -> torch.Tensor:
-        """The output of the network for the pixels of a batch, or of its decoder for stored features."""
+        """The embeddings of the pixels of a batch, or of its stored features; the logits of a dense head are not resized."""
         dtype = _AUTOCAST.get(self.config.precision)
         with torch.autocast(batch.labels.device.type, dtype, enabled=dtype is not None):
             if isinstance(batch, FeatureBatch):
@@ -77,7 +78,7 @@ class Objective(nn.Module):
         return self._from_features(self.model.encode(images), images.shape[-2:])
 
     def _from_features(self, features: Sequence[torch.Tensor], size: Sequence[int]) -> torch.Tensor:
-        return self.model.decode(features, size) if self.config.points is None else self.model.coarse(features)
+        return self.model.coarse(features) if self.config.loss == "dense" else self.model.decode(features, size)
 
     def total_weight(self, batch: Batch | FeatureBatch) -> torch.Tensor:
         """The number of labelled pixels, or the sum of their classes' weights: a float32 scalar."""
@@ -94,14 +95,13 @@ class Objective(nn.Module):
                 layer.eval()
         return self
 
-    def _dense_loss(self, logits: torch.Tensor, batch: Batch | FeatureBatch) -> torch.Tensor:
-        if self.config.points is not None:
-            height, width = map(self.model.padded, batch.labels.shape[1:])
-            means = point_cross_entropy(
-                logits, batch.labels, self.config.points, extent=(height, width), ignore_index=IGNORE_INDEX
-            )
-            return (means * (batch.labels != IGNORE_INDEX).sum(dim=(1, 2))).sum()  # the points stand for all labelled pixels
-        return cross_entropy.dense_cross_entropy(logits.float(), batch.labels, ignore_index=IGNORE_INDEX, reduction="sum")
+    def _dense_loss(self, coarse: torch.Tensor, batch: Batch | FeatureBatch) -> torch.Tensor:
+        height, width = map(self.model.padded, batch.labels.shape[1:])
+        how: dict[str, Any] = {"extent": (height, width), "ignore_index": IGNORE_INDEX}
+        if self.config.points is None:
+            return interpolated.interpolated_cross_entropy(coarse.float(), batch.labels, **how, reduction="sum")
+        means = point_cross_entropy(coarse, batch.labels, self.config.points, **how)
+        return (means * (batch.labels != IGNORE_INDEX).sum(dim=(1, 2))).sum()  # the points stand for all labelled pixels
 
     def _embedding_loss(self, embeddings: torch.Tensor, classes: torch.Tensor, batch: Batch | FeatureBatch) -> torch.Tensor:
         config, t = self.config, self.config.temperature

@@ -8,7 +8,7 @@ from effects import Steps, changes, tiny, trained
 from runs import config, weights
 
 from ess.data.batches import Batch
-from ess.losses import cross_entropy
+from ess.losses import cross_entropy, interpolated
 from ess.training import loop as training
 from ess.training import team
 from ess.training.objective import Objective
@@ -32,9 +32,11 @@ def test_precision_applies_to_the_network_alone(batch, monkeypatch, precision, l
     model = tiny(config(loss=loss), CLASSES)
     for layer in (model.encoder[0], model.decoder[3]):
         layer.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    name = f"{loss}_cross_entropy"
-    original = getattr(cross_entropy, name)
-    monkeypatch.setattr(cross_entropy, name, lambda maps, labels, *more, **settings: check(maps, labels, *more, **settings))
+    module, name = (interpolated, "interpolated") if loss == "dense" else (cross_entropy, loss)
+    original = getattr(module, f"{name}_cross_entropy")
+    monkeypatch.setattr(
+        module, original.__name__, lambda maps, labels, *more, **settings: check(maps, labels, *more, **settings)
+    )
 
     def check(maps, labels, *more, **settings):
         assert {tensor.dtype for tensor in (maps, *more)} == {torch.float32}
