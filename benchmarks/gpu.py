@@ -48,11 +48,11 @@ def trained(loss: Callable, images: torch.Tensor, labels: torch.Tensor, classes:
 
 
 def fused(distance: str, images: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor) -> list[torch.Tensor]:
-    """The same with the kernels of ``ess.kernels.exact_triton``, which are called directly in the interpreter."""
+    """The same with the kernels of ``ess.kernels.gpu.exact``, which are called directly in the interpreter."""
     if not INTERPRETED:
         loss = partial(exact_cross_entropy, temperature=TEMPERATURE, distance=distance, backend="fused")
         return trained(loss, images, labels, classes)
-    from ess.kernels.exact_triton import exact
+    from ess.kernels.gpu.exact import exact
 
     labels = labels.flatten(1)
     weights = torch.full(labels.shape, 1 / labels.numel())
@@ -63,12 +63,12 @@ def fused(distance: str, images: torch.Tensor, labels: torch.Tensor, classes: to
 
 
 def search(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str = "euclidean") -> torch.Tensor:
-    """The nearest classes, by ``ess.kernels.search_triton``."""
+    """The nearest classes, by ``ess.kernels.gpu.search``."""
     if not INTERPRETED:
         return nearest(queries, classes, k, distance=distance, backend="triton")
-    from ess.kernels import search_triton
+    from ess.kernels.gpu.search import search as by_kernel
 
-    return search_triton.search(queries, classes, k, products=distance == "cosine")
+    return by_kernel(queries, classes, k, products=distance == "cosine")
 
 
 def by_torch(pixels: torch.Tensor, classes: torch.Tensor, k: int) -> torch.Tensor:

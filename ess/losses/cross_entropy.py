@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ess.kernels import fused
 from ess.kernels.distances import DISTANCES
+from ess.losses import fused
 from ess.losses.neighbours import nearest
 
 NEGATIVES = ("nearest", "random", "published")

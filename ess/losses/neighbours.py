@@ -90,11 +90,11 @@ def _numba(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str, 
 
 
 def _triton(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str, bias: torch.Tensor | None) -> torch.Tensor:
-    """:func:`nearest` by the kernel of ``ess.kernels.search_triton``."""
-    from ess.kernels import search_triton  # imported late: triton is optional
+    """:func:`nearest` by the kernel of ``ess.kernels.gpu.search``."""
+    from ess.kernels.gpu import search  # imported late: triton is optional
 
     how = {"products": distance == "cosine", "roots": distance == "euclidean"}
-    return search_triton.search(queries, classes, k, **how, bias=bias)
+    return search.search(queries, classes, k, **how, bias=bias)
 
 
 def _faiss(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str, bias: torch.Tensor | None) -> torch.Tensor:

@@ -26,7 +26,7 @@ DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 ROOT = Path(__file__).parents[2]
 
 if INTERPRETED or DEVICE == "cuda":
-    from ess.kernels import exact_triton, search_triton
+    from ess.kernels.gpu import exact, search
 
 
 def kernel(test):
@@ -57,21 +57,21 @@ def test_everything_below_in_the_interpreter(which):
 @pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
 @pytest.mark.parametrize(("dtype", "distance"), [("bf16", EUCLIDEAN), pytest.param("fp32", COSINE, marks=pytest.mark.long)])
 def test_hopper_can_be_compiled_for(dtype, distance, tmp_path, monkeypatch):
-    from ess.kernels import exact_triton, exact_triton_kernels, search_triton
+    from ess.kernels.gpu import exact, exact_kernels, search
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    tile = exact_triton._tile(12, torch.bfloat16 if dtype == "bf16" else torch.float32)
+    tile = exact._tile(12, torch.bfloat16 if dtype == "bf16" else torch.float32)
     sizes = {"CHANNELS": 12, "WIDTH": 16, "PIXELS": tile.pixels, "CLASSES": tile.classes}
     constants = sizes | {"DISTANCE": distance, "NEAR": 0.1, "PRECISION": "tf32x3", "GRADIENTS": True, "BIAS": True}
     pointers = dict.fromkeys(("weights", "norms", "bias", "masked_bias", "unit", "losses", "logsums", "misses"), "*fp32")
     pointers |= dict.fromkeys(("embeddings", "classes", "grad_embeddings"), f"*{dtype}") | {"labels": "*i64"}
     pointers |= dict.fromkeys(("grad_classes", "grad_bias"), "*fp32") | dict.fromkeys(("temperature", "factor"), "fp32")
-    for function in (exact_triton_kernels.by_pixel, exact_triton_kernels.by_class):
+    for function in (exact_kernels.by_pixel, exact_kernels.by_class):
         assert compiled(function, pointers, constants, tile).count("ex2.approx") >= 1
     constants = {"K": 7, "SLOTS": 8, "PRODUCTS": False, "CHANNELS": 12, "QUERIES": 64, "CLASSES": 64}
     types = {"queries": "*fp32", "table": "*fp32", "bias": "*fp32", "nearest": "*i64"}
     for biased in (False, True):
-        ptx = compiled(search_triton._nearest, types, constants | {"ROOTS": True, "BIASED": biased}, tile)
+        ptx = compiled(search._nearest, types, constants | {"ROOTS": True, "BIASED": biased}, tile)
         assert ("sqrt.rn.f32" in ptx) == biased
 
 
@@ -113,8 +113,8 @@ def small_blocks(monkeypatch):
     def widened(x):
         return builder.cast_impl(x, float32) if x.dtype.scalar == bfloat16 else x
 
-    monkeypatch.setattr(exact_triton, "_tile", lambda channels, dtype: exact_triton.Tile(32, 32, 4, 1))
-    monkeypatch.setattr(search_triton, "_blocks", lambda k: (16, 32))
+    monkeypatch.setattr(exact, "_tile", lambda channels, dtype: exact.Tile(32, 32, 4, 1))
+    monkeypatch.setattr(search, "_blocks", lambda k: (16, 32))
     monkeypatch.setattr(type(builder), "create_dot", lambda self, a, b, *rest: product(self, widened(a), widened(b), *rest))
 
 
@@ -165,9 +165,7 @@ def definition(o, labels, weights, e, bias, mask, temperature, distance):
 
 def run(o, labels, weights, e, bias, mask, temperature, distance, gradients=True, ignore_index=-1):
     tensors = (None if x is None else x.to(DEVICE) for x in (o, labels, weights, e, bias, mask))
-    found = exact_triton.exact(
-        *tensors, ignore_index=ignore_index, temperature=temperature, distance=distance, gradients=gradients
-    )
+    found = exact.exact(*tensors, ignore_index=ignore_index, temperature=temperature, distance=distance, gradients=gradients)
     return [x.cpu() for x in found if x is not None]
 
 
@@ -301,8 +299,8 @@ def test_parts_add_up(monkeypatch):
     weights, bias, mask = extras(40, 100)
     found = []
     for programs, workspace in ((2048, 64 << 20), (5, 64 << 20), (2048, 0)):
-        monkeypatch.setattr(exact_triton, "_PROGRAMS", programs)
-        monkeypatch.setattr(exact_triton, "_WORKSPACE", workspace)
+        monkeypatch.setattr(exact, "_PROGRAMS", programs)
+        monkeypatch.setattr(exact, "_WORKSPACE", workspace)
         found.append(run(o, labels, weights, e, bias, mask, 20.0, EUCLIDEAN))
     for parts in found[1:]:
         torch.testing.assert_close(found[0], parts, rtol=1e-4, atol=1e-5)
@@ -326,9 +324,9 @@ def by_sorting(*problem):
     return scored(*problem).sort(dim=1, stable=True).indices
 
 
-def search(queries, classes, k, products, bias=None, roots=False):
+def nearest_ids(queries, classes, k, products, bias=None, roots=False):
     how = {"products": products, "bias": None if bias is None else bias.to(DEVICE), "roots": roots}
-    found = search_triton.search(queries.to(DEVICE), classes.to(DEVICE), k, **how).cpu()
+    found = search.search(queries.to(DEVICE), classes.to(DEVICE), k, **how).cpu()
     assert found.dtype == torch.int64 and found.shape == (len(queries), k)
     return found
 
@@ -346,7 +344,7 @@ def test_search_agrees_with_sorting(classes, dim, k, products):
     g = torch.Generator().manual_seed(0)
     queries, e = torch.randn(40, dim, generator=g), torch.randn(classes, dim, generator=g)
     expected = by_sorting(queries, e, products)[:, :k]
-    found = search(queries, e, k, products)
+    found = nearest_ids(queries, e, k, products)
     score = (-queries.double() @ e.double().T) if products else (queries[:, None].double() - e).norm(dim=2)
     apart = (score.gather(1, found) - score.gather(1, expected)).abs()
     assert (apart <= 1e-5).all() and (found == expected).float().mean() > 0.99
@@ -361,7 +359,7 @@ def test_search_agrees_with_faiss(products):
     queries, e = torch.randn(40, 6, generator=g), torch.randn(80, 6, generator=g)
     index = (faiss.IndexFlatIP if products else faiss.IndexFlatL2)(6)
     index.add(e.numpy())
-    assert (search(queries, e, 5, products) == torch.from_numpy(index.search(queries.numpy(), 5)[1])).all()
+    assert (nearest_ids(queries, e, 5, products) == torch.from_numpy(index.search(queries.numpy(), 5)[1])).all()
 
 
 @kernel
@@ -370,9 +368,9 @@ def test_search_agrees_with_faiss(products):
 def test_search_takes_the_lower_id_among_equals(k, products):
     g = torch.Generator().manual_seed(0)
     queries, e = (torch.randint(-1, 2, (n, 3), generator=g).float() for n in (40, 80))  # small integers: many exact ties
-    assert (search(queries, e, k, products) == by_sorting(queries, e, products)[:, :k]).all()
+    assert (nearest_ids(queries, e, k, products) == by_sorting(queries, e, products)[:, :k]).all()
     zeros = torch.cat([-torch.eye(41)[1:], torch.eye(41)[1:]])  # inner products of 0 and -0
-    assert search(torch.eye(41)[:1], zeros, k, True).tolist() == [[*range(k)]]
+    assert nearest_ids(torch.eye(41)[:1], zeros, k, True).tolist() == [[*range(k)]]
 
 
 @kernel
@@ -382,9 +380,9 @@ def test_search_with_a_bias_agrees_with_sorting(classes, dim, k, products, roots
     g = torch.Generator().manual_seed(0)
     queries, e, bias = (torch.randn(*n, generator=g) for n in ((40, dim), (classes, dim), (classes,)))
     expected, scores = by_sorting(queries, e, products, bias, roots)[:, :k], scored(queries, e, products, bias, roots)
-    found = search(queries, e, k, products, bias, roots)
+    found = nearest_ids(queries, e, k, products, bias, roots)
     torch.testing.assert_close(scores.gather(1, found), scores.gather(1, expected), atol=1e-5, rtol=0)
-    assert (found == expected).float().mean() > 0.99 and (found != search(queries, e, k, products)).any()
+    assert (found == expected).float().mean() > 0.99 and (found != nearest_ids(queries, e, k, products)).any()
 
 
 @kernel
@@ -394,21 +392,21 @@ def test_search_with_a_bias_takes_the_lower_id_among_equals(roots):
     signs = torch.randint(0, 2, (60, 4), generator=g) * 2.0 - 1  # at the distance 2 from 0
     bias = torch.randint(0, 5, (60,), generator=g) / 2.0
     assert (
-        search(torch.zeros(20, 4), signs, 8, False, bias, roots)
+        nearest_ids(torch.zeros(20, 4), signs, 8, False, bias, roots)
         == by_sorting(torch.zeros(20, 4), signs, False, bias, roots)[:, :8]
     ).all()
     even = torch.full((60,), 4.0 if not roots else 2.0)  # all scores are 0
-    assert search(torch.zeros(20, 4), signs, 3, False, even, roots).tolist() == [[0, 1, 2]] * 20
+    assert nearest_ids(torch.zeros(20, 4), signs, 3, False, even, roots).tolist() == [[0, 1, 2]] * 20
 
 
 @kernel
 def test_search_at_the_edges():
     e = torch.tensor([[-1e30, 0.0], [1e30, 1e30], [-1e30, 1.0], [0.0, -1e30]])
-    assert search(torch.full((3, 2), 1e30), e, 4, False).tolist() == [[1, 0, 2, 3]] * 3
+    assert nearest_ids(torch.full((3, 2), 1e30), e, 4, False).tolist() == [[1, 0, 2, 3]] * 3
     g = torch.Generator().manual_seed(0)
     queries, e = torch.randn(20, 3, generator=g), torch.randn(40, 3, generator=g)
-    expected = search(queries, e, 4, False)
-    assert torch.equal(search(queries.T.contiguous().T, e.T.contiguous().T, 4, False), expected)
+    expected = nearest_ids(queries, e, 4, False)
+    assert torch.equal(nearest_ids(queries.T.contiguous().T, e.T.contiguous().T, 4, False), expected)
     queries[7] = torch.nan
-    found = search(queries, e, 4, False)
+    found = nearest_ids(queries, e, 4, False)
     assert ((found >= 0) & (found < 40)).all() and torch.equal(found[8:], expected[8:])

@@ -1,6 +1,6 @@
 """Cross entropy over all classes on a GPU, value and gradients without a pixels x classes array; in Triton.
 
-``ess.kernels.exact_triton_kernels`` contains the kernels and explains their method; this module launches them. The reference
+``ess.kernels.gpu.exact_kernels`` contains the kernels and explains their method; this module launches them. The reference
 is the torch formula in ``ess.losses.cross_entropy``.
 
 The limits of the time: each pair needs one exp2 and, for Euclidean distances, one rsqrt, which serves both the distance d2 *
@@ -17,7 +17,7 @@ import torch
 import triton
 
 from ess.kernels.distances import SQUARED
-from ess.kernels.exact_triton_kernels import FAR, by_class, by_pixel
+from ess.kernels.gpu.exact_kernels import FAR, by_class, by_pixel
 
 
 class Tile(NamedTuple):

@@ -1,4 +1,4 @@
-"""The Triton kernels of ``ess.kernels.exact_triton``: cross entropy over all classes, value and gradients.
+"""The Triton kernels of ``ess.kernels.gpu.exact``: cross entropy over all classes, value and gradients.
 
 Two kernels visit each pair of a pixel and a class once:
 

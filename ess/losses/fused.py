@@ -169,9 +169,9 @@ def _exact(
     }
     o, labels, weights = embeddings.flatten(2), labels.flatten(1), weights.flatten(1).float()
     if embeddings.is_cuda:
-        from ess.kernels import exact_triton
+        from ess.kernels.gpu import exact
 
-        return _Found(*exact_triton.exact(o, labels, weights, classes, bias, mask, **shared))
+        return _Found(*exact.exact(o, labels, weights, classes, bias, mask, **shared))
     from ess.kernels import exact_cpu
 
     arrays = _arrays(o.float(), labels, weights, classes.float(), None if bias is None else bias.float(), mask)
