@@ -1,102 +1,38 @@
-"""The Triton kernels against definitions in float64 and against sorting, on a GPU or in Triton's interpreter.
+"""The Triton kernels of the exact loss and of the search against definitions in float64 and against sorting."""
 
-Triton decides when it is imported whether it interprets its kernels, and torch's compiler may import it at any time. Without a
-GPU, all tests here except the first few therefore run in a separate process that starts with TRITON_INTERPRET=1, so that no
-other test sees an interpreted Triton.
-"""
-
-import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from triton_cases import DEVICE, INTERPRETED, error, interpreted, kernel, multiply_bfloat16, problem
 
 from ess.kernels.distances import COSINE, DISTANCES, EUCLIDEAN, SQUARED
-
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("no Triton here", allow_module_level=True)
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
-ROOT = Path(__file__).parents[2]
 
 if INTERPRETED or DEVICE == "cuda":
     from ess.kernels.gpu import exact, search
 
-
-def kernel(test):
-    """Keep a test of the results of kernels only if they run in this process."""
-    return test if INTERPRETED or DEVICE == "cuda" else None
-
-
-def interpreted(*command):
-    """The output of a Python process in which Triton interprets its kernels."""
-    done = subprocess.run(
-        [sys.executable, *map(str, command)],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+FILES = [Path(__file__), Path(__file__).with_name("test_triton_candidates.py")]
 
 
 @pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="the kernels run in this process")
 @pytest.mark.parametrize("which", ["not long", pytest.param("long", marks=pytest.mark.long)])
-def test_everything_below_in_the_interpreter(which):
+def test_the_results_of_all_kernels_in_the_interpreter(which):
     quiet = ("-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning")
-    assert "passed" in interpreted("-m", "pytest", *quiet, "-m", which, __file__)
-
-
-@pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
-@pytest.mark.parametrize(("dtype", "distance"), [("bf16", EUCLIDEAN), pytest.param("fp32", COSINE, marks=pytest.mark.long)])
-def test_hopper_can_be_compiled_for(dtype, distance, tmp_path, monkeypatch):
-    from ess.kernels.gpu import exact, exact_kernels, search
-
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    tile = exact._tile(12, torch.bfloat16 if dtype == "bf16" else torch.float32)
-    sizes = {"CHANNELS": 12, "WIDTH": 16, "PIXELS": tile.pixels, "CLASSES": tile.classes}
-    constants = sizes | {"DISTANCE": distance, "NEAR": 0.1, "PRECISION": "tf32x3", "GRADIENTS": True, "BIAS": True}
-    pointers = dict.fromkeys(("weights", "norms", "bias", "masked_bias", "unit", "losses", "logsums", "misses"), "*fp32")
-    pointers |= dict.fromkeys(("embeddings", "classes", "grad_embeddings"), f"*{dtype}") | {"labels": "*i64"}
-    pointers |= dict.fromkeys(("grad_classes", "grad_bias"), "*fp32") | dict.fromkeys(("temperature", "factor"), "fp32")
-    for function in (exact_kernels.by_pixel, exact_kernels.by_class):
-        assert compiled(function, pointers, constants, tile).count("ex2.approx") >= 1
-    constants = {"K": 7, "SLOTS": 8, "PRODUCTS": False, "CHANNELS": 12, "QUERIES": 64, "CLASSES": 64}
-    types = {"queries": "*fp32", "table": "*fp32", "bias": "*fp32", "nearest": "*i64"}
-    for biased in (False, True):
-        ptx = compiled(search._nearest, types, constants | {"ROOTS": True, "BIASED": biased}, tile)
-        assert ("sqrt.rn.f32" in ptx) == biased
-
-
-def compiled(function, types, constants, tile):
-    """The PTX of a kernel for sm_90. Arguments without a type in ``types`` are int32."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    constants = {name: value for name, value in constants.items() if name in function.arg_names}
-    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in function.arg_names}
-    options = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
-    found = triton.compile(ASTSource(function, signature, constants), target=GPUTarget("cuda", 90, 32), options=options)
-    assert found.metadata.shared <= 227 << 10
-    return found.asm["ptx"]
+    assert "passed" in interpreted("-m", "pytest", *quiet, "-m", which, *FILES)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="starts an interpreter of its own")
 def test_the_benchmark_runs_in_the_interpreter():
-    found = json.loads(interpreted("benchmarks/gpu.py", "--interpret", "--json"))
-    assert found["checks"] and all(check["error"] <= check["bound"] for check in found["checks"])
-    for contenders in found["losses"].values():
-        assert contenders["published"]["times_as_fast_as_published"] == 1
-        assert {"exact, Triton", "exact, cosine, Triton", "exact, torch"} <= contenders.keys()
-    assert found["search"]
+    checks = json.loads(interpreted("benchmarks/gpu.py", "check", "--interpret", "--json"))["checks"]
+    assert len(checks) == 2 * (2 * 3 * 3 + 1) and all(check["error"] <= check["bound"] for check in checks)
+    tables = json.loads(interpreted("benchmarks/gpu.py", "measure", "--interpret", "--json"))["tables"]
+    losses = tables["7 classes, float32"]
+    assert losses["published"]["times_as_fast_as_published"] == 1
+    expected = {"exact, Triton", "exact, cosine, Triton", "k-NN, Triton", "exact, torch", "dense", "dense at points"}
+    assert expected <= losses.keys() and not [name for name, row in losses.items() if "failed" in row]
+    assert tables["7 classes, search"]
 
 
 @pytest.fixture(autouse=True)
@@ -104,30 +40,9 @@ def small_blocks(monkeypatch):
     """Small tiles, and products of bfloat16, which the interpreter stores as bits and cannot multiply."""
     if not INTERPRETED:
         return
-    from triton.language import bfloat16, float32
-    from triton.runtime import interpreter
-
-    builder = interpreter.interpreter_builder
-    product = type(builder).create_dot
-
-    def widened(x):
-        return builder.cast_impl(x, float32) if x.dtype.scalar == bfloat16 else x
-
-    monkeypatch.setattr(exact, "_tile", lambda channels, dtype: exact.Tile(32, 32, 4, 1))
+    multiply_bfloat16(monkeypatch)
+    monkeypatch.setattr(exact, "_tiles", lambda *kind: exact.Tiles(exact.Tile(32, 32, 4, 1), exact.Tile(16, 32, 4, 1)))
     monkeypatch.setattr(search, "_blocks", lambda k: (16, 32))
-    monkeypatch.setattr(type(builder), "create_dot", lambda self, a, b, *rest: product(self, widened(a), widened(b), *rest))
-
-
-def problem(classes, dim, size, near=None, seed=0):
-    """Embeddings (2, D, N), of unit length or at the distance ``near`` of their classes; labels, some ignored; classes."""
-    g = torch.Generator().manual_seed(seed)
-    e = F.normalize(torch.randn(classes, dim, generator=g), dim=1)
-    labels = torch.randint(classes, (2, size), generator=g)
-    o = F.normalize(torch.randn(2, size, dim, generator=g), dim=2)
-    if near is not None:
-        o = e[labels] + near * torch.randn(2, size, dim, generator=g) / dim**0.5
-    labels[torch.rand(labels.shape, generator=g) < 0.2] = -1
-    return o.transpose(1, 2).contiguous(), labels, e
 
 
 def extras(classes, size, names=("weights", "bias", "mask"), seed=1):
@@ -167,10 +82,6 @@ def run(o, labels, weights, e, bias, mask, temperature, distance, gradients=True
     tensors = (None if x is None else x.to(DEVICE) for x in (o, labels, weights, e, bias, mask))
     found = exact.exact(*tensors, ignore_index=ignore_index, temperature=temperature, distance=distance, gradients=gradients)
     return [x.cpu() for x in found if x is not None]
-
-
-def error(found, truth):
-    return ((found.double() - truth).norm() / truth.norm().clamp_min(1e-300)).item()
 
 
 def assert_matches(arguments, bounds=(1e-5, 1e-4, 1e-4, 1e-4), temperature=10.0, distance=EUCLIDEAN):
