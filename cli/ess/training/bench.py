@@ -99,7 +99,7 @@ def bench(
             if not as_json:
                 _print_loading(result[what])
         else:
-            how = {"crop": crop, "batch_size": batch_size, "seconds": seconds, "rounds": repeats}
+            how: dict[str, Any] = {"crop": crop, "batch_size": batch_size, "seconds": seconds, "rounds": repeats}
             row = _compared(what, classes, config, end, **how)
             result.setdefault(what, []).append(row)
             if not as_json:
