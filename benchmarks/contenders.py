@@ -6,7 +6,12 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from ess.losses.points import point_cross_entropy
+
 TEMPERATURE, NEIGHBOURS = 20.0, 7
+
+POINTS = 12_544 / 512**2
+"""The points per pixel of Mask2Former, for images of 512 x 512 pixels."""
 
 MOST = 1 << 30
 """The most numbers in an array of a contender: 4 GiB in float32."""
@@ -32,13 +37,22 @@ def published(search: Search, images: torch.Tensor, labels: torch.Tensor, classe
 
 def dense_logits(images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
     """The baseline's logits (B, C, H, W): a convolution at a quarter of the resolution, then upsampling."""
-    small = F.conv2d(images[:, :, ::4, ::4], TEMPERATURE * classes[:, :, None, None])
-    return F.interpolate(small, size=images.shape[2:], mode="bilinear")
+    return F.interpolate(small_logits(images, classes), size=images.shape[2:], mode="bilinear")
+
+
+def small_logits(images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """The baseline's logits before upsampling, (B, C, H / 4, W / 4)."""
+    return F.conv2d(images[:, :, ::4, ::4], TEMPERATURE * classes[:, :, None, None])
 
 
 def dense(images: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
     """The baseline's loss."""
     return F.cross_entropy(dense_logits(images, classes), labels)
+
+
+def dense_at_points(images: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """The baseline's loss at 12,544 points of each image of 512 x 512 pixels, and in proportion for others."""
+    return point_cross_entropy(small_logits(images, classes), labels, max(1, round(POINTS * labels[0].numel()))).mean()
 
 
 def linear(loss: Callable, images: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:

@@ -1,13 +1,15 @@
-"""All GPU measurements in one call: the kernels against float64, then losses, search and prediction against others.
+"""The GPU kernels against float64 and for spilled registers, then losses, search and prediction against others; in two calls.
 
-    python benchmarks/gpu.py [--classes 1284 ...] [--images 8] [--size 512] [--dtype bfloat16 ...] [--rounds 5] [--json]
-    TRITON_INTERPRET=1 python benchmarks/gpu.py --interpret    # tiny, and without a GPU
+    python benchmarks/gpu.py check     # are the kernels right, and do they fit into the registers of this GPU?
+    python benchmarks/gpu.py measure   # [--classes 1284 ...] [--dtype bfloat16 ...] [--budget 200] [--json]
+    TRITON_INTERPRET=1 python benchmarks/gpu.py check --interpret    # tiny, and without a GPU; measure --interpret too
 
-Exits with 1 if a kernel is wrong or fails. Embeddings and class embeddings are random unit vectors; labels are random. Times
-are medians over the rounds, measured by CUDA events, of a forward and backward pass with new leaf tensors. "published" is the
-arithmetic of the published code in torch: distances to all classes in chunks, topk, a gather of k + 1 class embeddings per
-pixel, norms, cross entropy. "dense" computes logits at a quarter of the resolution and upsamples them. Contenders that would
-take too much memory or time get fewer pixels; their figures are scaled and marked. Memory is the peak beyond the inputs.
+Each takes at most 4 minutes and exits with 1 if a kernel is wrong or fails. Embeddings and class embeddings are random unit
+vectors; labels are random. Times are medians over the rounds, measured by CUDA events, of a forward and backward pass with new
+leaf tensors. "published" is the arithmetic of the published code in torch: distances to all classes in chunks, topk, a gather
+of k + 1 class embeddings per pixel, norms, cross entropy. "dense" computes logits at a quarter of the resolution and upsamples
+them; "dense at points" interpolates them at one of 21 pixels. Contenders that would take too much memory or time get fewer
+pixels; their figures are scaled and marked. Memory is the peak beyond the inputs.
 """
 
 import json
@@ -15,17 +17,31 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import product
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
 import click
+import registers
 import torch
 import torch.nn.functional as F
-from contenders import MOST, NEIGHBOURS, TEMPERATURE, as_rows, dense, dense_logits, linear, linear_losses, published
+from contenders import (
+    MOST,
+    NEIGHBOURS,
+    TEMPERATURE,
+    as_rows,
+    dense,
+    dense_at_points,
+    dense_logits,
+    linear,
+    linear_losses,
+    published,
+)
 
 from ess.kernels.distances import DISTANCES
+from ess.losses import fused
 from ess.losses.cross_entropy import exact_cross_entropy, knn_cross_entropy
 from ess.losses.neighbours import nearest
 
@@ -47,28 +63,18 @@ def trained(loss: Callable, images: torch.Tensor, labels: torch.Tensor, classes:
     return [value.detach(), *(leaf.grad for leaf in leaves)]
 
 
-def fused(distance: str, images: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor) -> list[torch.Tensor]:
-    """The same with the kernels of ``ess.kernels.exact_triton``, which are called directly in the interpreter."""
-    if not INTERPRETED:
-        loss = partial(exact_cross_entropy, temperature=TEMPERATURE, distance=distance, backend="fused")
-        return trained(loss, images, labels, classes)
-    from ess.kernels.exact_triton import exact
-
-    labels = labels.flatten(1)
-    weights = torch.full(labels.shape, 1 / labels.numel())
-    settings: dict[str, Any] = {"temperature": TEMPERATURE, "ignore_index": -1, "gradients": True}
-    settings["distance"] = DISTANCES.index(distance)
-    losses, by_images, by_classes, _ = exact(images.flatten(2), labels, weights, classes, None, None, **settings)
-    return [(losses * weights).sum(), cast(torch.Tensor, by_images).view_as(images), cast(torch.Tensor, by_classes)]
+def by_kernels(loss: Callable, distance: str = "euclidean") -> Callable:
+    """The loss of a batch and its gradients, by the kernels of ``ess.kernels.gpu``."""
+    return partial(trained, partial(loss, temperature=TEMPERATURE, distance=distance, backend="fused"))
 
 
 def search(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str = "euclidean") -> torch.Tensor:
-    """The nearest classes, by ``ess.kernels.search_triton``."""
+    """The nearest classes, by ``ess.kernels.gpu.search``."""
     if not INTERPRETED:
         return nearest(queries, classes, k, distance=distance, backend="triton")
-    from ess.kernels import search_triton
+    from ess.kernels.gpu.search import search as by_kernel
 
-    return search_triton.search(queries, classes, k, products=distance == "cosine")
+    return by_kernel(queries, classes, k, products=distance == "cosine")
 
 
 def by_torch(pixels: torch.Tensor, classes: torch.Tensor, k: int) -> torch.Tensor:
@@ -99,15 +105,17 @@ def installed_losses() -> dict[str, Callable]:
 def contenders(count: int, dim: int) -> dict[str, tuple[Callable, float]]:
     """Name -> a function that computes a loss and its gradients, and the most pixels it may get."""
     few, slow = MOST // (dim * (NEIGHBOURS + 1)), PAIRS // count
-    torch_exact = partial(exact_cross_entropy, backend="torch")
+    torch_exact, torch_knn = (partial(loss, backend="torch") for loss in (exact_cross_entropy, knn_cross_entropy))
     found: dict[str, tuple[Callable, float]] = {
         "published": (partial(trained, partial(published, by_torch)), min(few, slow)),
-        "exact, Triton": (partial(fused, "euclidean"), math.inf),
-        "exact, cosine, Triton": (partial(fused, "cosine"), math.inf),
+        "exact, Triton": (by_kernels(exact_cross_entropy), math.inf),
+        "exact, cosine, Triton": (by_kernels(exact_cross_entropy, "cosine"), math.inf),
+        "k-NN, Triton": (by_kernels(knn_cross_entropy), math.inf),
+        "dense": (partial(trained, dense), MOST // count),
+        "dense at points": (partial(trained, dense_at_points), 16 * MOST // count),
         "exact, torch": (partial(trained, torch_exact), slow),
         "exact, cosine, torch": (partial(trained, partial(torch_exact, distance="cosine")), slow),
-        "k-NN": (partial(trained, knn_cross_entropy), min(few, slow)),
-        "dense": (partial(trained, dense), MOST // count),
+        "k-NN, torch": (partial(trained, torch_knn), min(few, slow)),
     }
     return found | {name: (partial(trained, partial(linear, loss)), slow) for name, loss in installed_losses().items()}
 
@@ -123,37 +131,40 @@ def batch(count: int, dim: int, images: int, size: int) -> tuple[torch.Tensor, t
     return unit(images, dim, size, size), labels, unit(count, dim, seed=1)
 
 
-def truth(distance: str, images: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """The mean loss, computed from all logits."""
-    pixels = as_rows(images)
+def truth(
+    distance: str, images: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor, k: int | None = None
+) -> torch.Tensor:
+    """The mean loss, computed from all logits, over all classes or the target and the ``k`` nearest others."""
+    pixels, targets = as_rows(images), labels.flatten()[:, None]
     if distance == "cosine":
         logits = pixels @ classes.T
     else:
         logits = -torch.cdist(pixels, classes, compute_mode="donot_use_mm_for_euclid_dist")
-    return F.cross_entropy(TEMPERATURE * (-logits.square() if distance == "squared" else logits), labels.flatten())
+        logits = -logits.square() if distance == "squared" else logits
+    others = logits.scatter(1, targets, -torch.inf)
+    others = others if k is None else others.topk(min(k, len(classes) - 1), dim=1).values
+    return -F.logsigmoid(TEMPERATURE * logits.gather(1, targets).squeeze(1) - (TEMPERATURE * others).logsumexp(1)).mean()
 
 
-def check(count: int, dim: int, images: int, size: int, dtypes: list[torch.dtype]) -> list[dict]:
+def check_all(count: int, dim: int, images: int, size: int, dtypes: list[torch.dtype]) -> Iterator[dict]:
     """Relative errors of value, gradients and ids against float64, for pixels far from their classes and near to them."""
-    found = []
+    losses = {"exact": (exact_cross_entropy, None), "k-NN": (knn_cross_entropy, NEIGHBOURS)}
     for near in (False, True):
         pixels, labels, classes = batch(count, dim, images, size)
         pixels = classes[labels].permute(0, 3, 1, 2) + 0.03 * pixels if near else pixels
-        for dtype in dtypes:
+        for dtype, distance, (kind, (loss, k)) in product(dtypes, DISTANCES, losses.items()):
             o, e = pixels.to(dtype), classes.to(dtype)
-            for distance in DISTANCES:
-                expected = trained(partial(truth, distance), o.double(), labels, e.double())
-                names = ("value", "gradient of pixels", "gradient of classes")
-                rows = zip(names, fused(distance, o, labels, e), expected, BOUNDS[dtype], strict=True)
-                for name, mine, theirs, bound in rows:
-                    error = ((mine.double() - theirs).norm() / theirs.norm()).item()
-                    what = f"{name}, {distance}, {str(dtype).removeprefix('torch.')}{', near' if near else ''}"
-                    found.append({"what": what, "error": error, "bound": bound})
+            expected = trained(partial(truth, distance, k=k), o.double(), labels, e.double())
+            found = by_kernels(loss, distance)(o, labels, e)
+            names = ("value", "gradient of pixels", "gradient of classes")
+            for name, mine, theirs, bound in zip(names, found, expected, BOUNDS[dtype], strict=True):
+                error = ((mine.double() - theirs).norm() / theirs.norm()).item()
+                what = f"{kind}, {distance}, {str(dtype).removeprefix('torch.')}{', near' if near else ''}: {name}"
+                yield {"what": what, "error": error, "bound": bound}
         queries, k = as_rows(pixels), min(NEIGHBOURS, count)
         ids = torch.cdist(queries.double(), classes.double()).sort(dim=1, stable=True).indices[:, :k]
         wrong = torch.ne(search(queries, classes, k), ids).double().mean().item()
-        found.append({"what": f"ids of the search{', near' if near else ''}", "error": wrong, "bound": 1e-3})
-    return found
+        yield {"what": f"ids of the search{', near' if near else ''}", "error": wrong, "bound": 1e-3}
 
 
 def once(work: Callable) -> tuple[float, float]:
@@ -199,7 +210,7 @@ def race(works: Mapping[str, tuple[Callable, int]], pixels: int, rounds: int) ->
     }
 
 
-def measure_losses(count: int, dim: int, images: int, size: int, dtype: torch.dtype, rounds: int) -> dict[str, dict]:
+def measure_losses(count: int, dim: int, images: int, size: int, *, dtype: torch.dtype, rounds: int) -> dict[str, dict]:
     """The figures of :func:`race` for the losses of all contenders."""
     pixels, labels, classes = batch(count, dim, images, size)
     works = {}
@@ -210,7 +221,7 @@ def measure_losses(count: int, dim: int, images: int, size: int, dtype: torch.dt
     return race(works, images * size * size, rounds)
 
 
-def measure_search(count: int, dim: int, images: int, size: int, rounds: int) -> dict[str, dict]:
+def measure_search(count: int, dim: int, images: int, size: int, *, rounds: int) -> dict[str, dict]:
     """The figures of :func:`race` for the search of the nearest classes and for prediction."""
     pixels, _, classes = batch(count, dim, images, size)
     k = min(NEIGHBOURS + 1, count)
@@ -243,44 +254,77 @@ def report(title: str, rows: dict[str, dict], pixels: int) -> None:
         print(f"{name:<48}{row[f'times_as_fast_as_{first}']:>14.2f}{row['ms']:>12.3f}{row['mib']:>10.0f}{mark}")
 
 
-@click.command()
+@click.group()
+def main() -> None:
+    """Check and time the kernels."""
+
+
+def prepare(interpret: bool) -> dict[str, str]:
+    """The device and the version of torch. In the interpreter, the losses take CPU tensors for those of a GPU."""
+    if interpret != INTERPRETED:
+        raise click.UsageError("--interpret needs TRITON_INTERPRET=1 in the environment, and the other way round")
+    if interpret:
+        fused.on_gpu = lambda embeddings: True
+    return {"device": "interpreter" if interpret else torch.cuda.get_device_name(), "torch": torch.__version__}
+
+
+@main.command()
+@click.option("--dim", default=12, show_default=True, help="Dimensions of an embedding.")
+@click.option("--dtype", "names", multiple=True, default=("float32", "bfloat16"), show_default=True, help="Types, repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--interpret", is_flag=True, help="Make a tiny run in Triton's interpreter, which compiles nothing.")
+def check(dim: int, names: tuple[str, ...], as_json: bool, interpret: bool) -> None:
+    """Compare the kernels with float64, and count the registers that they spill on this GPU."""
+    about: dict[str, Any] = dict(prepare(interpret))
+    sizes = (7, 3, 2, 8) if interpret else (300, dim, 4, 128)
+    about["checks"], about["registers"] = [], []
+    for row in check_all(*sizes, [getattr(torch, name) for name in (("float32",) if interpret else names)]):
+        about["checks"].append(row)
+        if not as_json:
+            print(f"{row['what']:<64}{row['error']:>12.1e}   {'ok' if row['error'] <= row['bound'] else 'WRONG'}", flush=True)
+    if not interpret:
+        major, minor = torch.cuda.get_device_capability()
+        for row in registers.all_rows((10 * major + minor,), registers.DIMS):
+            about["registers"].append(row)
+            if not as_json:
+                print(registers.line_of(row), flush=True)
+    if as_json:
+        print(json.dumps(about, indent=1))
+    right = all(row["error"] <= row["bound"] for row in about["checks"]) and all(row["fits"] for row in about["registers"])
+    sys.exit(0 if right else 1)
+
+
+@main.command()
 @click.option(
-    "--classes", "counts", multiple=True, default=(150, 1284, 10_000, 100_000), show_default=True, help="Classes, repeatable."
+    "--classes", "counts", multiple=True, default=(1284, 150, 10_000, 100_000), show_default=True, help="Classes, repeatable."
 )
 @click.option("--dim", default=12, show_default=True, help="Dimensions of an embedding.")
 @click.option("--images", default=8, show_default=True, help="Images of a batch.")
 @click.option("--size", default=512, show_default=True, help="Height and width, a multiple of 4.")
 @click.option("--dtype", "names", multiple=True, default=("float32", "bfloat16"), show_default=True, help="Types, repeatable.")
 @click.option("--rounds", default=5, show_default=True, help="Rounds; each figure is their median.")
+@click.option("--budget", default=200.0, show_default=True, help="Seconds after which no new table is begun.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--interpret", is_flag=True, help="Make a tiny run in Triton's interpreter.")
-def main(counts, dim, images, size, names, rounds, as_json, interpret) -> None:
-    """Check and time the kernels."""
-    if interpret != INTERPRETED:
-        raise click.UsageError("--interpret needs TRITON_INTERPRET=1 in the environment, and the other way round")
+def measure(counts, dim, images, size, names, rounds, budget, as_json, interpret) -> None:
+    """Time the losses, the search and predictions; each table is printed when it is complete."""
+    begun, about = time.monotonic(), prepare(interpret)
     if interpret:
         counts, dim, images, size, names, rounds = (7,), 3, 1, 8, ("float32",), 1
-    dtypes = [getattr(torch, name) for name in names]
-    checks = check(7, 3, 2, 8, dtypes) if interpret else check(300, dim, 4, 128, dtypes)
-    losses = {
-        f"{count} classes, {name}": measure_losses(count, dim, images, size, dtype, rounds)
-        for count in counts
-        for name, dtype in zip(names, dtypes, strict=True)
-    }
-    searches = {f"{count} classes": measure_search(count, dim, images, size, rounds) for count in counts}
-    wrong = [check for check in checks if not check["error"] <= check["bound"]]
-    tables = losses | searches
-    broken = [name for rows in tables.values() for name, row in rows.items() if "Triton" in name and "failed" in row]
+    tables: dict[str, dict[str, dict]] = {}
+    for count in counts:
+        works = {f"{count} classes, {name}": partial(measure_losses, dtype=getattr(torch, name)) for name in names}
+        for title, work in {**works, f"{count} classes, search": measure_search}.items():
+            if time.monotonic() - begun > budget:
+                print(f"{title}: left out, the {budget:g} seconds of --budget are over", file=sys.stderr)
+                continue
+            tables[title] = work(count, dim, images, size, rounds=rounds)
+            if not as_json:
+                report(f"{title}, {dim} dimensions, {images} x {size} x {size}", tables[title], images * size * size)
     if as_json:
-        device = "interpreter" if interpret else torch.cuda.get_device_name()
-        about = {"device": device, "torch": torch.__version__}
-        print(json.dumps(about | {"checks": checks, "losses": losses, "search": searches}, indent=1))
-    else:
-        for row in checks:
-            print(f"{row['what']:<56}{row['error']:>12.1e}   {'WRONG' if row in wrong else 'ok'}")
-        for title, rows in tables.items():
-            report(f"{title}, {dim} dimensions, {images} x {size} x {size}", rows, images * size * size)
-    sys.exit(1 if wrong or broken else 0)
+        print(json.dumps(about | {"tables": tables}, indent=1))
+    broken = [name for rows in tables.values() for name, row in rows.items() if "Triton" in name and "failed" in row]
+    sys.exit(1 if broken else 0)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Compares the time and memory of our training steps and predictions with the dense baseline, each in its own process."""
 
+import gc
 import math
 import resource
 import time
@@ -42,11 +43,19 @@ PAPER = {
 """Number of classes -> the measurements of the paper: Cityscapes, ADE20K, COCO+LVIS; DeepLabV3+ with ResNet-50."""
 
 
+POINTS = 12_544
+"""The points per image of the contestant "points", as in Mask2Former."""
+
+EPOCHS, IMAGES = 40, 100_170
+"""The length of the paper's training on COCO+LVIS, and the number of training images of LVIS."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """One measurement of "train" or "predict" that lasts at least ``seconds``, after one turn that is not counted.
 
-    The contestants: "ours" is the embedding model, "dense" has one output per class, "network" is ours without a loss.
+    The contestants: "ours" is the embedding model, "network" is ours without a loss, "dense" has one output per class, and
+    "points" is dense with the loss at some points of each image.
     """
 
     what: str
@@ -61,7 +70,13 @@ class Case:
     def least_bytes(self) -> int:
         """The memory of a dense head's logits, three times that in training (softmax and gradient); 0 for the others."""
         copies = {"train": 3, "predict": 1}[self.what] if self.contestant == "dense" else 0
-        return copies * 4 * self.batch_size * self.classes * self.height * self.width
+        return copies * 4 * self.batch_size * self.classes * self.height * self.width // self.config.accumulate
+
+    def settings(self) -> Config:
+        """The settings of the contestant."""
+        if self.contestant not in ("dense", "points"):
+            return self.config
+        return replace(self.config, loss="dense", points=POINTS if self.contestant == "points" else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +101,12 @@ Measurement = Cost | TooLarge | Failed
 class Comparison:
     """Ours compared with the dense baseline for one number of classes; a ratio is None if one of the two was not measured.
 
-    ``measured`` holds (measurement, batch size) by contestant. ``ratio`` is ours / dense in seconds, ``ratio_per_image`` in
-    seconds per image, ``beyond_network`` the share of our step that the loss and its gradient take, ``paper_ratio`` the
-    paper's.
+    ``what`` is "train" or "predict". ``measured`` holds (measurement, batch size) by contestant. ``ratio`` is ours / dense in
+    seconds, ``ratio_per_image`` in seconds per image, ``beyond_network`` the share of our step that the loss and its gradient
+    take, ``paper_ratio`` the paper's.
     """
 
+    what: str
     classes: int
     height: int
     width: int
@@ -101,8 +117,14 @@ class Comparison:
     paper_ratio: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """The figures by name, with an object for each contestant."""
-        measured = {name: asdict(measurement) | {"batch_size": size} for name, (measurement, size) in self.measured.items()}
+        """The figures by name, with an object for each contestant, and in training the hours of 40 epochs of COCO+LVIS."""
+        measured: dict[str, dict[str, Any]] = {}
+        for name, (measurement, size) in self.measured.items():
+            measured[name] = asdict(measurement) | {"batch_size": size}
+            if isinstance(measurement, Cost):
+                measured[name]["images_per_second"] = rate = size / measurement.seconds
+                if self.what == "train":
+                    measured[name]["hours_coco_lvis"] = EPOCHS * IMAGES / rate / 3600
         ratios = ("ratio", "ratio_per_image", "beyond_network", "paper_ratio")
         sizes = {"classes": self.classes, "height": self.height, "width": self.width}
         return sizes | measured | {name: getattr(self, name) for name in ratios}
@@ -137,7 +159,7 @@ def _measure_here(case: Case, limit: int | None) -> Cost | Failed:
 
 def _time_turns(case: Case, device: torch.device, limit: int | None) -> Cost:
     torch.manual_seed(0)
-    config = replace(case.config, loss="dense") if case.contestant == "dense" else case.config
+    config = case.settings()
     model = model_from_config(config, case.classes, weights=None)
     if limit:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
@@ -164,7 +186,7 @@ def turn_of(case: Case, model: SegmentationModel, config: Config, device: torch.
     team = teams.join(replace(config, track="none", batch_size=case.batch_size), Path())
     objective = (_NetworkAlone if case.contestant == "network" else Objective)(model, config).to(device).train()
     wrapped, optimizer = team.prepare(objective, make_optimizer(model, config, objective.log_temperature))
-    return lambda: optimise(team, wrapped, optimizer, batch)
+    return lambda: optimise(team, wrapped, optimizer, batch, config.accumulate)
 
 
 class _NetworkAlone(Objective):
@@ -198,16 +220,20 @@ def compare(
     batch_size: int | None = None,
     seconds: float = 1.0,
     rounds: int = 3,
+    until: float = math.inf,
     progress: Callable[[], None] = lambda: None,
 ) -> Comparison:
     """Compare ours with the dense baseline, in "train" or "predict", for this number of classes; medians over the rounds.
 
-    The contestants take turns. ``crop`` None is the paper's size for this number of classes. ``batch_size`` None is the largest
-    that fits a GPU, and 2 on the CPU; predictions are of one image.
+    The contestants take turns; no round after the first starts later than ``until``, a time of the monotonic clock. ``crop``
+    None is the paper's size for this number of classes. ``batch_size`` None is the largest that fits a GPU, and 2 parts of a
+    step on the CPU; predictions are of one image.
     """
     cases = _cases(what, classes, config, crop, batch_size, seconds)
     measurements: dict[str, list[Measurement]] = {name: [] for name in cases}
-    for _ in range(rounds):
+    for done in range(rounds):
+        if done and time.monotonic() > until:
+            break
         for name, case in cases.items():
             if not measurements[name] or isinstance(measurements[name][-1], Cost):
                 measurements[name].append(measure(case) if case.batch_size else Failed("not even two images fit"))
@@ -215,6 +241,7 @@ def compare(
     ratio, network = _ratio(measurements, "ours", "dense"), _ratio(measurements, "network", "ours")
     theirs = getattr(PAPER[classes], what) if classes in PAPER else None
     return Comparison(
+        what,
         classes,
         cases["ours"].height,
         cases["ours"].width,
@@ -245,15 +272,34 @@ def _cases(
     dense = replace(ours, contestant="dense")
     if what == "predict":
         return {"ours": ours, "dense": dense}
-    ours, dense = (replace(case, batch_size=batch_size or _most_images(case)) for case in (ours, dense))
-    return {"network": replace(ours, contestant="network"), "ours": ours, "dense": dense}
+    trained = (ours, dense, replace(ours, contestant="points"))
+    ours, dense, points = (replace(case, batch_size=batch_size or _most_images(case)) for case in trained)
+    return {"ours": ours, "network": replace(ours, contestant="network"), "dense": dense, "points": points}
 
 
 def _most_images(case: Case) -> int:
-    """The largest batch that fits a GPU, or 0 if two images do not fit (BatchNorm cannot train on one); 2 on the CPU."""
+    """The largest batch that fits a GPU, or 0 if not even two images per part of a step do (BatchNorm needs them).
+
+    On the CPU these two per part are the result.
+    """
     if choose_device(case.config.device).type == "cpu":
-        return 2
-    return largest(lambda images: isinstance(measure(replace(case, batch_size=images, seconds=0.0)), Cost), 2)
+        return 2 * case.config.accumulate
+    found = in_fresh_process(most_images_here, case)
+    return 0 if isinstance(found, Failed) else found
+
+
+def most_images_here(case: Case) -> int:
+    """The result of :func:`_most_images` on a GPU, in this process."""
+    parts = case.config.accumulate
+
+    def fits(images: int) -> bool:
+        found = _measure_here(replace(case, batch_size=images * parts, seconds=0.0), None)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return isinstance(found, Cost)
+
+    return parts * largest(fits, 2)
 
 
 def _median(rounds: list[Measurement]) -> Measurement:

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ess.kernels import fused
 from ess.kernels.distances import DISTANCES
-from ess.losses.neighbours import nearest
+from ess.losses import fused
+from ess.losses.neighbours import FEW, nearest
 
 NEGATIVES = ("nearest", "random", "published")
 """The negatives of a pixel: the k nearest other classes, k random ones, or the k nearest with the published collision."""
@@ -75,7 +75,7 @@ def exact_cross_entropy(
         weights = class_weight.detach()[labels.clamp(0, len(classes) - 1)] * weights
     if reduction == "mean":
         weights = weights / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
-    if fused.chosen(backend, embeddings, classes, devices=("cpu", "cuda")):
+    if fused.chosen(backend, embeddings, classes):
         settings = fused.Settings(temperature, distance, ignore_index)
         if reduction != "none":
             return fused.weighted_sum(embeddings, classes, bias, labels, weights, class_mask, settings)
@@ -109,31 +109,29 @@ def knn_cross_entropy(
     pixel is never one of its negatives, except as published.
     """
     labels = _checked(embeddings, labels, classes, distance, ignore_index, reduction)
-    if k < 1:
-        raise ValueError(f"k is {k}: expected 1 or more negatives")
-    if query_stride not in STRIDES:
-        raise ValueError(f"query_stride is {query_stride}: expected one of {', '.join(map(str, STRIDES))}")
-    if negatives not in NEGATIVES:
-        raise ValueError(f"negatives is {negatives!r}: expected one of {', '.join(NEGATIVES)}")
-    counted = (labels != ignore_index).flatten().nonzero().squeeze(1)
-    targets = labels.flatten()[counted, None]
-    if negatives == "random":
-        others = _random_others(targets, len(classes), k, generator)
+    _check_negatives(k, negatives, query_stride)
+    compiled = fused.chosen(backend, embeddings, classes)
+    on_gpu = compiled and fused.on_gpu(embeddings)
+    counted, targets = _targets(labels, ignore_index, everywhere=on_gpu)
+    if on_gpu and negatives == "nearest" and query_stride == 1 and search in ("auto", "triton") and k <= FEW:
+        candidates = fused.nearest_candidates(embeddings, targets, classes, min(k, len(classes) - 1), distance)
     else:
-        others = _search_others(embeddings, counted, targets, classes, k, distance, negatives, search, query_stride)
-    candidates = torch.cat([targets.int(), others.int()], dim=1)
-    if fused.chosen(backend, embeddings, classes, devices=("cpu",)):
-        losses = fused.over_candidates(
-            embeddings, classes, counted, candidates, fused.Settings(temperature, distance, ignore_index)
-        )
-        return _reduce(losses, counted, labels, reduction)
+        if negatives == "random":
+            others = _random_others(targets, len(classes), k, generator)
+        else:
+            others = _search_others(embeddings, counted, targets, classes, k, distance, negatives, search, query_stride)
+        candidates = torch.cat([targets.int(), others.int()], dim=1)
+    if compiled:
+        settings = fused.Settings(temperature, distance, ignore_index)
+        losses = fused.over_candidates(embeddings, classes, counted, candidates, settings)
+        return _reduce(losses, counted, labels, ignore_index, reduction)
 
     def loss(o_PD: torch.Tensor, candidates_PK: torch.Tensor, e_CD: torch.Tensor) -> torch.Tensor:
         z_PK = _logits(o_PD, F.embedding(candidates_PK, e_CD), temperature, distance)
         return _cross_entropy(z_PK[:, :1], z_PK[:, 1:])
 
     pixels, width = _pixels(embeddings, counted), candidates.shape[1] * classes.shape[1]
-    return _reduce(_chunked(loss, pixels, candidates, (classes,), width), counted, labels, reduction)
+    return _reduce(_chunked(loss, pixels, candidates, (classes,), width), counted, labels, ignore_index, reduction)
 
 
 def margin_penalty(classes: torch.Tensor, *, margin: float = 0.2) -> torch.Tensor:
@@ -254,6 +252,15 @@ def _check_extras(embeddings, classes, bias, class_weight, class_mask) -> None:
         raise ValueError(f"class_mask is {class_mask.dtype}: expected bool, False for classes that are left out")
 
 
+def _check_negatives(k: int, negatives: str, query_stride: int) -> None:
+    if k < 1:
+        raise ValueError(f"k is {k}: expected 1 or more negatives")
+    if query_stride not in STRIDES:
+        raise ValueError(f"query_stride is {query_stride}: expected one of {', '.join(map(str, STRIDES))}")
+    if negatives not in NEGATIVES:
+        raise ValueError(f"negatives is {negatives!r}: expected one of {', '.join(NEGATIVES)}")
+
+
 def _check_classes(classes: torch.Tensor) -> None:
     if classes.ndim != 2 or len(classes) < 2:
         raise ValueError(f"classes have the shape {tuple(classes.shape)}: expected (C, D) with at least 2 classes")
@@ -281,11 +288,22 @@ def as_labels(labels: torch.Tensor, classes: int, ignore_index: int) -> torch.Te
     return labels
 
 
-def _reduce(losses: torch.Tensor, counted: torch.Tensor, labels: torch.Tensor, reduction: str) -> torch.Tensor:
-    """The losses (P,) of the pixels at ``counted``, after the ``reduction``."""
+def _reduce(losses, counted, labels, ignore_index, reduction) -> torch.Tensor:
+    """The losses (P,) of the pixels at ``counted``, 0 where ignored, after the ``reduction``."""
     if reduction == "none":
         return losses.new_zeros(labels.numel()).index_copy(0, counted, losses).view(labels.shape)
-    return losses.sum() / max(1, len(losses)) if reduction == "mean" else losses.sum()
+    return losses.sum() / (labels != ignore_index).sum().clamp_min(1) if reduction == "mean" else losses.sum()
+
+
+def _targets(labels: torch.Tensor, ignore_index: int, *, everywhere: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """(P,) the indices of the pixels that are not ignored, and (P, 1) their labels.
+
+    With ``everywhere``, these are all pixels and -1 where ignored, because a GPU would have to wait for a number of others.
+    """
+    if everywhere:
+        return torch.arange(labels.numel(), device=labels.device), torch.where(labels == ignore_index, -1, labels).view(-1, 1)
+    counted = (labels != ignore_index).flatten().nonzero()
+    return counted.squeeze(1), labels.flatten()[counted]
 
 
 @torch.no_grad()

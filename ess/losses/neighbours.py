@@ -11,12 +11,12 @@ from ess.kernels.distances import DISTANCES
 BACKENDS = ("auto", "numba", "triton", "faiss", "torch", "clustered")
 """The implementations. All but "clustered" compare a query with every class. "triton" needs a GPU, on which it is "auto".
 
-On the CPU, "auto" is numba for 2 to _FEW classes per query, otherwise faiss. "clustered" is faiss's inverted file: a query is
+On the CPU, "auto" is numba for 2 to FEW classes per query, otherwise faiss. "clustered" is faiss's inverted file: a query is
 compared with the classes of the _PROBES nearest of about sqrt(_PROBES * C) clusters, and misses neighbours in other clusters.
-With a bias, which faiss does not support, "auto" on the CPU is numba for up to _FEW classes per query, otherwise torch.
+With a bias, which faiss does not support, "auto" on the CPU is numba for up to FEW classes per query, otherwise torch.
 """
 
-_FEW = 64
+FEW = 64
 """The most classes per query that the compiled searches are made for."""
 
 _PROBES = 16
@@ -72,10 +72,10 @@ def _check_bias(bias: torch.Tensor, classes: torch.Tensor, backend: str) -> None
 
 def _best(queries: torch.Tensor, k: int, biased: bool) -> str:
     if queries.is_cuda:
-        return "triton" if k <= _FEW and find_spec("triton") else "torch"
+        return "triton" if k <= FEW and find_spec("triton") else "torch"
     if biased:
-        return "numba" if k <= _FEW else "torch"
-    return "numba" if 1 < k <= _FEW else "faiss"
+        return "numba" if k <= FEW else "torch"
+    return "numba" if 1 < k <= FEW else "faiss"
 
 
 def _numba(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str, bias: torch.Tensor | None) -> torch.Tensor:
@@ -90,11 +90,11 @@ def _numba(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str, 
 
 
 def _triton(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str, bias: torch.Tensor | None) -> torch.Tensor:
-    """:func:`nearest` by the kernel of ``ess.kernels.search_triton``."""
-    from ess.kernels import search_triton  # imported late: triton is optional
+    """:func:`nearest` by the kernel of ``ess.kernels.gpu.search``."""
+    from ess.kernels.gpu import search  # imported late: triton is optional
 
     how = {"products": distance == "cosine", "roots": distance == "euclidean"}
-    return search_triton.search(queries, classes, k, **how, bias=bias)
+    return search.search(queries, classes, k, **how, bias=bias)
 
 
 def _faiss(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str, bias: torch.Tensor | None) -> torch.Tensor:

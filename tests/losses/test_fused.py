@@ -204,7 +204,16 @@ def test_pixels_of_a_block_share_what_its_middle_finds(stride, tall, wide):
 @pytest.mark.long
 def test_the_benchmarks_measure_every_contender(tmp_path):
     found = measured("losses.py", "--images", "1", "--size", "16", "--plot", str(tmp_path))
-    names = {"published", "exact", "exact, cosine", "k-NN", "k-NN, query_stride 4", "k-NN, clustered", "dense"}
+    names = {
+        "published",
+        "exact",
+        "exact, cosine",
+        "k-NN",
+        "k-NN, query_stride 4",
+        "k-NN, clustered",
+        "dense",
+        "dense at points",
+    }
     assert names <= found["time"]["9"].keys()
     for contender in found["time"]["9"].values():
         assert contender["pixels"] == 256 and contender["us_a_pixel"] > 0 and contender["times_as_fast_as_published"] > 0

@@ -1,102 +1,38 @@
-"""The Triton kernels against definitions in float64 and against sorting, on a GPU or in Triton's interpreter.
+"""The Triton kernels of the exact loss and of the search against definitions in float64 and against sorting."""
 
-Triton decides when it is imported whether it interprets its kernels, and torch's compiler may import it at any time. Without a
-GPU, all tests here except the first few therefore run in a separate process that starts with TRITON_INTERPRET=1, so that no
-other test sees an interpreted Triton.
-"""
-
-import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from triton_cases import DEVICE, INTERPRETED, error, interpreted, kernel, multiply_bfloat16, problem
 
 from ess.kernels.distances import COSINE, DISTANCES, EUCLIDEAN, SQUARED
 
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("no Triton here", allow_module_level=True)
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
-ROOT = Path(__file__).parents[2]
-
 if INTERPRETED or DEVICE == "cuda":
-    from ess.kernels import exact_triton, search_triton
+    from ess.kernels.gpu import exact, search
 
-
-def kernel(test):
-    """Keep a test of the results of kernels only if they run in this process."""
-    return test if INTERPRETED or DEVICE == "cuda" else None
-
-
-def interpreted(*command):
-    """The output of a Python process in which Triton interprets its kernels."""
-    done = subprocess.run(
-        [sys.executable, *map(str, command)],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+FILES = [Path(__file__), Path(__file__).with_name("test_triton_candidates.py")]
 
 
 @pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="the kernels run in this process")
 @pytest.mark.parametrize("which", ["not long", pytest.param("long", marks=pytest.mark.long)])
-def test_everything_below_in_the_interpreter(which):
+def test_the_results_of_all_kernels_in_the_interpreter(which):
     quiet = ("-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning")
-    assert "passed" in interpreted("-m", "pytest", *quiet, "-m", which, __file__)
-
-
-@pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
-@pytest.mark.parametrize(("dtype", "distance"), [("bf16", EUCLIDEAN), pytest.param("fp32", COSINE, marks=pytest.mark.long)])
-def test_hopper_can_be_compiled_for(dtype, distance, tmp_path, monkeypatch):
-    from ess.kernels import exact_triton, exact_triton_kernels, search_triton
-
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    tile = exact_triton._tile(12, torch.bfloat16 if dtype == "bf16" else torch.float32)
-    sizes = {"CHANNELS": 12, "WIDTH": 16, "PIXELS": tile.pixels, "CLASSES": tile.classes}
-    constants = sizes | {"DISTANCE": distance, "NEAR": 0.1, "PRECISION": "tf32x3", "GRADIENTS": True, "BIAS": True}
-    pointers = dict.fromkeys(("weights", "norms", "bias", "masked_bias", "unit", "losses", "logsums", "misses"), "*fp32")
-    pointers |= dict.fromkeys(("embeddings", "classes", "grad_embeddings"), f"*{dtype}") | {"labels": "*i64"}
-    pointers |= dict.fromkeys(("grad_classes", "grad_bias"), "*fp32") | dict.fromkeys(("temperature", "factor"), "fp32")
-    for function in (exact_triton_kernels.by_pixel, exact_triton_kernels.by_class):
-        assert compiled(function, pointers, constants, tile).count("ex2.approx") >= 1
-    constants = {"K": 7, "SLOTS": 8, "PRODUCTS": False, "CHANNELS": 12, "QUERIES": 64, "CLASSES": 64}
-    types = {"queries": "*fp32", "table": "*fp32", "bias": "*fp32", "nearest": "*i64"}
-    for biased in (False, True):
-        ptx = compiled(search_triton._nearest, types, constants | {"ROOTS": True, "BIASED": biased}, tile)
-        assert ("sqrt.rn.f32" in ptx) == biased
-
-
-def compiled(function, types, constants, tile):
-    """The PTX of a kernel for sm_90. Arguments without a type in ``types`` are int32."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    constants = {name: value for name, value in constants.items() if name in function.arg_names}
-    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in function.arg_names}
-    options = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
-    found = triton.compile(ASTSource(function, signature, constants), target=GPUTarget("cuda", 90, 32), options=options)
-    assert found.metadata.shared <= 227 << 10
-    return found.asm["ptx"]
+    assert "passed" in interpreted("-m", "pytest", *quiet, "-m", which, *FILES)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="starts an interpreter of its own")
 def test_the_benchmark_runs_in_the_interpreter():
-    found = json.loads(interpreted("benchmarks/gpu.py", "--interpret", "--json"))
-    assert found["checks"] and all(check["error"] <= check["bound"] for check in found["checks"])
-    for contenders in found["losses"].values():
-        assert contenders["published"]["times_as_fast_as_published"] == 1
-        assert {"exact, Triton", "exact, cosine, Triton", "exact, torch"} <= contenders.keys()
-    assert found["search"]
+    checks = json.loads(interpreted("benchmarks/gpu.py", "check", "--interpret", "--json"))["checks"]
+    assert len(checks) == 2 * (2 * 3 * 3 + 1) and all(check["error"] <= check["bound"] for check in checks)
+    tables = json.loads(interpreted("benchmarks/gpu.py", "measure", "--interpret", "--json"))["tables"]
+    losses = tables["7 classes, float32"]
+    assert losses["published"]["times_as_fast_as_published"] == 1
+    expected = {"exact, Triton", "exact, cosine, Triton", "k-NN, Triton", "exact, torch", "dense", "dense at points"}
+    assert expected <= losses.keys() and not [name for name, row in losses.items() if "failed" in row]
+    assert tables["7 classes, search"]
 
 
 @pytest.fixture(autouse=True)
@@ -104,30 +40,9 @@ def small_blocks(monkeypatch):
     """Small tiles, and products of bfloat16, which the interpreter stores as bits and cannot multiply."""
     if not INTERPRETED:
         return
-    from triton.language import bfloat16, float32
-    from triton.runtime import interpreter
-
-    builder = interpreter.interpreter_builder
-    product = type(builder).create_dot
-
-    def widened(x):
-        return builder.cast_impl(x, float32) if x.dtype.scalar == bfloat16 else x
-
-    monkeypatch.setattr(exact_triton, "_tile", lambda channels, dtype: exact_triton.Tile(32, 32, 4, 1))
-    monkeypatch.setattr(search_triton, "_blocks", lambda k: (16, 32))
-    monkeypatch.setattr(type(builder), "create_dot", lambda self, a, b, *rest: product(self, widened(a), widened(b), *rest))
-
-
-def problem(classes, dim, size, near=None, seed=0):
-    """Embeddings (2, D, N), of unit length or at the distance ``near`` of their classes; labels, some ignored; classes."""
-    g = torch.Generator().manual_seed(seed)
-    e = F.normalize(torch.randn(classes, dim, generator=g), dim=1)
-    labels = torch.randint(classes, (2, size), generator=g)
-    o = F.normalize(torch.randn(2, size, dim, generator=g), dim=2)
-    if near is not None:
-        o = e[labels] + near * torch.randn(2, size, dim, generator=g) / dim**0.5
-    labels[torch.rand(labels.shape, generator=g) < 0.2] = -1
-    return o.transpose(1, 2).contiguous(), labels, e
+    multiply_bfloat16(monkeypatch)
+    monkeypatch.setattr(exact, "_tiles", lambda *kind: exact.Tiles(exact.Tile(32, 32, 4, 1), exact.Tile(16, 32, 4, 1)))
+    monkeypatch.setattr(search, "_blocks", lambda k: (16, 32))
 
 
 def extras(classes, size, names=("weights", "bias", "mask"), seed=1):
@@ -165,14 +80,8 @@ def definition(o, labels, weights, e, bias, mask, temperature, distance):
 
 def run(o, labels, weights, e, bias, mask, temperature, distance, gradients=True, ignore_index=-1):
     tensors = (None if x is None else x.to(DEVICE) for x in (o, labels, weights, e, bias, mask))
-    found = exact_triton.exact(
-        *tensors, ignore_index=ignore_index, temperature=temperature, distance=distance, gradients=gradients
-    )
+    found = exact.exact(*tensors, ignore_index=ignore_index, temperature=temperature, distance=distance, gradients=gradients)
     return [x.cpu() for x in found if x is not None]
-
-
-def error(found, truth):
-    return ((found.double() - truth).norm() / truth.norm().clamp_min(1e-300)).item()
 
 
 def assert_matches(arguments, bounds=(1e-5, 1e-4, 1e-4, 1e-4), temperature=10.0, distance=EUCLIDEAN):
@@ -301,8 +210,8 @@ def test_parts_add_up(monkeypatch):
     weights, bias, mask = extras(40, 100)
     found = []
     for programs, workspace in ((2048, 64 << 20), (5, 64 << 20), (2048, 0)):
-        monkeypatch.setattr(exact_triton, "_PROGRAMS", programs)
-        monkeypatch.setattr(exact_triton, "_WORKSPACE", workspace)
+        monkeypatch.setattr(exact, "_PROGRAMS", programs)
+        monkeypatch.setattr(exact, "_WORKSPACE", workspace)
         found.append(run(o, labels, weights, e, bias, mask, 20.0, EUCLIDEAN))
     for parts in found[1:]:
         torch.testing.assert_close(found[0], parts, rtol=1e-4, atol=1e-5)
@@ -326,9 +235,9 @@ def by_sorting(*problem):
     return scored(*problem).sort(dim=1, stable=True).indices
 
 
-def search(queries, classes, k, products, bias=None, roots=False):
+def nearest_ids(queries, classes, k, products, bias=None, roots=False):
     how = {"products": products, "bias": None if bias is None else bias.to(DEVICE), "roots": roots}
-    found = search_triton.search(queries.to(DEVICE), classes.to(DEVICE), k, **how).cpu()
+    found = search.search(queries.to(DEVICE), classes.to(DEVICE), k, **how).cpu()
     assert found.dtype == torch.int64 and found.shape == (len(queries), k)
     return found
 
@@ -346,7 +255,7 @@ def test_search_agrees_with_sorting(classes, dim, k, products):
     g = torch.Generator().manual_seed(0)
     queries, e = torch.randn(40, dim, generator=g), torch.randn(classes, dim, generator=g)
     expected = by_sorting(queries, e, products)[:, :k]
-    found = search(queries, e, k, products)
+    found = nearest_ids(queries, e, k, products)
     score = (-queries.double() @ e.double().T) if products else (queries[:, None].double() - e).norm(dim=2)
     apart = (score.gather(1, found) - score.gather(1, expected)).abs()
     assert (apart <= 1e-5).all() and (found == expected).float().mean() > 0.99
@@ -361,7 +270,7 @@ def test_search_agrees_with_faiss(products):
     queries, e = torch.randn(40, 6, generator=g), torch.randn(80, 6, generator=g)
     index = (faiss.IndexFlatIP if products else faiss.IndexFlatL2)(6)
     index.add(e.numpy())
-    assert (search(queries, e, 5, products) == torch.from_numpy(index.search(queries.numpy(), 5)[1])).all()
+    assert (nearest_ids(queries, e, 5, products) == torch.from_numpy(index.search(queries.numpy(), 5)[1])).all()
 
 
 @kernel
@@ -370,9 +279,9 @@ def test_search_agrees_with_faiss(products):
 def test_search_takes_the_lower_id_among_equals(k, products):
     g = torch.Generator().manual_seed(0)
     queries, e = (torch.randint(-1, 2, (n, 3), generator=g).float() for n in (40, 80))  # small integers: many exact ties
-    assert (search(queries, e, k, products) == by_sorting(queries, e, products)[:, :k]).all()
+    assert (nearest_ids(queries, e, k, products) == by_sorting(queries, e, products)[:, :k]).all()
     zeros = torch.cat([-torch.eye(41)[1:], torch.eye(41)[1:]])  # inner products of 0 and -0
-    assert search(torch.eye(41)[:1], zeros, k, True).tolist() == [[*range(k)]]
+    assert nearest_ids(torch.eye(41)[:1], zeros, k, True).tolist() == [[*range(k)]]
 
 
 @kernel
@@ -382,9 +291,9 @@ def test_search_with_a_bias_agrees_with_sorting(classes, dim, k, products, roots
     g = torch.Generator().manual_seed(0)
     queries, e, bias = (torch.randn(*n, generator=g) for n in ((40, dim), (classes, dim), (classes,)))
     expected, scores = by_sorting(queries, e, products, bias, roots)[:, :k], scored(queries, e, products, bias, roots)
-    found = search(queries, e, k, products, bias, roots)
+    found = nearest_ids(queries, e, k, products, bias, roots)
     torch.testing.assert_close(scores.gather(1, found), scores.gather(1, expected), atol=1e-5, rtol=0)
-    assert (found == expected).float().mean() > 0.99 and (found != search(queries, e, k, products)).any()
+    assert (found == expected).float().mean() > 0.99 and (found != nearest_ids(queries, e, k, products)).any()
 
 
 @kernel
@@ -394,21 +303,21 @@ def test_search_with_a_bias_takes_the_lower_id_among_equals(roots):
     signs = torch.randint(0, 2, (60, 4), generator=g) * 2.0 - 1  # at the distance 2 from 0
     bias = torch.randint(0, 5, (60,), generator=g) / 2.0
     assert (
-        search(torch.zeros(20, 4), signs, 8, False, bias, roots)
+        nearest_ids(torch.zeros(20, 4), signs, 8, False, bias, roots)
         == by_sorting(torch.zeros(20, 4), signs, False, bias, roots)[:, :8]
     ).all()
     even = torch.full((60,), 4.0 if not roots else 2.0)  # all scores are 0
-    assert search(torch.zeros(20, 4), signs, 3, False, even, roots).tolist() == [[0, 1, 2]] * 20
+    assert nearest_ids(torch.zeros(20, 4), signs, 3, False, even, roots).tolist() == [[0, 1, 2]] * 20
 
 
 @kernel
 def test_search_at_the_edges():
     e = torch.tensor([[-1e30, 0.0], [1e30, 1e30], [-1e30, 1.0], [0.0, -1e30]])
-    assert search(torch.full((3, 2), 1e30), e, 4, False).tolist() == [[1, 0, 2, 3]] * 3
+    assert nearest_ids(torch.full((3, 2), 1e30), e, 4, False).tolist() == [[1, 0, 2, 3]] * 3
     g = torch.Generator().manual_seed(0)
     queries, e = torch.randn(20, 3, generator=g), torch.randn(40, 3, generator=g)
-    expected = search(queries, e, 4, False)
-    assert torch.equal(search(queries.T.contiguous().T, e.T.contiguous().T, 4, False), expected)
+    expected = nearest_ids(queries, e, 4, False)
+    assert torch.equal(nearest_ids(queries.T.contiguous().T, e.T.contiguous().T, 4, False), expected)
     queries[7] = torch.nan
-    found = search(queries, e, 4, False)
+    found = nearest_ids(queries, e, 4, False)
     assert ((found >= 0) & (found < 40)).all() and torch.equal(found[8:], expected[8:])

@@ -1,6 +1,9 @@
 """What `ess bench` measures, at a tiny size: every figure exists, is sane and consistent; no speed is asserted."""
 
 import json
+import time
+from dataclasses import replace
+from statistics import median
 
 import pytest
 import torch
@@ -71,7 +74,7 @@ def die():
 
 
 def test_comparison_without_a_process(monkeypatch):
-    spent = {("network", "train"): 1.0, ("ours", "train"): 2.0, ("dense", "train"): 8.0}
+    spent = {("network", "train"): 1.0, ("ours", "train"): 2.0, ("dense", "train"): 8.0, ("points", "train"): 3.0}
     seen = []
 
     def measured(case):
@@ -80,24 +83,45 @@ def test_comparison_without_a_process(monkeypatch):
 
     monkeypatch.setattr(steps, "measure", measured)
     found = compare("train", 1284, TINY, rounds=3)
-    assert [name for name, _ in seen] == ["network", "ours", "dense"] * 3 and {size for _, size in seen} == {2}
-    assert found.measured == {"network": (Cost(4.0, 10), 2), "ours": (Cost(2.0 * 5, 10), 2), "dense": (Cost(8.0 * 6, 10), 2)}
-    assert found.ratio == found.ratio_per_image == 10 / 48
-    assert found.beyond_network == 1 - 4 / 10
+    assert [name for name, _ in seen] == ["ours", "network", "dense", "points"] * 3 and {size for _, size in seen} == {2}
+    expected = {"ours": 2.0 * 5, "network": 1.0 * 6, "dense": 8.0 * 7, "points": 3.0 * 8}
+    assert found.measured == {name: (Cost(seconds, 10), 2) for name, seconds in expected.items()}
+    assert found.ratio == found.ratio_per_image == median([2 / 24, 10 / 56, 18 / 88])
+    assert found.beyond_network == 1 - median([2 / 2, 6 / 10, 10 / 18])
     assert found.paper_ratio == 5.06 / 4.20 and (found.height, found.width) == (512, 512)
 
 
+def test_no_round_but_the_first_starts_late(monkeypatch):
+    seen = []
+    monkeypatch.setattr(steps, "measure", lambda case: seen.append(case.contestant) or Cost(1.0, 10))
+    compare("predict", 7, TINY, rounds=3, until=time.monotonic() - 1)
+    assert seen == ["ours", "dense"]
+
+
+@pytest.mark.parametrize(("most", "accumulate", "expected"), [(13, 1, 13), (13, 3, 12), (1, 1, 0), (3, 2, 0)])
+def test_the_largest_batch_of_a_gpu_is_found_in_one_process(most, accumulate, expected, monkeypatch):
+    tried = []
+    device, config = torch.device("cuda"), replace(TINY, accumulate=accumulate)
+    monkeypatch.setattr(steps, "choose_device", lambda name: device)
+    monkeypatch.setattr(steps, "in_fresh_process", lambda work, *given: tried.append(work) or work(*given))
+    fitting = lambda case, limit: Cost(1.0, 10) if case.batch_size <= most else Failed("out of memory")  # noqa: E731
+    monkeypatch.setattr(steps, "_measure_here", fitting)
+    assert steps._most_images(case(config=config)) == expected and len(tried) == 1
+
+
 def test_the_json_of_a_comparison_has_an_object_for_each_contestant(monkeypatch):
-    answers = {"network": Failed("x"), "ours": Cost(1.5, 10), "dense": TooLarge(99)}
+    answers = {"network": Failed("x"), "ours": Cost(1.5, 10), "dense": TooLarge(99), "points": Failed("y")}
     monkeypatch.setattr(steps, "measure", lambda case: answers[case.contestant])
     found = compare("train", 7, TINY, crop=64, batch_size=3, rounds=1).to_json()
+    hours = 40 * 100_170 / 2.0 / 3600
     assert list(found.items()) == [
         ("classes", 7),
         ("height", 64),
         ("width", 64),
+        ("ours", {"seconds": 1.5, "peak_bytes": 10, "batch_size": 3, "images_per_second": 2.0, "hours_coco_lvis": hours}),
         ("network", {"failed": "x", "batch_size": 3}),
-        ("ours", {"seconds": 1.5, "peak_bytes": 10, "batch_size": 3}),
         ("dense", {"needs_bytes": 99, "batch_size": 3}),
+        ("points", {"failed": "y", "batch_size": 3}),
         ("ratio", None),
         ("ratio_per_image", None),
         ("beyond_network", None),
@@ -106,7 +130,8 @@ def test_the_json_of_a_comparison_has_an_object_for_each_contestant(monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("what", "contestant"), [("train", "ours"), ("train", "dense"), ("predict", "ours"), ("predict", "dense")]
+    ("what", "contestant"),
+    [("train", "ours"), ("train", "dense"), ("train", "points"), ("predict", "ours"), ("predict", "dense")],
 )
 def test_what_a_process_measures(what, contestant):
     found = steps._measure_here(case(what=what, contestant=contestant), None)
@@ -129,6 +154,24 @@ def test_the_command_measures_everything(sample_dataset):
     assert loading["workers"] == 1 and loading["share"] == pytest.approx(
         loading["crops_per_second"] / loading["decodes_per_second"]
     )
+
+
+def test_tables_come_in_order_until_the_budget_is_spent(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def measured(case):
+        now[0] += 10
+        return Cost(2.0, 10)
+
+    monkeypatch.setattr(steps, "measure", measured)
+    arguments = ["--only", "train", "--repeats", "9", "--device", "cpu", "--budget", "100", "--accumulate", "3"]
+    result = CliRunner().invoke(main, ["bench", *arguments, "--precision", "bf16", "--channels-last"])
+    assert result.exit_code == 0, result.output
+    titles = [line for line in result.stdout.splitlines() if line.startswith("training")]
+    assert titles == [f"training, {n} classes, {size} pixels" for n, size in (("1,284", "512 x 512"), ("150", "512 x 512"))]
+    assert "3.00" in result.stdout and "the loss takes 0% of our step" in result.stdout  # 6 images in 2 seconds
+    assert result.stderr.count("not measured, the 100 seconds of --budget are over") == 2
 
 
 def test_the_table_also_shows_what_cannot_be_measured(monkeypatch):

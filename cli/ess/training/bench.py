@@ -1,6 +1,7 @@
 """``ess bench``: the time and memory of training steps, predictions and the loader."""
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
@@ -18,13 +19,16 @@ from cocolvis.text import human_size
 if TYPE_CHECKING:
     from ess.config import Config
 
-_STEPS = {"train": "training, seconds per iteration", "predict": "prediction, seconds per image"}
+_STEPS = {"train": "training", "predict": "prediction of one image"}
 """What is compared with the dense baseline -> the title of its table."""
 
-_CLASSES = (19, 150, 1284, 10_000)
+_CLASSES = (1284, 150, 19, 10_000)
+
+_BUDGET = 300.0
+"""The seconds after which a GPU starts nothing new; what runs by then takes up to two minutes more."""
 
 
-@command(interrupted="no measurement was kept; run the same command to start over")
+@command(interrupted="what is printed so far was measured; run the same command to start over")
 @click.option(
     "--classes",
     "counts",
@@ -39,9 +43,18 @@ _CLASSES = (19, 150, 1284, 10_000)
 @click.option("--loss", default="auto", show_default=True, type=click.Choice(["knn", "exact", "auto"]), help="Our loss.")
 @click.option("--batch-size", type=click.IntRange(1), help="Images per step.  [default: as many as fit a GPU; 2 on the CPU]")
 @click.option("--crop", type=click.IntRange(8), help="Side length of the pictures.  [default: as in the paper]")
+@click.option("--precision", help="As for ess train.  [default: that of ess train]")
+@click.option("--channels-last/--no-channels-last", default=None, help="As for ess train.  [default: that of ess train]")
+@click.option("--compile/--no-compile", default=None, help="As for ess train.  [default: that of ess train]")
+@click.option("--accumulate", type=click.IntRange(1), help="Parts of a step.  [default: 1]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")
 @click.option("--seconds", default=1.0, show_default=True, help="Minimum duration of each measurement.")
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(1), help="Rounds; the result is their median.")
+@click.option(
+    "--budget",
+    type=click.FloatRange(0, min_open=True),
+    help=f"Seconds after which nothing new is measured.  [default: {_BUDGET:.0f} on a GPU; no limit on the CPU]",
+)
 @path_option("--data", help="Data set for measuring the loader.  [default: a generated one]")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Loader processes.")
 @click.option("--only", type=click.Choice(["train", "predict", "loading"]), multiple=True, help="Only this; may be repeated.")
@@ -52,44 +65,64 @@ def bench(
     crop: int | None,
     seconds: float,
     repeats: int,
+    budget: float | None,
     data: Path | None,
     only: tuple[str, ...],
     as_json: bool,
-    **network: Any,
+    **settings: Any,
 ) -> None:
     """Measure training steps and predictions next to a dense baseline, as in Table 1 of the paper, and the loader.
+
+    Each table is printed when it is complete, the most important one first.
 
     \b
     Example:
       ess bench --classes 1284 --crop 512 --batch-size 2 --only train
     """
     from ess.config import Config
+    from ess.device import choose_device
 
-    config = Config(**network, crop=crop or 512, weights="none")
-    result: dict[str, Any] = {}
-    for what in _STEPS:
-        if not only or what in only:
-            result[what] = _compared(what, counts, config, crop=crop, batch_size=batch_size, seconds=seconds, rounds=repeats)
+    given = {name: value for name, value in settings.items() if value is not None}
+    config = Config(**given, crop=crop or 512, weights="none")
+    if budget is None and choose_device(config.device).type != "cpu":
+        budget = _BUDGET
+    end = None if budget is None else time.monotonic() + budget
+    parts = [(what, classes) for classes in counts for what in _STEPS if not only or what in only]
     if not only or "loading" in only:
-        result["loading"] = _loading(data, replace(config, batch_size=batch_size or 8), 5 * seconds, repeats)
+        parts.insert(len(_STEPS), ("loading", 0))
+    result: dict[str, Any] = {}
+    for what, classes in parts:
+        if end is not None and time.monotonic() >= end:
+            _say_skipped(what, classes, budget)
+        elif what == "loading":
+            result[what] = _loading(data, replace(config, batch_size=batch_size or 8), 5 * seconds, repeats)
+            if not as_json:
+                _print_loading(result[what])
+        else:
+            how: dict[str, Any] = {"crop": crop, "batch_size": batch_size, "seconds": seconds, "rounds": repeats}
+            row = _compared(what, classes, config, end, **how)
+            result.setdefault(what, []).append(row)
+            if not as_json:
+                _print_comparison(what, row)
     if as_json:
         print_json(result)
-        return
-    for what, title in _STEPS.items():
-        if what in result:
-            _print_comparison(title, result[what])
-    if "loading" in result:
-        _print_loading(result["loading"])
 
 
-def _compared(what: str, counts: Sequence[int], config: "Config", *, rounds: int, **how: Any) -> list[dict[str, Any]]:
-    """The results of :func:`ess.bench.steps.compare`, one for each number of classes."""
+def _say_skipped(what: str, classes: int, budget: float | None) -> None:
+    about = f"{what} with {classes} classes" if classes else what
+    say(f"{about}: not measured, the {budget:g} seconds of --budget are over", err=True)
+
+
+def _compared(what: str, classes: int, config: "Config", end: float | None, *, rounds: int, **how: Any) -> dict[str, Any]:
+    """The result of :func:`ess.bench.steps.compare`, whose later rounds leave half of the time until ``end`` to the rest."""
     from ess.bench.steps import compare
 
-    with progress(what, "rounds") as show:
-        done, total = count(1), len(counts) * rounds
-        how["progress"] = lambda: show(next(done), total)
-        return [compare(what, classes, config, rounds=rounds, **how).to_json() for classes in counts]
+    with progress(f"{what}, {classes} classes", "rounds") as show:
+        done = count(1)
+        if end is not None:
+            how["until"] = (time.monotonic() + end) / 2
+        how["progress"] = lambda: show(next(done), rounds)
+        return compare(what, classes, config, rounds=rounds, **how).to_json()
 
 
 def _loading(data: Path | None, config: "Config", seconds: float, rounds: int) -> dict[str, float]:
@@ -122,43 +155,33 @@ def _data_set(folder: Path | None) -> Iterator[Path]:
         yield root / "data"
 
 
-_COLUMNS = {
-    "ratio": "ours/dense",
-    "ratio_per_image": "per image",
-    "paper_ratio": "in the paper",
-    "beyond_network": "beyond the network",
-}
-"""The ratios in the result of a comparison -> the headers of their columns."""
+_NAMES = {"ours": "ours", "network": "ours without its loss", "dense": "dense", "points": "dense at points"}
+"""The contestants -> their names in the table."""
 
 
-def _print_comparison(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Print a table with a row for each number of classes."""
-    contestants = ("network", "ours", "dense")
-    header = ("classes", "pictures", *(f"{name} s" for name in contestants), *_COLUMNS.values(), "ours memory", "dense memory")
+def _print_comparison(what: str, row: dict[str, Any]) -> None:
+    """Print a table with a row for each contestant, and the ratios."""
     say()
-    say(title)
-    print_table(
-        header,
-        [
-            (
-                row["classes"],
-                f"{row['ours']['batch_size']} x {row['height']} x {row['width']}",
-                *(_seconds(row.get(name)) for name in contestants),
-                *("" if row[name] is None else f"{row[name]:.2f}" for name in _COLUMNS),
-                *(Size(row[name]["peak_bytes"]) if "peak_bytes" in row[name] else None for name in ("ours", "dense")),
-            )
-            for row in rows
-        ],
-    )
+    say(f"{_STEPS[what]}, {row['classes']:,} classes, {row['height']} x {row['width']} pixels")
+    hours = ("40 epochs of COCO+LVIS",) if what == "train" else ()
+    header = ("", "images", "images/s", "memory", *hours, "seconds")
+    print_table(header, [_cells(name, row[name], bool(hours)) for name in _NAMES if name in row])
+    if row["beyond_network"] is not None:
+        say(f"the loss takes {row['beyond_network']:.0%} of our step")
+    ratios = [("ours / dense", "ratio"), ("per image", "ratio_per_image"), ("in the paper", "paper_ratio")]
+    known = [f"{name} {row[key]:.2f}" for name, key in ratios if row[key] is not None]
+    if known:
+        say(f"seconds: {', '.join(known)}")
 
 
-def _seconds(result: dict[str, Any] | None) -> str:
-    """The time of one contestant, or the reason why it was not measured."""
-    if result is None:
-        return ""
-    if "seconds" in result:
-        return f"{result['seconds']:.3f}"
-    return f"needs {human_size(result['needs_bytes'])}" if "needs_bytes" in result else "out of memory"
+def _cells(name: str, result: dict[str, Any], hours: bool) -> tuple[Any, ...]:
+    """A row of the table: the figures of one contestant, or the reason why it was not measured."""
+    if "seconds" not in result:
+        why = f"needs {human_size(result['needs_bytes'])}" if "needs_bytes" in result else "out of memory"
+        return (_NAMES[name], result["batch_size"], why, *("",) * (2 + hours))
+    epochs = (f"{result['hours_coco_lvis']:,.1f} h",) if hours else ()
+    speed, memory = f"{result['images_per_second']:,.2f}", Size(result["peak_bytes"])
+    return (_NAMES[name], result["batch_size"], speed, memory, *epochs, f"{result['seconds']:.4f}")
 
 
 def _print_loading(result: dict[str, float]) -> None:

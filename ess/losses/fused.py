@@ -1,5 +1,6 @@
 """The compiled cross entropies as differentiable functions: they choose the kernel, and what the backward pass reuses."""
 
+from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -18,20 +19,24 @@ class Settings(NamedTuple):
     ignore_index: int
 
 
-def chosen(backend: str, embeddings: torch.Tensor, classes: torch.Tensor, *, devices: tuple[str, ...]) -> bool:
-    """Whether a kernel computes the loss. The kernels of this loss exist for ``devices``.
+def chosen(backend: str, embeddings: torch.Tensor, classes: torch.Tensor) -> bool:
+    """Whether a kernel computes the loss.
 
     Raises ValueError if ``backend`` is unknown, or "fused" although no kernel can run.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}: expected one of {', '.join(BACKENDS)}")
     device, double = embeddings.device.type, torch.float64 in (embeddings.dtype, classes.dtype)
-    able = device in devices and not double and (device == "cpu" or _fits_triton(embeddings))
+    able = device in ("cpu", "cuda") and not double and (device == "cpu" or _fits_triton(embeddings))
     if backend == "fused" and not able:
-        on_cuda = ", there with triton and at most 256 channels" if "cuda" in devices else ""
-        expected = f"float32 on {' or '.join(devices)}{on_cuda}"
+        expected = "float32 on cpu or cuda, there with triton and at most 256 channels"
         raise ValueError(f"backend is 'fused': no kernel for {embeddings.dtype} on {embeddings.device}; expected {expected}")
     return able and backend != "torch"
+
+
+def on_gpu(embeddings: torch.Tensor) -> bool:
+    """Whether the kernels for these embeddings are those of ``ess.kernels.gpu``."""
+    return embeddings.is_cuda
 
 
 def _fits_triton(embeddings: torch.Tensor) -> bool:
@@ -72,8 +77,23 @@ def per_pixel(
 def over_candidates(
     embeddings: torch.Tensor, classes: torch.Tensor, counted: torch.Tensor, candidates: torch.Tensor, settings: Settings
 ) -> torch.Tensor:
-    """The losses (P,) of the pixels with indices ``counted`` (P,), over their ``candidates`` (P, K), the target first."""
+    """The losses (P,) of the pixels with indices ``counted`` (P,), over their ``candidates`` (P, K) int32, the target first.
+
+    On a GPU, ``counted`` are all pixels, those that are ignored have a negative target, and their loss is 0.
+    """
     return _OverCandidates.apply(embeddings, classes, counted, candidates, settings)
+
+
+@torch.compiler.disable
+@torch.no_grad()
+def nearest_candidates(
+    embeddings: torch.Tensor, targets: torch.Tensor, classes: torch.Tensor, k: int, distance: str
+) -> torch.Tensor:
+    """(P, 1 + k) int32, on a GPU and for all pixels: the target, negative if ignored, and the k <= 64 nearest other classes."""
+    from ess.kernels.gpu import search  # imported late: triton is optional
+
+    o = embeddings.detach().flatten(2)
+    return search.candidates(o, targets.view(len(o), -1), classes.detach(), k, products=distance == "cosine")
 
 
 class _WeightedSum(torch.autograd.Function):
@@ -116,28 +136,34 @@ class _PerPixel(torch.autograd.Function):
 class _OverCandidates(torch.autograd.Function):
     @staticmethod
     def forward(ctx, embeddings, classes, counted, candidates, settings):
-        from ess.kernels import candidates_cpu  # imported late: numba is slow to import
-
         ctx.save_for_backward(embeddings, classes, counted, candidates)
         ctx.settings = settings
+        how: dict[str, Any] = {"temperature": settings.temperature, "distance": DISTANCES.index(settings.distance)}
+        if on_gpu(embeddings):
+            from ess.kernels.gpu import candidates as gpu
+
+            return gpu.losses(embeddings.flatten(2), classes, candidates, **how)
+        from ess.kernels import candidates_cpu
+
         arrays = _arrays(embeddings.flatten(2).float(), counted, classes.float(), candidates)
-        return torch.from_numpy(candidates_cpu.losses(*arrays, **_candidate_settings(settings)))
+        return torch.from_numpy(candidates_cpu.losses(*arrays, **how, threads=torch.get_num_threads()))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream):
-        from ess.kernels import candidates_cpu
-
         embeddings, classes, counted, candidates = ctx.saved_tensors
-        arrays = _arrays(embeddings.flatten(2).float(), counted, classes.float(), candidates, upstream.float())
-        gradients = candidates_cpu.gradients(*arrays, **_candidate_settings(ctx.settings))
-        pairs = zip(gradients, (embeddings, classes), strict=True)
-        return *(_like(torch.from_numpy(g), t) for g, t in pairs), None, None, None
+        how: dict[str, Any] = {"temperature": ctx.settings.temperature, "distance": DISTANCES.index(ctx.settings.distance)}
+        gradients: Iterable[torch.Tensor]
+        if on_gpu(embeddings):
+            from ess.kernels.gpu import candidates as gpu
 
+            gradients = gpu.gradients(embeddings.flatten(2), classes, candidates, upstream.float(), **how)
+        else:
+            from ess.kernels import candidates_cpu
 
-def _candidate_settings(settings: Settings) -> dict[str, Any]:
-    distance = DISTANCES.index(settings.distance)
-    return {"temperature": settings.temperature, "distance": distance, "threads": torch.get_num_threads()}
+            arrays = _arrays(embeddings.flatten(2).float(), counted, classes.float(), candidates, upstream.float())
+            gradients = map(torch.from_numpy, candidates_cpu.gradients(*arrays, **how, threads=torch.get_num_threads()))
+        return *(_like(g, t) for g, t in zip(gradients, (embeddings, classes), strict=True)), None, None, None
 
 
 class _Found(NamedTuple):
@@ -168,10 +194,10 @@ def _exact(
         "gradients": gradients,
     }
     o, labels, weights = embeddings.flatten(2), labels.flatten(1), weights.flatten(1).float()
-    if embeddings.is_cuda:
-        from ess.kernels import exact_triton
+    if on_gpu(embeddings):
+        from ess.kernels.gpu import exact
 
-        return _Found(*exact_triton.exact(o, labels, weights, classes, bias, mask, **shared))
+        return _Found(*exact.exact(o, labels, weights, classes, bias, mask, **shared))
     from ess.kernels import exact_cpu
 
     arrays = _arrays(o.float(), labels, weights, classes.float(), None if bias is None else bias.float(), mask)

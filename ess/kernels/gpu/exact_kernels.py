@@ -1,4 +1,4 @@
-"""The Triton kernels of ``ess.kernels.exact_triton``: cross entropy over all classes, value and gradients.
+"""The Triton kernels of ``ess.kernels.gpu.exact``: cross entropy over all classes, value and gradients.
 
 Two kernels visit each pair of a pixel and a class once:
 
@@ -10,8 +10,8 @@ Two kernels visit each pair of a pixel and a class once:
 In both, the weights of the pairs in the gradient are the left factor of the next product and stay in registers. There are no
 atomic additions, so equal inputs give equal bits.
 
-Squared distances are |o|^2 - 2 <o, e> + |e|^2, by tensor cores. If this cancels for any pair of a tile, the whole tile and its
-part of the gradients are computed from differences o - e instead; the branch is uniform. With s_pc = softmax(z)_pc, the
+Squared distances are |o|^2 - 2 <o, e> + |e|^2, by tensor cores. The pairs of a tile for which this cancels are taken out of it
+and computed from differences o - e, one pair of each pixel at a time. With s_pc = softmax(z)_pc, the
 gradients are dL_p/do_p = sum over c of (s_pc - [c = t]) dz_pc/do_p with dz/do = -T (o - e) / d, -2 T (o - e) or T e.
 
 Suffixes of names are axes, as listed in ``ess.kernels``.
@@ -32,35 +32,6 @@ _TINY = tl.constexpr(1e-30)
 """Smaller than any squared distance that counts as positive."""
 
 
-# In these helpers the rows may be pixels and the columns classes, or vice versa: (R, C).
-
-
-@triton.jit
-def _squared_distances(
-    rows, row_step, row_kept, columns, column_step, column_kept, CHANNELS, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
-    """Squared distances (R, C) from differences. ``rows`` (R,) and ``columns`` (C,) point at first coordinates."""
-    total = tl.full((ROWS, COLUMNS), _TINY, tl.float32)
-    for d in range(CHANNELS):
-        row = tl.load(rows + d * row_step, mask=row_kept, other=0.0).to(tl.float32)
-        column = tl.load(columns + d * column_step, mask=column_kept, other=0.0).to(tl.float32)
-        gap = row[:, None] - column[None, :]
-        total += gap * gap
-    return total
-
-
-@triton.jit
-def _weighted_differences(weights, rows, row_step, row_kept, columns, column_step, column_kept, dims, CHANNELS):
-    """Sums over the columns of weights * (row - column), (R, D), for ``weights`` (R, C)."""
-    total = tl.zeros((weights.shape[0], dims.shape[0]), tl.float32)
-    for d in range(CHANNELS):
-        row = tl.load(rows + d * row_step, mask=row_kept, other=0.0).to(tl.float32)
-        column = tl.load(columns + d * column_step, mask=column_kept, other=0.0).to(tl.float32)
-        pull = tl.sum(weights * (row[:, None] - column[None, :]), 1)
-        total += tl.where(dims[None, :] == d, pull[:, None], 0.0)
-    return total
-
-
 @triton.jit
 def _logits(scores, bias, temperature, DISTANCE: tl.constexpr):
     """(logits in base 2, slopes) of inner products or of squared distances > 0.
@@ -78,8 +49,8 @@ def _logits(scores, bias, temperature, DISTANCE: tl.constexpr):
 
 
 @triton.jit
-def _own_logits(o_PD, e_PD, bias_P, temperature, DISTANCE: tl.constexpr):
-    """(logits, slopes) of the targets' class embeddings ``e_PD``, see :func:`_logits`, and the differences (P, D)."""
+def own_logits(o_PD, e_PD, bias_P, temperature, DISTANCE: tl.constexpr):
+    """(logits, slopes) of one class embedding ``e_PD`` of each pixel, see :func:`_logits`, and the differences (P, D)."""
     if DISTANCE == _COSINE:
         gap_PD = -e_PD
         score_P = tl.sum(o_PD * e_PD, 1)
@@ -88,6 +59,12 @@ def _own_logits(o_PD, e_PD, bias_P, temperature, DISTANCE: tl.constexpr):
         score_P = tl.maximum(tl.sum(gap_PD * gap_PD, 1), _TINY)
     logit_P, slope_P = _logits(score_P, bias_P, temperature, DISTANCE)
     return logit_P, slope_P, gap_PD
+
+
+@triton.jit
+def _limit(norms, NEAR: tl.constexpr):
+    """The squared distances up to which a pair counts as close; less than FAR, which marks those that were taken out."""
+    return tl.minimum(tl.maximum(NEAR * norms, _TINY), 0.5 * FAR)
 
 
 @triton.jit
@@ -102,7 +79,7 @@ def _join(scores_PC, bias_C, temperature, top_P, others_P, weight_P, sums_PD, DI
 
 
 @triton.jit
-def _softmax(own_P, top_P, others_P):
+def softmax(own_P, top_P, others_P):
     """(losses, log2 of the sums of all exponentials, 1 - p_t, factors of the sums over the other classes), each (P,).
 
     ``own_P`` are the targets' logits in base 2. The other classes have sums of exponentials ``others_P`` * 2^``top_P``.
@@ -150,9 +127,9 @@ def by_pixel(
     o_PD = tl.load(points_P[:, None] + dims_D[None, :] * channel_step, mask=kept_PD, other=0.0).to(classes.dtype.element_ty)
     wide_PD = o_PD.to(tl.float32)
     own_PD = tl.load(classes + target_P[:, None] * WIDTH + dims_D[None, :], mask=kept_PD, other=0.0).to(tl.float32)
-    own_logit_P, own_slope_P, gap_PD = _own_logits(wide_PD, own_PD, tl.load(bias + target_P), temperature, DISTANCE)
+    own_logit_P, _, _ = own_logits(wide_PD, own_PD, tl.load(bias + target_P), temperature, DISTANCE)
     norm_P = tl.sum(wide_PD * wide_PD, 1)
-    limit_P = tl.maximum(NEAR * norm_P, _TINY)
+    limit_P = _limit(norm_P, NEAR)
 
     top_P = tl.full((PIXELS,), -1e38, tl.float32)
     others_P = tl.zeros((PIXELS,), tl.float32)
@@ -168,34 +145,38 @@ def by_pixel(
         own_PC = ids_C[None, :] == target_P[:, None]
         scores_PC = tl.dot(o_PD, tl.trans(e_CD), input_precision=PRECISION)
         if DISTANCE == _COSINE:
-            near = False
             scores_PC = tl.where(own_PC, -FAR, scores_PC)
         else:
             norm_C = tl.load(norms + ids_C, mask=known_C, other=FAR)
             scores_PC = tl.where(own_PC, FAR, norm_C[None, :] - 2 * scores_PC + norm_P[:, None])
-            near = tl.min(tl.min(scores_PC, 1) - limit_P, 0) <= 0
-        if near:
-            scores_PC = _squared_distances(points_P, channel_step, counted_P, lines_C, 1, known_C, CHANNELS, PIXELS, CLASSES)
-            scores_PC = tl.where(own_PC, FAR, scores_PC)
-            top_P, others_P, weight_P, sums_PD, pulls_PC = _join(
-                scores_PC, bias_C, temperature, top_P, others_P, weight_P, sums_PD, DISTANCE
-            )
-            if GRADIENTS:
-                sums_PD += _weighted_differences(
-                    pulls_PC, points_P, channel_step, counted_P, lines_C, 1, known_C, dims_D, CHANNELS
-                )
-        else:
-            top_P, others_P, weight_P, sums_PD, pulls_PC = _join(
-                scores_PC, bias_C, temperature, top_P, others_P, weight_P, sums_PD, DISTANCE
-            )
-            if GRADIENTS:
-                rounded_PC = pulls_PC.to(e_CD.dtype)
-                if CHANNELS == WIDTH:
-                    weight_P += tl.sum(rounded_PC.to(tl.float32), 1)
-                # Not +=, which would become a sum inside the tensor cores, and they truncate it at every step.
-                sums_PD -= tl.dot(rounded_PC, e_CD, input_precision=PRECISION)
+            while tl.min(tl.min(scores_PC, 1) - limit_P, 0) <= 0:
+                close_P = tl.min(tl.where(scores_PC <= limit_P[:, None], ids_C[None, :], count), 1)
+                found_P = close_P < count
+                scores_PC = tl.where(ids_C[None, :] == close_P[:, None], FAR, scores_PC)
+                e_PD = tl.load(
+                    classes + close_P[:, None] * WIDTH + dims_D[None, :],
+                    mask=found_P[:, None] & (dims_D < CHANNELS)[None, :],
+                    other=0.0,
+                ).to(tl.float32)
+                bias_P = tl.load(masked_bias + image * bias_image_step + close_P, mask=found_P, other=0.0)
+                logit_P, slope_P, difference_PD = own_logits(wide_PD, e_PD, bias_P, temperature, DISTANCE)
+                logit_P = tl.where(found_P, logit_P, -FAR)
+                higher_P = tl.maximum(top_P, logit_P)
+                fade_P, share_P = tl.exp2(top_P - higher_P), tl.exp2(logit_P - higher_P)
+                top_P, others_P, weight_P = higher_P, others_P * fade_P + share_P, weight_P * fade_P
+                if GRADIENTS:
+                    sums_PD = sums_PD * fade_P[:, None] + (share_P * slope_P)[:, None] * difference_PD
+        top_P, others_P, weight_P, sums_PD, pulls_PC = _join(
+            scores_PC, bias_C, temperature, top_P, others_P, weight_P, sums_PD, DISTANCE
+        )
+        if GRADIENTS:
+            rounded_PC = pulls_PC.to(e_CD.dtype)
+            if CHANNELS == WIDTH:
+                weight_P += tl.sum(rounded_PC.to(tl.float32), 1)
+            # Not +=, which would become a sum inside the tensor cores, and they truncate it at every step.
+            sums_PD -= tl.dot(rounded_PC, e_CD, input_precision=PRECISION)
 
-    loss_P, logsum_P, miss_P, scale_P = _softmax(own_logit_P, top_P, others_P)
+    loss_P, logsum_P, miss_P, scale_P = softmax(own_logit_P, top_P, others_P)
     index_P = image * size + at_P
     tl.store(losses + index_P, tl.where(counted_P, loss_P, 0.0), mask=inside_P)
     if GRADIENTS:
@@ -205,20 +186,22 @@ def by_pixel(
         tl.store(misses + index_P, miss_P * part_P, mask=inside_P)
         if DISTANCE != _COSINE:
             sums_PD += wide_PD * _sum_of_weights(weight_P, sums_PD, dims_D, CHANNELS)[:, None]
+        # Compared again: kept through the loop, the differences would take registers that it needs.
+        own_PD = tl.load(classes + target_P[:, None] * WIDTH + dims_D[None, :], mask=kept_PD, other=0.0).to(tl.float32)
+        _, own_slope_P, gap_PD = own_logits(wide_PD, own_PD, 0.0, temperature, DISTANCE)
         grad_PD = scale_P[:, None] * sums_PD - (miss_P * own_slope_P)[:, None] * gap_PD
         grad_PD = tl.where(counted_P[:, None], (factor * upstream_P)[:, None] * grad_PD, 0.0)
         lines_P = grad_embeddings + image * grad_image_step + at_P * grad_pixel_step
-        kept_PD = inside_P[:, None] & (dims_D < CHANNELS)[None, :]
-        tl.store(
-            lines_P[:, None] + dims_D[None, :] * grad_channel_step, grad_PD.to(grad_embeddings.dtype.element_ty), mask=kept_PD
-        )
+        inside_PD = inside_P[:, None] & (dims_D < CHANNELS)[None, :]
+        grad_PD = grad_PD.to(grad_embeddings.dtype.element_ty)
+        tl.store(lines_P[:, None] + dims_D[None, :] * grad_channel_step, grad_PD, mask=inside_PD)
 
 
 @triton.jit
 def _shares(scores_CP, bias_C, temperature, ids_C, label_P, miss_P, logsum_P, DISTANCE: tl.constexpr):
     """(shares, slopes): |weight| / unit * (s_pc - [c = t]) of each pair, (C, P), and the slopes of :func:`_logits`."""
     logits_CP, slopes = _logits(scores_CP, bias_C, temperature, DISTANCE)
-    own_CP = ids_C[:, None] == label_P[None, :]
+    own_CP = (ids_C[:, None] == label_P[None, :]) & (scores_CP < FAR)
     return tl.where(own_CP, -miss_P[None, :], tl.exp2(logits_CP - logsum_P[None, :])), slopes
 
 
@@ -241,7 +224,7 @@ def by_class(
     lines_C = classes + ids_C * WIDTH
     e_CD = tl.load(lines_C[:, None] + dims_D[None, :], mask=known_C[:, None] & (dims_D != CHANNELS)[None, :], other=0.0)
     norm_C = tl.load(norms + ids_C, mask=known_C, other=FAR)
-    limit_C = tl.maximum(NEAR * norm_C, _TINY)
+    limit_C = _limit(norm_C, NEAR)
     sums_CD = tl.zeros((CLASSES, WIDTH), tl.float32)
     weight_C = tl.zeros((CLASSES,), tl.float32)
     slope_C = tl.zeros((CLASSES,), tl.float32)
@@ -262,26 +245,35 @@ def by_class(
         kept_DP = (dims_D < CHANNELS)[:, None] & counted_P[None, :]
         o_DP = tl.load(points_P[None, :] + dims_D[:, None] * channel_step, mask=kept_DP, other=0.0).to(e_CD.dtype)
         scores_CP = tl.dot(e_CD, o_DP, input_precision=PRECISION)
-        if DISTANCE == _COSINE:
-            near = False
-        else:
+        if DISTANCE != _COSINE:
             wide_DP = o_DP.to(tl.float32)
             scores_CP = norm_C[:, None] - 2 * scores_CP + tl.sum(wide_DP * wide_DP, 0)[None, :]
-            near = tl.min(tl.min(scores_CP, 1) - limit_C, 0) <= 0
-        if near:
-            scores_CP = _squared_distances(lines_C, 1, known_C, points_P, channel_step, counted_P, CHANNELS, CLASSES, PIXELS)
-            shares_CP, slopes = _shares(scores_CP, bias_C, temperature, ids_C, label_P, miss_P, logsum_P, DISTANCE)
-            pulls_CP = shares_CP * slopes * sign_P[None, :]
-            sums_CD += _weighted_differences(
-                pulls_CP, lines_C, 1, known_C, points_P, channel_step, counted_P, dims_D, CHANNELS
-            )
-        else:
-            shares_CP, slopes = _shares(scores_CP, bias_C, temperature, ids_C, label_P, miss_P, logsum_P, DISTANCE)
-            signed_DP = tl.where(dims_D[:, None] == CHANNELS, 1.0, o_DP.to(tl.float32)) * sign_P[None, :]
-            rounded_CP = (shares_CP * slopes).to(e_CD.dtype)
-            if CHANNELS == WIDTH:
-                weight_C += tl.sum(rounded_CP.to(tl.float32) * sign_P[None, :], 1)
-            sums_CD -= tl.dot(rounded_CP, tl.trans(signed_DP.to(e_CD.dtype)), input_precision=PRECISION)
+            while tl.min(tl.min(scores_CP, 1) - limit_C, 0) <= 0:
+                close_P = tl.min(tl.where(scores_CP <= limit_C[:, None], ids_C[:, None], count), 0)
+                found_P = close_P < count
+                close_CP = ids_C[:, None] == close_P[None, :]
+                scores_CP = tl.where(close_CP, FAR, scores_CP)
+                e_DP = tl.load(
+                    classes + close_P[None, :] * WIDTH + dims_D[:, None],
+                    mask=found_P[None, :] & (dims_D < CHANNELS)[:, None],
+                    other=0.0,
+                )
+                difference_DP = e_DP.to(tl.float32) - wide_DP
+                score_P = tl.maximum(tl.sum(difference_DP * difference_DP, 0), _TINY)
+                own_bias_P = tl.load(masked_bias + image * bias_image_step + close_P, mask=found_P, other=0.0)
+                logit_P, slope_P = _logits(score_P, own_bias_P, temperature, DISTANCE)
+                share_P = tl.where(close_P == label_P, -miss_P, tl.exp2(logit_P - logsum_P)) * sign_P
+                share_P = tl.where(found_P, share_P, 0.0)
+                pulls_DP = (share_P * slope_P)[None, :] * difference_DP
+                sums_CD += tl.dot(close_CP.to(tl.float32), tl.trans(pulls_DP), input_precision=PRECISION)
+                if BIAS:
+                    slope_C += tl.sum(tl.where(close_CP, share_P[None, :], 0.0), 1)
+        shares_CP, slopes = _shares(scores_CP, bias_C, temperature, ids_C, label_P, miss_P, logsum_P, DISTANCE)
+        signed_DP = tl.where(dims_D[:, None] == CHANNELS, 1.0, o_DP.to(tl.float32)) * sign_P[None, :]
+        rounded_CP = (shares_CP * slopes).to(e_CD.dtype)
+        if CHANNELS == WIDTH:
+            weight_C += tl.sum(rounded_CP.to(tl.float32) * sign_P[None, :], 1)
+        sums_CD -= tl.dot(rounded_CP, tl.trans(signed_DP.to(e_CD.dtype)), input_precision=PRECISION)
         if BIAS:
             slope_C += tl.sum(shares_CP * sign_P[None, :], 1)
 

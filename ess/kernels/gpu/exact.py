@@ -1,13 +1,14 @@
 """Cross entropy over all classes on a GPU, value and gradients without a pixels x classes array; in Triton.
 
-``ess.kernels.exact_triton_kernels`` contains the kernels and explains their method; this module launches them. The reference
-is the torch formula in ``ess.losses.cross_entropy``.
+``ess.kernels.gpu.exact_kernels`` contains the kernels and explains their method; this module launches them. The reference is
+the torch formula in ``ess.losses.cross_entropy``.
 
 The limits of the time: each pair needs one exp2 and, for Euclidean distances, one rsqrt, which serves both the distance d2 *
 rsqrt(d2) and the derivative 1 / d. A multiprocessor computes 16 of these per clock; value and gradients need 4 (Euclidean) or 2
-per pair, the value alone half as many. They also need 2 times about 17 or 9 other instructions, at 128 per clock, and 4
-products of D numbers on the tensor cores. For 2.1 million pixels and 1284 classes, 132 multiprocessors at 1.75 GHz therefore
-take at least 2.9 or 1.5 ms for the special functions, and 3.5 or 2 ms to issue all instructions.
+per pair, the value alone half as many. For 2.1 million pixels and 1284 classes, 132 multiprocessors at 1.75 GHz therefore take
+at least 2.9 or 1.5 ms for the special functions. They also need 4 products of D numbers on the tensor cores. With Euclidean
+distances and 12 channels in float32, whose products are made of three each, the compiler (Triton 3.8, sm_90) emits 40 and 54
+instructions per pair for the two kernels; at 128 per clock, this is at least 8.6 ms.
 """
 
 import math
@@ -17,7 +18,7 @@ import torch
 import triton
 
 from ess.kernels.distances import SQUARED
-from ess.kernels.exact_triton_kernels import FAR, by_class, by_pixel
+from ess.kernels.gpu.exact_kernels import FAR, by_class, by_pixel
 
 
 class Tile(NamedTuple):
@@ -29,33 +30,51 @@ class Tile(NamedTuple):
     stages: int
 
 
+class Tiles(NamedTuple):
+    """The tiles of the two kernels."""
+
+    by_pixel: Tile
+    by_class: Tile
+
+
 class Tuning(NamedTuple):
     """The tuning for one type of the products.
 
-    ``tiles`` maps the most channels to a tile: 64 pairs per thread for short embeddings, and as many as registers and shared
-    memory can hold for longer ones. ``near_value`` and ``near_gradient`` are the shares of |o|^2, or of |e|^2 in
-    :func:`by_class`, below which a squared distance is computed from differences. Pixels are often near their own class, and
-    gradients need fewer digits than the value, hence the smaller share. Inner products ("cosine") never cancel and use neither.
+    ``tiles`` maps the most channels to tiles, the largest for which the compiler spills no registers (see
+    ``benchmarks/registers.py``). ``near_value`` and ``near_gradient`` are the shares of |o|^2, or of |e|^2 in :func:`by_class`,
+    below which a squared distance is computed from differences. Pixels are often near their own class, and gradients need fewer
+    digits than the value, hence the smaller share. Inner products ("cosine") never cancel and use neither.
     """
 
-    tiles: dict[int, Tile]
+    tiles: dict[int, Tiles]
     near_value: float
     near_gradient: float
 
 
-_HALF = Tuning({32: Tile(64, 128, 4, 2), 64: Tile(64, 64, 4, 2), 256: Tile(64, 64, 8, 1)}, 0.002, 0.002)
+_HALF = Tuning(
+    {
+        32: Tiles(Tile(64, 128, 4, 2), Tile(64, 128, 4, 2)),
+        64: Tiles(Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
+        256: Tiles(Tile(64, 64, 8, 1), Tile(64, 64, 8, 1)),
+    },
+    0.002,
+    0.002,
+)
 _TUNING = {
     torch.float32: Tuning(
-        {16: Tile(64, 128, 4, 2), 32: Tile(64, 64, 4, 2), 64: Tile(64, 64, 8, 1), 256: Tile(64, 32, 8, 1)}, 0.25, 0.02
+        {
+            16: Tiles(Tile(128, 32, 4, 2), Tile(32, 64, 4, 2)),
+            32: Tiles(Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)),
+            64: Tiles(Tile(32, 64, 8, 1), Tile(32, 32, 8, 1)),
+            256: Tiles(Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+        },
+        0.25,
+        0.02,
     ),
     torch.bfloat16: _HALF,
     torch.float16: _HALF,
 }
-"""The type of the products -> its tuning, for all distances.
-
-For tiles of 64 x 128 the compiler (Triton 3.9, sm_90, 12 bfloat16 channels, Euclidean) emits 17 and 20 instructions per pair of
-value and class gradients, two of them special functions; for 64 x 64 it emits 24 and 33, mostly for pixels or classes alone.
-"""
+"""The type of the products -> its tuning, for all distances."""
 
 _WORKSPACE = 64 << 20
 """Bytes for partial sums of class gradients."""
@@ -102,7 +121,7 @@ def exact(
     """
     (images, channels, size), count = embeddings.shape, len(classes)
     classes = classes.to(torch.promote_types(embeddings.dtype, classes.dtype))
-    tile, tuning = _tile(channels, classes.dtype), _TUNING[classes.dtype]
+    tiles, tuning = _tiles(channels, classes.dtype), _TUNING[classes.dtype]
     table, norms = _padded(classes), classes.float().square().sum(1)
     bias_C = torch.zeros_like(norms) if bias is None else bias.float() * _LOG2_E
     masked_bias = bias_C.expand(images, count)
@@ -121,13 +140,13 @@ def exact(
         "bias_image_step": masked_bias.stride(0),
         **{"size": size, "count": count, "temperature": temperature * _LOG2_E},
         "factor": temperature * (-2.0 if distance == SQUARED else -1.0),
-        **{"CHANNELS": channels, "WIDTH": table.shape[1], "PIXELS": tile.pixels, "CLASSES": tile.classes},
-        **{"DISTANCE": distance, "PRECISION": "tf32x3"},
-        **{"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True},
+        **{"CHANNELS": channels, "WIDTH": table.shape[1], "DISTANCE": distance, "PRECISION": "tf32x3"},
+        "enable_fp_fusion": True,
     }
     with torch.cuda.device_of(embeddings):
-        by_pixel[triton.cdiv(size, tile.pixels), images](
+        by_pixel[triton.cdiv(size, tiles.by_pixel.pixels), images](
             **common,
+            **_options(tiles.by_pixel),
             **{"bias": bias_C, "unit": unit, "losses": losses, "grad_embeddings": grad_embeddings},
             **_steps("grad_", "image channel pixel", grad_embeddings),
             ignore_index=ignore_index,
@@ -136,7 +155,9 @@ def exact(
         )
         if not gradients:
             return Exact(losses, None, None, None)
-        grad_classes, grad_bias = _class_gradients(common, tile, (images, channels, size, count), bias is not None, tuning)
+        grad_classes, grad_bias = _class_gradients(
+            common, tiles.by_class, (images, channels, size, count), bias is not None, tuning
+        )
     return Exact(losses, grad_embeddings, grad_classes * unit, None if grad_bias is None else grad_bias * unit)
 
 
@@ -154,6 +175,7 @@ def _class_gradients(
     grad_classes, grad_bias = norms.new_empty(parts, count, channels), norms.new_empty(parts, count if biased else 0)
     by_class[tiles, parts](
         **common,
+        **_options(tile),
         **{"grad_classes": grad_classes, "grad_bias": grad_bias},
         **{"blocks": blocks, "per_image": per_image, "share": share},
         NEAR=tuning.near_gradient,
@@ -162,9 +184,14 @@ def _class_gradients(
     return grad_classes.sum(0), grad_bias.sum(0) if biased else None
 
 
-def _tile(channels: int, dtype: torch.dtype) -> Tile:
-    """The tile for embeddings with this number of channels and products of this type."""
-    return next(tile for most, tile in _TUNING[dtype].tiles.items() if channels <= most)
+def _tiles(channels: int, dtype: torch.dtype) -> Tiles:
+    """The tiles for embeddings with this number of channels and products of this type."""
+    return next(tiles for most, tiles in _TUNING[dtype].tiles.items() if channels <= most)
+
+
+def _options(tile: Tile) -> dict[str, int]:
+    """A tile as arguments of a launch."""
+    return {"PIXELS": tile.pixels, "CLASSES": tile.classes, "num_warps": tile.warps, "num_stages": tile.stages}
 
 
 def _padded(classes: torch.Tensor) -> torch.Tensor:
