@@ -4,7 +4,7 @@ import click
 
 from cli.commands import Group
 from cli.ess import info
-from cli.ess.evaluation import calibrate, eval
+from cli.ess.evaluation import analyze, calibrate, eval
 from cli.ess.inference import add_class, export, predict
 from cli.ess.training import bench, models, preset, train
 
@@ -19,6 +19,7 @@ for command in (
     train.train,
     eval.evaluate,
     calibrate.calibrate,
+    analyze.analyze,
     predict.predict,
     export.export,
     add_class.add_class,

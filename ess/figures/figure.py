@@ -44,6 +44,6 @@ def write_figure(
 
 
 def write_index(folder: Path, figures: Sequence[Figure], left_out: Sequence[str], about: dict[str, Any]) -> None:
-    """Write the index: the run and the data set that the figures are ``about``, the figures, and those left out, with reasons."""
+    """Write the index: the run and the data set that are ``about``, the figures, and why others were left out."""
     listed = {"figures": [figure.to_json() for figure in figures], "left_out": [*left_out]}
     write_json(folder / INDEX, about | listed)
