@@ -126,6 +126,12 @@ def _legend(analysis: Analysis, ranked: Sequence[int], colours: np.ndarray) -> t
     """Stars and names of the classes, largest first, with the numbers that the figure uses."""
     from matplotlib.lines import Line2D
 
-    style = {"marker": "*", "markersize": 13, "linestyle": "none", "markeredgecolor": "black", "markeredgewidth": 0.8}
+    style: dict[str, Any] = {
+        "marker": "*",
+        "markersize": 13,
+        "linestyle": "none",
+        "markeredgecolor": "black",
+        "markeredgewidth": 0.8,
+    }
     stars = [Line2D([], [], color=colours[c], **style) for c in ranked]
     return stars, [f"{number} {plain(analysis.vocabulary.name(c), 24)}" for number, c in enumerate(ranked, 1)]
