@@ -66,6 +66,8 @@ def _number(value: float) -> str:
 
 
 def _draw(analysis: Analysis, images: np.ndarray, lengths: np.ndarray, text: str) -> Any:
+    from matplotlib.ticker import LogLocator
+
     figure = new_figure(7.2, 5.6)
     axes = figure.subplots()
     shown = [c for c in analysis.vocabulary if images[c.id - 1]]
@@ -73,7 +75,9 @@ def _draw(analysis: Analysis, images: np.ndarray, lengths: np.ndarray, text: str
     size = 24 if len(shown) < 300 else 10
     axes.scatter(images[at], lengths[at], s=size, c=[colour_of(c) for c in shown], alpha=0.7, linewidths=0, zorder=2)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if images.max() < 200 else (1,)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.xaxis.set_minor_formatter("")
     axes.set(xlabel="training images with the class", ylabel="length of the class embedding")
     axes.set_title(fill(text, 92), fontsize=9, loc="left", color="0.25")
     clean(axes)

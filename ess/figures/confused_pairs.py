@@ -71,7 +71,7 @@ def _draw(pairs: Sequence[Pair], names: Sequence[str]) -> Any:
     axes.set_yticks(
         places, [f"{plain(names[p.truth - 1], 30)} → {plain(names[p.predicted - 1], 30)}" for p in pairs], fontsize=9
     )
-    axes.invert_yaxis()
+    axes.set_ylim(len(pairs) - 0.4, -0.6)
     axes.bar_label(bars, [f"{p.pixels:,}  ({p.share:.0%})" for p in pairs], padding=4, fontsize=8, color="0.25")
     axes.set_xlim(0, max(pair.pixels for pair in pairs) * 1.2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")

@@ -25,6 +25,9 @@ _PIXELS, _CLASSES = 1500, 12
 
 _PERPLEXITY = 30
 
+_SIDE, _APART = 360, 12
+"""About the side of the panel, and the least distance of a number from other stars and numbers, in points."""
+
 
 class Sampled(NamedTuple):
     """Pixels of an image: their rows, columns and true classes 1..C, (n,) each, sorted by class."""
@@ -112,14 +115,34 @@ def _draw(
     points, stars = flat[: len(sampled.rows)], flat[len(sampled.rows) :]
     axes.scatter(*points.T, s=7, c=colours[sampled.classes], linewidths=0, alpha=0.7, rasterized=True)
     numbers = {c: number for number, c in enumerate(ranked, 1)}
-    for c, (x, y) in zip(classes.tolist(), stars.tolist(), strict=True):
-        axes.scatter(x, y, s=330, marker="*", color=colours[c], edgecolors="black", linewidths=0.9, zorder=3)
-        axes.annotate(str(numbers[c]), (x, y), xytext=(7, 7), textcoords="offset points", fontsize=9, weight="bold", zorder=4)
+    for c, place, offset in zip(classes.tolist(), stars.tolist(), label_offsets(flat, stars), strict=True):
+        axes.scatter(*place, s=260, marker="*", color=colours[c], edgecolors="black", linewidths=0.9, zorder=3)
+        style = {"fontsize": 9, "weight": "bold", "ha": "center", "va": "center", "zorder": 4}
+        axes.annotate(str(numbers[c]), place, xytext=offset, textcoords="offset points", **style)
+    axes.margins(0.08)
     axes.set(xticks=[], yticks=[])
     axes.set_title(f"{how}; a star is a class embedding", fontsize=10, loc="left")
     clean(axes)
     axes.legend(*_legend(analysis, ranked, colours), loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
     return figure
+
+
+def label_offsets(flat: np.ndarray, stars: np.ndarray) -> list[tuple[float, float]]:
+    """Where the number of each star is written, in points from its centre, so that none covers another star or number.
+
+    ``flat`` (n, 2) are all points of the figure and ``stars`` (m, 2) those with numbers.
+    """
+    scale = _SIDE / np.maximum(np.ptp(flat, axis=0), 1e-12)
+    centres, taken, offsets = stars * scale, list[np.ndarray](), list[tuple[float, float]]()
+    angles = np.pi / 4 * np.array([1, 3, 7, 5, 0, 4, 2, 6])
+    ring = [radius * np.array([np.cos(angle), np.sin(angle)]) for radius in (13, 24, 35, 46) for angle in angles]
+    for centre in centres:
+        others = [*centres[np.abs(centres - centre).max(axis=1) > 1e-6], *taken]
+        room = [min((np.hypot(*(centre + step - other)) for other in others), default=np.inf) for step in ring]
+        best = next((n for n, distance in enumerate(room) if distance > _APART), int(np.argmax(room)))
+        taken.append(centre + ring[best])
+        offsets.append((float(ring[best][0]), float(ring[best][1])))
+    return offsets
 
 
 def _legend(analysis: Analysis, ranked: Sequence[int], colours: np.ndarray) -> tuple[list[Any], list[str]]:
