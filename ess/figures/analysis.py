@@ -146,7 +146,13 @@ class Analysis:
     @cached_property
     def training_pixels(self) -> np.ndarray:
         """How many pixels of the split train each class has: (C,) int64."""
-        return self.counts["train"].pixels_of(len(self.vocabulary))[1:] if self.training_images.size else np.zeros(0, int)
+        return self.counts["train"].pixels_of(len(self.vocabulary))[1:]
+
+    @cached_property
+    def trained(self) -> np.ndarray:
+        """The classes 0..C-1 with training images, because others have random embeddings; all if these are not known."""
+        known = self._dataset is not None and "train" in self._dataset.splits
+        return np.flatnonzero(self.training_images) if known else np.arange(len(self.vocabulary))
 
     @property
     def pictures(self) -> Dataset:

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ess.figures.analysis import Analysis, scikit_learn
+from ess.figures.analysis import Analysis, LeftOut, scikit_learn
 from ess.figures.figure import Figure, write_figure
 from ess.figures.style import plain
 
 NAME, TITLE = "clusters", "Clusters of the class embeddings"
 COLUMNS = ("cluster", "classes_in_cluster", "class", "name", "group", "distance_to_centre")
-"""The columns of the CSV, with a row for every class."""
+"""The columns of the CSV, with a row for every class that was clustered."""
 
 STARTS = 10
 """How many times k-means starts; the clusters with the least sum of squared distances are kept."""
@@ -32,18 +32,22 @@ class Cluster(NamedTuple):
 
 
 def make(analysis: Analysis, folder: Path) -> Figure:
-    """Write the figure."""
-    options, classes = analysis.options, [*analysis.vocabulary]
-    found = cluster(analysis.embeddings, options.clusters, options.seed)
+    """Write the figure for the classes with training images, or for all without a data set."""
+    options, chosen = analysis.options, analysis.trained
+    if not chosen.size:
+        raise LeftOut("no class has training images")
+    classes = [analysis.vocabulary[c + 1] for c in chosen.tolist()]
+    found = cluster(analysis.embeddings[chosen], options.clusters, options.seed)
     rows = [
         [number, len(one.members), classes[c].id, classes[c].name, classes[c].group, distance]
         for number, one in enumerate(found, 1)
         for c, distance in zip(one.members.tolist(), one.distances.tolist(), strict=True)
     ]
     how = f"k-means, {len(found)} clusters, seed {options.seed}, the best of {STARTS} starts"
+    which = "" if len(classes) == len(analysis.vocabulary) else " that have training images"
     caption = (
-        f"The {len(classes):,} classes in clusters of their embeddings ({how}), the largest cluster first. The first names of a"
-        " cluster are the nearest to its centre."
+        f"The {len(classes):,} classes{which} in clusters of their embeddings ({how}), the largest cluster first. The first"
+        " names of a cluster are the nearest to its centre."
     )
     drawn = _draw([[classes[c].name for c in one.members.tolist()] for one in found], how)
     return write_figure(folder, NAME, TITLE, caption, drawn, COLUMNS, rows)
@@ -112,14 +116,19 @@ def _wrapped(names: Sequence[str]) -> list[str]:
 
 
 def _columns(blocks: Sequence[list[str]]) -> list[list[list[str]]]:
-    """The paragraphs in up to four columns that are about equally high, in order."""
-    total = sum(len(block) + 1 for block in blocks)
+    """The paragraphs in order, in at most four columns that are as low as possible."""
     wanted = min(4, max(1, len(blocks) // 2))
+    height = -(-sum(len(block) + 1 for block in blocks) // wanted)
+    while len(columns := _filled(blocks, height)) > wanted:
+        height += 1
+    return columns
+
+
+def _filled(blocks: Sequence[list[str]], height: int) -> list[list[list[str]]]:
+    """Columns of at most ``height`` lines, unless a paragraph alone is higher."""
     columns: list[list[list[str]]] = [[]]
-    filled = 0
     for block in blocks:
-        if columns[-1] and filled + (len(block) + 1) / 2 > total * len(columns) / wanted:
+        if columns[-1] and sum(len(other) + 1 for other in columns[-1]) + len(block) + 1 > height:
             columns.append([])
         columns[-1].append(block)
-        filled += len(block) + 1
     return columns

@@ -23,29 +23,29 @@ MOST_FREQUENT = 100
 
 
 def make(analysis: Analysis, folder: Path) -> Figure:
-    """Write the figure for all classes, or for the 100 with the most training images."""
+    """Write the figure for the classes with training images, the 100 most frequent of many; for all without a data set."""
     scikit_learn("cluster")
-    embeddings, everything = analysis.embeddings, [*analysis.vocabulary]
-    classes = everything if len(everything) <= ALL else [everything[c] for c in _most_frequent(analysis)]
-    if len(classes) < 2:
+    chosen, embeddings = analysis.trained, analysis.embeddings
+    what = f"{'all' if len(chosen) == len(embeddings) else 'the'} {len(chosen)} classes"
+    what += "" if len(chosen) == len(embeddings) else " that have training images"
+    if len(chosen) > ALL:
+        chosen = _most_frequent(analysis.training_images)
+        what = f"the {len(chosen)} classes with the most training images"
+    if len(chosen) < 2:
         raise LeftOut("a dendrogram needs two classes")
-    children, distances = merges(embeddings[[c.id - 1 for c in classes]])
-    what = (
-        f"all {len(classes)} classes" if len(classes) == len(everything) else f"the {len(classes)} classes with the most images"
-    )
+    classes = [analysis.vocabulary[c + 1] for c in chosen.tolist()]
+    children, distances = merges(embeddings[chosen])
     caption = (
         f"Agglomerative clustering of the embeddings of {what}: the two groups with the smallest mean distance between their"
         " classes are joined, again and again. Classes that are joined far to the left are close to each other."
     )
-    rows = _rows(classes, children, distances, len(everything))
+    rows = _rows(classes, children, distances, len(embeddings))
     return write_figure(folder, NAME, TITLE, caption, _draw(classes, children, distances), COLUMNS, rows)
 
 
-def _most_frequent(analysis: Analysis) -> list[int]:
-    """The classes 0..C-1 with the most training images, at most 100; ties go to the lower class."""
-    images = analysis.training_images
-    order = np.argsort(-images, kind="stable")[:MOST_FREQUENT]
-    return np.sort(order[images[order] > 0]).tolist()
+def _most_frequent(images: np.ndarray) -> np.ndarray:
+    """The classes 0..C-1 with the most training images (C,), ascending; ties go to the lower class."""
+    return np.sort(np.argsort(-images, kind="stable")[:MOST_FREQUENT])
 
 
 def merges(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

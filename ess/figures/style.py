@@ -7,14 +7,14 @@ import cv2
 import numpy as np
 
 from cocolvis.figures.long_tail import COLOURS, PLAIN
-from cocolvis.inspection.render import mask_alone
+from cocolvis.inspection.render import overlay
 from cocolvis.vocabulary import ClassInfo, Vocabulary
 
 RUNS = (PLAIN, "#e0a030", "#b5394f", "#7a8f5a", "#6b4c9a", "0.4")
 """The colours of the curves of several runs, in turn."""
 
-SIDE = 480
-"""The longer side, in pixels, of a picture in a figure."""
+WIDE, HIGH = 560, 840
+"""The columns of a mask in a figure, unless it would have more rows than HIGH; pictures have at most as many."""
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -52,16 +52,18 @@ def clean(axes: Any, grid: str = "both") -> None:
 
 
 def fitted(picture: np.ndarray) -> np.ndarray:
-    """A picture (H, W, 3), reduced to at most SIDE pixels if it is larger."""
-    size = _reduced(picture.shape)
-    return picture if size is None else cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    """A picture (H, W, 3), reduced if it is larger than the figures need."""
+    size = _size(picture.shape)
+    return picture if size[0] >= picture.shape[1] else cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
 
 
 def named_mask(mask: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    """The class ids (H, W) in the colours of their classes, the largest named, 0 black: (h, w, 3) uint8 RGB."""
-    size = _reduced(mask.shape)
-    small = mask if size is None else cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
-    return mask_alone(small, vocabulary)
+    """The class ids (H, W) in the colours of their classes, the largest named, 0 black: (h, w, 3) uint8 RGB.
+
+    All masks get the same width, so that the names in a figure are about equally large.
+    """
+    resized = cv2.resize(mask, _size(mask.shape), interpolation=cv2.INTER_NEAREST)
+    return overlay(np.zeros((*resized.shape, 3), np.uint8), resized, vocabulary, opacity=1.0)
 
 
 def show_picture(axes: Any, picture: np.ndarray, title: str = "") -> None:
@@ -72,8 +74,8 @@ def show_picture(axes: Any, picture: np.ndarray, title: str = "") -> None:
         axes.set_title(plain(title), fontsize=10, loc="left")
 
 
-def _reduced(shape: Sequence[int]) -> tuple[int, int] | None:
-    """(width, height) after the reduction; None if it is not needed."""
+def _size(shape: Sequence[int]) -> tuple[int, int]:
+    """(width, height) of a mask in a figure."""
     height, width = shape[:2]
-    scale = SIDE / max(height, width)
-    return None if scale >= 1 else (max(1, round(width * scale)), max(1, round(height * scale)))
+    scale = min(WIDE / width, HIGH / height)
+    return max(1, round(width * scale)), max(1, round(height * scale))

@@ -18,14 +18,14 @@ from cocolvis.storage.dataset import Dataset
 from cocolvis.vocabulary import coco_lvis
 from ess.checkpoint import Run
 from ess.evaluation.metrics import Confusion
-from ess.figures import analysis, clusters, pixel_embeddings
+from ess.figures import analysis, clusters, dendrogram, pixel_embeddings
 from ess.figures.analysis import Analysis, Options, busiest
 from ess.figures.class_lengths import correlations
 from ess.figures.collection import MAKERS, collect
 from ess.figures.confused_pairs import most_confused
 from ess.inference.predictor import Predictor
 
-LIMIT, SHOWN = 4, 2
+LIMIT, SHOWN, CLUSTERS = 4, 2, 12
 
 
 def ess(*words, code=0):
@@ -50,7 +50,21 @@ def baseline(dataset, tmp_path_factory):
 def written(run, baseline, sample, tmp_path_factory):
     """The folder of all figures that the command wrote for a tiny run."""
     folder = tmp_path_factory.mktemp("figures")
-    words = ["analyze", run.folder, sample.data, "--out", folder, "--limit", LIMIT, "--seed", 5, "--device", "cpu"]
+    words = [
+        "analyze",
+        run.folder,
+        sample.data,
+        "--out",
+        folder,
+        "--limit",
+        LIMIT,
+        "--seed",
+        5,
+        "--clusters",
+        CLUSTERS,
+        "--device",
+        "cpu",
+    ]
     words += ["--baseline", baseline.folder, "--coco", sample.coco, "--lvis", sample.lvis, "--json"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pixel_embeddings, "_PIXELS", 300)
@@ -82,13 +96,15 @@ def images(dataset):
 
 
 @pytest.fixture(scope="module")
-def predicted(run, baseline, dataset):
+def predictors(run, baseline):
+    return {"dense": Predictor.from_run(baseline.folder, "cpu"), "run": Predictor.from_run(run.folder, "cpu")}
+
+
+@pytest.fixture(scope="module")
+def predicted(predictors, dataset):
     """Run -> (true, predicted) class ids of the first images of val."""
-    val, found = dataset.split("val"), {}
-    for name, folder in (("run", run.folder), ("dense", baseline.folder)):
-        predict = Predictor.from_run(folder, "cpu")
-        found[name] = [(val.mask(row), predict(val[row].image())) for row in range(LIMIT)]
-    return found
+    val = dataset.split("val")
+    return {name: [(val.mask(row), predict(val[row].image())) for row in range(LIMIT)] for name, predict in predictors.items()}
 
 
 def iou(pairs, c):
@@ -184,12 +200,12 @@ def shown(dataset):
     return sorted(range(len(val)), key=lambda row: -large[row])[:SHOWN]
 
 
-def test_predictions(written, dataset, run, baseline):
+def test_predictions(written, dataset, run, baseline, predictors):
     val, rows = dataset.split("val"), iter(read(written / "predictions.csv"))
     for index in shown(dataset):
         mask = val.mask(index)
-        for folder in (baseline.folder, run.folder):
-            guess, row = Predictor.from_run(folder, "cpu")(val[index].image()), next(rows)
+        for folder, predict in zip((baseline.folder, run.folder), predictors.values(), strict=True):
+            guess, row = predict(val[index].image()), next(rows)
             scores = [iou([(mask, guess)], c) for c in np.unique(mask[mask > 0])]
             assert (int(row["image"]), row["run"]) == (val[index].image_id, str(folder))
             assert float(row["miou"]) == pytest.approx(np.mean(scores))
@@ -197,9 +213,9 @@ def test_predictions(written, dataset, run, baseline):
     assert next(rows, None) is None
 
 
-def test_pixels_are_drawn_from_the_largest_classes(written, dataset, run):
+def test_pixels_are_drawn_from_the_largest_classes(written, dataset, predictors):
     rows, sample = read(written / "pixel_embeddings.csv"), dataset.split("val")[shown(dataset)[0]]
-    guess = Predictor.from_run(run.folder, "cpu")(sample.image())
+    guess = predictors["run"](sample.image())
     counts = Counter(sample.mask[sample.mask > 0].tolist())
     largest = sorted(sorted(counts, key=lambda c: (-counts[c], c))[:12])
     pixels, stars = ([row for row in rows if row["kind"] == kind] for kind in ("pixel", "class"))
@@ -229,10 +245,10 @@ def test_tsne_keeps_groups_together_and_pca_is_the_plane_of_greatest_variance():
         assert pixel_embeddings.flattened(rng.normal(size=size), "tsne", 0)[1].shape == (size[0], 2)
 
 
-def test_the_colours_are_principal_components(written, dataset, run):
+def test_the_colours_are_principal_components(written, dataset, predictors):
     rows = read(written / "masks_and_embeddings.csv")
-    predictor, val = Predictor.from_run(run.folder, "cpu"), dataset.split("val")
-    outputs = [predictor.outputs([val[row].image()])[0].flatten(1).numpy().T for row in shown(dataset)]
+    val = dataset.split("val")
+    outputs = [predictors["run"].outputs([val[row].image()])[0].flatten(1).numpy().T for row in shown(dataset)]
     pixels = np.concatenate(outputs).astype(np.float64)
     centred = pixels - pixels.mean(axis=0)
     variances, axes = np.linalg.eigh(centred.T @ centred / len(centred))
@@ -266,29 +282,44 @@ def test_the_dendrogram_joins_the_nearest_groups(written, embeddings, images):
     assert len(groups) == 1 and len(rows) == len(frequent) - 1
 
 
-def test_each_class_is_in_the_cluster_with_the_nearest_centre(written, embeddings):
-    rows = read(written / "clusters.csv")
-    assert sorted(int(row["class"]) for row in rows) == [*range(1, 1285)]
+def test_each_class_is_in_the_cluster_with_the_nearest_centre(written, embeddings, images):
+    rows, trained = read(written / "clusters.csv"), np.flatnonzero(images)
     label = {int(row["class"]) - 1: int(row["cluster"]) for row in rows}
-    labels = np.array([label[c] for c in range(1284)])
-    assert set(labels) == {*range(1, 71)} and (np.diff(np.bincount(labels)[1:]) <= 0).all()
-    centres = np.stack([embeddings[labels == n].mean(axis=0) for n in range(1, 71)])
-    distances = np.linalg.norm(embeddings[:, None] - centres, axis=2)
-    own = distances[np.arange(1284), labels - 1]
-    assert (own <= distances.min(axis=1) + 1e-3).mean() > 0.99
+    assert sorted(label) == trained.tolist() and len(rows) == len(label)
+    labels, vectors = np.array([label[c] for c in trained.tolist()]), embeddings[trained]
+    assert {*labels.tolist()} == {*range(1, CLUSTERS + 1)} and (np.diff(np.bincount(labels)[1:]) <= 0).all()
+    centres = np.stack([vectors[labels == n].mean(axis=0) for n in range(1, CLUSTERS + 1)])
+    distances = np.linalg.norm(vectors[:, None] - centres, axis=2)
+    assert np.array_equal(distances.argmin(axis=1) + 1, labels)
+    own = dict(zip(trained.tolist(), distances.min(axis=1).tolist(), strict=True))
     for row in rows:
-        assert float(row["distance_to_centre"]) == pytest.approx(own[int(row["class"]) - 1], abs=1e-3)
+        assert float(row["distance_to_centre"]) == pytest.approx(own[int(row["class"]) - 1])
         assert int(row["classes_in_cluster"]) == (labels == int(row["cluster"])).sum()
-    assert (own**2).sum() < 1.02 * naive_clustering(embeddings)
+    assert (distances.min(axis=1) ** 2).sum() < 1.05 * naive_clustering(vectors)
 
 
 def naive_clustering(embeddings):
-    """The sum of squared distances after Lloyd's algorithm from 70 random classes."""
-    centres = embeddings[np.random.default_rng(0).choice(len(embeddings), 70, replace=False)]
-    for _ in range(30):
-        labels = np.linalg.norm(embeddings[:, None] - centres, axis=2).argmin(axis=1)
-        centres = np.stack([embeddings[labels == n].mean(axis=0) if (labels == n).any() else centres[n] for n in range(70)])
-    return (np.linalg.norm(embeddings - centres[labels], axis=1) ** 2).sum()
+    """The least sum of squared distances after Lloyd's algorithm from random classes, of three starts."""
+    rng, sums = np.random.default_rng(0), []
+    for _ in range(3):
+        centres = embeddings[rng.choice(len(embeddings), CLUSTERS, replace=False)]
+        for _ in range(30):
+            labels = np.linalg.norm(embeddings[:, None] - centres, axis=2).argmin(axis=1)
+            centres = [embeddings[labels == n].mean(axis=0) if (labels == n).any() else centres[n] for n in range(CLUSTERS)]
+        sums.append((np.linalg.norm(embeddings - np.array(centres)[labels], axis=1) ** 2).sum())
+    return min(sums)
+
+
+def test_there_are_as_many_clusters_as_different_embeddings():
+    found = clusters.cluster(np.array([[0.0, 1], [1, 0], [0, 1], [0, 1], [1, 0], [2, 2]]), 70, 0)
+    assert [one.members.tolist() for one in found] == [[0, 2, 3], [1, 4], [5]]
+    assert all(one.distances.tolist() == [0.0] * len(one.members) for one in found)
+
+
+def test_of_many_classes_the_most_frequent_are_in_the_dendrogram():
+    images = np.random.default_rng(0).integers(0, 30, 1284)
+    wanted = sorted(sorted(range(1284), key=lambda c: (-images[c], c))[:100])
+    assert dendrogram._most_frequent(images).tolist() == wanted
 
 
 def test_the_shared_classes_are_those_of_the_data_set(written):
@@ -350,10 +381,11 @@ def test_a_data_set_without_pictures_gives_the_figures_that_need_none(run, sampl
     ]
 
 
-def test_named_images_are_shown(run, dataset, tmp_path):
-    ids = [dataset.split("train")[3].image_id, dataset.split("val")[0].image_id]
-    collect(run, dataset, tmp_path, Options(device="cpu", only=["predictions"], images=ids))
-    assert [int(row["image"]) for row in read(tmp_path / "predictions.csv")] == ids
+def test_named_images_are_shown(run, dataset):
+    samples = [dataset.split("train")[3], dataset.split("val")[0]]
+    found = Analysis(run, dataset, Options(device="cpu", images=[sample.image_id for sample in samples])).shown
+    assert [image.sample.path for image in found] == [sample.path for sample in samples]
+    assert all(np.array_equal(image.picture, sample.image()) for image, sample in zip(found, samples, strict=True))
 
 
 def test_the_names_of_1284_classes_have_room():
