@@ -24,6 +24,10 @@ _WIDE, _POINTS, _LINE = 3.5, 7.5, 0.145
 """The width of a column in inches, the size of the font in points, and the distance of two lines in inches."""
 
 
+_SHORT = 40
+"""The lines of a column below which no other column is begun."""
+
+
 class Cluster(NamedTuple):
     """The embeddings 0..n-1 of a cluster and their distances to its centre, (m,) each, nearest first."""
 
@@ -117,8 +121,9 @@ def _wrapped(names: Sequence[str]) -> list[str]:
 
 def _columns(blocks: Sequence[list[str]]) -> list[list[list[str]]]:
     """The paragraphs in order, in at most four columns that are as low as possible."""
-    wanted = min(4, max(1, len(blocks) // 2))
-    height = -(-sum(len(block) + 1 for block in blocks) // wanted)
+    lines = sum(len(block) + 1 for block in blocks)
+    wanted = min(4, -(-lines // _SHORT))
+    height = -(-lines // wanted)
     while len(columns := _filled(blocks, height)) > wanted:
         height += 1
     return columns
