@@ -102,5 +102,5 @@ def _draw(classes: Sequence[ClassInfo], children: np.ndarray, distances: np.ndar
         label.set_color(colour_of(classes[leaf]))
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    group_legend(axes, classes, loc="lower right", fontsize=8)
+    group_legend(axes, classes, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, fontsize=8)
     return figure
