@@ -4,7 +4,7 @@ import click
 
 from cli.commands import Group
 from cli.ess import info
-from cli.ess.evaluation import analyze, calibrate, eval
+from cli.ess.evaluation import analyze, calibrate, compare, eval
 from cli.ess.inference import add_class, export, predict
 from cli.ess.training import bench, models, preset, train
 
@@ -18,6 +18,7 @@ def main() -> None:
 for command in (
     train.train,
     eval.evaluate,
+    compare.compare,
     calibrate.calibrate,
     analyze.analyze,
     predict.predict,
