@@ -5,7 +5,7 @@ import pytest
 from browser import chromium, tab, until
 
 NONE = "\u2013"
-SIZES = {"wide": {"width": 1280, "height": 900}, "narrow": {"width": 400, "height": 800}}
+WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 400, "height": 800}
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def browser():
 def page(browser, reported, request):
     """The report, opened from the disk; fails the test if anything goes wrong in it, or if it requests anything."""
     problems, address = [], reported.path.as_uri()
-    with tab(browser, "about:blank", viewport=SIZES["wide"], color_scheme=request.param) as found:
+    with tab(browser, "about:blank", viewport=WIDE, color_scheme=request.param) as found:
         found.on("pageerror", lambda error: problems.append(str(error)))
         found.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
         found.on("request", lambda one: None if one.url == address or one.url.startswith("data:") else problems.append(one.url))
@@ -115,11 +115,10 @@ def test_the_colours_follow_the_system(browser, reported):
     assert all(light != dark for light, dark in zip(*colours, strict=True))
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_the_page_fits_the_width_of_a_phone(browser, reported, size):
-    with tab(browser, "about:blank", viewport=SIZES[size]) as page:
+def test_the_page_fits_the_width_of_a_phone(browser, reported):
+    with tab(browser, "about:blank", viewport=NARROW) as page:
         page.goto(reported.path.as_uri())
-        assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size]["width"]
+        assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
 
 
 def test_the_page_shows_everything_without_its_script(browser, reported):
@@ -132,7 +131,7 @@ def test_the_page_shows_everything_without_its_script(browser, reported):
 def test_the_page_has_no_serious_violation_of_accessibility(browser, reported, scheme):
     from axe_playwright_python.sync_playwright import Axe
 
-    with tab(browser, "about:blank", viewport=SIZES["wide"], color_scheme=scheme, bypass_csp=True) as page:
+    with tab(browser, "about:blank", viewport=WIDE, color_scheme=scheme, bypass_csp=True) as page:
         page.goto(reported.path.as_uri())
         page.evaluate("document.querySelectorAll('#table tbody tr:nth-child(n + 30)').forEach(row => row.remove())")
         found = [one for one in Axe().run(page).response["violations"] if one["impact"] in ("serious", "critical")]
