@@ -61,11 +61,13 @@ def test_ties_go_to_the_lower_accuracy_and_id_and_pictures_without_labels_come_l
         Predicted(5, right, wrong),
         Predicted(4, wrong, right),
         Predicted(3, nothing, wrong),
+        Predicted(10, np.array([[0, 1, 1, 1, 2, 2, 4, 4]]), np.full((1, 8), 3)),  # all classes have an IoU of 0
     ]
     scores = picture_scores(count_pictures(pictures, CLASSES))
-    assert [score.image_id for score in scores] == [4, 5, 6, 7, 8, 3, 9]
+    assert [score.image_id for score in scores] == [4, 5, 10, 6, 7, 8, 3, 9]
     assert np.isnan([scores[-1].miou, scores[-1].accuracy]).all() and scores[-1][3:] == (0, 0, ())
-    assert scores[4].worst == () and scores[3].worst == ((1, 0.0), (0, 0.75))
+    assert scores[5].worst == () and scores[4].worst == ((1, 0.0), (0, 0.75))
+    assert scores[2].worst == ((1, 0.0), (2, 0.0), (4, 0.0))
     assert picture_scores(count_pictures([], CLASSES)) == []
 
 

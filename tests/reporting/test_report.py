@@ -21,7 +21,7 @@ from ess.evaluation.compare import class_groups
 from ess.evaluation.evaluate import Predicted
 from ess.evaluation.metrics import Confusion
 from ess.evaluation.picture_scores import picture_scores
-from ess.reporting.charts import HEIGHT, WIDTH, line_chart
+from ess.reporting.charts import BOTTOM, HEIGHT, LEFT, WIDTH, line_chart
 from ess.reporting.curves import LOSS, MIOU, training_curves
 from ess.reporting.embedded import SIDE, examples
 from ess.reporting.tally import Kept, tally
@@ -217,6 +217,7 @@ def test_a_chart_shows_the_values_at_their_places():
     first, last = (tuple(map(float, point.split(","))) for point in chart.points.split())
     assert first == pytest.approx((chart.across[2].at, chart.upward[1].at), abs=0.1)
     assert last == pytest.approx((chart.across[4].at, chart.upward[4].at), abs=0.1)
+    assert (chart.across[0].at, chart.upward[0].at) == (LEFT, HEIGHT - BOTTOM)
     assert chart.text == "mIoU: 10 % at step 100, 40 % at step 200"
 
 
