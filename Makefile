@@ -16,6 +16,7 @@ demo: $(VENV)/.ready
 	$(BIN)/cocolvis stats $(DEMO)/data --plot $(DEMO)/stats.png
 	$(BIN)/ess train $(DEMO)/data --out $(DEMO)/run --preset demo
 	$(BIN)/ess eval $(DEMO)/run $(DEMO)/data --top-n 10,50,106 --plot $(DEMO)/curve.png
+	$(BIN)/ess report $(DEMO)/run $(DEMO)/data --out $(DEMO)/report.html
 	$(BIN)/ess predict $(DEMO)/run $(DEMO)/sample/coco/val2017 --out $(DEMO)/predictions
 	@echo "Add a class that the model has not seen, from the pictures of a second sample (class 1271 there):"
 	$(BIN)/cocolvis sample --out $(DEMO)/more --images 120 --classes 130 --seed 1
@@ -27,6 +28,7 @@ demo: $(VENV)/.ready
 	@echo "Pictures: $(DEMO)/stats.png (the long tail), $(DEMO)/curve.png (mIoU of the most frequent classes),"
 	@echo "$(DEMO)/predictions/*_overlay.png (predictions), $(DEMO)/added/*_overlay.png (with the added class)"
 	@echo "Look around in the browser: $(BIN)/cocolvis view $(DEMO)/data --predictions $(DEMO)/predicted --open"
+	@echo "Everything about the run on one page: $(DEMO)/report.html"
 
 quick: $(VENV)/.ready
 	$(BIN)/ruff check .

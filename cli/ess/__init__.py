@@ -4,7 +4,7 @@ import click
 
 from cli.commands import Group
 from cli.ess import info
-from cli.ess.evaluation import calibrate, eval
+from cli.ess.evaluation import analyze, calibrate, compare, eval, report
 from cli.ess.inference import add_class, export, predict
 from cli.ess.training import bench, models, preset, train
 
@@ -18,7 +18,10 @@ def main() -> None:
 for command in (
     train.train,
     eval.evaluate,
+    compare.compare,
     calibrate.calibrate,
+    analyze.analyze,
+    report.report,
     predict.predict,
     export.export,
     add_class.add_class,

@@ -41,7 +41,7 @@ def write_figures(
         word_cloud.write(next(iter(splits.values())), folder / "word_cloud")
     except ImportError:
         left_out.append("word_cloud was left out, because wordcloud is not installed: pip install 'cocolvis-ess[figures]'")
-    reason = _no_shared_classes(dataset, sources)
+    reason = no_shared_classes(dataset, sources)
     if reason is None and sources is not None:
         shared_classes.write(dataset, counts, sources, folder / "shared_classes", progress)
     else:
@@ -55,7 +55,7 @@ def _images_per_class(splits: Mapping[str, list[dict[str, Any]]]) -> Iterator[li
             yield [name, rank, row["class"], row["name"], row["group"], row["images"]]
 
 
-def _no_shared_classes(dataset: Dataset, sources: Sources | None) -> str | None:
+def no_shared_classes(dataset: Dataset, sources: Sources | None) -> str | None:
     """Why the images of shared classes cannot be found; None if they can."""
     if not dataset.is_coco_lvis:
         return "only COCO+LVIS has classes of two sources"

@@ -69,7 +69,7 @@ def calibrate(
     The prior of a class is its share of the pixels of the split "train", as in the loss's logit adjustment. The mIoU of each
     tau, and of 0, is that of at most :data:`PIXELS` random labelled pixels of each image of a random quarter of the split, or
     of ``limit`` images of it. Images are seen whole, without the predictor's views and added classes. ``damaged`` and
-    ``progress`` are those of :func:`ess.evaluation.evaluate.count_pixels`.
+    ``progress`` are those of :func:`ess.evaluation.evaluate.predictions`.
 
     If it is interrupted in any way, the images counted so far are kept, and a call with the same arguments continues. Raises
     DataError if the data set has another vocabulary, or if no pixel has a class.

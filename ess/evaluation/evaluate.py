@@ -1,7 +1,7 @@
 """Evaluates a model on a split of a data set: counts pixels by class over all its images, each at its own size."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,10 +10,12 @@ from cocolvis.ahead import ahead
 from cocolvis.errors import DamagedImage, DataError
 from cocolvis.progress import Progress, ignore
 from cocolvis.storage.dataset import Dataset, Split
+from cocolvis.vocabulary import Vocabulary
 from ess.data.damage import with_advice
 from ess.data.feature_store import SplitFeatures
 from ess.data.loader import to_labels
 from ess.evaluation.metrics import Confusion
+from ess.evaluation.picture_counts import PictureCounts
 from ess.inference.predictor import Predictor
 
 _CHECKED = 4
@@ -47,11 +49,12 @@ def evaluate(
 ) -> dict:
     """The scores of :func:`scores_of` on a split, or on its first ``limit`` images; raises DataError if it has none.
 
-    ``oracle_classes`` and ``progress`` are those of :func:`count_pixels`.
+    ``oracle_classes`` and ``progress`` are those of :func:`predictions`.
     """
     damaged: list[DamagedImage] | None = [] if skip_damaged else None
     how: dict[str, Any] = {"indices": image_indices(dataset, split, limit), "oracle_classes": oracle_classes}
-    confusion = count_pixels(predictor, dataset, split=split, **how, damaged=damaged, progress=progress)
+    images = predictions(predictor, dataset, split=split, **how, damaged=damaged, progress=progress)
+    confusion = count_pixels(images, len(dataset.vocabulary))
     return scores_of(confusion, dataset, published=published, damaged=damaged or ())
 
 
@@ -61,6 +64,14 @@ def image_indices(dataset: Dataset, split: str, limit: int | None = None) -> ran
     if not images:
         raise DataError(f"{dataset.folder}: split {split!r} has no images to evaluate on; choose another --split")
     return range(min(images, limit or images))
+
+
+def check_vocabulary(trained: Vocabulary, dataset: Dataset) -> None:
+    """Raise DataError unless the data set has the vocabulary that a model was ``trained`` with."""
+    if dataset.vocabulary.digest != trained.digest:
+        raise DataError(
+            f"{dataset.folder}: has another vocabulary than the model was trained with; build the data set with that one"
+        )
 
 
 def check_readable(dataset: Dataset, split: str, *, limit: int | None = None, skip_damaged: bool = False) -> None:
@@ -88,35 +99,24 @@ def check_readable(dataset: Dataset, split: str, *, limit: int | None = None, sk
         raise DataError(f"{error}; evaluations need this; repair it, or train with --eval-every none") from None
 
 
-def count_pixels(
-    predictor: Predictor,
-    dataset: Dataset,
-    *,
-    split: str = "val",
-    indices: Sequence[int],
-    damaged: list[DamagedImage] | None = None,
-    features: SplitFeatures | None = None,
-    oracle_classes: bool = False,
-    progress: Progress = ignore,
-) -> Confusion:
-    """Count the pixels of some images of a split by true and predicted class; counts of several processes can be added.
-
-    The arguments are those of :func:`predictions`.
-    """
-    confusion = Confusion(len(dataset.vocabulary))
-    images = predictions(
-        predictor,
-        dataset,
-        split=split,
-        indices=indices,
-        damaged=damaged,
-        features=features,
-        oracle_classes=oracle_classes,
-        progress=progress,
-    )
+def count_pixels(images: Iterable[Predicted], classes: int) -> Confusion:
+    """The pixels of images by true and predicted class, for ``classes`` C; counts of several processes can be added."""
+    confusion = Confusion(classes)
     for image in images:
         confusion.update(image.labels, image.prediction)
     return confusion
+
+
+def count_pictures(images: Iterable[Predicted], classes: int) -> PictureCounts:
+    """The pixels of each image by true and predicted class, for ``classes`` C; only classes that occur need memory.
+
+    Raises ValueError if an image comes twice.
+    """
+    parts = [PictureCounts.of(classes, {})]
+    for image in images:
+        confusion = count_pixels([image], classes)
+        parts.append(PictureCounts.of(classes, {image.image_id: confusion.pixels.numpy()}))
+    return PictureCounts.joined(parts)
 
 
 def predictions(
@@ -138,10 +138,7 @@ def predictions(
     model after its training are not predicted. Raises DataError if the data set has another vocabulary than the model.
     """
     predictor = predictor.without_added_classes()
-    if dataset.vocabulary.digest != predictor.vocabulary.digest:
-        raise DataError(
-            f"{dataset.folder}: has another vocabulary than the model was trained with; build the data set with that one"
-        )
+    check_vocabulary(predictor.vocabulary, dataset)
     done = itertools.count(1)
 
     def skip(error: DamagedImage) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ess.evaluation.metrics import Confusion
+
 
 @dataclass(frozen=True, slots=True)
 class PictureCounts:
@@ -61,6 +63,13 @@ class PictureCounts:
         dense = np.zeros((len(self.ids), 3, last - first), np.int64)
         dense[self.rows[chosen], :, self.columns[chosen] - first] = self.pixels[chosen]
         return dense
+
+    def total(self) -> Confusion:
+        """The counts of all pictures together."""
+        confusion = Confusion(self.classes)
+        np.add.at(confusion.pixels.numpy().T, self.columns, self.pixels)  # NumPy and the tensor share their memory
+        confusion.images = len(self.ids)
+        return confusion
 
     def to_json(self) -> dict[str, Any]:
         """As lists, for JSON."""

@@ -1,4 +1,4 @@
-"""Reports of an evaluation by class: the mIoU of the n most frequent classes, its curve over n, and a CSV of all classes."""
+"""Reports of an evaluation: the mIoU of the n most frequent classes, its curve over n, and CSVs of all classes and pictures."""
 
 import csv
 from collections.abc import Sequence
@@ -9,9 +9,15 @@ import numpy as np
 from cocolvis.disk.files import save_figure, write_aside
 from cocolvis.errors import DataError
 from cocolvis.storage.dataset import Dataset
+from cocolvis.vocabulary import Vocabulary
 from ess.evaluation.metrics import Confusion, miou_curve
+from ess.evaluation.picture_scores import PictureScore
 
 COLUMNS = ("class", "name", "group", "training_images", "truth_pixels", "predicted_pixels", "iou", "accuracy")
+"""The columns of the CSV of classes."""
+
+PICTURE_COLUMNS = ("image_id", "miou", "pixel_accuracy", "labelled_pixels", "classes", "worst_classes")
+"""The columns of the CSV of pictures."""
 
 
 def training_images(dataset: Dataset) -> np.ndarray:
@@ -50,8 +56,24 @@ def write_classes(path: Path, confusion: Confusion, dataset: Dataset, images: np
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for c, *counts, iou, right_share in rows:
-            shares = ["" if np.isnan(share) else f"{share:.6f}" for share in (iou, right_share)]
-            writer.writerow([c.id, c.name, c.group or "", *map(int, counts), *shares])
+            writer.writerow([c.id, c.name, c.group or "", *map(int, counts), _share(iou), _share(right_share)])
+
+
+def write_pictures(path: Path, scores: Sequence[PictureScore], vocabulary: Vocabulary) -> None:
+    """A CSV with a row of :data:`PICTURE_COLUMNS` for each picture, in the order of ``scores``; undefined values are empty.
+
+    The worst classes are names, separated by "; ".
+    """
+    with write_aside(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(PICTURE_COLUMNS)
+        for one in scores:
+            names = "; ".join(vocabulary.name(label + 1) for label, _ in one.worst)
+            writer.writerow([one.image_id, _share(one.miou), _share(one.accuracy), one.labelled, one.classes, names])
+
+
+def _share(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:.6f}"
 
 
 def plot_curve(path: Path, curve: np.ndarray, images: np.ndarray) -> None:

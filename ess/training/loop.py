@@ -21,7 +21,7 @@ from ess.data.feature_store import SplitFeatures
 from ess.data.loader import epoch_length, training_batches, training_split
 from ess.data.longtail import Tail, tail_of
 from ess.device import explain_out_of_memory
-from ess.evaluation.evaluate import check_readable, count_pixels, image_indices, scores_of
+from ess.evaluation.evaluate import check_readable, count_pixels, image_indices, predictions, scores_of
 from ess.inference.predictor import Predictor
 from ess.models.build import model_from_config
 from ess.stopping import Stop, stop_requests
@@ -187,7 +187,7 @@ class _Training:
         indices = image_indices(self.dataset, "val", config.eval_limit)
         share, most = indices[team.process_index :: team.num_processes], len(indices[:: team.num_processes])
         damaged: list[DamagedImage] | None = [] if config.skip_damaged else None
-        confusion = count_pixels(
+        images = predictions(
             predictor,
             self.dataset,
             indices=share,
@@ -195,6 +195,7 @@ class _Training:
             features=self.features.get("val"),
             progress=lambda done, total: self.stop.check(),
         )
+        confusion = count_pixels(images, len(self.dataset.vocabulary))
         if len(share) < most:  # every process must check equally often
             self.stop.check()
         confusion.pixels = team.reduce(confusion.pixels.to(team.device), "sum").cpu()

@@ -22,7 +22,7 @@ from cocolvis.errors import DamagedImage, DataError
 from cocolvis.storage.dataset import Dataset
 from ess.checkpoint import Run
 from ess.data.loader import TrainingImages, training_batches
-from ess.evaluation.evaluate import count_pixels, evaluate, scores_of
+from ess.evaluation.evaluate import count_pixels, evaluate, predictions, scores_of
 from ess.inference.predictor import Predictor
 from ess.training.journal import Journal
 from ess.training.loop import train
@@ -269,9 +269,10 @@ def test_an_evaluation_names_a_damaged_image_or_leaves_it_out(built, folder, tra
     predictor, seen = Predictor.from_run(trained, "cpu"), []
     with pytest.raises(DamagedImage, match=r"val-00000\.h5: .*image 9 \(.*--skip-damaged leaves such images out$"):
         evaluate(predictor, opened(folder))
-    damaged = []
-    counted = count_pixels(predictor, opened(folder), indices=range(3), damaged=damaged, progress=lambda *d: seen.append(d))
-    sound = count_pixels(predictor, opened(built), indices=[0, 2])
+    damaged, classes = [], len(opened(built).vocabulary)
+    how = {"indices": range(3), "damaged": damaged, "progress": lambda *done: seen.append(done)}
+    counted = count_pixels(predictions(predictor, opened(folder), **how), classes)
+    sound = count_pixels(predictions(predictor, opened(built), indices=[0, 2]), classes)
     assert torch.equal(counted.pixels, sound.pixels) and counted.images == 2
     assert len(damaged) == 1 and "image 9 (" in str(damaged[0])
     assert seen == [(1, 3), (2, 3), (3, 3)]

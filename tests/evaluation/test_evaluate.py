@@ -14,9 +14,8 @@ from cli.ess import main
 from cocolvis.errors import DataError
 from cocolvis.vocabulary import Vocabulary
 from ess.evaluation.bootstrap import drawn_miou
-from ess.evaluation.evaluate import count_pixels, evaluate, image_indices, predictions, scores_of
+from ess.evaluation.evaluate import count_pictures, count_pixels, evaluate, image_indices, predictions, scores_of
 from ess.evaluation.metrics import Confusion, miou_curve
-from ess.evaluation.picture_counts import PictureCounts
 from ess.evaluation.reports import COLUMNS, frequency_curve, top_scores, training_images, write_classes
 from ess.inference.predictor import Predictor
 from ess.inference.views import Inference
@@ -48,6 +47,11 @@ def plain(dataset, predictor) -> tuple[np.ndarray, np.ndarray]:
     return truth[truth > 0], predicted[truth > 0]
 
 
+def counted(predictor, dataset, indices, **how) -> Confusion:
+    """The counts of some images of the split val."""
+    return count_pixels(predictions(predictor, dataset, indices=indices, **how), len(dataset.vocabulary))
+
+
 def ious(truth, predicted) -> dict[int, float]:
     return {
         c: ((truth == c) & (predicted == c)).sum() / ((truth == c) | (predicted == c)).sum() for c in np.unique(truth).tolist()
@@ -69,8 +73,8 @@ def test_scores_are_those_of_a_plain_count(dataset, predictor, plain):
 @pytest.mark.parametrize("world", [2, 3, 99])
 def test_the_counts_of_several_processes_add_up(dataset, predictor, world):
     images = image_indices(dataset, "val", 7)
-    whole = count_pixels(predictor, dataset, indices=images)
-    parts = [count_pixels(predictor, dataset, indices=images[rank::world]) for rank in range(world)]
+    whole = counted(predictor, dataset, images)
+    parts = [counted(predictor, dataset, images[rank::world]) for rank in range(world)]
     total = parts[0]
     for part in parts[1:]:
         total += part
@@ -81,8 +85,8 @@ def test_the_counts_of_several_processes_add_up(dataset, predictor, world):
 def test_batches_change_nothing_and_progress_counts(dataset, predictor):
     batched = Predictor(predictor.model, predictor.vocabulary, predictor.device, Inference(batch_size=4))
     seen = []
-    found = count_pixels(batched, dataset, indices=range(6), progress=lambda *done: seen.append(done))
-    assert (found.pixels == count_pixels(predictor, dataset, indices=range(6)).pixels).all()
+    found = counted(batched, dataset, range(6), progress=lambda *done: seen.append(done))
+    assert (found.pixels == counted(predictor, dataset, range(6)).pixels).all()
     assert seen == [(done, 6) for done in range(1, 7)]
 
 
@@ -107,14 +111,11 @@ def test_oracle_classes_are_those_of_the_truth_of_each_image(dataset, predictor)
 
 
 def test_the_counts_of_single_pictures_add_up(dataset, predictor):
-    counts, whole = {}, count_pixels(predictor, dataset, indices=range(5))
-    for image in predictions(predictor, dataset, indices=range(5)):
-        confusion = Confusion(len(dataset.vocabulary))
-        confusion.update(image.labels, image.prediction)
-        counts[image.image_id] = confusion.pixels.numpy()
-    assert sorted(counts) == sorted(dataset.split("val").image_ids()[:5].tolist())
-    found = PictureCounts.of(len(dataset.vocabulary), counts)
+    whole = counted(predictor, dataset, range(5))
+    found = count_pictures(predictions(predictor, dataset, indices=range(5)), len(dataset.vocabulary))
+    assert found.ids.tolist() == sorted(dataset.split("val").image_ids()[:5].tolist())
     np.testing.assert_array_equal(found.dense().sum(axis=0), whole.pixels.numpy())
+    assert torch.equal(found.total().pixels, whole.pixels) and found.total().images == 5
     everything = {"all": np.ones(found.classes, bool)}
     assert drawn_miou(found, np.ones((1, 5), int), everything)["all"][0] == pytest.approx(whole.summary()["miou"])
 
@@ -135,7 +136,7 @@ def test_the_most_frequent_classes_are_those_in_most_training_images(dataset, pr
     np.testing.assert_array_equal(images, seen[1:])
     order = sorted(range(1, len(seen)), key=lambda c: (-seen[c], c))
     iou = ious(*plain)
-    curve = frequency_curve(count_pixels(predictor, dataset, indices=image_indices(dataset, "val")).iou(), images)
+    curve = frequency_curve(counted(predictor, dataset, image_indices(dataset, "val")).iou(), images)
     for n in (1, 7, 30, 1284):
         expected = [iou[c] for c in order[:n] if c in iou]
         (found,) = top_scores(curve, [n])
@@ -149,7 +150,7 @@ def test_the_curve_starts_where_a_class_counts():
 
 
 def test_the_table_of_classes(dataset, predictor, plain, tmp_path):
-    confusion = count_pixels(predictor, dataset, indices=image_indices(dataset, "val"))
+    confusion = counted(predictor, dataset, image_indices(dataset, "val"))
     write_classes(tmp_path / "c.csv", confusion, dataset, training_images(dataset))
     rows = list(csv.DictReader((tmp_path / "c.csv").open()))
     assert tuple(rows[0]) == COLUMNS and [int(row["class"]) for row in rows] == list(range(1, 1285))

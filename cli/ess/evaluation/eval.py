@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.commands import command
-from cli.display import print_json, print_table, progress, say
+from cli.display import print_json, print_table, say
+from cli.ess.evaluation.predicting import predicted, split_options
 from cli.options import image_root_option, json_option, path_argument, path_option
-from cli.run_options import Numbers, checkpoint_option, device_option, inference_options, run_argument
+from cli.run_options import Numbers, run_argument
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from cocolvis.errors import DamagedImage
     from cocolvis.storage.dataset import Dataset
     from ess.evaluation.metrics import Confusion
 
@@ -21,19 +21,15 @@ if TYPE_CHECKING:
 @command("eval", interrupted="the scores were not printed; run the same command to start over")
 @run_argument
 @path_argument("data")
-@click.option("--split", default="val", show_default=True, help="Split to evaluate on.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first N images.")
 @click.option("--top-n", type=Numbers(int), default=(), help="mIoU of the N classes with the most training images: N[,N...].")
 @path_option("--per-class", help="CSV to write: pixels, IoU and accuracy of each class.")
+@path_option("--per-image", help="CSV to write: mIoU, pixel accuracy and worst classes of each image, the worst image first.")
 @path_option("--plot", help="Picture to draw: mIoU against the n most frequent classes.")
 @click.option(
     "--published", is_flag=True, help="Average like the published code: classes predicted but absent have an IoU of 0."
 )
 @click.option("--oracle-classes", is_flag=True, help="Predict only classes that are in the truth of the image.")
-@click.option("--skip-damaged", is_flag=True, help="Leave out damaged images, and report them.")
-@inference_options
-@checkpoint_option
-@device_option
+@split_options
 @image_root_option
 @json_option
 def evaluate(
@@ -43,6 +39,7 @@ def evaluate(
     split: str,
     top_n: tuple[int, ...],
     per_class: Path | None,
+    per_image: Path | None,
     plot: Path | None,
     published: bool,
     oracle_classes: bool,
@@ -57,16 +54,19 @@ def evaluate(
     """
     from cocolvis.storage.dataset import Dataset
     from ess.evaluation import reports
-    from ess.evaluation.evaluate import scores_of
+    from ess.evaluation.evaluate import count_pictures, count_pixels, scores_of
+    from ess.evaluation.picture_scores import picture_scores
 
     dataset = Dataset.open(data, image_root)
     images = reports.training_images(dataset) if top_n or per_class or plot else None
     reports.check_top(top_n, dataset)
-    confusion, damaged = _count(run, dataset, split, oracle_classes=oracle_classes, **how)
-    scores = scores_of(confusion, dataset, published=published, damaged=damaged)
+    with predicted(run, dataset, "eval", split=split, oracle_classes=oracle_classes, **how) as found:
+        pictures = count_pictures(found.images, len(dataset.vocabulary)) if per_image else None
+        confusion = count_pixels(found.images, len(dataset.vocabulary)) if pictures is None else pictures.total()
+    scores = scores_of(confusion, dataset, published=published, damaged=found.damaged)
     scores |= {"oracle_classes": True} if oracle_classes else {}
-    for fault in damaged:
-        say(f"skipped a damaged image: {fault}", err=True)
+    if per_image and pictures is not None:
+        reports.write_pictures(per_image, picture_scores(pictures), dataset.vocabulary)
     if images is not None:
         curve = reports.frequency_curve(confusion.iou(published), images)
         scores |= {"top_n": reports.top_scores(curve, top_n)} if top_n else {}
@@ -75,31 +75,6 @@ def evaluate(
         print_json(scores)
     else:
         _print_scores(scores, split)
-
-
-def _count(
-    run: Path,
-    dataset: "Dataset",
-    split: str,
-    *,
-    limit: int | None,
-    skip_damaged: bool,
-    oracle_classes: bool,
-    checkpoint: str,
-    device: str,
-    **inference: Any,
-) -> "tuple[Confusion, list[DamagedImage]]":
-    """Count the pixels of a split by true and predicted class; return the counts and the images that were left out."""
-    from ess.evaluation.evaluate import count_pixels, image_indices
-    from ess.inference.predictor import Predictor
-    from ess.inference.views import Inference
-
-    damaged: list[DamagedImage] = []
-    with progress("eval") as show:
-        predictor = Predictor.from_run(run, device, checkpoint, Inference(**inference))
-        how: dict[str, Any] = {"indices": image_indices(dataset, split, limit), "oracle_classes": oracle_classes}
-        skipped = damaged if skip_damaged else None
-        return count_pixels(predictor, dataset, split=split, **how, damaged=skipped, progress=show), damaged
 
 
 def _write_reports(

@@ -1,0 +1,1 @@
+"""Figures of a run, each with its numbers: class embeddings, pixel embeddings, predictions, and scores over the long tail."""
