@@ -1,6 +1,7 @@
 """The objective of a training step: the sum of the pixels' losses, and the margin penalty on the class embeddings."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +16,9 @@ from ess.models.network import SegmentationModel
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """The setting ``precision`` -> the type of the network's arithmetic; losses and class embeddings stay float32."""
+
+_LABELS: dict[str, Any] = {"ignore_index": IGNORE_INDEX, "reduction": "sum", "validate": False}
+"""What the losses need to know of labels; that these are classes of the vocabulary was checked when the shard was read."""
 
 
 class Objective(nn.Module):
@@ -84,7 +88,7 @@ class Objective(nn.Module):
         labelled = batch.labels != IGNORE_INDEX
         if self.weight is None:
             return labelled.sum(dtype=torch.float32)
-        return self.weight[batch.labels[labelled].long()].sum()
+        return (self.weight[batch.labels.long().clamp_min(0)] * labelled).sum()
 
     def train(self, mode: bool = True) -> "Objective":
         """Set the mode of every module except frozen BatchNorm layers."""
@@ -101,7 +105,7 @@ class Objective(nn.Module):
                 logits, batch.labels, self.config.points, extent=(height, width), ignore_index=IGNORE_INDEX
             )
             return (means * (batch.labels != IGNORE_INDEX).sum(dim=(1, 2))).sum()  # the points stand for all labelled pixels
-        return cross_entropy.dense_cross_entropy(logits.float(), batch.labels, ignore_index=IGNORE_INDEX, reduction="sum")
+        return cross_entropy.dense_cross_entropy(logits.float(), batch.labels, **_LABELS)
 
     def _embedding_loss(self, embeddings: torch.Tensor, classes: torch.Tensor, batch: Batch | FeatureBatch) -> torch.Tensor:
         config, t = self.config, self.config.temperature
@@ -115,11 +119,10 @@ class Objective(nn.Module):
                 classes,
                 temperature=t,
                 distance=config.distance,
-                ignore_index=IGNORE_INDEX,
                 bias=self.bias,
                 class_weight=self.weight,
                 class_mask=batch.classes,
-                reduction="sum",
+                **_LABELS,
             )
         return cross_entropy.knn_cross_entropy(
             embeddings,
@@ -128,11 +131,10 @@ class Objective(nn.Module):
             k=config.k,
             temperature=t,
             distance=config.distance,
-            ignore_index=IGNORE_INDEX,
             negatives=config.negatives,
             search=config.search,
             query_stride=config.query_stride,
-            reduction="sum",
+            **_LABELS,
         )
 
     def _batch_norms(self) -> list[nn.Module]:
