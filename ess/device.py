@@ -44,7 +44,7 @@ class Readback:
     """Numbers (N,) of a device on their way to this process, which can go on until it needs them."""
 
     def __init__(self, numbers: torch.Tensor):
-        self._numbers = numbers.detach().to("cpu", non_blocking=True)  # into pinned memory, if from a GPU
+        self._numbers = numbers.detach().to("cpu", non_blocking=numbers.is_cuda)  # into pinned memory then
         self._arrived = None
         if numbers.is_cuda:
             self._arrived = torch.cuda.Event()
