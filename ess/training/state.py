@@ -118,7 +118,7 @@ def _update_average(average: SegmentationModel, model: SegmentationModel, share:
         torch._foreach_add_(averages, changes)
     counts = [pair for pair in pairs if not pair[0].is_floating_point()]
     if counts:
-        torch._foreach_copy_(*map(list, zip(*counts, strict=True)))
+        torch._foreach_copy_([count for count, _ in counts], [value for _, value in counts])
 
 
 def make_optimizer(
