@@ -1,6 +1,5 @@
 """The arguments and options that commands of both command lines share."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,8 +35,3 @@ def source_options(required: bool = True) -> Decorator:
         return path_option("--coco", help=coco, required=required, multiple=True)(with_lvis)
 
     return decorate
-
-
-def cores() -> int:
-    """The number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

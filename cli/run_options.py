@@ -37,12 +37,14 @@ class Numbers(click.ParamType):
 
 
 def inference_options(command: Callable[..., None]) -> Callable[..., None]:
-    """--window, --stride, --flip, --scales and --batch-size, the fields of ``ess.inference.views.Inference``, and --tta.
+    """The fields of ``ess.inference.views.Inference`` as options: --window, --stride, ..., --precision; and --tta.
 
     --tta sets --flip, and --scales unless scales are given.
     """
     positive = click.IntRange(min=1)
+    precisions = click.Choice(["float32", "bf16"])
     batch_help = "Images of the same padded size, or windows, at a time."
+    precision = "Precision of the network; bf16 is faster on GPUs that have it natively."
     decorators = (
         click.option("--window", type=positive, help="Predict in windows of N x N pixels and blend them; for large images."),
         click.option("--stride", type=positive, help="Pixels between windows; the default is two thirds of --window."),
@@ -50,6 +52,7 @@ def inference_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--scales", type=Numbers(float), help="Blend sizes, e.g. 0.75,1,1.25.  [default: 1]"),
         click.option("--tta", is_flag=True, help=f"--flip --scales {','.join(f'{s:g}' for s in _TTA_SCALES)}, as papers do."),
         click.option("--batch-size", type=positive, default=1, show_default=True, help=batch_help),
+        click.option("--precision", type=precisions, default="float32", show_default=True, help=precision),
     )
 
     @wraps(command)

@@ -61,7 +61,8 @@ class Run:
     """The folder that ``ess train`` writes: settings, vocabulary and checkpoints of one training run.
 
     ``dataset`` is the digest of the data set that it is trained on, None if an older version began the run. ``earlier`` lists
-    the data sets before it as {"digest", "steps"}: the digest, and the number of steps done when the run left it.
+    the data sets before it as {"digest", "steps"}: the digest, and the number of steps done when the run left it. ``machine``
+    says on what device, and how, the training was last begun or resumed.
     """
 
     def __init__(
@@ -71,12 +72,14 @@ class Run:
         vocabulary: Vocabulary,
         dataset: str | None = None,
         earlier: Sequence[Mapping[str, Any]] = (),
+        machine: Mapping[str, Any] | None = None,
     ):
         self.folder = folder
         self.config = config
         self.vocabulary = vocabulary
         self.dataset = dataset
         self.earlier = list(earlier)
+        self.machine = machine
 
     def begin(self, model: torch.nn.Module, training: Mapping[str, torch.Tensor], temperature: float | None = None) -> None:
         """Save the untrained model as step 0, then run.json, so that every existing run can be resumed without a download."""
@@ -120,7 +123,8 @@ class Run:
                 raise TypeError(f"digest is {digest!r}")
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{folder / 'run.json'}: malformed dataset: {error}") from None
-        return cls(folder, config, Vocabulary.from_json(content.get("vocabulary")), digest, earlier)
+        vocabulary = Vocabulary.from_json(content.get("vocabulary"))
+        return cls(folder, config, vocabulary, digest, earlier, content.get("machine"))
 
     def temperature(self, checkpoint: Checkpoint) -> float:
         """T, the factor of distances in the logits of a checkpoint's model, whether it was set or learnt."""
@@ -156,7 +160,7 @@ class Run:
 
     def write(self) -> None:
         """Write run.json, and then settings.toml, the settings as a file for ``--config``."""
-        content = {"format": FORMAT, "version": VERSION, "settings": self.config.to_json()}
+        content = {"format": FORMAT, "version": VERSION, "settings": self.config.to_json(), "machine": self.machine}
         content["dataset"] = {"digest": self.dataset, "earlier": self.earlier} if self.dataset else None
         write_json(self.folder / "run.json", content | {"vocabulary": self.vocabulary.to_json()})
         with write_aside(self.folder / _SETTINGS) as aside:

@@ -148,12 +148,20 @@ class Config:
 
     seed: int = setting(0, "Determines weights, batches and augmentations.", Range(0, 2**63 - 1))
     device: str = setting("auto", "Device to train on: auto, cpu, cuda, cuda:1 or mps.")
-    precision: Literal["float32", "bf16", "fp16"] = setting(
-        "float32", "Precision of the network's arithmetic; weights, embeddings and losses are always float32."
+    precision: Literal["auto", "float32", "bf16", "fp16"] = setting(
+        "auto",
+        "Precision of the network's arithmetic; weights, embeddings and losses are always float32. auto is bf16 on GPUs that"
+        " have it natively (compute capability 8.0 and above), and float32 elsewhere.",
     )
-    channels_last: bool = setting(False, "Keep channels last in memory, which is faster on many GPUs.")
+    channels_last: bool | None = setting(
+        None, "Keep channels last in memory; the default is yes on GPUs that have bf16 natively, and no elsewhere."
+    )
     compile: bool = setting(False, "Compile the network with torch.compile.")
-    workers: int = setting(2, "Loader processes; 0 loads in the training process.", Range(0, 1024))
+    workers: int | Literal["auto"] = setting(
+        "auto",
+        "Loader processes; 0 loads in the training process. auto is the number of cores for a GPU, at most 8, and 2 elsewhere.",
+        Range(0, 1024),
+    )
     start_method: Literal["fork", "spawn", "forkserver"] | None = setting(
         None, "How loader processes start; the default is Python's."
     )

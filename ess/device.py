@@ -1,5 +1,6 @@
-"""Chooses a device, and explains errors when its memory runs out."""
+"""Chooses a device, moves tensors there, and explains errors when its memory runs out."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,7 +10,10 @@ from cocolvis.errors import DataError
 
 
 def choose_device(name: str) -> torch.device:
-    """The device with a name such as "cuda:1"; "auto" is the first GPU, or the CPU. Raises DataError if it cannot be used."""
+    """The device with a name such as "cuda:1"; "auto" is a GPU, or the CPU. Raises DataError if it cannot be used.
+
+    "auto" and "cuda" are the first GPU, or that of this process if several were started together (see :func:`take_own_gpu`).
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -19,6 +23,38 @@ def choose_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise DataError(f"device {name!r} cannot be used ({reason}); choose --device auto, cpu or cuda") from None
     return device
+
+
+def take_own_gpu() -> None:
+    """Make the GPU with the local rank of this process its current one, before anything else touches a GPU.
+
+    Otherwise each process of a machine would keep memory of the first GPU. A process that was started alone changes nothing.
+    """
+    gpus = torch.cuda.device_count()
+    if gpus and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % gpus)
+
+
+def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on a device; copies to a GPU use pinned memory, so that they do not wait for running kernels."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+class Readback:
+    """Numbers (N,) of a device on their way to this process, which can go on until it needs them."""
+
+    def __init__(self, numbers: torch.Tensor):
+        self._numbers = numbers.detach().to("cpu", non_blocking=numbers.is_cuda)  # into pinned memory then
+        self._arrived = None
+        if numbers.is_cuda:
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(numbers.device))
+
+    def wait(self) -> list[float]:
+        """The numbers, once what was computed before them is done; later work of the device goes on."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._numbers.tolist()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from cocolvis.pictures.encoded import decode_rgb
 from cocolvis.storage.dataset import Dataset
 from ess.bench.process import Failed, in_fresh_process
 from ess.config import Config
-from ess.data.loader import training_batches, training_split
+from ess.data.loader import processes, training_batches, training_split
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def measure_loading(folder: Path, config: Config, *, seconds: float = 5.0, round
         if isinstance(decodes, Failed) or isinstance(crops, Failed):
             raise DataError("a process that measures the loader was killed, most likely for its memory; try fewer --workers")
         speeds.append((decodes, crops))
-    workers = max(1, config.workers)
+    workers = max(1, processes(config))
     return LoadingSpeed(
         workers,
         crops_per_second=median(crops for _, crops in speeds),
@@ -71,7 +71,7 @@ def _decodes(folder: Path, config: Config, seconds: float) -> float:
 def _crops(folder: Path, config: Config, seconds: float) -> float:
     """Crops per second that the loader delivers to an idle process, after its own processes have started."""
     with closing(training_batches(training_split(Dataset.open(folder), config), config, 2**40)) as batches:
-        for _ in range(1 + 2 * config.workers):
+        for _ in range(1 + 2 * processes(config)):
             next(batches)
         count, start = 0, time.perf_counter()
         while not count or time.perf_counter() - start < seconds:

@@ -20,10 +20,11 @@ from ess.data.transforms import normalize
 from ess.device import choose_device, explain_out_of_memory
 from ess.models.build import model_from_config
 from ess.models.network import SegmentationModel
+from ess.training import machine
 from ess.training import team as teams
-from ess.training.loop import optimise
 from ess.training.objective import Objective
 from ess.training.state import make_optimizer
+from ess.training.step import optimise
 
 
 class Protocol(NamedTuple):
@@ -159,19 +160,20 @@ def _measure_here(case: Case, limit: int | None) -> Cost | Failed:
 
 def _time_turns(case: Case, device: torch.device, limit: int | None) -> Cost:
     torch.manual_seed(0)
-    config = case.settings()
+    config = machine.resolved(case.settings(), device)
     model = model_from_config(config, case.classes, weights=None)
     if limit:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
     turn = turn_of(case, model, config, device)
-    turn()
-    spent: list[float] = []
-    while not spent or sum(spent) < case.seconds:
-        _wait(device)
-        start = time.perf_counter()
+    with machine.switched(machine.in_force(config, device)):
         turn()
-        _wait(device)
-        spent.append(time.perf_counter() - start)
+        spent: list[float] = []
+        while not spent or sum(spent) < case.seconds:
+            _wait(device)
+            start = time.perf_counter()
+            turn()
+            _wait(device)
+            spent.append(time.perf_counter() - start)
     return Cost(median(spent), peak_bytes(device))
 
 
@@ -185,7 +187,8 @@ def turn_of(case: Case, model: SegmentationModel, config: Config, device: torch.
     batch = Batch(pixels.to(device), label_blocks(*shape, case.classes).to(device), torch.arange(case.batch_size))
     team = teams.join(replace(config, track="none", batch_size=case.batch_size), Path())
     objective = (_NetworkAlone if case.contestant == "network" else Objective)(model, config).to(device).train()
-    wrapped, optimizer = team.prepare(objective, make_optimizer(model, config, objective.log_temperature))
+    fused = machine.in_force(config, device).fused
+    wrapped, optimizer = team.prepare(objective, make_optimizer(model, config, objective.log_temperature, fused=fused))
     return lambda: optimise(team, wrapped, optimizer, batch, config.accumulate)
 
 

@@ -6,6 +6,7 @@ where resizing is faster, to the :class:`Batch` that a step sees.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,9 @@ import torch
 from torch.utils.data import get_worker_info
 
 from cocolvis.errors import DamagedImage, DataError
+from ess.data.rendering import render_together
 from ess.data.transforms import Crop, render_image, render_labels
+from ess.device import moved
 
 AHEAD = 2
 """How many batches a loader process prepares before they are requested."""
@@ -33,6 +36,10 @@ class Batch(NamedTuple):
     labels: torch.Tensor
     ids: torch.Tensor
     classes: torch.Tensor | None = None
+
+    def on_device(self) -> list[torch.Tensor]:
+        """The tensors that are on the device."""
+        return [self.images, self.labels, *([] if self.classes is None else [self.classes])]
 
     def parts(self, count: int) -> list["Batch"]:
         """The same crops, in order, as ``count`` batches of equal size."""
@@ -62,20 +69,32 @@ class RawBatch(NamedTuple):
     damaged: Sequence[DamagedImage] = ()
 
     def render(self, size: int, device: torch.device) -> Batch:
-        """Render the crops with sides of ``size`` pixels on a device; their ids stay on the CPU."""
+        """Render the crops with sides of ``size`` pixels on a device; their ids stay on the CPU.
+
+        A GPU renders them together, in as many kernels for a large batch as for a small one; the CPU one after another.
+        """
         if self.pixels is None:
             raise ValueError("the batch has no pixels: complete it with attach_pixels")
         flat = (self.pixels, torch.from_numpy(self.labels), torch.from_numpy(self.lengths))
-        pixels, labels, lengths = (_moved(tensor, device) for tensor in flat)
+        pixels, labels, lengths = (moved(tensor, device) for tensor in flat)
         labels = labels.repeat_interleave(lengths, output_size=len(pixels) // 3)
-        images, truths, start = [], [], 0
-        for crop in self.crops:
-            end = start + crop.area
-            images.append(render_image(pixels[3 * start : 3 * end].view(*crop.shape, 3), crop, size))
-            truths.append(render_labels(labels[start:end].view(crop.shape), crop, size, IGNORE_INDEX))
-            start = end
-        classes = None if self.classes is None else _moved(torch.from_numpy(self.classes), device)
-        return Batch(torch.stack(images), torch.stack(truths), torch.from_numpy(self.ids), classes)
+        render = render_together if device.type == "cuda" else _render_one_by_one
+        images, truths = render(pixels, labels, self.crops, size, IGNORE_INDEX)
+        classes = None if self.classes is None else moved(torch.from_numpy(self.classes), device)
+        return Batch(images, truths, torch.from_numpy(self.ids), classes)
+
+
+def _render_one_by_one(
+    pixels: torch.Tensor, labels: torch.Tensor, crops: Sequence[Crop], size: int, ignore_index: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and labels as from :func:`ess.data.rendering.render_together`, a crop at a time."""
+    images, truths, start = [], [], 0
+    for crop in crops:
+        end = start + crop.area
+        images.append(render_image(pixels[3 * start : 3 * end].view(*crop.shape, 3), crop, size))
+        truths.append(render_labels(labels[start:end].view(crop.shape), crop, size, ignore_index))
+        start = end
+    return torch.stack(images), torch.stack(truths)
 
 
 class FeatureBatch(NamedTuple):
@@ -88,6 +107,10 @@ class FeatureBatch(NamedTuple):
     labels: torch.Tensor
     ids: torch.Tensor
     classes: torch.Tensor | None = None
+
+    def on_device(self) -> list[torch.Tensor]:
+        """The tensors that are on the device."""
+        return [*self.features, self.labels, *([] if self.classes is None else [self.classes])]
 
     def parts(self, count: int) -> list["FeatureBatch"]:
         """The same crops, in order, as ``count`` batches of equal size."""
@@ -107,9 +130,9 @@ class RawFeatures(NamedTuple):
 
     def render(self, size: int, device: torch.device) -> FeatureBatch:
         """The crops, which have sides of ``size`` pixels, on a device; their ids stay on the CPU."""
-        features = tuple(_moved(torch.from_numpy(each), device) for each in self.features)
-        labels = _moved(torch.from_numpy(self.labels), device)
-        classes = None if self.classes is None else _moved(torch.from_numpy(self.classes), device)
+        features = tuple(moved(torch.from_numpy(each), device) for each in self.features)
+        labels = moved(torch.from_numpy(self.labels), device)
+        classes = None if self.classes is None else moved(torch.from_numpy(self.classes), device)
         return FeatureBatch(features, labels, torch.from_numpy(self.ids), classes)
 
 
@@ -156,6 +179,21 @@ def attach_pixels(batches: Iterable[RawBatch | DataError]) -> Iterator[RawBatch]
         yield batch._replace(pixels=buffers[batch.buffer][: 3 * area])
 
 
-def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tensor on a device; copies to a GPU use pinned memory, so that they do not wait for running kernels."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+def rendered(
+    batches: Iterable[RawBatch | RawFeatures], size: int, device: torch.device, *, prefetch: bool = False
+) -> Iterator[tuple[RawBatch | RawFeatures, Batch | FeatureBatch]]:
+    """Each batch with what it is rendered to, as :meth:`RawBatch.render` does.
+
+    With ``prefetch``, a GPU copies and renders on a stream of its own: the step before, which was only launched when a batch is
+    requested, goes on meanwhile.
+    """
+    stream = torch.cuda.Stream(device) if prefetch else None
+    for raw in batches:
+        with nullcontext() if stream is None else torch.cuda.stream(stream):
+            batch = raw.render(size, device)
+        if stream is not None:
+            now = torch.cuda.current_stream(device)
+            now.wait_stream(stream)
+            for tensor in batch.on_device():
+                tensor.record_stream(now)  # its memory is not used again before this stream is done with it
+        yield raw, batch

@@ -245,13 +245,14 @@ def loaded(
 
     Raises DataError if a loader process fails. Closing the generator ends these processes.
     """
+    workers = processes(config)
     loader = DataLoader(
         items,
         batch_sampler=StepBatches(len(items), config.batch_size, steps, config.seed, start, tail.repeats, share),
         collate_fn=_unchanged,
-        num_workers=config.workers,
-        prefetch_factor=AHEAD if config.workers else None,
-        multiprocessing_context=config.start_method if config.workers else None,
+        num_workers=workers,
+        prefetch_factor=AHEAD if workers else None,
+        multiprocessing_context=config.start_method if workers else None,
         worker_init_fn=_start_worker,
     )
     try:
@@ -260,7 +261,7 @@ def loaded(
         with _workers_ended(batches):
             yield from batches
     except OSError as error:
-        raise DataError(f"the loader cannot continue: {one_line(error)}; try --workers {config.workers // 2}") from None
+        raise DataError(f"the loader cannot continue: {one_line(error)}; try --workers {workers // 2}") from None
     except RuntimeError as error:
         if not any(sign in str(error) for sign in _SIGNS_OF_EXHAUSTION):
             raise
@@ -268,8 +269,15 @@ def loaded(
         reason = one_line(lines[-1] if lines[0].startswith("Caught") else lines[0])  # with a traceback or without one
         raise DataError(
             f"a loader process died ({reason}): memory, shared memory or file handles ran out;"
-            f" try --workers {config.workers // 2} or a smaller --batch-size or --crop"
+            f" try --workers {workers // 2} or a smaller --batch-size or --crop"
         ) from None
+
+
+def processes(config: Config) -> int:
+    """The number of loader processes, which a training has chosen by its device if the settings leave it open."""
+    if isinstance(config.workers, str):
+        raise ValueError(f"workers is {config.workers!r}: the number is not chosen yet")
+    return config.workers
 
 
 def _unchanged(batch: Any) -> Any:

@@ -7,10 +7,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ess.device import moved
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-_FILL = tuple(round(255 * channel) for channel in IMAGENET_MEAN)
+FILL = tuple(round(255 * channel) for channel in IMAGENET_MEAN)
 """The mean colour, which fills crops outside the picture; it normalises to about 0."""
 
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -63,7 +65,7 @@ def render_image(pixels: torch.Tensor, crop: Crop, size: int) -> torch.Tensor:
     """The pixels (h, w, 3) uint8 that a crop shows, resized bilinearly: (3, size, size) uint8, with the mean colour outside."""
     shape = (crop.target_rows.stop - crop.target_rows.start, crop.target_columns.stop - crop.target_columns.start)
     shown = F.interpolate(pixels.permute(2, 0, 1)[None].float(), size=shape, mode="bilinear", align_corners=False)[0]
-    image = torch.tensor(_FILL, dtype=torch.uint8, device=pixels.device).view(3, 1, 1).repeat(1, size, size)
+    image = torch.tensor(FILL, dtype=torch.uint8, device=pixels.device).view(3, 1, 1).repeat(1, size, size)
     image[:, crop.target_rows, crop.target_columns] = shown.round_().to(torch.uint8)
     return image.flip(2) if crop.mirrored else image
 
@@ -113,6 +115,6 @@ def color_jitter(image: np.ndarray, rng: np.random.Generator, strength: float) -
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
     """(B, 3, H, W) uint8 RGB -> float32 with mean 0 and standard deviation 1 over ImageNet, on the same device."""
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1)
+    mean = moved(torch.tensor(IMAGENET_MEAN), images.device).view(1, 3, 1, 1)
+    std = moved(torch.tensor(IMAGENET_STD), images.device).view(1, 3, 1, 1)
     return (images.float() / 255 - mean) / std

@@ -188,15 +188,21 @@ def _decoded(
     indices: Sequence[int],
     skip: Callable[[DamagedImage], None],
 ) -> Iterator[tuple[Key, np.ndarray]]:
-    """Yield (key, predicted class ids (H, W)) of the images whose features are stored."""
-    for index in indices:
+    """Yield (key, predicted class ids (H, W)) of the images whose features are stored; the next ones are read meanwhile."""
+
+    def load(index: int) -> tuple[Key, list[np.ndarray], tuple[int, int]] | DamagedImage:
         try:
             sample = split[index]
-            found = features.of(sample, index)
+            return (sample.image_id, to_labels(sample.mask)), features.of(sample, index), sample.size
         except DamagedImage as error:
-            skip(error)
-            continue
-        yield (sample.image_id, to_labels(sample.mask)), predictor.from_features(found, sample.size)
+            return error
+
+    for found in ahead(load, indices, threads=1):  # only one thread may read a split
+        if isinstance(found, DamagedImage):
+            skip(found)
+        else:
+            key, maps, size = found
+            yield key, predictor.from_features(maps, size)
 
 
 def scores_of(confusion: Confusion, dataset: Dataset, *, published: bool = False, damaged: Sequence[DamagedImage] = ()) -> dict:

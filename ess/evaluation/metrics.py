@@ -28,19 +28,23 @@ class Confusion:
         truth, prediction = torch.as_tensor(truth), torch.as_tensor(prediction)
         if truth.shape != prediction.shape:
             raise ValueError(f"prediction {tuple(prediction.shape)} and truth {tuple(truth.shape)} differ in shape")
-        truth = truth.to(prediction.device, torch.int64)
+        truth, prediction = (labels.reshape(-1).to(prediction.device, torch.int32) for labels in (truth, prediction))
         counted = truth != self.ignore_index
-        truth, prediction = truth[counted], prediction.long()[counted]
-        for name, labels in (("truth", truth), ("prediction", prediction)):
-            wrong = labels[(labels < 0) | (labels >= self.classes)]
-            if len(wrong):
-                raise ValueError(f"{name} holds {wrong[0].item()}: expected 0..{self.classes - 1}")
-        both = truth[truth == prediction]
-        self.pixels += torch.stack([ids.bincount(minlength=self.classes) for ids in (truth, prediction, both)]).cpu()
+        both = counted & (truth == prediction)
+        pairs = (("truth", truth, counted), ("prediction", prediction, counted), ("truth", truth, both))
+        self.pixels += torch.stack([self._count(*pair) for pair in pairs]).cpu()
         if self.matrix is not None:
-            pairs = (truth * self.classes + prediction).cpu()
-            self.matrix.view(-1).index_add_(0, pairs, torch.ones_like(pairs))
+            codes = (truth.long() * self.classes + prediction)[counted].cpu()
+            self.matrix.view(-1).index_add_(0, codes, torch.ones_like(codes))
         self.images += 1
+
+    def _count(self, name: str, labels: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        """(C,) int64: how many of the ``chosen`` labels (N,) are of each class. Raises ValueError if one is none."""
+        counts = torch.where(chosen, labels + 1, 0).clamp_(0, self.classes + 1).bincount(minlength=self.classes + 2)
+        if counts[0] + chosen.sum() > len(labels) or counts[-1]:
+            wrong = labels[chosen & ((labels < 0) | (labels >= self.classes))]
+            raise ValueError(f"{name} holds {wrong[0].item()}: expected 0..{self.classes - 1}")
+        return counts[1:-1]
 
     def __iadd__(self, other: "Confusion") -> "Confusion":
         if (other.classes, other.ignore_index) != (self.classes, self.ignore_index):

@@ -15,7 +15,7 @@ from ess.data.loader import to_class_ids
 from ess.device import choose_device, explain_out_of_memory
 from ess.inference.added import AddedClass, assign_added_classes, classes_for_checkpoint, extend_vocabulary
 from ess.inference.calibration import bias_for_checkpoint
-from ess.inference.views import Inference
+from ess.inference.views import PRECISIONS, Inference
 from ess.models.build import model_from_config
 from ess.models.network import SegmentationModel
 
@@ -48,6 +48,7 @@ class Predictor:
         self.vocabulary = extend_vocabulary(vocabulary, added)
         self.device = device
         self.inference = inference or Inference()
+        model.arithmetic = PRECISIONS[self.inference.precision]
         self.added = tuple(added)
         self.checkpoint = checkpoint
         self.bias = None if bias is None else bias.to(device)

@@ -11,6 +11,9 @@ from cocolvis.errors import DataError
 from ess.data.transforms import normalize
 from ess.models.network import SegmentationModel
 
+PRECISIONS = {"float32": None, "bf16": torch.bfloat16}
+"""The precisions of predictions, each with the type of the network's arithmetic if it is not that of the weights."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inference:
@@ -20,7 +23,8 @@ class Inference:
     of the window), the last ones flush with its borders; None = the whole image. ``scales`` are the sizes at which it is seen,
     where 1 is its own. With ``flip`` it is also seen mirrored left to right. ``batch_size`` images of equal padded size, or
     windows of one image, go through the network at a time; this changes embeddings by less than 1e-4, the rounding of float32,
-    so only ties can be decided differently.
+    so only ties can be decided differently. ``precision`` is that of the network's arithmetic, "float32" or "bf16"; embeddings
+    are blended and compared in float32.
 
     The outputs of the views are averaged. For embeddings, the class nearest to the mean output has the least mean squared
     distance to the outputs of any length, because mean |e - c|^2 = |mean e - c|^2 + a part without c; with the cosine it has
@@ -34,6 +38,7 @@ class Inference:
     flip: bool = False
     scales: tuple[float, ...] = (1.0,)
     batch_size: int = 1
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         if self.window is None and self.stride is not None:
@@ -46,6 +51,8 @@ class Inference:
             raise DataError(f"scales are {self.scales}: expected one or more positive numbers")
         if self.batch_size < 1:
             raise DataError(f"batch_size is {self.batch_size}: expected 1 or more")
+        if self.precision not in PRECISIONS:
+            raise DataError(f"precision is {self.precision!r}: expected {' or '.join(PRECISIONS)}")
 
     @property
     def images_at_a_time(self) -> int:

@@ -53,6 +53,7 @@ def exact_cross_entropy(
     class_mask: torch.Tensor | None = None,
     reduction: str = "mean",
     backend: str = "auto",
+    validate: bool = True,
 ) -> torch.Tensor:
     """Cross entropy over all classes, logit of class c at pixel p: -T * ||o_p - e_c|| + b_c.
 
@@ -66,9 +67,10 @@ def exact_cross_entropy(
     never are.
 
     ``backend`` "fused" computes value and gradients in one pass with a compiled kernel (CPU: float32; CUDA: Triton, D <= 256),
-    "torch" with plain formulas; "auto" is "fused" if that is possible. Raises ValueError if an argument does not fit.
+    "torch" with plain formulas; "auto" is "fused" if that is possible. Raises ValueError if an argument does not fit. To see
+    whether all labels do, the process has to wait for a GPU; ``validate`` False leaves that out, for labels that are known to.
     """
-    labels = _checked(embeddings, labels, classes, distance, ignore_index, reduction)
+    labels = _checked(embeddings, labels, classes, distance, ignore_index, reduction, validate)
     _check_extras(embeddings, classes, bias, class_weight, class_mask)
     weights = (labels != ignore_index).to(classes.dtype if class_weight is None else class_weight.dtype)
     if class_weight is not None:
@@ -99,6 +101,7 @@ def knn_cross_entropy(
     reduction: str = "mean",
     generator: torch.Generator | None = None,
     backend: str = "auto",
+    validate: bool = True,
 ) -> torch.Tensor:
     """Cross entropy over S_p = {t} + k negatives instead of all classes; otherwise like :func:`exact_cross_entropy`.
 
@@ -108,7 +111,7 @@ def knn_cross_entropy(
     8 or 16, one pixel of each block of 1 x 2, 2 x 2, 2 x 4 or 4 x 4 pixels searches for all of them. Even then the target of a
     pixel is never one of its negatives, except as published.
     """
-    labels = _checked(embeddings, labels, classes, distance, ignore_index, reduction)
+    labels = _checked(embeddings, labels, classes, distance, ignore_index, reduction, validate)
     _check_negatives(k, negatives, query_stride)
     compiled = fused.chosen(backend, embeddings, classes)
     on_gpu = compiled and fused.on_gpu(embeddings)
@@ -163,10 +166,15 @@ def _nearest_of_some(some: torch.Tensor, classes: torch.Tensor, first: int) -> t
 
 
 def dense_cross_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, *, ignore_index: int = -1, reduction: str = "mean"
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    ignore_index: int = -1,
+    reduction: str = "mean",
+    validate: bool = True,
 ) -> torch.Tensor:
     """The cross entropy of the dense baseline: ``logits`` (B, C, H, W), and the rest as in :func:`exact_cross_entropy`."""
-    labels = _check_labels(logits, labels, logits.shape[1], ignore_index, reduction)
+    labels = _check_labels(logits, labels, logits.shape[1], ignore_index, reduction, validate)
     losses = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none" if reduction == "none" else "sum")
     return losses / (labels != ignore_index).sum().clamp_min(1) if reduction == "mean" else losses
 
@@ -228,12 +236,12 @@ def _pixels(embeddings: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return embeddings.permute(0, 2, 3, 1).reshape(-1, embeddings.shape[1]).index_select(0, places)
 
 
-def _checked(embeddings, labels, classes, distance, ignore_index, reduction) -> torch.Tensor:
+def _checked(embeddings, labels, classes, distance, ignore_index, reduction, validate) -> torch.Tensor:
     """The labels as int64. Raises ValueError if an argument does not fit."""
     _check_classes(classes)
     if distance not in DISTANCES:
         raise ValueError(f"distance is {distance!r}: expected one of {', '.join(DISTANCES)}")
-    labels = _check_labels(embeddings, labels, len(classes), ignore_index, reduction)
+    labels = _check_labels(embeddings, labels, len(classes), ignore_index, reduction, validate)
     if embeddings.shape[1] != classes.shape[1]:
         raise ValueError(f"embeddings have {embeddings.shape[1]} channels, but classes {tuple(classes.shape)}: expected (C, D)")
     return labels
@@ -266,22 +274,29 @@ def _check_classes(classes: torch.Tensor) -> None:
         raise ValueError(f"classes have the shape {tuple(classes.shape)}: expected (C, D) with at least 2 classes")
 
 
-def _check_labels(maps: torch.Tensor, labels: torch.Tensor, classes: int, ignore_index: int, reduction: str) -> torch.Tensor:
-    """The labels as int64. Raises ValueError unless they fit ``maps`` (B, channels, H, W) and are in 0..classes-1."""
+def _check_labels(
+    maps: torch.Tensor, labels: torch.Tensor, classes: int, ignore_index: int, reduction: str, validate: bool
+) -> torch.Tensor:
+    """The labels as int64.
+
+    Raises ValueError unless they fit ``maps`` (B, channels, H, W) and, with ``validate``, are in 0..classes-1.
+    """
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}: expected one of {', '.join(REDUCTIONS)}")
     if maps.ndim != 4 or labels.shape != (maps.shape[0], *maps.shape[2:]):
         raise ValueError(
             f"labels {tuple(labels.shape)} do not fit the map {tuple(maps.shape)}: expected (B, H, W) and (B, D, H, W)"
         )
-    return as_labels(labels, classes, ignore_index)
+    return as_labels(labels, classes, ignore_index, validate)
 
 
-def as_labels(labels: torch.Tensor, classes: int, ignore_index: int) -> torch.Tensor:
-    """The labels as int64. Raises ValueError unless they are integers in 0..classes-1, or ``ignore_index``."""
+def as_labels(labels: torch.Tensor, classes: int, ignore_index: int, validate: bool = True) -> torch.Tensor:
+    """The labels as int64. Raises ValueError unless they are integers and, with ``validate``, fit the number of classes."""
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"labels are {labels.dtype}: expected an integer type")
     labels = labels.long()
+    if not validate:
+        return labels
     wrong = labels[(labels != ignore_index) & ((labels < 0) | (labels >= classes))]
     if len(wrong):
         raise ValueError(f"labels hold {wrong[0].item()}: expected 0..{classes - 1}, or {ignore_index} where ignored")

@@ -15,6 +15,7 @@ def interpolated_cross_entropy(
     ignore_index: int = -1,
     reduction: str = "mean",
     backend: str = "auto",
+    validate: bool = True,
 ) -> torch.Tensor:
     """The loss of :func:`ess.losses.cross_entropy.dense_cross_entropy` over logits at full resolution, from coarser ones.
 
@@ -41,8 +42,8 @@ def interpolated_cross_entropy(
     if not able or backend == "torch":
         whole = F.interpolate(logits, size=extent, mode="bilinear", align_corners=False)
         whole = whole[:, :, : labels.shape[1], : labels.shape[2]]
-        return dense_cross_entropy(whole, labels, ignore_index=ignore_index, reduction=reduction)
-    total = _summed(logits, as_labels(labels, logits.shape[1], ignore_index), extent, ignore_index)
+        return dense_cross_entropy(whole, labels, ignore_index=ignore_index, reduction=reduction, validate=validate)
+    total = _summed(logits, as_labels(labels, logits.shape[1], ignore_index, validate), extent, ignore_index)
     return total / (labels != ignore_index).sum().clamp_min(1) if reduction == "mean" else total
 
 

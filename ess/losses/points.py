@@ -7,6 +7,8 @@ the prediction is uncertain, the others anywhere.
 import torch
 import torch.nn.functional as F
 
+from ess.device import moved
+
 OVERSAMPLED = 3
 """How many random points are drawn for each point of the result."""
 
@@ -44,7 +46,7 @@ def choose_points(
     Of three times as many uniformly random places, those with the smallest difference between the two largest logits are 75 %
     of the result. Places without a label count as certain, because nothing can be learned there. The rest is uniformly random.
     """
-    size = torch.tensor(labels.shape, dtype=torch.float32, device=logits.device)
+    size = moved(torch.tensor(labels.shape, dtype=torch.float32), logits.device)
     drawn = torch.rand(OVERSAMPLED * points, 2, device=logits.device) * size
     largest = logits_at(logits, drawn, extent).topk(2, dim=1).values
     uncertainty = (largest[:, 1] - largest[:, 0]).masked_fill(labels_at(labels, drawn) == ignore_index, -torch.inf)
@@ -55,7 +57,8 @@ def choose_points(
 def logits_at(logits: torch.Tensor, places: torch.Tensor, extent: tuple[int, int]) -> torch.Tensor:
     """(P, C): ``logits`` (C, h, w) of one image, which cover ``extent`` pixels, at ``places`` (P, 2), (y, x) in pixels."""
     height, width = extent
-    grid = (places.flip(1) / places.new_tensor([width, height]) * 2 - 1)[None, None]
+    size = moved(torch.tensor([width, height], dtype=places.dtype), places.device)
+    grid = (places.flip(1) / size * 2 - 1)[None, None]
     return F.grid_sample(logits[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0, :, 0].T
 
 

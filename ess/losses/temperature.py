@@ -29,11 +29,25 @@ def with_temperature(
     Euclidean distance and 2 for its square, and proportional to T. By Euler's theorem, <o, dL/do> + <e, dL/de> is this degree
     times the sum of z * dL/dz, which is dL/dlog T. An inner product has degree 1 in e alone, so <e, dL/de> is enough. A bias of
     the logits makes no difference. The embeddings are not copied, and T does not influence which classes are the nearest.
+
+    On a GPU, reading the number would stop the process until the step before is done. So T multiplies the embeddings there.
     """
+    if log_t.is_cuda:
+        return *scaled(embeddings, classes, log_t, distance), 1.0
     temperature = math.exp(log_t.item())
     if distance == "cosine":
         return embeddings, _Euler.apply(log_t, 1, classes)[0], temperature
     return *_Euler.apply(log_t, 2 if distance == "squared" else 1, embeddings, classes), temperature
+
+
+def scaled(
+    embeddings: torch.Tensor, classes: torch.Tensor, log_t: torch.Tensor, distance: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings and classes whose logits with a temperature of 1 are those of the given ones with T."""
+    if distance == "cosine":
+        return embeddings, classes * log_t.exp()
+    factor = (log_t / 2 if distance == "squared" else log_t).exp()
+    return embeddings * factor, classes * factor
 
 
 class _Euler(torch.autograd.Function):

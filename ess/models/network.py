@@ -58,6 +58,8 @@ class SegmentationModel(nn.Module):
         self.smallest = smallest
         scale, shift = _restandardization(mean, std)
         self._frozen = False
+        self.arithmetic: torch.dtype | None = None
+        """The type of the arithmetic of encoder and decoder in predictions; None is that of the weights."""
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
 
@@ -98,7 +100,10 @@ class SegmentationModel(nn.Module):
         It covers the images after padding: :meth:`padded` pixels in each direction.
         """
         try:
-            return self.decoder(features)
+            if self.arithmetic is None:
+                return self.decoder(features)
+            with self._in_arithmetic():
+                return self.decoder(features).float()
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -184,10 +189,16 @@ class SegmentationModel(nn.Module):
 
     def _encoded(self, padded: torch.Tensor) -> Sequence[torch.Tensor]:
         images = padded if self.scale is None or self.shift is None else padded * self.scale + self.shift
+        if self.arithmetic is not None:
+            with torch.no_grad(), self._in_arithmetic():
+                return self.encoder(images)
         if not self._frozen:
             return self.encoder(images)
         with torch.no_grad():
             return self.encoder(images)
+
+    def _in_arithmetic(self) -> torch.autocast:
+        return torch.autocast(next(self.parameters()).device.type, self.arithmetic)
 
     def _upsampled(self, output: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         if self.class_embeddings is None:

@@ -3,11 +3,11 @@
 import logging
 import math
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -15,21 +15,28 @@ from cocolvis.errors import DamagedImage, DataError
 from cocolvis.storage.dataset import Dataset
 from ess.checkpoint import Checkpoint, Run
 from ess.config import MOST_STEPS, Config
-from ess.data.batches import Batch, FeatureBatch, RawBatch, RawFeatures
+from ess.data.batches import Batch, FeatureBatch, RawBatch, RawFeatures, rendered
 from ess.data.feature_batches import feature_batches
 from ess.data.feature_store import SplitFeatures
 from ess.data.loader import epoch_length, training_batches, training_split
 from ess.data.longtail import Tail, tail_of
-from ess.device import explain_out_of_memory
+from ess.device import Readback, explain_out_of_memory, moved
 from ess.evaluation.evaluate import check_readable, count_pixels, image_indices, predictions, scores_of
 from ess.inference.predictor import Predictor
+from ess.inference.views import Inference
+from ess.losses.cross_entropy import chosen
 from ess.models.build import model_from_config
 from ess.stopping import Stop, stop_requests
+from ess.training import machine
 from ess.training import team as teams
 from ess.training.features import check_settings, store_features
 from ess.training.journal import Journal
 from ess.training.objective import Objective
 from ess.training.state import TrainingState, set_learning_rates
+from ess.training.step import Guard, Made, NotFinite, optimise, seed_step
+
+_EVALUATED = 8
+"""Images of equal padded size that a GPU predicts together in an evaluation."""
 
 log = logging.getLogger("ess")
 
@@ -70,9 +77,12 @@ def train(
     if config.eval_every is not None:
         check_readable(dataset, "val", limit=config.eval_limit, skip_damaged=config.skip_damaged)
     team = teams.join(config, folder)
+    config = machine.resolved(config, team.device, run.config if run else None)
+    choices = machine.in_force(config, team.device)
     objective = _new_objective(team, config, len(dataset.vocabulary), tail, pretrained=run is None)
-    state = TrainingState(objective.model, config, objective.log_temperature)
-    begun = _resume(team, run, dataset, config, state, steps, allow_other_data) if run else None
+    state = TrainingState(objective.model, config, objective.log_temperature, fused=choices.fused)
+    record = {"device": machine.describe(team.device), **choices._asdict()}
+    begun = _resume(team, run, dataset, config, state, steps, allow_other_data, record) if run else None
     stored = None
     if cache_features is not None:
         images = {"train": range(len(split))}
@@ -80,7 +90,11 @@ def train(
             images["val"] = image_indices(dataset, "val", config.eval_limit)
         stored = store_features(cache_features, dataset, images, objective.model, config, team)
     if run is None or begun is None:
-        run, begun = _begin(team, folder, dataset, config, state, resume)
+        run, begun = _begin(team, folder, dataset, config, state, resume, record)
+    loss = chosen(config.loss, len(dataset.vocabulary))
+    told = (record["device"], config.precision, loss, len(split), epoch, config.workers)
+    log.info("%s: %s, %s loss, %d images, %d steps an epoch, %s workers", *told)
+    guard = Guard(objective.model, state.optimizer, team.device, fused=choices.fused)
     wrapped, optimizer = team.prepare(objective.train(), state.optimizer)
     schedule = (config, steps, begun.step, tail, (team.process_index, team.num_processes))
     batches: Generator[RawBatch, None, None] | Generator[RawFeatures, None, None]
@@ -91,9 +105,10 @@ def train(
         Journal(team, folder, config, begun.step, steps) as journal,
         closing(batches),
         explain_out_of_memory(advice),
+        machine.switched(choices),
     ):
-        training = _Training(team, run, dataset, stored or {}, steps, epoch, state, wrapped, optimizer, journal, stop)
-        training.run_steps(begun, batches)
+        training = _Training(team, run, dataset, stored or {}, steps, epoch, state, wrapped, optimizer, guard, journal, stop)
+        training.run_steps(begun, rendered(batches, config.crop, team.device, prefetch=choices.prefetch))
     return run
 
 
@@ -101,7 +116,8 @@ def train(
 class _Training:
     """A running training of ``steps`` steps, ``epoch`` of them per epoch; ``features`` are stored ones by split, if any.
 
-    ``objective`` and ``optimizer`` are wrapped for the ``team`` of processes.
+    ``objective`` and ``optimizer`` are wrapped for the ``team`` of processes. The ``guard`` suppresses steps whose loss or
+    gradient is not finite.
     """
 
     team: Accelerator
@@ -113,49 +129,67 @@ class _Training:
     state: TrainingState
     objective: torch.nn.Module
     optimizer: torch.optim.Optimizer
+    guard: Guard
     journal: Journal
     stop: Stop
 
-    def run_steps(self, begun: Checkpoint, batches: Iterable[RawBatch | RawFeatures]) -> None:
+    def run_steps(self, begun: Checkpoint, batches: Iterable[tuple[RawBatch | RawFeatures, Batch | FeatureBatch]]) -> None:
         """Make the remaining steps, after the evaluation of the checkpoint if that is missing."""
         if begun.step and begun.scores is None and self._evaluates_after(begun.step):
             self._evaluate(begun.step)
-        for done, raw in enumerate(batches, begun.step + 1):
-            loss = self._step(done, raw)
-            stopping = self._report(done, loss, raw)
-            evaluating = self._evaluates_after(done)
-            if evaluating or done % self.run.config.save_every == 0 or done == self.steps or stopping:
+        try:
+            self._run_steps(begun.step, batches)
+        except NotFinite as error:
+            if error.done - 1 > begun.step and not self._saves_after(error.done - 1):
+                self._save(error.done - 1)
+            raise
+        self.journal.classes(self.steps, self._predictor())
+
+    def _run_steps(self, begun: int, batches: Iterable[tuple[RawBatch | RawFeatures, Batch | FeatureBatch]]) -> None:
+        """Make the steps. If the device itself suppresses faulty ones, each is reported when the next one is on its way."""
+        made: Made | None = None
+        for done, (raw, batch) in enumerate(batches, begun + 1):
+            before, made = made, self._step(done, raw, batch)
+            stopping = before is not None and self._report(before)
+            evaluating, saving = self._evaluates_after(done), self._saves_after(done)
+            if saving or stopping or not self.guard.fused:
+                stopping, made = self._report(made) or stopping, None
+            if saving or stopping:
                 self._save(done)
             if stopping and (evaluating or done < self.steps):
                 raise KeyboardInterrupt
             if evaluating:
                 self._evaluate(done)
-        self.journal.classes(self.steps, self._predictor())
 
-    def _step(self, done: int, raw: RawBatch | RawFeatures) -> torch.Tensor:
-        """Make step number ``done``, counted from 1, and return its loss, a float32 scalar."""
-        config, step = self.run.config, done - 1
-        set_learning_rates(self.state.optimizer, config, step, self.steps)
+    def _step(self, done: int, raw: RawBatch | RawFeatures, batch: Batch | FeatureBatch) -> Made:
+        """Make step number ``done``, counted from 1."""
+        config, step, state = self.run.config, done - 1, self.state
+        set_learning_rates(state.optimizer, config, step, self.steps)
         seed_step(config.seed, step, self.team.process_index)
-        batch = raw.render(config.crop, self.team.device)
-        loss = optimise(self.team, self.objective, self.optimizer, batch, config.accumulate, config.clip_norm)
-        self.state.after_step()
-        return loss
+        parts = config.accumulate, config.clip_norm
+        loss = optimise(self.team, self.objective, self.optimizer, batch, *parts, self.guard)
+        if not self.guard.refuses:
+            state.after_step(self.guard.kept)
+        asked = moved(torch.tensor([float(self.stop.requested), float(len(raw.damaged))]), loss.device)
+        learnt = loss.new_zeros(()) if state.log_temperature is None else state.log_temperature.detach().exp()
+        figures = torch.cat([torch.stack([loss, self.guard.failed, learnt]), asked])
+        lr = state.optimizer.param_groups[1]["lr"]
+        return Made(done, lr, raw, Readback(self.team.reduce(figures, "mean")))
 
-    def _report(self, done: int, loss: torch.Tensor, raw: RawBatch | RawFeatures) -> bool:
+    def _report(self, made: Made) -> bool:
         """Report a step to the journal, and return whether any process was asked to stop.
 
-        Raises DataError if the loss is not finite.
+        Raises NotFinite if its loss or gradient is not finite.
         """
-        lr = self.state.optimizer.param_groups[1]["lr"]
-        flags = loss.new_tensor([self.stop.requested, len(raw.damaged)])
-        value, stopping, damaged = self.team.reduce(torch.cat([loss[None], flags]), "mean").tolist()
-        if not math.isfinite(value):
-            ids = self.team.gather(torch.from_numpy(raw.ids).to(self.team.device)).tolist()
-            raise DataError(f"loss is {value} at step {done}, lr {lr:.3g}, images {ids}; try a smaller --lr")
-        self.journal.step(done, value, lr, self.state.temperature)
+        loss, failed, learnt, stopping, damaged = made.figures.wait()
+        if failed or not math.isfinite(loss):
+            ids = self.team.gather(torch.from_numpy(made.raw.ids).to(self.team.device)).tolist()
+            fault = f"loss is {loss}" if not math.isfinite(loss) else f"the gradient of the loss {loss:.4g} is not finite"
+            where = f"at step {made.done}, lr {made.lr:.3g}, images {ids}"
+            raise NotFinite(f"{fault} {where}; try a smaller --lr", made.done)
+        self.journal.step(made.done, loss, made.lr, None if self.state.log_temperature is None else learnt)
         if damaged:
-            self.journal.gather_damaged(raw.damaged)
+            self.journal.gather_damaged(made.raw.damaged)
         return bool(stopping)
 
     def _save(self, done: int) -> None:
@@ -163,6 +197,9 @@ class _Training:
         if self.team.is_main_process:
             self.run.save(done, self.state.result, self.state.tensors(self.team.scaler), self.state.temperature)
         self.team.wait_for_everyone()
+
+    def _saves_after(self, done: int) -> bool:
+        return self._evaluates_after(done) or done % self.run.config.save_every == 0 or done == self.steps
 
     def _evaluates_after(self, done: int) -> bool:
         every = self.run.config.eval_every
@@ -174,11 +211,12 @@ class _Training:
         Raises KeyboardInterrupt if a stop is requested.
         """
         predictor = self._predictor()
-        scores = self._scores(predictor)
-        if self.team.is_main_process:
-            self.run.score(done, scores)
-        self.journal.evaluation(done, scores)
-        self.journal.pictures(done, predictor, self.dataset)
+        with machine.searching(False):  # pictures have many sizes
+            scores = self._scores(predictor)
+            if self.team.is_main_process:
+                self.run.score(done, scores)
+            self.journal.evaluation(done, scores)
+            self.journal.pictures(done, predictor, self.dataset)
         self.objective.train()
 
     def _scores(self, predictor: Predictor) -> dict:
@@ -204,43 +242,9 @@ class _Training:
         return scores_of(confusion, self.dataset, damaged=all_damaged)
 
     def _predictor(self) -> Predictor:
-        return Predictor(self.state.result.eval(), self.dataset.vocabulary, self.team.device)
-
-
-def optimise(
-    team: Accelerator,
-    objective: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch | FeatureBatch,
-    accumulate: int = 1,
-    clip_norm: float | None = None,
-) -> torch.Tensor:
-    """Make a step on a batch on the device, in ``accumulate`` parts, and return the loss before the step, a float32 scalar.
-
-    The loss is the mean over the labelled pixels of all processes and parts together, plus the margin penalty; all processes
-    return the same. The gradient of the whole step is scaled down to the norm ``clip_norm``, if it is longer.
-    """
-    weight = team.unwrap_model(objective).total_weight(batch)
-    total = team.reduce(weight, "sum").clamp_min(torch.finfo(weight.dtype).tiny)
-    summed = torch.zeros_like(weight)
-    for number, part in enumerate(batch.parts(accumulate), 1):
-        with nullcontext() if number == accumulate else team.no_sync(objective):
-            losses, penalty = objective(part)
-            # Gradients are averaged over the processes, so the sum of losses is multiplied by their number.
-            team.backward(losses * (team.num_processes / total) + penalty / accumulate)
-        summed += losses.detach()
-    if clip_norm is not None:
-        if team.scaler is not None:
-            team.scaler.unscale_(getattr(optimizer, "optimizer", optimizer))
-        torch.nn.utils.clip_grad_norm_(objective.parameters(), clip_norm)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return team.reduce(summed, "sum") / total + penalty.detach()
-
-
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Make the random numbers of a step, such as dropout's, a function of the run's seed, the step, and the process."""
-    torch.manual_seed(int(np.random.default_rng([seed, step, rank]).integers(2**63)))
+        together = _EVALUATED if self.team.device.type == "cuda" else 1
+        how = Inference(batch_size=together)
+        return Predictor(self.state.result.eval(), self.dataset.vocabulary, self.team.device, how)
 
 
 def _planned_steps(config: Config, epoch: int) -> int:
@@ -266,12 +270,18 @@ def _new_objective(team: Accelerator, config: Config, classes: int, tail: Tail, 
 
 
 def _begin(
-    team: Accelerator, folder: Path, dataset: Dataset, config: Config, state: TrainingState, resume: bool
+    team: Accelerator,
+    folder: Path,
+    dataset: Dataset,
+    config: Config,
+    state: TrainingState,
+    resume: bool,
+    record: Mapping[str, Any],
 ) -> tuple[Run, Checkpoint]:
-    """Begin a new run, and return it with its untrained checkpoint."""
+    """Begin a new run with the ``record`` of its machine, and return it with its untrained checkpoint."""
     if resume:
         log.info("%s: holds no run to resume; a new one begins", folder)
-    run = Run(folder, config, dataset.vocabulary, dataset.index["digest"])
+    run = Run(folder, config, dataset.vocabulary, dataset.index["digest"], machine=record)
     team.wait_for_everyone()  # until all processes have looked for an earlier run
     if team.is_main_process:
         run.begin(state.result, state.tensors(), state.temperature)
@@ -279,7 +289,14 @@ def _begin(
 
 
 def _resume(
-    team: Accelerator, run: Run, dataset: Dataset, config: Config, state: TrainingState, steps: int, allow_other_data: bool
+    team: Accelerator,
+    run: Run,
+    dataset: Dataset,
+    config: Config,
+    state: TrainingState,
+    steps: int,
+    allow_other_data: bool,
+    record: Mapping[str, Any],
 ) -> Checkpoint:
     """Load the newest checkpoint of a run; raises DataError, with the run unchanged, if it does not match the settings."""
     if run.vocabulary.digest != dataset.vocabulary.digest:
@@ -294,6 +311,7 @@ def _resume(
     run.change_data(dataset.index["digest"], begun.step, allowed=allow_other_data)
     state.load(begun.training(), team.scaler)
     team.wait_for_everyone()  # until all processes have read the checkpoint
+    run.machine = record
     if team.is_main_process:
         run.write()
     log.info("resumed %s at step %d", run.folder, begun.step)

@@ -17,6 +17,9 @@ from ess.models.network import SegmentationModel
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """The setting ``precision`` -> the type of the network's arithmetic; losses and class embeddings stay float32."""
 
+_LABELS: dict[str, Any] = {"ignore_index": IGNORE_INDEX, "reduction": "sum", "validate": False}
+"""What the losses need to know of labels; that these are classes of the vocabulary was checked when the shard was read."""
+
 
 class Objective(nn.Module):
     """A model and its loss as one module, so that wrappers for several devices see everything that gradients flow through.
@@ -85,7 +88,7 @@ class Objective(nn.Module):
         labelled = batch.labels != IGNORE_INDEX
         if self.weight is None:
             return labelled.sum(dtype=torch.float32)
-        return self.weight[batch.labels[labelled].long()].sum()
+        return (self.weight[batch.labels.long().clamp_min(0)] * labelled).sum()
 
     def train(self, mode: bool = True) -> "Objective":
         """Set the mode of every module except frozen BatchNorm layers."""
@@ -97,10 +100,10 @@ class Objective(nn.Module):
 
     def _dense_loss(self, coarse: torch.Tensor, batch: Batch | FeatureBatch) -> torch.Tensor:
         height, width = map(self.model.padded, batch.labels.shape[1:])
-        how: dict[str, Any] = {"extent": (height, width), "ignore_index": IGNORE_INDEX}
+        extent = (height, width)
         if self.config.points is None:
-            return interpolated.interpolated_cross_entropy(coarse.float(), batch.labels, **how, reduction="sum")
-        means = point_cross_entropy(coarse, batch.labels, self.config.points, **how)
+            return interpolated.interpolated_cross_entropy(coarse.float(), batch.labels, extent=extent, **_LABELS)
+        means = point_cross_entropy(coarse, batch.labels, self.config.points, extent=extent, ignore_index=IGNORE_INDEX)
         return (means * (batch.labels != IGNORE_INDEX).sum(dim=(1, 2))).sum()  # the points stand for all labelled pixels
 
     def _embedding_loss(self, embeddings: torch.Tensor, classes: torch.Tensor, batch: Batch | FeatureBatch) -> torch.Tensor:
@@ -115,11 +118,10 @@ class Objective(nn.Module):
                 classes,
                 temperature=t,
                 distance=config.distance,
-                ignore_index=IGNORE_INDEX,
                 bias=self.bias,
                 class_weight=self.weight,
                 class_mask=batch.classes,
-                reduction="sum",
+                **_LABELS,
             )
         return cross_entropy.knn_cross_entropy(
             embeddings,
@@ -128,11 +130,10 @@ class Objective(nn.Module):
             k=config.k,
             temperature=t,
             distance=config.distance,
-            ignore_index=IGNORE_INDEX,
             negatives=config.negatives,
             search=config.search,
             query_stride=config.query_stride,
-            reduction="sum",
+            **_LABELS,
         )
 
     def _batch_norms(self) -> list[nn.Module]:

@@ -1,11 +1,11 @@
 """The state of a training as tensors: weights, optimiser, averages, loss scale."""
 
+import copy
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ess.config import Config
 from ess.losses import temperature
@@ -19,31 +19,39 @@ class TrainingState:
     are not part of the state, because every step seeds them from the seed of the run and its own number.
     """
 
-    def __init__(self, model: SegmentationModel, config: Config, log_temperature: nn.Parameter | None = None):
+    def __init__(
+        self,
+        model: SegmentationModel,
+        config: Config,
+        log_temperature: nn.Parameter | None = None,
+        *,
+        fused: bool = False,
+    ):
         self.model = model
-        self.optimizer = make_optimizer(model, config, log_temperature)
-        self._log_temperature = log_temperature
-        self._average = None
-        if config.ema:
-            self._average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
-            self._average.n_averaged.fill_(1)  # it starts as a copy, and the first step updates it like every other one
+        self.optimizer = make_optimizer(model, config, log_temperature, fused=fused)
+        self.log_temperature = log_temperature
+        self._average = copy.deepcopy(model) if config.ema else None
+        self._decay = config.ema
 
     @property
     def result(self) -> SegmentationModel:
         """The model that is evaluated and saved: the one with averaged weights, if there is one."""
-        return self.model if self._average is None else cast(SegmentationModel, self._average.module)
+        return self.model if self._average is None else self._average
 
     @property
     def temperature(self) -> float | None:
         """The learnt temperature, or None."""
-        return None if self._log_temperature is None else self._log_temperature.exp().item()
+        return None if self.log_temperature is None else self.log_temperature.exp().item()
 
-    def after_step(self) -> None:
-        """Limit the learnt temperature, and update the averaged weights with those of the step just made."""
-        if self._log_temperature is not None:
-            temperature.limit(self._log_temperature)
+    def after_step(self, kept: torch.Tensor | None = None) -> None:
+        """Limit the learnt temperature, and update the averaged weights with those of the step just made.
+
+        ``kept``, a scalar on the device, is 0 if the step was suppressed, which leaves the averages as they are.
+        """
+        if self.log_temperature is not None:
+            temperature.limit(self.log_temperature)
         if self._average is not None:
-            self._average.update_parameters(self.model)
+            _update_average(self._average, self.model, 1 - self._decay, kept)
 
     def tensors(self, scaler: Any = None) -> dict[str, torch.Tensor]:
         """Everything except the weights of :attr:`result`; ``scaler`` is the loss scaler of float16 training."""
@@ -54,8 +62,8 @@ class TrainingState:
             for key, value in values.items()
             if value is not None
         }
-        if self._log_temperature is not None:
-            tensors[_LOG_TEMPERATURE] = self._log_temperature
+        if self.log_temperature is not None:
+            tensors[_LOG_TEMPERATURE] = self.log_temperature
         if self._average is not None:
             tensors |= {f"weights/{name}": tensor for name, tensor in self.model.state_dict().items()}
         if scaler is not None:
@@ -67,21 +75,27 @@ class TrainingState:
         """Restore what :meth:`tensors` returned, after the weights of :attr:`result` were loaded."""
         weights = _below("weights/", tensors) or self.result.state_dict()
         self.model.load_state_dict(weights)
-        if self._log_temperature is not None:
-            self._log_temperature.data.copy_(tensors[_LOG_TEMPERATURE])
+        if self.log_temperature is not None:
+            self.log_temperature.data.copy_(tensors[_LOG_TEMPERATURE])
         parameters = self._parameters()
         for path, tensor in _below("optimizer/", tensors).items():
             key, name = path.split("/", 1)
             parameter = parameters[name]
-            self.optimizer.state[parameter][key] = tensor if key == "step" else tensor.to(parameter.device)
+            self.optimizer.state[parameter][key] = self._restored(key, tensor, parameter)
         scale = _below("scaler/", tensors)
         if scaler is not None and scale:
             scaler.load_state_dict(scaler.state_dict() | {key: type_(scale[key]) for key, type_ in _SCALER.items()})
 
+    def _restored(self, key: str, tensor: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
+        """A value of the optimiser's state where it belongs: fused kernels want counts on the device, and all in one order."""
+        if key == "step":
+            return tensor.to(parameter.device) if self.optimizer.defaults["fused"] else tensor
+        return torch.empty_like(parameter).copy_(tensor)  # in the order in memory that the parameter has
+
     def _parameters(self) -> dict[str, nn.Parameter]:
         """Everything that is learnt, by name."""
         learnt = dict(self.model.named_parameters())
-        return learnt if self._log_temperature is None else learnt | {_LOG_TEMPERATURE: self._log_temperature}
+        return learnt if self.log_temperature is None else learnt | {_LOG_TEMPERATURE: self.log_temperature}
 
 
 _LOG_TEMPERATURE = "log_temperature"
@@ -91,14 +105,31 @@ _SCALER = {"scale": float, "_growth_tracker": int}
 """The entries of a loss scaler's state that change, and their types."""
 
 
+@torch.no_grad()
+def _update_average(average: SegmentationModel, model: SegmentationModel, share: float, kept: torch.Tensor | None) -> None:
+    """Move averages towards the model by ``share`` of the difference, times ``kept``; counts are copied."""
+    pairs = [*zip(average.parameters(), model.parameters(), strict=True), *zip(average.buffers(), model.buffers(), strict=True)]
+    averages, values = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+    if kept is None:
+        torch._foreach_lerp_(averages, values, share)
+    else:
+        changes = torch._foreach_sub(values, averages)
+        torch._foreach_mul_(changes, share * kept)
+        torch._foreach_add_(averages, changes)
+    counts = [pair for pair in pairs if not pair[0].is_floating_point()]
+    if counts:
+        torch._foreach_copy_([count for count, _ in counts], [value for _, value in counts])
+
+
 def make_optimizer(
-    model: SegmentationModel, config: Config, log_temperature: nn.Parameter | None = None
+    model: SegmentationModel, config: Config, log_temperature: nn.Parameter | None = None, *, fused: bool = False
 ) -> torch.optim.Optimizer:
     """SGD or AdamW; encoder, decoder and class embeddings have their own settings, and are the first three groups.
 
     The groups after them have the parameters without weight decay. With AdamW, these are all one-dimensional ones, which are
     biases and those of norms, and the class embeddings. SGD decays everything, as published. A learnt temperature has the
-    settings of the class embeddings and is never decayed.
+    settings of the class embeddings and is never decayed. ``fused`` makes a step one kernel, which an attribute ``found_inf``
+    of the optimiser can suppress on the device.
     """
     groups = model.parameter_groups()
     if log_temperature is not None:
@@ -118,7 +149,8 @@ def make_optimizer(
         decayed.append({"params": divided[True], **shared})
         if divided[False]:
             spared.append({"params": divided[False], **shared, "weight_decay": 0.0})
-    return (torch.optim.SGD if sgd else torch.optim.AdamW)(decayed + spared, weight_decay=config.weight_decay)
+    kind = torch.optim.SGD if sgd else torch.optim.AdamW
+    return kind(decayed + spared, weight_decay=config.weight_decay, fused=fused or None)
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, config: Config, step: int, steps: int) -> None:

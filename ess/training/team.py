@@ -14,7 +14,7 @@ from timm.layers import convert_sync_batchnorm
 
 from cocolvis.errors import DataError
 from ess.config import Config
-from ess.device import choose_device
+from ess.device import choose_device, take_own_gpu
 from ess.models.network import SegmentationModel
 
 
@@ -23,6 +23,8 @@ def join(config: Config, folder: Path) -> Accelerator:
 
     Raises DataError if the device or a tracker is not available, or if a batch cannot be shared equally.
     """
+    if config.device != "cpu":
+        take_own_gpu()
     device = choose_device(config.device)
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if processes > 1 and device.index is not None:

@@ -71,7 +71,7 @@ class Steps(list):
         monkeypatch.setattr(training, "model_from_config", tiny)
         monkeypatch.setattr(training, "optimise", self._step)
 
-    def _step(self, team, objective, optimizer, batch, accumulate, clip_norm) -> torch.Tensor:
+    def _step(self, team, objective, optimizer, batch, accumulate, clip_norm, guard) -> torch.Tensor:
         groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         members = [{id(parameter) for parameter in group["params"]} for group in optimizer.param_groups]
         self.append(

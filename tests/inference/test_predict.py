@@ -106,6 +106,21 @@ def test_windows_cover_every_pixel_and_change_nothing_where_only_the_pixel_count
     assert max(shape[2] for shape in model.passes) <= max(window, 45) and max(shape[0] for shape in model.passes) <= 3
 
 
+def test_bf16_is_the_arithmetic_of_the_network_alone(model):
+    """Embeddings stay float32, most pixels keep their class, and float32 again gives the same bits as before."""
+    image, seen = photo(70, 90), []
+    exact = predictor(model)(image)
+    hook = model.decoder.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    coarse = predictor(model, precision="bf16")
+    assert {output.dtype for output in coarse.outputs([image])} == {torch.float32}
+    assert (coarse(image) == exact).mean() > 0.9
+    assert set(seen) == {torch.bfloat16}
+    assert np.array_equal(predictor(model)(image), exact) and seen[-1] == torch.float32
+    hook.remove()
+    with pytest.raises(DataError, match="precision is 'fp8': expected float32 or bf16"):
+        Inference(precision="fp8")
+
+
 def test_overlapping_windows_are_averaged(model):
     """Two windows of 64 over a width of 96 share the middle third."""
     image = photo(64, 96)

@@ -45,7 +45,9 @@ def by_autograd(o, labels, e, log_t, distance, k, bias=None):
 @pytest.mark.parametrize("distance", ["euclidean", "squared", "cosine"])
 @pytest.mark.parametrize("start", [3.0, 20.0])
 @pytest.mark.parametrize(("loss", "backend"), [("exact", "torch"), ("exact", "fused"), ("knn", "torch"), ("knn", "fused")])
-def test_the_gradient_is_that_of_autograd(inputs, distance, start, loss, backend):
+@pytest.mark.parametrize("gpu", [False, True])
+def test_the_gradient_is_that_of_autograd(inputs, distance, start, loss, backend, gpu):
+    """Also in the form for GPUs, which is a formula of torch and can be computed anywhere."""
     o, labels, e = inputs
     bias = torch.linspace(-1, 1, CLASSES).double() if loss == "exact" else None
     log_t = torch.tensor(math.log(start), dtype=torch.float64)
@@ -53,7 +55,9 @@ def test_the_gradient_is_that_of_autograd(inputs, distance, start, loss, backend
     by_autograd(leaves[0], labels, leaves[1], leaves[2], distance, 5 if loss == "knn" else 0, bias).backward()
     kind = torch.float64 if backend == "torch" else torch.float32
     ours = [tensor.to(kind, copy=True).requires_grad_() for tensor in (o, e, log_t)]
-    embeddings, classes, t = temperature.with_temperature(*ours, distance)
+    embeddings, classes, t = (
+        (*temperature.scaled(*ours, distance), 1.0) if gpu else temperature.with_temperature(*ours, distance)
+    )
     more = {"temperature": t, "distance": distance, "reduction": "sum", "backend": backend}
     if loss == "exact":
         (3 * exact_cross_entropy(embeddings, labels, classes, bias=bias.to(kind), **more)).backward()

@@ -52,7 +52,7 @@ def test_unknown_key_is_refused_with_a_suggestion(tmp_path):
         ({"query_stride": 4.0}, r"query_stride is 4.0; expected \(1, 2, 4, 8, 16\)"),
         ({"repeat_threshold": 1.5}, "repeat_threshold is 1.5; expected 0 or more, at most 1"),
         ({"crop": 10**6}, "crop is 1000000; expected 1 or more, at most 16384"),
-        ({"workers": 10**5}, "workers is 100000; expected 0 or more, at most 1024"),
+        ({"workers": 10**5}, "workers is 100000; expected 0 or more, at most 1024, or 'auto'"),
     ],
 )
 def test_wrong_values_are_refused(settings, message):
@@ -152,13 +152,17 @@ def test_unknown_preset_lists_the_presets():
 
 def test_a_preset_changes_its_base():
     paper, voc = preset("paper-coco-lvis"), preset("paper-voc+exact")
-    assert voc == paper | {"epochs": 80, "lr": 0.1, "loss": "exact"} and preset("coco-lvis") == paper
+    assert voc == paper | {"epochs": 80, "lr": 0.1, "loss": "exact"}
+    assert preset("coco-lvis") == paper | {"precision": "auto"}
     with pytest.raises(DataError, match="flags: unknown setting 'base'"):
         load(None, None, {"base": "coco-lvis"})
 
 
 def test_the_defaults_train_like_the_paper_on_coco_lvis():
-    assert load("paper-coco-lvis", None, {"eval_every": "none", "eval_limit": "none"}) == Config()
+    """Except that they leave the precision to the device, which the paper's presets do not."""
+    silent = {"eval_every": "none", "eval_limit": "none"}
+    assert load("paper-coco-lvis", None, silent) == Config(precision="float32")
+    assert load("coco-lvis", None, silent) == Config()
 
 
 EPOCHS = {"coco-lvis": 40, "ade20k": 80, "cityscapes": 200, "voc": 80, "cocostuff10k": 80}
@@ -169,7 +173,7 @@ SPECIAL = {"ade20k": {"batch_size": 10}, "cityscapes": {"scale_min": 1.0, "scale
 def test_the_settings_of_the_paper(name):
     expected = {"epochs": EPOCHS[name], "lr": 0.1 if name in ("cityscapes", "voc") else 0.01, **SPECIAL.get(name, {})}
     found = load(f"paper-{name}").to_json()
-    assert found == Config(eval_every="epoch", eval_limit=1000, **expected).to_json()
+    assert found == Config(eval_every="epoch", eval_limit=1000, precision="float32", **expected).to_json()
     assert found["encoder"] == "resnet50.tv_in1k" and (found["dim"], found["k"]) == (12, 7)
 
 

@@ -8,7 +8,7 @@ import click
 
 from cli.cocolvis.inspection.summary import print_summary
 from cli.display import Progress, progress, say
-from cli.options import cores
+from cocolvis.limits import cores
 
 if TYPE_CHECKING:
     from cocolvis.building.shard_plan import ShardPlan

@@ -7,7 +7,8 @@ import click
 
 from cli.commands import command
 from cli.display import progress, say
-from cli.options import cores, path_option
+from cli.options import path_option
+from cocolvis.limits import cores
 
 PRESETS = ("longtail-tiny", "longtail-small", "longtail-full", "scale")
 

@@ -6,7 +6,8 @@ import click
 
 from cli.commands import command
 from cli.display import progress, say
-from cli.options import cores, path_argument, path_option
+from cli.options import path_argument, path_option
+from cocolvis.limits import cores
 
 
 @command(interrupted="the masks that were written are kept: continue with --resume")

@@ -7,7 +7,8 @@ import click
 
 from cli.commands import UNCHANGED, command
 from cli.display import BYTES, print_json, progress, say
-from cli.options import cores, image_root_option, json_option, path_argument, source_options
+from cli.options import image_root_option, json_option, path_argument, source_options
+from cocolvis.limits import cores
 
 if TYPE_CHECKING:
     from cocolvis.storage.dataset import Dataset
