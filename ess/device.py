@@ -41,7 +41,7 @@ def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 class Readback:
-    """Numbers (N,) of a device on their way to this process, which can go on until it needs them."""
+    """Numbers (N,) of a device on their way to this process, which can continue until it needs them."""
 
     def __init__(self, numbers: torch.Tensor):
         self._numbers = numbers.detach().to("cpu", non_blocking=numbers.is_cuda)  # into pinned memory then
@@ -51,7 +51,7 @@ class Readback:
             self._arrived.record(torch.cuda.current_stream(numbers.device))
 
     def wait(self) -> list[float]:
-        """The numbers, once what was computed before them is done; later work of the device goes on."""
+        """The numbers, once what was computed before them is done; later work of the device continues."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._numbers.tolist()

@@ -185,7 +185,7 @@ def rendered(
     """Each batch with what it is rendered to, as :meth:`RawBatch.render` does.
 
     With ``prefetch``, a GPU copies and renders on a stream of its own: the step before, which was only launched when a batch is
-    requested, goes on meanwhile.
+    requested, continues meanwhile.
     """
     stream = torch.cuda.Stream(device) if prefetch else None
     for raw in batches:
