@@ -37,8 +37,9 @@ class NotFinite(DataError):
 class Guard:
     """Keeps weights, momentum and BatchNorm statistics as they were before the first step that :meth:`judge` finds faulty.
 
-    ``failed`` is a float32 scalar on the device, 1 from that step on. With ``fused``, the optimiser reads a flag on the device and
-    does nothing, and nobody waits. Otherwise the step waits for its loss, and :attr:`refuses` says whether to leave the update out.
+    ``failed`` is a float32 scalar on the device, 1 from that step on. With ``fused``, the optimiser reads this flag on the
+    device and does nothing, and nobody waits. Otherwise the step waits for its loss, and :attr:`refuses` says whether to leave
+    the update out.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, *, fused: bool = False):
