@@ -51,6 +51,10 @@ EPOCHS, IMAGES = 40, 100_170
 """The length of the paper's training on COCO+LVIS, and the number of training images of LVIS."""
 
 
+_COARSEST = 8
+"""The coarsest resolution of a decoder's output, in pixels."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """One measurement of "train" or "predict" that lasts at least ``seconds``, after one turn that is not counted.
@@ -69,9 +73,14 @@ class Case:
     seconds: float
 
     def least_bytes(self) -> int:
-        """The memory of a dense head's logits, three times that in training (softmax and gradient); 0 for the others."""
+        """The memory of a dense head's logits, three times that in training (softmax and gradient); 0 for the others.
+
+        Training on a GPU needs them at full resolution, everything else at that of the decoder, at least an eighth of it.
+        """
         copies = {"train": 3, "predict": 1}[self.what] if self.contestant == "dense" else 0
-        return copies * 4 * self.batch_size * self.classes * self.height * self.width // self.config.accumulate
+        resized = self.what == "train" and choose_device(self.config.device).type == "cuda"
+        pixels = self.height * self.width // (1 if resized else _COARSEST**2)
+        return copies * 4 * self.batch_size * self.classes * pixels // self.config.accumulate
 
     def settings(self) -> Config:
         """The settings of the contestant."""

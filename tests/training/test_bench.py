@@ -53,10 +53,10 @@ def test_a_turn_changes_every_part_that_has_a_loss(contestant):
 
 def test_a_case_that_cannot_fit_is_not_tried(monkeypatch):
     monkeypatch.setattr(steps, "in_fresh_process", lambda *arguments: pytest.fail("was tried"))
-    needs = 3 * 4 * 2 * 10**7 * 64 * 64
-    assert measure(case(classes=10**7)) == TooLarge(needs)
+    needs = 3 * 4 * 2 * 10**8 * 8 * 8
+    assert measure(case(classes=10**8)) == TooLarge(needs)
     monkeypatch.setattr(steps, "available_bytes", lambda: 100)
-    assert measure(case(what="predict", batch_size=1)) == TooLarge(4 * 7 * 64 * 64)
+    assert measure(case(what="predict", batch_size=1)) == TooLarge(4 * 7 * 8 * 8)
 
 
 def test_a_process_out_of_memory_or_killed_says_so():
