@@ -271,7 +271,8 @@ def _number(text, at):
     """(value, the offset after it) of the plain decimal at an offset; the offset is -1 if there is none."""
     negative = _symbol(text, at) == _MINUS
     at += negative
-    first, at, value = at, *_digits(text, at, 0)
+    first = at
+    at, value = _digits(text, first, 0)
     whole, decimals = at - first, 0
     if whole == 0 or (whole > 1 and text[first] == _ZERO):
         return 0.0, -1
