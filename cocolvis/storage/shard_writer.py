@@ -95,7 +95,7 @@ class ShardWriter:
     def _write(self, content: memoryview, place: int) -> dict[str, Any]:
         """Write what HDF5 wrote to memory, with the pictures from the offset ``place`` on."""
         end = place + self._offsets["image"][-1]
-        parts = [content[:place], bytes(max(0, place - len(content))), *self._pictures, content[end:]]
+        parts: list[bytes | memoryview] = [content[:place], bytes(max(0, place - len(content))), *self._pictures, content[end:]]
         digest = hashlib.sha256()
         with write_aside(self._path, self._permit) as aside, aside.open("wb") as file:
             for part in parts:
