@@ -138,7 +138,8 @@ def regions(image: AnnotatedImage, options: CocoLvisOptions, faults: list[Fault]
 
 def warm_up() -> None:
     """Compile the kernels that merge, or load them from their cache."""
-    for segmentation in (b"[[0,0,2,0,2,2],[0,0,1,1,0,2]]", b'{"size":[2,2],"counts":"04"}', b'{"size":[2,2],"counts":[0,4]}'):
+    polygons = b"[[0,0,2,0,2,2],[0,0,1,1,0,2]]", b"[[0,0,2e0,0,2,2]]"
+    for segmentation in (*polygons, b'{"size":[2,2],"counts":"04"}', b'{"size":[2,2],"counts":[0,4]}'):
         mask = merge([Region(1, rasterize(segmentation, 2, 2))], [], 2, 2)
     runlength.pixel_counts(*runlength.encode(mask))
 

@@ -20,6 +20,14 @@ from cocolvis.compiled import entry, inner
 _SCALE = 5
 """Grid points per pixel side, odd, so that grid points are never on the centre of a pixel."""
 
+_COMMA, _MINUS, _POINT, _ZERO, _OPEN, _CLOSE = b",-.0[]"
+
+_MOST_DIGITS = 18
+"""Digits that an int64 holds, whatever they are."""
+
+_POWERS = 10.0 ** np.arange(_MOST_DIGITS + 1)
+"""Powers of ten, all of which float64 holds exactly: 1e22 is the largest."""
+
 
 @entry()
 def outline_length(points, bounds, height, width):
@@ -192,3 +200,98 @@ def polygon_spans(points, bounds, height, width):
     if len(bounds) > 2:
         return _united(starts[:count], stops[:count])
     return starts[:count].copy(), stops[:count].copy()
+
+
+@entry()
+def read_spans(text, longest, height, width):
+    """(whether it was read, starts, stops): the spans of polygons in JSON, given as (n,) uint8 that are read-only.
+
+    The spans are those of :func:`polygon_spans`. The text is not read if it is more than :func:`read_polygons` can read, or if
+    :func:`outline_length` refuses the polygons or exceeds ``longest``.
+    """
+    points, bounds = read_polygons(text)
+    length = outline_length(points, bounds, height, width)
+    if len(points) == 0 or not 0 <= length <= longest:
+        return False, bounds[:0], bounds[:0]
+    starts, stops = polygon_spans(points, bounds, height, width)
+    return True, starts, stops
+
+
+@entry()
+def read_polygons(text):
+    """(points (n, 2) float64, bounds int64) of a JSON list of polygons [x0, y0, x1, y1, ...]; no points unless all are plain.
+
+    A polygon is plain if it has 3 points or more and its numbers are decimals without an exponent, of at most 18 digits which,
+    as a whole number, are at most 2**53. Both this number and the power of ten that divides it are exact in float64, so the
+    quotient is rounded once: it is the float64 nearest to the decimal, which is what any correct parser returns.
+    """
+    numbers, bounds = np.empty(len(text) // 2 + 1), np.zeros(len(text) // 12 + 2, np.int64)
+    none = numbers[:0].reshape(-1, 2), bounds[:1]
+    if _symbol(text, 0) != _OPEN:
+        return none
+    count, polygons, at, after = 0, 0, 1, _COMMA
+    while after == _COMMA:
+        at, after = _blank(text, at), _COMMA
+        if _symbol(text, at) != _OPEN:
+            return none
+        at += 1
+        while after == _COMMA:
+            numbers[count], at = _number(text, _blank(text, at))
+            if at < 0:
+                return none
+            at = _blank(text, at)
+            count, after, at = count + 1, _symbol(text, at), at + 1
+        if after != _CLOSE or count % 2 or count // 2 - bounds[polygons] < 3:
+            return none
+        polygons += 1
+        bounds[polygons] = count // 2
+        at = _blank(text, at)
+        after, at = _symbol(text, at), at + 1
+    if after != _CLOSE or _blank(text, at) != len(text):
+        return none
+    return numbers[:count].reshape(-1, 2), bounds[: polygons + 1]
+
+
+@inner()
+def _symbol(text, at):
+    """The byte at an offset, 0 after the end."""
+    return text[at] if at < len(text) else np.uint8(0)
+
+
+@inner()
+def _blank(text, at):
+    """The offset of the first byte at or after ``at`` that is not whitespace."""
+    while at < len(text) and (text[at] == 0x20 or text[at] == 0x0A or text[at] == 0x0D or text[at] == 0x09):
+        at += 1
+    return at
+
+
+@inner()
+def _number(text, at):
+    """(value, the offset after it) of the plain decimal at an offset; the offset is -1 if there is none."""
+    negative = _symbol(text, at) == _MINUS
+    at += negative
+    first = at
+    at, value = _digits(text, first, 0)
+    whole, decimals = at - first, 0
+    if whole == 0 or (whole > 1 and text[first] == _ZERO):
+        return 0.0, -1
+    if _symbol(text, at) == _POINT:
+        first = at + 1
+        at, value = _digits(text, first, value)
+        decimals = at - first
+        if decimals == 0:
+            return 0.0, -1
+    if whole + decimals > _MOST_DIGITS or value > 2**53:
+        return 0.0, -1
+    number = value / _POWERS[decimals]
+    return -number if negative else number, at
+
+
+@inner()
+def _digits(text, at, value):
+    """(the offset after the digits at an offset, the number that they continue ``value`` to, modulo 2**64)."""
+    while at < len(text) and _ZERO <= text[at] <= _ZERO + 9:
+        value = 10 * value + (text[at] - _ZERO)
+        at += 1
+    return at, value

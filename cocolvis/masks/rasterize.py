@@ -62,6 +62,10 @@ def rasterize(segmentation: bytes | msgspec.Raw, height: int, width: int) -> Spa
     {"size": [H, W], "counts": ...} with run lengths, as compressed text or as a list. Raises :class:`BadSegmentation` for
     anything else.
     """
+    if memoryview(segmentation)[:1] == b"[":
+        read, *spans = polygon_kernels.read_spans(np.frombuffer(segmentation, np.uint8), MAX_OUTLINE, height, width)
+        if read:
+            return Spans(*spans)
     try:
         parsed = _decode(segmentation)
     except REFUSED:

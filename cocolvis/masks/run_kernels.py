@@ -77,21 +77,24 @@ def paint(mask, starts, stops, class_id):
 
 @inner()
 def _starts(flat, words):
-    """(n,) int64 indices at which the runs of a flat (P,) uint16 array start; ``words`` (P // 4,) uint64 is the same memory."""
-    starts, count = np.empty(8192, np.int64), 1
-    starts[0], current = 0, flat[0]
-    four = np.uint64(current) * _FOUR_PIXELS
-    for word in range(len(words) + 1):
-        if word < len(words) and words[word] == four:
-            continue
-        if count + 4 > len(starts):
-            starts = np.append(starts, np.empty_like(starts))
+    """(n,) int64 indices at which the runs of a flat (P,) uint16 array start; ``words`` (P // 4,) uint64 is the same memory.
+
+    The first loop lists the words that are not four copies of the pixel before them, the second looks at their pixels. Both
+    store every candidate, and the next one overwrites it unless it counts: processors cannot predict where runs end.
+    """
+    listed, count, before = np.empty(len(words) + 1, np.int32), 0, flat[0]
+    for word in range(len(words)):
+        listed[count] = word
+        count += words[word] != np.uint64(before) * _FOUR_PIXELS
+        before = flat[4 * word + 3]
+    listed[count] = len(words)  # the pixels after the last word
+    starts, found = np.empty(4 * count + 6, np.int64), 1
+    starts[0] = 0
+    for word in listed[: count + 1]:
         for i in range(4 * word, min(4 * word + 4, len(flat))):
-            if flat[i] != current:
-                starts[count], current = i, flat[i]
-                count += 1
-        four = np.uint64(current) * _FOUR_PIXELS
-    return starts[:count]
+            starts[found] = i
+            found += flat[i] != flat[max(i - 1, 0)]
+    return starts[:found]
 
 
 @entry()

@@ -1,6 +1,7 @@
 """The pixels of segmentations, compared with pycocotools, and the refusal of input that would crash it."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from trees import box, rle
 
+from cocolvis.masks.polygon_kernels import read_polygons
 from cocolvis.masks.rasterize import BadSegmentation, rasterize
 
 coordinate = st.floats(-20, 40, allow_nan=False, width=32)
@@ -104,3 +106,48 @@ def test_endless_outlines_are_refused():
 def test_a_coordinate_that_is_no_number_is_named(value, found):
     with pytest.raises(BadSegmentation, match=rf"a coordinate of a polygon is {found}; expected a number$"):
         rasterize(f"[[0, {value}, 4, 0, 4, 4]]".encode(), 8, 8)
+
+
+decimal = st.one_of(
+    st.floats(-1e4, 1e4).map(repr),
+    st.decimals(-1000, 1000, places=2).map(str),
+    st.from_regex(r"-?(0|[1-9][0-9]{0,18})(\.[0-9]{1,19})?", fullmatch=True),
+    st.sampled_from(
+        ["9007199254740992", "9007199254740993", "0.9007199254740993", "-0", "-0.0", "0.000000000000000001", "5e-1"]
+    ),
+)
+blank = st.sampled_from(["", " ", "\n", "\t \r"])
+
+
+def read(text: str) -> list[list[float]]:
+    points, bounds = read_polygons(np.frombuffer(text.encode(), np.uint8))
+    return [points[first:last].reshape(-1).tolist() for first, last in pairwise(bounds)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(polygons=st.lists(st.lists(decimal, min_size=6, max_size=9), min_size=1, max_size=3), between=blank)
+def test_polygons_in_json_are_read_to_the_bit_or_left_to_the_other_parser(polygons, between):
+    comma = f"{between},{between}"
+    text = f"[{between}{comma.join(f'[{between}{comma.join(polygon)}{between}]' for polygon in polygons)}{between}]{between}"
+    digits = [number.replace("-", "").replace(".", "") for polygon in polygons for number in polygon]
+    plain = all("e" not in number and len(number) <= 18 and int(number) <= 2**53 for number in digits)
+    expected = json.loads(text, parse_int=float) if plain and all(len(polygon) % 2 == 0 for polygon in polygons) else []
+    assert repr(read(text)) == repr(expected)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(data=st.data())
+def test_only_json_is_read(data):
+    text = [*"[[1.5,20,-3,4,0.5,6], [7,8,90,1,2,3]] "]
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, len(text) - 1))
+        text[place : place + data.draw(st.integers(0, 2))] = data.draw(st.text('[],.-0123456789eE+ "{x', max_size=2))
+    found = read("".join(text))
+    assert not found or found == json.loads("".join(text))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[", "[[", "[[1", "[[1,2,3,4,5,6", "[[1,2,3,4,5,6]", "[[1,2,3,4,5,", "[]", "[[]]", "[[1,2,3,4]]"]
+)
+def test_cut_polygons_are_not_read(text):
+    assert read(text) == []
