@@ -217,7 +217,7 @@ def read_spans(text, longest, height, width):
     return True, starts, stops
 
 
-@entry()
+@inner()
 def read_polygons(text):
     """(points (n, 2) float64, bounds int64) of a JSON list of polygons [x0, y0, x1, y1, ...]; no points unless all are plain.
 

@@ -29,10 +29,7 @@ class ShardWriter:
         self._permit = permit
         self._attributes = dict(attributes)
         self._per_image = {name: bytearray() for name in PER_IMAGE}
-        self._packed = {
-            group: {column: bytearray() for column in columns} for group, columns in PACKED.items() if group != "image"
-        }
-        self._pictures: list[bytes] = []
+        self._packed = {group: {column: bytearray() for column in columns} for group, columns in PACKED.items()}
         self._offsets = {group: [0] for group in PACKED}
         self._images = 0
 
@@ -58,9 +55,6 @@ class ShardWriter:
             self._per_image[name] += values
         for group, columns in parts.items():
             self._offsets[group].append(self._offsets[group][-1] + len(packed[group][0]))
-            if group == "image":
-                self._pictures += columns
-                continue
             for column, values in zip(self._packed[group].values(), columns, strict=True):
                 column += values
         self._images += 1
@@ -75,8 +69,7 @@ class ShardWriter:
     def finish(self) -> dict[str, Any]:
         """Write the shard whole or not at all, and return its ``images``, ``bytes`` and ``sha256``.
 
-        Raises DataError if the file cannot be written. HDF5 writes to memory first, because it can crash on a full disk. It
-        only reserves a place for the pictures, which are most of the file, so that they are not copied.
+        Raises DataError if the file cannot be written. HDF5 writes to memory first, because it can crash on a full disk.
         """
         memory = BytesIO()
         with h5py.File(memory, "w", libver="v110") as file:
@@ -87,31 +80,13 @@ class ShardWriter:
             for name, columns in PACKED.items():
                 group = file.create_group(name)
                 group.create_dataset("offsets", data=np.array(self._offsets[name], np.uint64))
-                for column, content in self._packed.pop(name, {}).items():
-                    group.create_dataset(column, data=_as_array(content, columns[column]))
-            place = _reserve(file["image"], "bytes", self._offsets["image"][-1])
-        return self._write(memory.getbuffer(), place)
-
-    def _write(self, content: memoryview, place: int) -> dict[str, Any]:
-        """Write what HDF5 wrote to memory, with the pictures from the offset ``place`` on."""
-        end = place + self._offsets["image"][-1]
-        parts: list[bytes | memoryview] = [content[:place], bytes(max(0, place - len(content))), *self._pictures, content[end:]]
-        digest = hashlib.sha256()
-        with write_aside(self._path, self._permit) as aside, aside.open("wb") as file:
-            for part in parts:
-                digest.update(part)
-                file.write(part)
-        return {"images": self._images, "bytes": sum(map(len, parts)), "sha256": digest.hexdigest()}
+                for column, dtype in columns.items():
+                    group.create_dataset(column, data=_as_array(self._packed[name].pop(column), dtype))
+        content = memory.getbuffer()
+        with write_aside(self._path, self._permit) as aside:
+            aside.write_bytes(content)
+        return {"images": self._images, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _as_array(content: bytearray, dtype: str) -> np.ndarray:
     return np.frombuffer(content, np.dtype(dtype).newbyteorder("<"))
-
-
-def _reserve(group: h5py.Group, column: str, size: int) -> int:
-    """Create a column of ``size`` uint8 that are not written yet; returns their position in the file, 0 if there are none."""
-    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    space = h5py.h5s.create_simple((size,))
-    return h5py.h5d.create(group.id, column.encode(), h5py.h5t.STD_U8LE, space, settings).get_offset() or 0

@@ -32,6 +32,7 @@ def dispatchers(module):
 
 def merge_and_store():
     spans = [rasterize(json.dumps(segmentation).encode(), 12, 16) for segmentation in SEGMENTATIONS]
+    spans.append(rasterize(b"[[1,1,9e0,1,9,9]]", 12, 16))  # not read by the compiled loop
     mask = merge([], [Region(class_id, found) for class_id, found in enumerate(spans, 1)], 12, 16)
     fixed = mask.copy()
     fixed.flags.writeable = False
