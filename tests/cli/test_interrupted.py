@@ -32,7 +32,7 @@ COMMANDS = {f"cocolvis {name}": command for name, command in leaves(cocolvis.mai
 COMMANDS |= {f"ess {name}": command for name, command in leaves(ess.main)}
 
 READS_ONLY = {"cocolvis info", "cocolvis vocab", "cocolvis images", "cocolvis verify", "cocolvis diff"}
-READS_ONLY |= {"cocolvis why", "ess info", "ess models", "ess preset"}
+READS_ONLY |= {"cocolvis why", "ess compare", "ess info", "ess models", "ess preset"}
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
