@@ -17,7 +17,7 @@ def render(content: dict[str, Any]) -> bytes:
 
     Its policy allows only this style, this script and embedded images, so that even a hostile name could load nothing.
     """
-    style = _file("cocolvis.explorer", "static/explorer.css") + _file("ess.reporting", "templates/report.css")
+    style = _file("cocolvis.explorer.site", "static/explorer.css") + _file("ess.reporting", "templates/report.css")
     script = _file("ess.reporting", "templates/report.js")
     environment = Environment(
         loader=FunctionLoader(lambda name: _file("ess.reporting", f"templates/{name}")),
