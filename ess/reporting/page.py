@@ -28,7 +28,7 @@ def render(content: dict[str, Any]) -> bytes:
     )
     environment.filters |= {"count": "{:,}".format, "percent": _percent, "signed": "{:+.1f}".format}
     policy = f"default-src 'none'; img-src data:; style-src {_source(style)}; script-src {_source(script)}; base-uri 'none'"
-    icon = data_uri("image/svg+xml", _file("cocolvis.explorer", "static/icon.svg").encode())
+    icon = data_uri("image/svg+xml", _file("cocolvis.explorer.site", "static/icon.svg").encode())
     fixed = {"style": Markup(style), "script": Markup(script), "policy": policy, "icon": icon, "size": charts}
     return environment.get_template("report.html").render(**fixed, **content).encode("utf-8", "backslashreplace")
 
