@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,9 @@ Key = tuple[int, np.ndarray]
 
 Example = tuple[Key, np.ndarray]
 """An image (H, W, 3) uint8 RGB with its key."""
+
+
+Loaded = TypeVar("Loaded")
 
 
 class Predicted(NamedTuple):
@@ -165,20 +168,13 @@ def _classes_of(key: Key) -> np.ndarray:
 
 
 def _examples(split: Split, indices: Sequence[int], skip: Callable[[DamagedImage], None]) -> Iterator[Example]:
-    """Yield the undamaged images among ``indices`` with their labels; ``skip`` is called for each damaged one."""
+    """Yield the undamaged images among ``indices`` with their labels."""
 
-    def load(index: int) -> Example | DamagedImage:
-        try:
-            sample = split[index]
-            return (sample.image_id, to_labels(sample.mask)), sample.image()
-        except DamagedImage as error:
-            return error
+    def load(index: int) -> Example:
+        sample = split[index]
+        return (sample.image_id, to_labels(sample.mask)), sample.image()
 
-    for found in ahead(load, indices, threads=1):  # only one thread may read a split
-        if isinstance(found, DamagedImage):
-            skip(found)
-        else:
-            yield found
+    yield from _undamaged(load, indices, skip)
 
 
 def _decoded(
@@ -188,21 +184,30 @@ def _decoded(
     indices: Sequence[int],
     skip: Callable[[DamagedImage], None],
 ) -> Iterator[tuple[Key, np.ndarray]]:
-    """Yield (key, predicted class ids (H, W)) of the images whose features are stored; the next ones are read meanwhile."""
+    """Yield (key, predicted class ids (H, W)) of the images whose features are stored."""
 
-    def load(index: int) -> tuple[Key, list[np.ndarray], tuple[int, int]] | DamagedImage:
+    def load(index: int) -> tuple[Key, list[np.ndarray], tuple[int, int]]:
+        sample = split[index]
+        return (sample.image_id, to_labels(sample.mask)), features.of(sample, index), sample.size
+
+    for key, maps, size in _undamaged(load, indices, skip):
+        yield key, predictor.from_features(maps, size)
+
+
+def _undamaged(load: Callable[[int], Loaded], indices: Sequence[int], skip: Callable[[DamagedImage], None]) -> Iterator[Loaded]:
+    """Yield what is loaded for each index, the next ones meanwhile; ``skip`` is called for each image that is damaged."""
+
+    def attempt(index: int) -> Loaded | DamagedImage:
         try:
-            sample = split[index]
-            return (sample.image_id, to_labels(sample.mask)), features.of(sample, index), sample.size
+            return load(index)
         except DamagedImage as error:
             return error
 
-    for found in ahead(load, indices, threads=1):  # only one thread may read a split
+    for found in ahead(attempt, indices, threads=1):  # only one thread may read a split
         if isinstance(found, DamagedImage):
             skip(found)
         else:
-            key, maps, size = found
-            yield key, predictor.from_features(maps, size)
+            yield found
 
 
 def scores_of(confusion: Confusion, dataset: Dataset, *, published: bool = False, damaged: Sequence[DamagedImage] = ()) -> dict:
