@@ -10,8 +10,9 @@ those of the latter are 100 to 10,000. The learning rate of each loss is chosen 
 held-out pictures are used once, for the scores. Differences are paired over pictures; "=" marks those whose 95 % interval
 includes 0.
 
-Every run is a process of its own and leaves one file. The same command continues after an interruption, runs what is missing,
-and prints the table. --show prints what is finished. --trial makes two steps of each run, to see that everything works.
+Every run is a process of its own and leaves one file. With --parallel 2, two of them run at a time on half of the cores each,
+which takes less time in all. The same command continues after an interruption, runs what is missing, and prints the table.
+--show prints what is finished. --trial makes two steps of each run, to see that everything works.
 """
 
 import json
@@ -27,7 +28,7 @@ from typing import Any
 import click
 from tables import plots, scores
 from tables.data import Inputs, prepare
-from tables.jobs import Job, Store, candidates, chosen_rate, evaluations, run_in_process, settings_of, shortened
+from tables.jobs import Job, Processes, Store, candidates, chosen_rate, evaluations, settings_of, shortened
 from tables.rows import TABLES, Row, Table
 
 from cocolvis.disk.files import read_json, write_aside, write_json
@@ -45,9 +46,9 @@ class Plan:
     store: Store
     inputs: Inputs
 
-    def jobs(self) -> list[Job]:
-        """All jobs in the order in which they run: those that choose learning rates come first."""
-        return candidates(self.table, self.rows) + evaluations(self.table, self.rows, self.seeds)
+    def jobs(self) -> tuple[list[Job], list[Job]]:
+        """The jobs that choose learning rates, and those that need them."""
+        return candidates(self.table, self.rows), evaluations(self.table, self.rows, self.seeds)
 
     def identity(self, job: Job) -> dict[str, Any]:
         """What decides the result of a job: its settings, except those that depend on the machine, and its inputs."""
@@ -69,20 +70,32 @@ class Plan:
         return Dataset.open(self.store.data / part)
 
 
-def run_all(plan: Plan, arguments: Sequence[str]) -> None:
+def run_all(plan: Plan, arguments: Sequence[str], parallel: int) -> None:
     """Build the data sets and run every job that is not finished, each in a process that holds the lock too."""
     with plan.store.locked() as lock:
         prepare(plan.table.name, plan.table.parts, plan.inputs, plan.store.data)
-        jobs = plan.jobs()
-        for number, job in enumerate(jobs, 1):
-            if plan.finished(job) is not None:
-                continue
-            start = time.monotonic()
-            say(f"{number}/{len(jobs)} {job.name}")
-            code = run_in_process([__file__, *arguments, "--job", json.dumps(asdict(job))], lock)
-            if code:
-                raise DataError(f"{job.name} ended with exit code {code}; run the same command to continue")
-            say(f"{number}/{len(jobs)} {job.name} took {timedelta(seconds=round(time.monotonic() - start))}")
+        choices, scored = plan.jobs()
+        total = len(choices) + len(scored)
+        with Processes(lock, parallel) as processes:
+            for number, job in enumerate(choices + scored, 1):
+                if number == len(choices) + 1:
+                    processes.wait()  # until all learning rates are chosen
+                if plan.finished(job) is None:
+                    start(processes, arguments, job, f"{number}/{total} {job.name}")
+            processes.wait()
+
+
+def start(processes: Processes, arguments: Sequence[str], job: Job, label: str) -> None:
+    """Start a job as soon as a process is free, and print how long it takes."""
+
+    def ended(code: int) -> None:
+        if code:
+            raise DataError(f"{job.name} ended with exit code {code}; run the same command to continue")
+        say(f"{label} took {timedelta(seconds=round(time.monotonic() - began))}")
+
+    processes.run([__file__, *arguments, "--job", json.dumps(asdict(job))], ended)
+    began = time.monotonic()
+    say(label)
 
 
 def run_one(plan: Plan, job: Job) -> None:
@@ -159,7 +172,7 @@ def heading(name: str, found: dict[str, Any]) -> str:
     machine = found["machines"][0]
     return (
         f"{name}: {found['classes']:,} classes, Gini coefficient of their training pixels {found['gini']:.2f};"
-        f" {machine['cores']} cores of {machine['processor']}, torch {found['versions'][0]['torch']}"
+        f" {machine['threads']} of {machine['cores']} cores of {machine['processor']}, torch {found['versions'][0]['torch']}"
     )
 
 
@@ -197,6 +210,7 @@ def chosen_rows(table: Table, names: Sequence[str]) -> tuple[Row, ...]:
 @click.argument("name", metavar="TABLE", type=click.Choice([*TABLES]))
 @click.option("--rows", "given", multiple=True, help="Run only these: NAME[,NAME...]; may be repeated.")
 @click.option("--seeds", type=click.IntRange(1), help="Seeds of each row.  [default: 3 for longtail, otherwise 1]")
+@click.option("--parallel", type=click.IntRange(1), default=1, show_default=True, help="Runs at a time; they share the cores.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/evidence"), show_default=True, help="Results.")
 @click.option("--coco", type=click.Path(path_type=Path), help="For real: COCO.  [default: $COCOLVIS_REAL_DATA/coco]")
 @click.option("--lvis", type=click.Path(path_type=Path), help="For real: LVIS.  [default: $COCOLVIS_REAL_DATA/lvis]")
@@ -205,7 +219,7 @@ def chosen_rows(table: Table, names: Sequence[str]) -> tuple[Row, ...]:
 @click.option("--trial", is_flag=True, help="Two steps of each run, on two parts, in a folder of their own.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--job", hidden=True)
-def main(name, given, seeds, out, coco, lvis, weights, show, trial, as_json, job) -> None:
+def main(name, given, seeds, parallel, out, coco, lvis, weights, show, trial, as_json, job) -> None:
     """Measure one of the tables: real, longtail or scale."""
     table = shortened(TABLES[name]) if trial else TABLES[name]
     try:
@@ -222,7 +236,7 @@ def main(name, given, seeds, out, coco, lvis, weights, show, trial, as_json, job
             run_one(plan, Job(**json.loads(job)))
             return
         if not show:
-            run_all(plan, sys.argv[1:])
+            run_all(plan, sys.argv[1:], parallel)
         found = report(plan)
     except DataError as error:
         say(f"error: {error}")

@@ -2,10 +2,12 @@
 
 import fcntl
 import json
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +15,11 @@ from typing import IO, Any
 
 from cocolvis.disk.files import read_json, sweep, write_aside
 from cocolvis.errors import DataError
+from cocolvis.limits import cores
 from tables.rows import Row, Table
+
+_POLL = 0.1
+"""Seconds between two looks at the commands that run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,28 +127,64 @@ def settings_of(table: Table, store: Store, job: Job) -> dict[str, Any]:
     return settings | {"eval_every": max(1, steps // table.evaluations), "save_every": max(1, steps // 4), "keep": steps}
 
 
-def run_in_process(command: Sequence[str], lock: IO[str]) -> int:
-    """Run a command and return its exit code; after Ctrl-C or SIGTERM, wait until it has saved its state.
+class Processes:
+    """Runs commands, at most ``parallel`` at a time, each in a process with an equal share of the cores.
 
-    The process holds the lock, also after this one was killed. Raises KeyboardInterrupt if it was interrupted.
+    The processes hold the lock ``lock``, also after this process was killed. After Ctrl-C or SIGTERM, or once a command has
+    failed, those that run are told to save their state and to end.
     """
-    process = subprocess.Popen([sys.executable, *command], pass_fds=[lock.fileno()])
-    interrupted = False
 
-    def forward(number: int, frame: object) -> None:
-        nonlocal interrupted
-        interrupted = True
-        process.send_signal(signal.SIGTERM)
+    def __init__(self, lock: IO[str], parallel: int) -> None:
+        self._lock = lock
+        self._parallel = parallel
+        self._running: dict[subprocess.Popen[bytes], Callable[[int], None]] = {}
+        self._interrupted = False
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        code = process.wait()
-    finally:
-        for number, handler in before.items():
+    def __enter__(self) -> "Processes":
+        self._handlers = {number: signal.signal(number, self._interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop()
+        for process in self._running:
+            process.wait()
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
-    if interrupted:
-        raise KeyboardInterrupt
-    return code
+
+    def run(self, command: Sequence[str], ended: Callable[[int], None]) -> None:
+        """Start a command as soon as fewer than ``parallel`` run; ``ended`` is called with its exit code.
+
+        Raises KeyboardInterrupt if this process was interrupted, and whatever ``ended`` raises.
+        """
+        while len(self._running) >= self._parallel:
+            self._collect()
+        threads = str(max(1, cores() // self._parallel))
+        environment = os.environ | {"OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads}
+        process = subprocess.Popen([sys.executable, *command], pass_fds=[self._lock.fileno()], env=environment)
+        self._running[process] = ended
+
+    def wait(self) -> None:
+        """Wait for all commands; raises as :meth:`run` does."""
+        while self._running:
+            self._collect()
+
+    def _collect(self) -> None:
+        """Wait a moment for the commands that run, and report those that have ended."""
+        if self._interrupted:
+            raise KeyboardInterrupt
+        for process, ended in list(self._running.items()):
+            if process.poll() is not None:
+                del self._running[process]
+                ended(process.returncode)
+        time.sleep(_POLL)
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        self._interrupted = True
+        self._stop()
+
+    def _stop(self) -> None:
+        for process in self._running:
+            process.send_signal(signal.SIGTERM)
 
 
 def shortened(table: Table) -> Table:

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 import platform
 import shutil
 from importlib.metadata import version
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 
 from cocolvis.disk.files import read_json, write_json
+from cocolvis.limits import cores
 from cocolvis.progress import Progress
 from cocolvis.storage.dataset import Dataset
 from ess.bench.process import peak_bytes
@@ -119,14 +119,14 @@ def steps_to(curve: list[tuple[int, float]], share: float) -> int | None:
 
 
 def machine() -> dict[str, Any]:
-    """The processor, the number of cores that this process may use, and the memory."""
+    """The processor, the number of cores that this process may use, the number that it uses, and the memory."""
     names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     kilobytes = [int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": next(iter(names), platform.processor() or "unknown"),
-        "cores": cores,
+        "cores": cores(),
+        "threads": torch.get_num_threads(),
         "memory_bytes": next(iter(kilobytes), 0) * 1024,
     }
 

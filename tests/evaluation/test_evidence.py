@@ -179,6 +179,46 @@ def test_a_training_is_measured_and_scored(dataset, tmp_path):
     assert steps_to([(10, 0.0)], 0.95) is None
 
 
+WAITS = """
+import os, pathlib, sys, time
+mine, other = map(pathlib.Path, sys.argv[1:])
+mine.write_text(os.environ["OMP_NUM_THREADS"])
+while not other.exists():
+    time.sleep(0.01)
+"""
+
+SAVES = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda number, frame: (pathlib.Path(sys.argv[2]).touch(), sys.exit()))
+pathlib.Path(sys.argv[1]).touch()
+time.sleep(600)
+"""
+
+FAILS = "import pathlib, sys, time\nwhile not pathlib.Path(sys.argv[1]).exists(): time.sleep(0.01)\nsys.exit(3)"
+
+
+def test_runs_share_the_cores_and_save_their_state_when_one_fails(tmp_path):
+    from tables.jobs import Processes
+
+    from cocolvis.limits import cores
+
+    def fail(code):
+        raise DataError(f"exit code {code}")
+
+    codes, (a, b, begun, saved) = [], (tmp_path / name for name in ("a", "b", "begun", "saved"))
+    with (tmp_path / "lock").open("w") as lock:
+        with Processes(lock, 2) as processes:
+            processes.run(["-c", WAITS, a, b], codes.append)  # each ends only if the other one runs at the same time
+            processes.run(["-c", WAITS, b, a], codes.append)
+            processes.wait()
+        assert codes == [0, 0] and a.read_text() == b.read_text() == str(max(1, cores() // 2))
+        with pytest.raises(DataError, match="exit code 3"), Processes(lock, 2) as processes:
+            processes.run(["-c", SAVES, begun, saved], codes.append)
+            processes.run(["-c", FAILS, begun], fail)
+            processes.wait()
+        assert saved.exists() and codes == [0, 0]
+
+
 @pytest.mark.long
 def test_a_killed_table_continues(tmp_path):
     command = [sys.executable, ROOT / "benchmarks" / "evidence.py", "longtail", "--trial", "--rows", "exact,knn"]
