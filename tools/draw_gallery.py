@@ -1,4 +1,7 @@
-"""Writes docs/gallery.md and its pictures from the results of `make demo`: ``python tools/draw_gallery.py demo``.
+"""Writes docs/gallery.md and its pictures from the results of `make demo` and of a dense baseline:
+
+    ess train demo/data --out demo/baseline --preset demo --loss dense
+    python tools/draw_gallery.py demo
 
 All figures of `cocolvis stats --figures` and `ess analyze` are drawn again below DEMO/figures, in a few minutes on two cores.
 """
@@ -32,8 +35,11 @@ HEAD = """# Gallery
 
 Every figure of `cocolvis stats --figures` and `ess analyze`, drawn from the results of `make demo`: generated pictures of
 coloured shapes with the names of COCO+LVIS classes, and a small model that was trained on them for a few minutes. So they show
-what the figures look like, and not what a model can reach. Each figure is also written as SVG, with its numbers as CSV.
-`python tools/draw_gallery.py demo` draws this page.
+what the figures look like, and not what a model can reach. The baseline is the same network with one output per class. Each
+figure is also written as SVG, with its numbers as CSV. These commands draw this page:
+
+    ess train demo/data --out demo/baseline --preset demo --loss dense
+    python tools/draw_gallery.py demo
 """
 
 
@@ -63,15 +69,15 @@ OF_DATA = {
 
 def entries(demo: Path, folder: Path) -> Iterator[tuple[str, list[Entry]]]:
     """(command, its figures) for both commands; the figures are written to ``folder``."""
-    data, run = Dataset.open(demo / "data"), Run.open(demo / "run")
+    data, run, baseline = Dataset.open(demo / "data"), Run.open(demo / "run"), Run.open(demo / "baseline")
     sources = Sources(demo / "sample" / "coco", demo / "sample" / "lvis", coco_lvis())
     counts = read_counts(data)
     write_figures(folder, data, counts, summarise(data.vocabulary, counts), None)
     yield "cocolvis stats demo/data --figures figures", [Entry(n, *texts, folder / f"{n}.png") for n, texts in OF_DATA.items()]
-    options = Options(sources=sources, clusters=CLUSTERS, device="cpu")
+    options = Options(sources=sources, baseline=baseline, clusters=CLUSTERS, device="cpu")
     found = collect(run, data, folder, options, left_out=lambda sentence: sys.exit(sentence), step=print)
     flags = f"--clusters {CLUSTERS} --coco demo/sample/coco --lvis demo/sample/lvis"
-    command = f"ess analyze demo/run demo/data --out figures {flags}"
+    command = f"ess analyze demo/run demo/data --out figures --baseline demo/baseline {flags}"
     yield command, [Entry(figure.name, figure.title, figure.caption, figure.png) for figure in found]
 
 

@@ -131,7 +131,7 @@ class Processes:
     """Runs commands, at most ``parallel`` at a time, each in a process with an equal share of the cores.
 
     The processes hold the lock ``lock``, also after this process was killed. After Ctrl-C or SIGTERM, or once a command has
-    failed, those that run are told to save their state and to end.
+    failed, the others save their state and end.
     """
 
     def __init__(self, lock: IO[str], parallel: int) -> None:

@@ -15,14 +15,21 @@ from ess.data.loader import to_class_ids
 from ess.device import choose_device, explain_out_of_memory
 from ess.inference.added import AddedClass, assign_added_classes, classes_for_checkpoint, extend_vocabulary
 from ess.inference.calibration import bias_for_checkpoint
+from ess.inference.side_by_side import side_by_side
 from ess.inference.views import PRECISIONS, Inference
 from ess.models.build import model_from_config
 from ess.models.network import SegmentationModel
 
 Key = TypeVar("Key")
 
+_Chosen = tuple[Key, np.ndarray, np.ndarray | None]
+"""The key of an image, the image, and the classes that it can have."""
+
 _WAITING = 8
 """The images of at most this many batches wait for others of the same padded size."""
+
+_LARGE = 2**21
+"""Pixels of images that are not predicted side by side with others on the CPU, because of the memory that this takes."""
 
 
 class Predictor:
@@ -85,7 +92,8 @@ class Predictor:
     def __call__(self, image: np.ndarray | Sequence[np.ndarray]) -> np.ndarray | list[np.ndarray]:
         """The class ids of one picture, or of each picture of a list; raises ValueError unless they are (H, W, 3) uint8."""
         if isinstance(image, np.ndarray):
-            return next(self.stream([(None, image)]))[2]
+            _check(image)
+            return self._predict([(None, image, None)])[0][2]
         masks = {index: mask for index, _, mask in self.stream(enumerate(image))}
         return [masks[index] for index in range(len(masks))]
 
@@ -95,21 +103,28 @@ class Predictor:
         """Yield (key, image, class ids) for (key, image) pairs, in another order: images of equal padded size go together.
 
         ``among`` gives the trained classes that an image can have, (n,) integer labels 0..C-1, ascending; the others, and added
-        classes, are left out. An empty array restricts nothing.
+        classes, are left out. An empty array restricts nothing. On the CPU, several images are predicted at a time, on some
+        cores each.
         """
+        batches = (
+            [(key, image, None if among is None else among(key)) for key, image in batch] for batch in self._batches(images)
+        )
+        for predicted in side_by_side(self._predict, batches, self.device, _is_large):
+            yield from predicted
+
+    def _batches(self, images: Iterable[tuple[Key, np.ndarray]]) -> Iterator[list[tuple[Key, np.ndarray]]]:
+        """Collect images of equal padded size."""
         waiting: dict[Hashable, list[tuple[Key, np.ndarray]]] = {}
         most = self.inference.images_at_a_time
         for key, image in images:
-            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-                raise ValueError(f"the image is {image.dtype} {image.shape}; expected uint8 (H, W, 3)")
+            _check(image)
             size = self.inference.padded_sizes(self.model, image.shape[:2])
             waiting.setdefault(size, []).append((key, image))
             if len(waiting[size]) == most:
-                yield from self._predict(waiting.pop(size), among)
+                yield waiting.pop(size)
             elif sum(map(len, waiting.values())) == _WAITING * most:
-                yield from self._predict(waiting.pop(max(waiting, key=lambda size: len(waiting[size]))), among)
-        for batch in waiting.values():
-            yield from self._predict(batch, among)
+                yield waiting.pop(max(waiting, key=lambda size: len(waiting[size])))
+        yield from waiting.values()
 
     @torch.inference_mode()
     def from_features(self, features: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
@@ -136,16 +151,13 @@ class Predictor:
         what = f"the image is {size}" if len(images) == 1 else f"{len(images)} images of {size}"
         return explain_out_of_memory(f"{what}; predict with a smaller --batch-size, with --window, or on --device cpu")
 
-    def _predict(
-        self, batch: Sequence[tuple[Key, np.ndarray]], among: Callable[[Key], np.ndarray] | None
-    ) -> Iterator[tuple[Key, np.ndarray, np.ndarray]]:
-        images = [image for _, image in batch]
-        chosen = [None if among is None else among(key) for key, _ in batch]
+    def _predict(self, batch: Sequence[_Chosen[Key]]) -> list[tuple[Key, np.ndarray, np.ndarray]]:
+        """(key, image, class ids) of images of equal padded size."""
+        keys, images, chosen = zip(*batch, strict=True)
         with self._explaining_out_of_memory(images):
             labels = self._labels(images, chosen)
             masks = [to_class_ids(labels_HW.cpu().numpy()) for labels_HW in labels]
-        for (key, image), mask in zip(batch, masks, strict=True):
-            yield key, image, mask
+        return list(zip(keys, images, masks, strict=True))
 
     @torch.inference_mode()
     def _labels(self, images: Sequence[np.ndarray], among: Sequence[np.ndarray | None]) -> list[torch.Tensor]:
@@ -172,3 +184,12 @@ class Predictor:
     def _chosen(self, among: np.ndarray | None) -> torch.Tensor | None:
         """The classes to compare, None for all."""
         return None if among is None or not len(among) else torch.from_numpy(among).to(self.device, torch.int64)
+
+
+def _check(image: np.ndarray) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        raise ValueError(f"the image is {image.dtype} {image.shape}; expected uint8 (H, W, 3)")
+
+
+def _is_large(batch: Sequence[_Chosen]) -> bool:
+    return sum(image.shape[0] * image.shape[1] for _, image, _ in batch) > _LARGE

@@ -26,6 +26,7 @@ from ess.inference.predictor import Predictor
 from ess.inference.views import Inference
 from ess.losses.cross_entropy import chosen
 from ess.models.build import model_from_config
+from ess.models.network import SegmentationModel
 from ess.stopping import Stop, stop_requests
 from ess.training import machine
 from ess.training import team as teams
@@ -83,12 +84,9 @@ def train(
     state = TrainingState(objective.model, config, objective.log_temperature, fused=choices.fused)
     record = {"device": machine.describe(team.device), **choices._asdict()}
     begun = _resume(team, run, dataset, config, state, steps, allow_other_data, record) if run else None
-    stored = None
+    stored: Mapping[str, SplitFeatures] = {}
     if cache_features is not None:
-        images = {"train": range(len(split))}
-        if config.eval_every is not None:
-            images["val"] = image_indices(dataset, "val", config.eval_limit)
-        stored = store_features(cache_features, dataset, images, objective.model, config, team)
+        stored = _features(cache_features, dataset, len(split), objective.model, config, team)
     if run is None or begun is None:
         run, begun = _begin(team, folder, dataset, config, state, resume, record)
     loss = chosen(config.loss, len(dataset.vocabulary))
@@ -98,7 +96,7 @@ def train(
     wrapped, optimizer = team.prepare(objective.train(), state.optimizer)
     schedule = (config, steps, begun.step, tail, (team.process_index, team.num_processes))
     batches: Generator[RawBatch, None, None] | Generator[RawFeatures, None, None]
-    batches = training_batches(split, *schedule) if stored is None else feature_batches(split, stored["train"], *schedule)
+    batches = feature_batches(split, stored["train"], *schedule) if stored else training_batches(split, *schedule)
     advice = f"try a --batch-size below {config.batch_size}, a --crop below {config.crop}, or --accumulate"
     with (
         stop_requests(team) as stop,
@@ -107,7 +105,7 @@ def train(
         explain_out_of_memory(advice),
         machine.switched(choices),
     ):
-        training = _Training(team, run, dataset, stored or {}, steps, epoch, state, wrapped, optimizer, guard, journal, stop)
+        training = _Training(team, run, dataset, stored, steps, epoch, state, wrapped, optimizer, guard, journal, stop)
         training.run_steps(begun, rendered(batches, config.crop, team.device, prefetch=choices.prefetch))
     return run
 
@@ -267,6 +265,16 @@ def _new_objective(team: Accelerator, config: Config, classes: int, tail: Tail, 
     weights = config.weights if pretrained and config.weights != "none" else None
     model = teams.synchronised(model_from_config(config, classes, weights=weights), team)
     return Objective(model, config, tail).to(team.device)
+
+
+def _features(
+    folder: Path, dataset: Dataset, images: int, model: SegmentationModel, config: Config, team: Accelerator
+) -> Mapping[str, SplitFeatures]:
+    """The stored features of the first ``images`` of the split "train", and of the images that are evaluated."""
+    wanted: dict[str, Iterable[int]] = {"train": range(images)}
+    if config.eval_every is not None:
+        wanted["val"] = image_indices(dataset, "val", config.eval_limit)
+    return store_features(folder, dataset, wanted, model, config, team)
 
 
 def _begin(
