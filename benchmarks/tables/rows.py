@@ -37,7 +37,7 @@ class Table:
     pooled: bool
     choosing: str
     seeds: int = 1
-    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
     evaluations: int = 5
 
     def row(self, name: str) -> Row:

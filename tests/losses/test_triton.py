@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from triton_cases import DEVICE, INTERPRETED, error, interpreted, kernel, multiply_bfloat16, problem
+from triton_cases import DEVICE, INTERPRETED, error, interpreted, kernel, long, multiply_bfloat16, problem
 
 from ess.kernels.distances import COSINE, DISTANCES, EUCLIDEAN, SQUARED
 
@@ -94,8 +94,8 @@ def assert_matches(arguments, bounds=(1e-5, 1e-4, 1e-4, 1e-4), temperature=10.0,
 
 @kernel
 @pytest.mark.parametrize("distance", range(len(DISTANCES)))
-@pytest.mark.parametrize("names", [(), ("bias",), ("weights", "bias", "mask")])
-@pytest.mark.parametrize(("classes", "dim", "size"), [(2, 2, 9), (75, 5, 45), (70, 16, 20), (33, 32, 33)])
+@pytest.mark.parametrize("names", [(), long(("bias",)), ("weights", "bias", "mask")])
+@pytest.mark.parametrize(("classes", "dim", "size"), [(2, 2, 9), (75, 5, 45), (70, 16, 20), long(33, 32, 33)])
 def test_exact_is_the_definition(classes, dim, size, names, distance):
     o, labels, e = problem(classes, dim, size)
     weights, bias, mask = extras(classes, size, names)
@@ -104,14 +104,14 @@ def test_exact_is_the_definition(classes, dim, size, names, distance):
 
 @kernel
 @pytest.mark.parametrize("distance", [EUCLIDEAN, SQUARED])
-@pytest.mark.parametrize("near", [0.1, 1e-2, 1e-4, 0.0])
+@pytest.mark.parametrize("near", [long(0.1), long(1e-2), 1e-4, 0.0])
 def test_confident_pixels_keep_their_precision(near, distance):
     o, labels, e = problem(75, 12, 40, near)
     assert_matches((o, labels, torch.ones(2, 40), e, None, None), temperature=20.0, distance=distance)
 
 
 @kernel
-@pytest.mark.parametrize("near", [0.1, 1e-2, 1e-4, 0.0])
+@pytest.mark.parametrize("near", [long(0.1), long(1e-2), 1e-4, 0.0])
 def test_pixels_near_other_classes_keep_their_precision(near):
     o, labels, e = problem(75, 12, 40, near)
     assert_matches((o, torch.where(labels < 0, labels, (labels + 1) % 75), torch.ones(2, 40), e, None, None))
@@ -161,7 +161,7 @@ def test_any_strides_and_labels():
 
 @kernel
 @pytest.mark.parametrize(("dtype", "step"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
-@pytest.mark.parametrize(("dim", "distance"), [(12, EUCLIDEAN), (12, SQUARED), (12, COSINE), (32, EUCLIDEAN)])
+@pytest.mark.parametrize(("dim", "distance"), [(12, EUCLIDEAN), long(12, SQUARED), (12, COSINE), long(32, EUCLIDEAN)])
 def test_half_precision_costs_the_gradients_one_rounding(dim, distance, dtype, step):
     o, labels, e = problem(75, dim, 40)
     o, e = o.to(dtype), e.to(dtype)

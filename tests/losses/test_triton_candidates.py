@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from triton_cases import DEVICE, INTERPRETED, error, kernel, problem
+from triton_cases import DEVICE, INTERPRETED, error, kernel, long, problem
 
 from ess.kernels.distances import COSINE, DISTANCES, EUCLIDEAN, SQUARED
 from ess.losses import cross_entropy, fused
@@ -15,11 +15,6 @@ from ess.losses.cross_entropy import knn_cross_entropy
 
 if INTERPRETED or DEVICE == "cuda":
     from ess.kernels.gpu import candidates, search
-
-
-def long(*values):
-    """A parameter of the long tests."""
-    return pytest.param(*values, marks=pytest.mark.long)
 
 
 EACH = [EUCLIDEAN, long(SQUARED), long(COSINE)]
@@ -237,7 +232,14 @@ def gradients(o, labels, e, **how):
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize(
     "how",
-    [{}, {"k": 100}, {"negatives": "random"}, {"negatives": "published"}, {"query_stride": 4}, {"reduction": "none"}],
+    [
+        {},
+        long({"k": 100}),
+        {"negatives": "random"},
+        {"negatives": "published"},
+        {"query_stride": 4},
+        long({"reduction": "none"}),
+    ],
     ids=str,
 )
 def test_the_whole_loss_is_that_of_torch_in_double_precision(how, distance, monkeypatch):

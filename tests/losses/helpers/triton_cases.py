@@ -69,3 +69,8 @@ def problem(classes, dim, size, near=None, seed=0):
 
 def error(found, truth):
     return ((found.double() - truth).norm() / truth.norm().clamp_min(1e-300)).item()
+
+
+def long(*values):
+    """Parameters of a test that only the long tests run."""
+    return pytest.param(*values, marks=pytest.mark.long)
