@@ -61,12 +61,12 @@ def test_the_rate_of_a_family_is_the_best_one_on_training_pictures(tmp_path):
     ] and {job.split for job in jobs} == {"val"}
     with pytest.raises(DataError, match="not finished, so the learning rate of knn is not chosen"):
         chosen_rate(REAL, store, row)
-    for job, miou in zip(jobs[4:], (0.2, 0.3, 0.3, 0.1), strict=True):
+    for job, miou in zip(jobs[5:], (0.2, 0.3, 0.3, 0.1, 0.1), strict=True):
         store.finish(job, {"scores": {"miou": miou}})
-    assert chosen_rate(REAL, store, row) == (3e-3, {"0.001": 0.2, "0.003": 0.3, "0.01": 0.3, "0.03": 0.1})
-    store.finish(jobs[5], {"scores": {"miou": None}})  # diverged
+    assert chosen_rate(REAL, store, row) == (3e-3, {"0.001": 0.2, "0.003": 0.3, "0.01": 0.3, "0.03": 0.1, "0.1": 0.1})
+    store.finish(jobs[6], {"scores": {"miou": None}})  # diverged
     assert chosen_rate(REAL, store, row)[0] == 1e-2
-    store.finish(jobs[5], {"scores": {"miou": 0.3}})
+    store.finish(jobs[6], {"scores": {"miou": 0.3}})
     job = Job("real", "knn", "fold2", 1)
     settings = settings_of(REAL, store, job)
     assert (settings["lr"], settings["loss"], settings["seed"], job.split) == (3e-3, "knn", 1, "test")
