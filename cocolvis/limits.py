@@ -8,6 +8,9 @@ MAX_PIXELS = 2**27
 MAX_PICTURE = 2**28
 """The most bytes that the file of a picture may have; more would exhaust memory."""
 
+MAX_INSTANCES = 2**27
+"""The most instances of a class that a shard may state for an image; annotations of that many would fill gigabytes."""
+
 
 def cores() -> int:
     """The number of CPU cores that this process may use."""

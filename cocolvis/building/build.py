@@ -87,7 +87,7 @@ class Build:
             self._check_content(out)
             plan = make_plan()
             if self.mode is not Mode.OVERWRITE and (out / dataset.INDEX).exists():
-                return index.resumed(out, plan.description())
+                return index.resumed(out, plan.description(), self.announce)
             return self._run(plan, BuildState(out, lease))
 
     def _check_content(self, out: Path) -> None:

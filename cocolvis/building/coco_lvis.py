@@ -80,6 +80,8 @@ class CocoLvisTask(ShardTask[AnnotatedImage]):
     images: list[AnnotatedImage]
     options: CocoLvisOptions
 
+    records_instances = True
+
     def sample(self, image: AnnotatedImage, faults: list[Fault], seen: Counter[str]) -> Sample | None:
         """One image with its merged mask; see :func:`build_sample`."""
         return build_sample(image, self.options, faults, seen)
@@ -111,15 +113,17 @@ def build_sample(
     content = read_picture(image, size, "the annotations say", faults, decode=options.decode, seen=seen)
     if content is None:
         return None
-    mask = merge(*regions(image, options, faults), image.height, image.width, overlap=options.overlap)
-    things = coco_lvis().lookup("lvis")
+    stuff, things = regions(image, options, faults)
+    mask = merge(stuff, things, image.height, image.width, overlap=options.overlap)
+    lookup = coco_lvis().lookup("lvis")
     return Sample(
         image_id=image.image_id,
         path=image.path,
         runs=Runs.of(mask),
         content=content if options.images == "embed" else b"",
-        neg=_class_ids(image.neg, things),
-        not_exhaustive=_class_ids(image.not_exhaustive, things),
+        neg=_class_ids(image.neg, lookup),
+        not_exhaustive=_class_ids(image.not_exhaustive, lookup),
+        instances=Counter(region.class_id for region in things if region.spans.starts.size),
     )
 
 
@@ -176,6 +180,8 @@ class CocoLvisPlan(ShardPlan[_Row]):
     images: dict[str, list[_Row]] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     _unusable: dict[str, int] = field(default_factory=dict)
+
+    records_instances = True
 
     @classmethod
     def make(cls, sources: Sources, options: CocoLvisOptions) -> "CocoLvisPlan":

@@ -72,8 +72,8 @@ def opened(out: Path) -> dict[str, Any]:
         raise DataError(f"{error}; build it again with `cocolvis build --overwrite`, or `import`") from None
 
 
-def resumed(out: Path, description: Mapping[str, Any]) -> dict[str, Any]:
-    """The index of a finished data set.
+def resumed(out: Path, description: Mapping[str, Any], announce: Announce) -> dict[str, Any]:
+    """The index of a finished data set; one without instances is announced, if the build would record them now.
 
     Raises DataError if it was built from other inputs or options, or by another mask rule.
     """
@@ -87,6 +87,8 @@ def resumed(out: Path, description: Mapping[str, Any]) -> dict[str, Any]:
         index["vocabulary"]["digest"] != description["vocabulary"]
     ):
         raise DataError(f"{out}: is a finished data set of other inputs or options; replace it with --overwrite")
+    if description.get("instances") and not index.get("instances"):
+        announce(f"{out}: was finished before instances were recorded; --overwrite builds the same masks with instances")
     return index
 
 
@@ -107,6 +109,7 @@ def _content(state: BuildState, reports: Reports) -> dict[str, Any]:
         "format": dataset.FORMAT,
         "version": dataset.VERSION,
         "mask_rule": description["mask_rule"],
+        **({"instances": True} if state.records_instances else {}),
         "digest": digest.of_dataset(leaves, description["vocabulary"]),
         "splits": splits,
         "shards": list(entries.values()),
@@ -122,7 +125,7 @@ def _leaves(state: BuildState, name: str, split: str, images: int) -> list[bytes
     reader = ShardReader(state.shard(name))
     expected = {"split": split, "vocabulary": state.record["description"]["vocabulary"]}
     attributes = {key: reader.attributes.get(key) for key in expected}
-    if (attributes, len(reader)) != (expected, images):
+    if (attributes, len(reader), reader.has_instances) != (expected, images, state.records_instances):
         raise DataError(f"{reader.path}: does not match the report of the shard; {OVERWRITE}")
     leaves = [row.tobytes() for row in reader.digests()]
     reader.close()

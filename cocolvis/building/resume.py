@@ -29,6 +29,7 @@ def check(state: BuildState, plan: ShardPlan) -> bool:
             raise DataError(f"{state.out}: holds shards of an unknown build; {advice}")
         return False
     state.check_maker()
+    state.check_instances(plan)
     reports = state.reports()
     unsettled = {*state.record["shards"]} - {*reports} | {*incomplete(reports)}
     match = plan.compare(state.record["description"], state.files_record(), unsettled)

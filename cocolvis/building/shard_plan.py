@@ -45,6 +45,9 @@ class ShardPlan(ABC, Generic[Row]):
     images: dict[str, list[Row]]
     faults: list[Fault]
 
+    records_instances = False
+    """Whether the shards record the instances of each class; label files have none."""
+
     @abstractmethod
     def inputs(self) -> dict[str, str]:
         """Name -> SHA-256 of each input of the data set."""
@@ -75,7 +78,9 @@ class ShardPlan(ABC, Generic[Row]):
         options = asdict(self.options) | {"splits": list(self.options.splits), "image_root": str(root) if root else None}
         if not options["decode"]:
             del options["decode"]  # earlier versions had no such option; their builds stay resumable
-        made_by = {"mask_rule": MASK_RULE, "version": VERSION}
+        made_by: dict[str, Any] = {"mask_rule": MASK_RULE, "version": VERSION}
+        if self.records_instances:
+            made_by["instances"] = True
         return {"options": options, "inputs": self.inputs(), "vocabulary": self.vocabulary.digest} | made_by
 
     def unusable(self) -> dict[str, int]:

@@ -71,7 +71,7 @@ class ShardTask(ABC, Generic[Image]):
     """Everything that one shard is made from. It pickles, so it can run in any process that sees the same folders.
 
     ``vocabulary`` is the digest of the classes. With ``allow_missing``, every read error is a fault of one image, whatever its
-    cause; nothing else in the shard changes.
+    cause; nothing else in the shard changes. ``records_instances`` says whether the samples of such a task have instances.
     """
 
     name: str
@@ -80,6 +80,8 @@ class ShardTask(ABC, Generic[Image]):
     options: ShardOptions
     vocabulary: str
     allow_missing: bool = False
+
+    records_instances = False  # no annotation, so that it belongs to the class and is no field
 
     @abstractmethod
     def sample(self, image: Image, faults: list[Fault], seen: Counter[str]) -> Sample | None:
@@ -90,11 +92,12 @@ class ShardTask(ABC, Generic[Image]):
 
 
 def run_shard(task: ShardTask, shard: Path, lease: Lease, tick: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """Write the shard and return its report: {"images", "bytes", "sha256", "hdf5", "mask_rule", "version", "faults", "seen"}.
+    """Write the shard and return its report.
 
-    ``hdf5`` is the version of the library in this process, which may differ from that of other workers. ``tick`` is called
-    after each image. Faults of single records are collected. Raises DataError if the shard cannot be written, if the ``lease``
-    of the folder was lost, or if input cannot be read for a reason that does not concern a single file.
+    Its keys are "images", "bytes", "sha256", "hdf5", "mask_rule", "version", "instances" (whether they are recorded), "faults"
+    and "seen". ``hdf5`` is the version of the library in this process, which may differ from that of other workers. ``tick`` is
+    called after each image. Faults of single records are collected. Raises DataError if the shard cannot be written, if the
+    ``lease`` of the folder was lost, or if input cannot be read for a reason that does not concern a single file.
     """
     with reading.allowing_missing(task.allow_missing):
         return _write_shard(task, shard, lease, tick)
@@ -104,13 +107,14 @@ def _write_shard(task: ShardTask, shard: Path, lease: Lease, tick: Callable[[], 
     faults: list[Fault] = []
     seen: Counter[str] = Counter()
     attributes = {"split": task.split, "images": task.options.images, "vocabulary": task.vocabulary}
-    writer = ShardWriter(shard, attributes, lease.check)
+    writer = ShardWriter(shard, attributes, lease.check, instances=task.records_instances)
     for image in task.images:
         sample = task.sample(image, faults, seen)
         if sample is not None:
             writer.add(sample)
         tick()
     made_by = {"hdf5": h5py.version.hdf5_version, "mask_rule": MASK_RULE, "version": VERSION}
+    made_by["instances"] = task.records_instances
     return writer.finish() | made_by | {"faults": faults, "seen": dict(seen)}
 
 

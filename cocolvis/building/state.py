@@ -89,6 +89,17 @@ class BuildState:
             finished = sum(overwrite.is_report(path) for path in overwrite.state_files(self.out))
             refuse_other_version(self.out, f"was begun, with {finished} finished shards,", made_by(begun))
 
+    @property
+    def records_instances(self) -> bool:
+        """Whether the shards of this build record instances, which builds of earlier versions do not."""
+        return bool(self.record["description"].get("instances"))
+
+    def check_instances(self, plan: ShardPlan) -> None:
+        """Raise DataError if the plan records instances and the build was begun without."""
+        if plan.records_instances and not self.records_instances:
+            earlier = "was begun by a version of cocolvis that does not record instances"
+            raise DataError(f"{self.out}: {earlier}: continue with that version, or {OVERWRITE}")
+
     def check_shards(self, plan: ShardPlan) -> None:
         """Raise DataError if the record of the same build lists other shards than the plan makes."""
         if self.record["shards"].keys() != plan.shard_counts().keys():  # repaired files may change the rows
@@ -161,6 +172,9 @@ class BuildState:
         """
         if made_by(written) != (MASK_RULE, VERSION):
             refuse_other_version(self.shard(name), "was built by a worker", made_by(written))
+        if bool(written.get("instances")) != self.records_instances:
+            said = "records instances, which this build does not" if written.get("instances") else "does not record instances"
+            raise DataError(f"{self.shard(name)}: was built by a worker that {said}; all need the same version of cocolvis")
         return self._write_report(name, {**written, "build": self.made_from(name)})
 
     def build_again(self, names: Collection[str], reports: Mapping[str, Mapping[str, Any]]) -> None:

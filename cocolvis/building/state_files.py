@@ -24,6 +24,7 @@ class _Description(msgspec.Struct):
     options: _Options
     inputs: dict[str, str]
     vocabulary: str
+    instances: bool = False
 
 
 class _ShardRecord(msgspec.Struct):
@@ -66,6 +67,7 @@ class ShardReport(msgspec.Struct):
     build: Sha256
     faults: list[Fault]
     again: bool = False
+    instances: bool = False
     seen: dict[str, Count] = {}
 
 

@@ -53,6 +53,10 @@ class Catalog:
         """The pixels of each class, by class id; in all splits if ``split`` is None."""
         return self._sums("pixels", split)
 
+    def instances(self, split: str | None = None) -> list[int] | None:
+        """The instances of each class, by class id; in all splits if ``split`` is None. None if they are not recorded."""
+        return None if self._tables.facts["instances"] is None else self._sums("instances", split)
+
     def _sums(self, what: str, split: str | None) -> list[int]:
         tables: dict[str, list[int]] = self._tables.facts[what]
         return tables[split] if split is not None else [sum(column) for column in zip(*tables.values(), strict=True)]

@@ -47,20 +47,26 @@ def count_classes(dataset: Dataset, path: Path | None, progress: Progress = igno
     shards: list[Shard] = []
     parts: list[_Counts] = []
     unreadable: list[str] = []
+    size = len(dataset.vocabulary) + 1
+    instances = {name: np.zeros(size, np.int64) for name in dataset.splits} if dataset.records_instances else None
     first, total = 0, len(dataset.index["shards"])
     progress(0, total)
     for split in map(dataset.split, dataset.splits):
         for number, start in enumerate(split.starts[:-1].tolist()):
             try:
                 reader = split.shard(number)
-                parts.append(_Counts.of(reader, first))
+                counts, counted = _Counts.of(reader, first), reader.instances()
+                if instances is not None and counted is not None:
+                    np.add.at(instances[split.name], counts.classes, counted)
+                parts.append(counts)
                 shards.append(Shard(split.name, start, first, len(reader)))
                 first += len(reader)
             except DataError as error:
                 unreadable.append(str(error))
             progress(len(shards) + len(unreadable), total)
     facts, arrays = _tables(dataset, shards, _Counts.joined(parts))
-    facts |= {"unreadable": unreadable}
+    facts["instances"] = instances and {name: sums.tolist() for name, sums in instances.items()}
+    facts["unreadable"] = unreadable
     if path is None or unreadable:
         return Catalog(Tables(facts, arrays.__getitem__))
     return Catalog(write_tables(path, facts, arrays))

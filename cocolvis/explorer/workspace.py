@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cocolvis.sources.inputs import Sources
     from cocolvis.storage.dataset import Dataset, Split
 
-_VERSION = "1"
+_VERSION = "2"
 """The version of the tables in the cache; part of their key."""
 
 _LATER = 1.5

@@ -12,7 +12,8 @@ from cocolvis.vocabulary import Vocabulary
 def describe_class(vocabulary: Vocabulary, counts: Mapping[str, Counts], class_id: int) -> dict[str, Any]:
     """Return ``{"class", "name", "group", "splits": {name: {...}}}`` with plain numbers and texts.
 
-    Each split has "images" and "pixels" of the class and their shares of all images and of all labelled pixels,
+    Each split has "images" and "pixels" of the class and their shares of all images and of all labelled pixels, its
+    "instances" (null if the data set does not record them),
     "pixel_quantiles" (its pixels in the images that show it), "area_quantiles" (the same as a share of the image), and
     "companions": the classes that occur together with it in an image, with "class", "name", "group", the number of common
     "images", their "share" of the images of the class, and "lift". They are sorted by images in descending order; ties go to
@@ -33,6 +34,7 @@ def _in_split(vocabulary: Vocabulary, counts: Counts, class_id: int) -> dict[str
         "image_share": len(rows) / max(1, len(counts.areas)),
         "pixels": int(pixels.sum()),
         "pixel_share": int(pixels.sum()) / max(1, int(counts.pixels.sum(dtype=np.int64))),
+        "instances": None if counts.instances is None else int(counts.instances[mine].sum(dtype=np.int64)),
         "pixel_quantiles": quantiles(pixels),
         "area_quantiles": quantiles(pixels / counts.areas[rows]),
         "companions": _companions(vocabulary, counts, class_id, rows),

@@ -27,6 +27,8 @@ class Difference:
     ``only_a`` and ``only_b`` list the (split, image id) that only one of them holds; ``common`` counts the images that both
     hold. Of these, ``differing`` lists (split, image id, differing pixels), and ``resized`` lists (split, image id) of masks of
     another size, which are not compared. ``pixels`` counts all compared pixels; ``pairs`` is sorted by pixels, largest first.
+    ``recounted`` lists (split, image id) of common images in which a class has another number of instances; None unless both
+    data sets record them.
     """
 
     only_a: list[tuple[str, int]] = field(default_factory=list)
@@ -36,6 +38,7 @@ class Difference:
     differing: list[tuple[str, int, int]] = field(default_factory=list)
     pixels: int = 0
     pairs: list[Pair] = field(default_factory=list)
+    recounted: list[tuple[str, int]] | None = None
 
     @property
     def differing_pixels(self) -> int:
@@ -62,7 +65,7 @@ def diff(a: Dataset, b: Dataset, progress: Progress = ignore, phase: Phase = ign
 
     ``progress`` counts images; ``phase`` is called for every shard whose image ids are read beforehand.
     """
-    difference = Difference()
+    difference = Difference(recounted=[] if a.records_instances and b.records_instances else None)
     counts: dict[int, int] = {}
     splits = {name: _find_rows(a, b, name, phase) for name in sorted({*a.splits, *b.splits})}
     total = sum(len(rows.a.keys() & rows.b.keys()) for rows in splits.values())
@@ -73,8 +76,10 @@ def diff(a: Dataset, b: Dataset, progress: Progress = ignore, phase: Phase = ign
         if rows.split_a is None or rows.split_b is None:
             continue
         for image_id in [image_id for image_id in rows.a if image_id in rows.b]:
-            masks = rows.split_a.mask(rows.a[image_id]), rows.split_b.mask(rows.b[image_id])
-            _compare(difference, counts, (name, image_id), *masks)
+            row_a, row_b = rows.a[image_id], rows.b[image_id]
+            _compare(difference, counts, (name, image_id), rows.split_a.mask(row_a), rows.split_b.mask(row_b))
+            if difference.recounted is not None and rows.split_a.instances_of(row_a) != rows.split_b.instances_of(row_b):
+                difference.recounted.append((name, image_id))
             difference.common += 1
             progress(difference.common, total)
     pairs = (Pair(*divmod(code, _CODE), pixels) for code, pixels in counts.items())

@@ -22,6 +22,8 @@ _SIDES_A_LINE = 60
 _TALL = 1.5
 """Pictures that are higher than this many times their width get the legend on their right, the others below."""
 
+_TIMES = "\N{MULTIPLICATION SIGN}"
+
 _TEXT, _FAINT, _PAPER = (30, 30, 30), (110, 110, 110), (255, 255, 255)
 
 
@@ -38,12 +40,13 @@ def with_legend(picture: np.ndarray, sample: Sample, vocabulary: Vocabulary, out
     """Add the legend of a sample below its drawing, or on the right of a tall one: (h, w, 3) uint8 RGB to (H, W, 3) uint8 RGB.
 
     Every class in the mask is listed with its colour, name, pixels and share of the image, largest first and unlabelled pixels
-    last, followed by the classes that LVIS verified to be absent and those that it did not annotate exhaustively. The class
-    ``outlined`` is underlined, and named if the mask does not show it. The drawing itself is unchanged.
+    last; ``x3`` with a multiplication sign means 3 instances. The classes that LVIS verified to be absent and those that it did
+    not annotate exhaustively follow. The class ``outlined`` is underlined, and named if the mask does not show it. The drawing
+    itself is unchanged.
     """
     height, width = picture.shape[:2]
     font = _font(int(min(max(math.sqrt(height * width) / _SIDES_A_LINE, _SMALLEST), _LARGEST)))
-    entries = _entries(sample.mask, vocabulary, outlined)
+    entries = _entries(sample, vocabulary, outlined)
     notes = list(_notes(sample, vocabulary, outlined))
     beside = height > _TALL * width
     legend = _drawn(entries, notes, font, (height, None) if beside else (None, width))
@@ -60,15 +63,15 @@ def with_legend(picture: np.ndarray, sample: Sample, vocabulary: Vocabulary, out
     return canvas
 
 
-def _entries(mask: np.ndarray, vocabulary: Vocabulary, outlined: int) -> list[_Entry]:
-    pixels = np.bincount(mask.ravel(), minlength=1)
+def _entries(sample: Sample, vocabulary: Vocabulary, outlined: int) -> list[_Entry]:
+    pixels, counts = np.bincount(sample.mask.ravel(), minlength=1), sample.instances or {}
     ranked = sorted(np.flatnonzero(pixels).tolist(), key=lambda c: (c == UNLABELLED, -pixels[c], c))
     colours = palette(max(len(vocabulary), len(pixels) - 1))
     return [
         _Entry(
             tuple(colours[c].tolist()),
             vocabulary.name(c),
-            f"{pixels[c]:,}  {100 * pixels[c] / mask.size:.3g}%",
+            f"{pixels[c]:,}  {100 * pixels[c] / sample.mask.size:.3g}%" + (f"  {_TIMES}{counts[c]:,}" if counts.get(c) else ""),
             c == outlined != UNLABELLED,
         )
         for c in ranked

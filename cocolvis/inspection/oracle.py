@@ -1,4 +1,4 @@
-"""The independent check: derives every mask again with lvis.LVIS and pycocotools.coco.COCO, and compares pixel by pixel.
+"""The independent check: derives masks and instances again with lvis.LVIS and pycocotools.coco.COCO, and compares all of them.
 
 Apart from the vocabulary it shares no code with the builder; it reads the built masks through :class:`Dataset`.
 """
@@ -41,13 +41,15 @@ _PUBLISHED_LACKS = 429995
 class OracleResult:
     """The result of the comparison.
 
-    ``images`` counts the compared images; ``differing`` lists (split, image id, differing pixels). ``missing`` and
+    ``images`` counts the compared images; ``differing`` lists (split, image id, differing pixels), and ``recounted`` (split,
+    image id, classes with another number of instances), which is empty if the data set does not record them. ``missing`` and
     ``unexpected`` list (split, image id) of images that the data set lacks, and of images that it should not contain or
     contains more than once. ``skipped`` counts the annotations that were left out because the build reported a fault in them.
     """
 
     images: int = 0
     differing: list[tuple[str, int, int]] = field(default_factory=list)
+    recounted: list[tuple[str, int, int]] = field(default_factory=list)
     missing: list[tuple[str, int]] = field(default_factory=list)
     unexpected: list[tuple[str, int]] = field(default_factory=list)
     skipped: int = 0
@@ -56,7 +58,8 @@ class OracleResult:
         """One line for each fault; empty if everything is equal."""
         lines = [f"{split}: image {i} is missing, and the report does not list it" for split, i in self.missing]
         lines += [f"{split}: image {i} should not be there" for split, i in self.unexpected]
-        return lines + [f"{split}: image {i} differs in {pixels} pixels" for split, i, pixels in self.differing]
+        lines += [f"{split}: image {i} differs in {pixels} pixels" for split, i, pixels in self.differing]
+        return lines + [f"{split}: image {i} has other instances of {classes} classes" for split, i, classes in self.recounted]
 
 
 def check(dataset: Dataset, coco: Roots, lvis: Roots, progress: Progress = ignore, phase: Phase = ignore) -> OracleResult:
@@ -79,8 +82,11 @@ def check(dataset: Dataset, coco: Roots, lvis: Roots, progress: Progress = ignor
         result.unexpected += [(name, i) for i, count in counts.items() if i not in expected or count > 1]
         for row, image_id in enumerate(built):
             if image_id in expected:
-                pixels = _differing(split.mask(row), oracle.mask(name, expected[image_id]))
+                mask, instances = oracle.derive(name, expected[image_id])
+                pixels = _differing(split.mask(row), mask)
                 result.differing += [(name, image_id, pixels)] if pixels else []
+                classes = _recounted(split.instances_of(row), instances)
+                result.recounted += [(name, image_id, classes)] if classes else []
             result.images += 1
             progress(result.images, total)
     result.skipped = oracle.skipped
@@ -90,6 +96,11 @@ def check(dataset: Dataset, coco: Roots, lvis: Roots, progress: Progress = ignor
 def _differing(built: np.ndarray, derived: np.ndarray) -> int:
     """The number of pixels that differ; all pixels of the larger mask if the sizes differ."""
     return int((built != derived).sum()) if built.shape == derived.shape else max(built.size, derived.size)
+
+
+def _recounted(built: dict[int, int] | None, derived: dict[int, int]) -> int:
+    """The number of classes whose instances differ; 0 if the data set does not record them."""
+    return 0 if built is None else sum(built.get(c) != derived.get(c) for c in {*built, *derived})
 
 
 class _Oracle:
@@ -115,8 +126,8 @@ class _Oracle:
         found = list(self._lvis[split].imgs.values())[: self._options["limit"]]
         return {image["id"]: image for image in found if self._belongs(split, image)}
 
-    def mask(self, split: str, image: dict) -> np.ndarray:
-        """The (H, W) uint16 mask of one image."""
+    def derive(self, split: str, image: dict) -> tuple[np.ndarray, dict[int, int]]:
+        """The (H, W) uint16 mask of one image, and the number of LVIS annotations of each class that it shows."""
         lvis, coco = self._lvis[split], self._stuff(split, image)
         size = image["height"], image["width"]
         stuff = [(a["category_id"], coco.annToMask(a) > 0) for a in coco.imgToAnns.get(image["id"], ())]
@@ -127,7 +138,9 @@ class _Oracle:
             converted = [(self._classes["stuff"][category], where) for category, where in stuff]
             mask = _layers(self._ordered(converted), size)[0]
         classes, covered = _layers(self._ordered(things), size)
-        return np.where(covered, classes, mask).astype(np.uint16)
+        merged = np.where(covered, classes, mask).astype(np.uint16)
+        counts = Counter(class_id for class_id, where in things if where.any())
+        return merged, {c: counts[c] for c in np.unique(merged).tolist() if c}
 
     def _belongs(self, split: str, image: dict) -> bool:
         if image["id"] in self._pictures:

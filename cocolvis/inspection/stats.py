@@ -27,7 +27,7 @@ class Counts:
     """The classes that the images of one split show: n entries, one for each class and image, in the order of the images.
 
     ``rows`` (n,) int64 is the number of the image in the split, ``classes`` (n,) uint16 the class and ``pixels`` (n,) uint32
-    its pixels. ``instances`` (n,) is the number of its annotated instances, None if the shards do not record it. ``areas``
+    its pixels. ``instances`` (n,) uint32 is the number of its annotated instances, None if they are not recorded. ``areas``
     (N,) int64 is the number of pixels of each image.
     """
 
@@ -40,7 +40,7 @@ class Counts:
     @classmethod
     def read(cls, split: Split, read: Callable[[int], None] = ignore) -> "Counts":
         """The counts of a split; ``read`` is called after each shard with the number of images read so far."""
-        return cls(*split.present(read), split.sizes().astype(np.int64).prod(axis=1))
+        return cls(*split.present(read), split.sizes().astype(np.int64).prod(axis=1), split.instances())
 
     def images_of(self, classes: int) -> np.ndarray:
         """(C + 1,) int64: the images that show each class, for C ``classes``."""
@@ -73,7 +73,7 @@ def read_counts(dataset: Dataset, progress: Progress = ignore) -> dict[str, Coun
 def statistics(dataset: Dataset, progress: Progress = ignore) -> dict[str, Any]:
     """Return ``{"splits": {name: {"images", "classes_present", "classes", ...}}}`` with plain numbers and texts.
 
-    ``classes`` lists the classes that occur, with "class", "name", "group", "instances" (null if the format does not record
+    ``classes`` lists the classes that occur, with "class", "name", "group", "instances" (null if the data set does not record
     them), "images", "pixels", and their shares of the images and of the labelled pixels. They are sorted by images in
     descending order; ties go to the class with more pixels, then to the lower id. ``absent`` lists the other classes, and
     ``not_in_train`` those that occur here but not in the split train (null for train itself, or without such a split).
@@ -83,9 +83,10 @@ def statistics(dataset: Dataset, progress: Progress = ignore) -> dict[str, Any]:
     of images with k classes. ``gini`` is the Gini coefficient over all classes, 0 if all are equal, and ``imbalance`` the ratio
     of the largest to the smallest class that occurs, each by "images" and by "pixels" and null if no class occurs.
 
-    ``groups`` holds, for each frequency group of the vocabulary, its classes, how many of them occur, their pixels, and their
-    images (summed over classes); ``thirds`` the same for head, middle and tail: the thirds of the classes that occur, in the
-    order of ``classes``. ``pixels`` counts all pixels, ``labelled`` those that have a class. ``progress`` counts images.
+    ``groups`` holds, for each frequency group of the vocabulary, its classes, how many of them occur, their pixels, their
+    instances, and their images (summed over classes); ``thirds`` the same for head, middle and tail: the thirds of the classes
+    that occur, in the order of ``classes``. ``pixels`` counts all pixels, ``labelled`` those that have a class. ``progress``
+    counts images.
     """
     return summarise(dataset.vocabulary, read_counts(dataset, progress))
 
@@ -103,7 +104,7 @@ def summarise(vocabulary: Vocabulary, counts: Mapping[str, Counts]) -> dict[str,
 def write_classes(path: Path, stats: Mapping[str, Any], vocabulary: Vocabulary) -> None:
     """Write a CSV with a row of :data:`COLUMNS` for each split and class, absent ones included, most frequent first.
 
-    ``instances`` is empty if the shards do not record them. Raises DataError if the file cannot be written.
+    ``instances`` is empty if the data set does not record them. Raises DataError if the file cannot be written.
     """
     with write_aside(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
@@ -149,8 +150,8 @@ def _split_statistics(vocabulary: Vocabulary, counts: Counts) -> dict[str, Any]:
         "classes_an_image_histogram": np.bincount(classes_an_image).tolist() if total else [],
         "gini": {"images": _gini(images[1:]), "pixels": _gini(pixels[1:])},
         "imbalance": {"images": _imbalance(images[present]), "pixels": _imbalance(pixels[present])},
-        "groups": {name: _members(members, images, pixels) for name, members in groups.items()},
-        "thirds": {name: _members(members, images, pixels) for name, members in thirds.items()},
+        "groups": {name: _members(members, images, pixels, instances) for name, members in groups.items()},
+        "thirds": {name: _members(members, images, pixels, instances) for name, members in thirds.items()},
         "classes": [listed(c) for c in present.tolist()],
         "absent": [_named(c) for c in vocabulary if not images[c.id]],
     }
@@ -167,13 +168,16 @@ def quantiles(values: np.ndarray) -> dict[str, float]:
     return {str(q): float(value) for q, value in zip(QUANTILES, np.quantile(values, QUANTILES), strict=True)}
 
 
-def _members(members: np.ndarray, images: np.ndarray, pixels: np.ndarray) -> dict[str, int]:
+def _members(
+    members: np.ndarray, images: np.ndarray, pixels: np.ndarray, instances: np.ndarray | None
+) -> dict[str, int | None]:
     """What some classes have together."""
     return {
         "classes": members.size,
         "classes_present": int((images[members] > 0).sum()),
         "images": int(images[members].sum()),
         "pixels": int(pixels[members].sum()),
+        "instances": None if instances is None else int(instances[members].sum()),
     }
 
 

@@ -42,6 +42,7 @@ def verify(dataset: Dataset, progress: Progress = ignore) -> list[str]:
             faults += [f"{path}: {fault}" for fault in _content_faults(reader, entry, dataset)]
             ids.setdefault(entry["split"], []).append(reader.image_ids())
             faults += _image_faults(reader, leaves.setdefault(entry["split"], []), meter)
+            faults += _instance_faults(reader, dataset)
             reader.close()
     meter.begin(0)
     damage = report.find_damage(dataset.folder, dataset.index["report"])
@@ -126,6 +127,9 @@ def _content_faults(reader: ShardReader, entry: dict[str, Any], dataset: Dataset
     for name, expected in (("split", entry["split"]), ("vocabulary", dataset.vocabulary.digest)):
         if reader.attributes.get(name) != expected:
             yield f"its {name} is {one_line(repr(reader.attributes.get(name)))}, dataset.json says {expected!r}"
+    if reader.has_instances != dataset.records_instances:
+        said = "records instances" if reader.has_instances else "does not record instances"
+        yield f"{said}, dataset.json says otherwise"
     listed = reader.federated_classes()
     if listed.size and not 1 <= listed.min() <= listed.max() <= len(dataset.vocabulary):
         present = f"{listed.min()}..{listed.max()}"
@@ -158,6 +162,30 @@ def _image_faults(reader: ShardReader, leaves: list[bytes], meter: _ShardProgres
             occurring = np.flatnonzero(counted)
             if not (np.array_equal(occurring, classes[of_image]) and np.array_equal(counted[occurring], pixels[of_image])):
                 yield f"{reader.path}: image {image_id}: /present does not match the classes of its mask"
+
+
+def _instance_faults(reader: ShardReader, dataset: Dataset) -> Iterator[str]:
+    """Numbers of instances that are out of range, above 0 for stuff, or 0 for a class that only LVIS annotates."""
+    try:
+        instances = reader.instances()
+    except DataError as error:
+        yield str(error)
+        return
+    if instances is None or not dataset.is_coco_lvis:
+        return
+    try:
+        offsets, classes, _ = reader.present()
+    except DataError:  # reported with the images
+        return
+    kinds = np.array(["", *(c.kind for c in dataset.vocabulary)])[classes]
+    wrong = (kinds == "stuff") & (instances > 0)
+    if dataset.index["options"]["compat"] is None:  # the defects of the published masks turn some stuff into things
+        wrong |= (kinds == "thing") & (instances == 0)
+    if wrong.any():
+        place = int(wrong.argmax())
+        image_id = reader.image_ids()[np.searchsorted(offsets, place, "right") - 1]
+        first = f"image {image_id} has {instances[place]} of class {classes[place]}, which is {kinds[place]}"
+        yield f"{reader.path}: {int(wrong.sum())} numbers of instances are impossible, the first: {first}"
 
 
 def _index_faults(dataset: Dataset, ids: dict[str, list[np.ndarray]], leaves: dict[str, list[bytes]]) -> Iterator[str]:

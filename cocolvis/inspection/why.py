@@ -34,7 +34,8 @@ class Layer:
 class Explanation:
     """A pixel of an image of ``height`` x ``width``: its ``layers`` from top to bottom, and the class that the mask stores.
 
-    ``left_out`` lists the annotations of the image that builds leave out, with the reason.
+    ``instances`` is the recorded number of LVIS annotations of this class in the image; None for unlabelled pixels, and if the
+    data set does not record instances. ``left_out`` lists the annotations of the image that builds leave out, with the reason.
     """
 
     split: str
@@ -45,6 +46,7 @@ class Explanation:
     x: int
     y: int
     stored: int
+    instances: int | None
     layers: list[Layer]
     left_out: list[Fault]
 
@@ -100,6 +102,7 @@ def why(dataset: Dataset, sources: Sources, image_id: int, x: int, y: int) -> Ex
         x=x,
         y=y,
         stored=int(mask[y, x]),
+        instances=(split.instances_of(row) or {}).get(int(mask[y, x])),
         layers=[_layer(region, source, place == 0) for place, (region, source) in enumerate(covering)],
         left_out=left_out,
     )

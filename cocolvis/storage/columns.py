@@ -10,7 +10,7 @@ FORMAT = "cocolvis-shard"
 VERSION = 2
 
 PER_IMAGE = {"id": ("int64", ()), "size": ("uint32", (2,)), "digest": ("uint8", (digest.LENGTH,))}
-"""Columns with one row per image: name -> dtype and shape of a row. ``digest`` is a hash over all other columns."""
+"""Columns with one row per image: name -> dtype and shape of a row. ``digest`` covers the others and those of PACKED."""
 
 PACKED = {
     "path": {"bytes": "uint8"},
@@ -24,6 +24,9 @@ PACKED = {
 
 The images follow one another without gaps; ``offsets[i]:offsets[i + 1]`` of the group selects the values of image i.
 """
+
+INSTANCES, INSTANCES_TYPE = "present/instances", "uint32"
+"""The column that a shard may lack, with a value for each one of /present/class. The digest of an image does not cover it."""
 
 
 def to_little_endian(values: Any, dtype: str) -> bytes:

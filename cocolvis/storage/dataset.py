@@ -54,6 +54,11 @@ class Dataset:
         return not is_imported(self.index) and self.vocabulary.digest == coco_lvis().digest
 
     @property
+    def records_instances(self) -> bool:
+        """Whether the shards record how many instances of each class an image has; never true of an import."""
+        return bool(self.index.get("instances"))
+
+    @property
     def splits(self) -> dict[str, int]:
         """Split name -> number of images."""
         return {name: split["images"] for name, split in self.index["splits"].items()}
@@ -109,6 +114,7 @@ class Split:
         self.name = name
         self.image_root = dataset.image_root
         self._digest, self._classes = dataset.vocabulary.digest, len(dataset.vocabulary)
+        self._records_instances = dataset.records_instances
         self._paths = dataset.shard_paths(name)
         counts = [s["images"] for s in dataset.index["shards"] if s["split"] == name]
         self.starts = np.cumsum([0, *counts])
@@ -146,6 +152,11 @@ class Split:
         shard, row = self._locate(index)
         return shard.runs(row)
 
+    def instances_of(self, index: int) -> dict[int, int] | None:
+        """The instances of each class in the mask of sample ``index``, 0 for stuff; None if they are not recorded."""
+        shard, row = self._locate(index)
+        return shard.instances_of(row)
+
     def image_ids(self) -> np.ndarray:
         """(N,) int64 image ids in order."""
         return self._gather(ShardReader.image_ids, np.zeros(0, np.int64))
@@ -173,6 +184,13 @@ class Split:
             read(int(self.starts[number + 1]))
         return np.concatenate(rows), np.concatenate(classes), np.concatenate(pixels)
 
+    def instances(self) -> np.ndarray | None:
+        """(n,) uint32: the instances of each class in each image, in the order of :meth:`present`; None if not recorded."""
+        if not self._records_instances:
+            return None
+        parts = (shard.instances() for shard in self.shards())
+        return np.concatenate([np.zeros(0, np.uint32), *(part for part in parts if part is not None)])
+
     def _gather(self, column: Callable[[ShardReader], np.ndarray], empty: np.ndarray) -> np.ndarray:
         return np.concatenate([empty, *(map(column, self.shards()))])
 
@@ -192,6 +210,9 @@ class Split:
             raise DataError(f"{reader.path}: was built with a vocabulary other than the one in dataset.json")
         if reader.attributes.get("split") != self.name:
             raise DataError(f"{reader.path}: belongs to another split than {self.name}, which dataset.json names")
+        if reader.has_instances != self._records_instances:
+            said = "records instances" if reader.has_instances else "does not record instances"
+            raise DataError(f"{reader.path}: {said}, dataset.json says otherwise")
         expected = int(self.starts[number + 1] - self.starts[number])
         if len(reader) != expected:
             raise DataError(f"{reader.path}: holds {len(reader)} images, dataset.json says {expected}")

@@ -85,6 +85,7 @@ class _Index(msgspec.Struct, kw_only=True):
     report: _Report
     vocabulary: dict[str, Any]
     mask_rule: Count | None = None
+    instances: bool = False
 
 
 class _BuiltIndex(_Index, kw_only=True):

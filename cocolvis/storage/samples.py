@@ -1,6 +1,6 @@
 """One image of a data set: its mask, its encoded picture, and the class lists that LVIS gives for it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,8 +27,9 @@ class Sample:
 
     ``path`` locates the picture below the picture folder and ``content`` holds its encoded bytes, empty if the data set does
     not embed pictures. ``runs`` is the run-length encoded mask. ``neg`` and ``not_exhaustive``, both (n,) uint16, are the
-    classes that LVIS verified to be absent and those that it did not annotate exhaustively. ``shard`` is the file that the
-    sample was read from.
+    classes that LVIS verified to be absent and those that it did not annotate exhaustively. ``instances`` maps each class in
+    the mask to the number of its LVIS annotations, 0 for stuff; None if the data set does not record them. ``shard`` is the
+    file that the sample was read from.
     """
 
     image_id: int
@@ -37,6 +38,7 @@ class Sample:
     content: bytes
     neg: np.ndarray
     not_exhaustive: np.ndarray
+    instances: Mapping[int, int] | None = None
     shard: Path | None = field(default=None, compare=False)
 
     @property
@@ -66,9 +68,13 @@ class Sample:
         counts = np.bincount(self.runs.classes, self.runs.lengths)
         counts[:1] = 0
         largest = [int(c) for c in np.argsort(-counts, kind="stable")[:_LISTED] if counts[c]]
-        rows = [(notebook.swatch(c), c, int(counts[c])) for c in largest]
+        header: tuple[str, ...] = ("", "class", "pixels")
+        rows: list[tuple[object, ...]] = [(notebook.swatch(c), c, int(counts[c])) for c in largest]
+        if self.instances is not None:
+            header = (*header, "instances")
+            rows = [(*row, self.instances.get(c)) for row, c in zip(rows, largest, strict=True)]
         caption = f"image {self.image_id}, {self.size[0]} x {self.size[1]}: {self.path}"
-        return notebook.pictures(image, self.mask) + notebook.table(("", "class", "pixels"), rows, caption)
+        return notebook.pictures(image, self.mask) + notebook.table(header, rows, caption)
 
     def check_image(self) -> None:
         """Raise DamagedImage if :func:`cocolvis.pictures.encoded.check` finds a fault in the picture."""

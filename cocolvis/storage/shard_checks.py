@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 
 from cocolvis.disk.files import regular_file
-from cocolvis.limits import MAX_PICTURE, MAX_PIXELS
+from cocolvis.limits import MAX_INSTANCES, MAX_PICTURE, MAX_PIXELS
 from cocolvis.text import one_line
 
 MAX_COLUMN = 2**28
@@ -101,6 +101,13 @@ def _find_dataset(file: h5py.File, name: str) -> h5py.Dataset:
     return here
 
 
+def has_column(file: h5py.File, name: str) -> bool:
+    """Whether a group that :func:`read_offsets` has accepted has a column or a link ``group/column``; no link is followed."""
+    parent, _, column = name.partition("/")
+    group = file[parent]  # its links need it to stay open
+    return bool(group.id.links.exists(column.encode()))
+
+
 def read_column(data: h5py.Dataset) -> np.ndarray:
     """Read all values of a column; raises ValueError if it is larger than :data:`MAX_COLUMN`."""
     check_column_size(data.name, data.nbytes)
@@ -130,6 +137,12 @@ def read_offsets(file: h5py.File, group: str, images: int) -> np.ndarray:
     if values[0] != 0 or np.any(values[1:] < values[:-1]):
         raise ValueError(f"/{group}/offsets does not ascend from 0")
     return values
+
+
+def check_instances(values: np.ndarray) -> None:
+    """Raise ValueError if one of the (n,) numbers of instances is out of range."""
+    if values.max(initial=0) > MAX_INSTANCES:
+        raise ValueError(f"/present/instances holds {values.max()}, expected at most {MAX_INSTANCES}")
 
 
 def check_images(ids: np.ndarray, sizes: np.ndarray, runs: np.ndarray, pictures: np.ndarray) -> None:

@@ -12,14 +12,16 @@ import numpy as np
 from cocolvis.errors import DamagedImage, DataError
 from cocolvis.masks.runlength import Runs
 from cocolvis.storage import digest
-from cocolvis.storage.columns import FORMAT, PACKED, PER_IMAGE, VERSION, to_little_endian
+from cocolvis.storage.columns import FORMAT, INSTANCES, INSTANCES_TYPE, PACKED, PER_IMAGE, VERSION, to_little_endian
 from cocolvis.storage.samples import Sample, fault_line
 from cocolvis.storage.shard_checks import (
     HDF5_ERRORS,
     check_column_size,
     check_images,
+    check_instances,
     check_is_hdf5,
     find_column,
+    has_column,
     locate_values,
     read_attributes,
     read_column,
@@ -99,6 +101,8 @@ class ShardReader:
             for column, dtype in columns.items():
                 name = f"{group}/{column}"
                 columns_found[name] = find_column(file, name, dtype, (int(self._offsets[group][-1]),))
+        if has_column(file, INSTANCES):
+            columns_found[INSTANCES] = find_column(file, INSTANCES, INSTANCES_TYPE, (int(self._offsets["present"][-1]),))
         self._columns = {name: _Column(locate_values(data), data.dtype, data.shape) for name, data in columns_found.items()}
         self._in_memory |= {name: read_column(columns_found[name]) for name in _IN_MEMORY}
         runs, pictures = (np.diff(self._offsets[group]) for group in ("mask", "image"))
@@ -144,6 +148,39 @@ class ShardReader:
             raise DataError(f"{self.path}: holds classes {found}, the vocabulary has 1..{self._classes}")
         return self._offsets["present"], classes, self._read_all("present/pixels")
 
+    @property
+    def has_instances(self) -> bool:
+        """Whether the shard records instances."""
+        return INSTANCES in self._columns
+
+    def instances(self) -> np.ndarray | None:
+        """(n,) uint32: the instances of each class of every image, in the order of :meth:`present`; None if not recorded."""
+        if not self.has_instances:
+            return None
+        values = self._read_all(INSTANCES)
+        try:
+            check_instances(values)
+        except ValueError as error:
+            raise DataError(f"{self.path}: {error}") from None
+        return values
+
+    def instances_of(self, row: int) -> dict[int, int] | None:
+        """The instances of each class in the mask of image number ``row``, ascending by class; None if not recorded.
+
+        Raises DamagedImage if a number is out of range, DataError if the disk fails.
+        """
+        if not self.has_instances:
+            return None
+        try:
+            start, stop = self._bounds("present", row)
+            if stop - start > self._classes:
+                raise ValueError(f"/present lists {stop - start} classes, the vocabulary has {self._classes}")
+            values = self._read_row("present", "instances", row)
+            check_instances(values)
+            return dict(zip(self._read_row("present", "class", row).tolist(), values.tolist(), strict=True))
+        except (ValueError, OSError) as error:
+            raise self._fault("instances of image", row, error) from None
+
     def federated_classes(self) -> np.ndarray:
         """(n,) uint16: all classes in /neg and /not_exhaustive, LVIS's federated lists; classes may repeat."""
         return np.concatenate([self._in_memory["neg/class"], self._in_memory["not_exhaustive/class"]])
@@ -162,7 +199,7 @@ class ShardReader:
         return runs
 
     def sample(self, row: int) -> Sample:
-        """Image number ``row`` of the shard; raises as :meth:`runs` does."""
+        """Image number ``row`` of the shard; raises as :meth:`runs` and :meth:`instances_of` do."""
         runs = self.runs(row)
         try:
             content = self._read_picture(row)
@@ -175,6 +212,7 @@ class ShardReader:
             content=content,
             neg=self._read_row("neg", "class", row),
             not_exhaustive=self._read_row("not_exhaustive", "class", row),
+            instances=self.instances_of(row),
             shard=self.path,
         )
 

@@ -13,7 +13,7 @@ import numpy as np
 from cocolvis.disk.files import write_aside
 from cocolvis.masks import runlength
 from cocolvis.storage import digest
-from cocolvis.storage.columns import FORMAT, PACKED, PER_IMAGE, VERSION, to_little_endian
+from cocolvis.storage.columns import FORMAT, INSTANCES, INSTANCES_TYPE, PACKED, PER_IMAGE, VERSION, to_little_endian
 from cocolvis.storage.samples import Sample
 
 
@@ -21,20 +21,27 @@ class ShardWriter:
     """Collects samples and writes them as one shard.
 
     As a context manager it writes the shard on a clean exit and nothing after an exception. ``attributes`` are texts for the
-    HDF5 file, ``permit`` is passed to :func:`cocolvis.disk.files.write_aside`.
+    HDF5 file, ``permit`` is passed to :func:`cocolvis.disk.files.write_aside`. With ``instances``, the shard has the column
+    /present/instances, and every sample must have instances.
     """
 
-    def __init__(self, path: Path, attributes: Mapping[str, str], permit: Callable[[], None] = lambda: None):
+    def __init__(
+        self, path: Path, attributes: Mapping[str, str], permit: Callable[[], None] = lambda: None, *, instances: bool = False
+    ):
         self._path = path
         self._permit = permit
         self._attributes = dict(attributes)
         self._per_image = {name: bytearray() for name in PER_IMAGE}
         self._packed = {group: {column: bytearray() for column in columns} for group, columns in PACKED.items()}
         self._offsets = {group: [0] for group in PACKED}
+        self._instances = bytearray() if instances else None
         self._images = 0
 
     def add(self, sample: Sample) -> None:
-        """Append one image; images are stored in the order in which they are added."""
+        """Append one image; images are stored in the order in which they are added.
+
+        Of its instances, those of classes in the mask are stored, 0 for a class that they do not name.
+        """
         classes, lengths = sample.runs[:2]
         present, pixels = runlength.pixel_counts(classes, lengths)
         packed: dict[str, tuple[Any, ...]] = {
@@ -57,6 +64,10 @@ class ShardWriter:
             self._offsets[group].append(self._offsets[group][-1] + len(packed[group][0]))
             for column, values in zip(self._packed[group].values(), columns, strict=True):
                 column += values
+        if self._instances is not None:
+            assert sample.instances is not None, "a shard records the instances of all its images or of none"
+            counts = [sample.instances.get(c, 0) for c in present.tolist()]
+            self._instances += to_little_endian(counts, INSTANCES_TYPE)
         self._images += 1
 
     def __enter__(self) -> "ShardWriter":
@@ -82,6 +93,8 @@ class ShardWriter:
                 group.create_dataset("offsets", data=np.array(self._offsets[name], np.uint64))
                 for column, dtype in columns.items():
                     group.create_dataset(column, data=_as_array(self._packed[name].pop(column), dtype))
+            if self._instances is not None:
+                file.create_dataset(INSTANCES, data=_as_array(self._instances, INSTANCES_TYPE))
         content = memory.getbuffer()
         with write_aside(self._path, self._permit) as aside:
             aside.write_bytes(content)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 from functools import partial
@@ -11,14 +12,17 @@ from pathlib import Path
 import h5py
 import pytest
 from click.testing import CliRunner
+from instances import without_instances
 from trees import five_images
 from victims import contents
 
 from cli.cocolvis import main
 from cocolvis.building import index, resume, shard_plan, shard_task, state
 from cocolvis.building.build import Mode, Part, build, join
-from cocolvis.building.coco_lvis import CocoLvisOptions
+from cocolvis.building.coco_lvis import CocoLvisOptions, CocoLvisPlan, CocoLvisTask
 from cocolvis.errors import DataError
+from cocolvis.inspection.stats import statistics
+from cocolvis.inspection.verify import verify
 from cocolvis.masks.merge import MASK_RULE
 from cocolvis.sources.inputs import Sources
 from cocolvis.storage.columns import VERSION
@@ -50,8 +54,8 @@ def begun(finished, tmp_path) -> Path:
     return Path(shutil.copytree(finished / "begun", tmp_path / "data"))
 
 
-def resumed(sample, out, mode=Mode.RESUME):
-    return build(Sources(sample.coco, sample.lvis, coco_lvis()), out, CocoLvisOptions(shard_size=2), mode=mode)
+def resumed(sample, out, mode=Mode.RESUME, **how):
+    return build(Sources(sample.coco, sample.lvis, coco_lvis()), out, CocoLvisOptions(shard_size=2), mode=mode, **how)
 
 
 def changed(path: Path, **values) -> None:
@@ -274,6 +278,40 @@ def test_a_worker_of_another_version_is_refused(sample, begun, monkeypatch):
     monkeypatch.setattr(shard_task, "MASK_RULE", MASK_RULE + 1)
     with pytest.raises(DataError, match=rf"train-00000.h5: was built by a worker by mask rule {MASK_RULE + 1}"):
         resumed(sample, begun)
+
+
+def test_builds_with_and_without_instances_are_never_mixed(sample, finished, begun, tmp_path):
+    with without_instances():
+        sample.rebuild(tmp_path / "earlier", shard_size=2, splits=("val",))
+        (begun / ".build" / "train-00000.json").unlink()
+        with pytest.raises(DataError, match=r"was begun with other inputs or options"):
+            resumed(sample, begun)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CocoLvisTask, "records_instances", False)
+        with pytest.raises(DataError, match=r"train-00000\.h5: was built by a worker that does not record instances; all need"):
+            resumed(sample, begun)
+    resumed(sample, begun)
+    assert contents(begun) == contents(finished / "whole")
+    shutil.copy(tmp_path / "earlier" / "shards" / "val-00001.h5", begun / "shards")
+    wrong = r"val-00001\.h5: does not record instances, dataset\.json says otherwise"
+    with pytest.raises(DataError, match=wrong):
+        statistics(Dataset.open(begun))
+    assert any(re.search(wrong, fault) for fault in verify(Dataset.open(begun)))
+
+
+def test_an_unfinished_build_without_instances_is_joined_but_not_resumed(sample, tmp_path):
+    out, lines = tmp_path / "data", []
+    with without_instances():
+        resumed(sample, out, Part(1, 2))
+        refused = "was begun by a version of cocolvis that does not record instances: continue with that version, or replace it"
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(DataError, match=refused):
+            patch.setattr(CocoLvisPlan, "records_instances", True)
+            resumed(sample, out, Part(2, 2))
+        resumed(sample, out, Part(2, 2))
+    index = join(out)
+    assert "instances" not in index and verify(Dataset.open(out)) == []
+    assert resumed(sample, out, announce=lines.append) == index
+    assert lines == [f"{out}: was finished before instances were recorded; --overwrite builds the same masks with instances"]
 
 
 def test_the_index_has_the_rule_and_one_without_it_opens_but_is_not_resumed(sample, finished, tmp_path):

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from instances import counted, totals, without_instances
 from predictions import shifted, write_predictions
 
 from cocolvis.errors import DataError
@@ -36,6 +37,19 @@ def test_every_class_has_the_images_and_pixels_that_the_masks_show(workspace, ma
         for split in (None, "train", "val"):
             inside = [count for count, (name, _, _) in zip(pixels, masks, strict=True) if split in (None, name)]
             assert (catalog.images(split)[c], catalog.pixels(split)[c]) == (sum(map(bool, inside)), sum(inside))
+
+
+def test_every_class_has_the_instances_that_lvis_annotated(workspace, dataset, sample, tmp_path):
+    expected = {name: totals(counted(dataset, sample.lvis, name)) for name in dataset.splits}
+    expected[None] = expected["train"] + expected["val"]
+    for split, of_split in expected.items():
+        assert workspace.catalog.instances(split) == [of_split[c] for c in range(len(dataset.vocabulary) + 1)]
+    assert expected[None].total() > 50
+    with without_instances():
+        sample.rebuild(tmp_path / "data", splits=("val",), images="none")
+    earlier = Workspace(tmp_path / "data")
+    earlier.prepare()
+    assert earlier.catalog.instances() is earlier.catalog.instances("val") is None
 
 
 def test_and_or_not_select_what_the_masks_show(workspace, masks):

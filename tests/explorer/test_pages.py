@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from asgi import get
+from instances import without_instances
 
 from cocolvis.explorer.pictures import sampled
 from cocolvis.explorer.site.app import application, listen
@@ -82,6 +83,34 @@ def test_classes_are_counted_filtered_and_sorted(app, dataset):
     assert rows[0]["colour"] == "#" + palette(1284)[rows[0]["class"]].tobytes().hex()
     page = get(app, "/classes?q=tree").text
     assert page.count("<tr hidden>") == 1284 - trees["found"]
+
+
+def test_instances_are_shown_where_they_are_recorded(app, shown, sample, tmp_path):
+    found = get(app, "/classes.json?bars=instances").json
+    counts = [row["instances"] for row in found["rows"]]
+    assert found["instances_recorded"] and counts == sorted(counts, reverse=True) and counts[0] > 1
+    page = get(app, "/classes?bars=instances").text
+    assert f'<td class="n">{counts[0]:,}</td>' in page and "not recorded" not in page
+    one = get(app, f"/picture/val/{shown.image_id}.json").json
+    assert {row["class"]: row["instances"] for row in one["classes"] if row["pixels"]} == shown.instances
+    assert one["instances"] == sum(shown.instances.values()) > 1
+    assert get(app, f"/picture/val/{shown.image_id}").text.count("</a> \N{MULTIPLICATION SIGN}") == sum(
+        map(bool, shown.instances.values())
+    )
+    assert get(app, "/about.json").json["instances"] is True
+    with without_instances():
+        sample.rebuild(tmp_path / "data", splits=("val",))
+    workspace = Workspace(tmp_path / "data")
+    workspace.prepare()
+    earlier = application(workspace)
+    found = get(earlier, "/classes.json?bars=instances").json
+    assert not found["instances_recorded"] and {row["instances"] for row in found["rows"]} == {None}
+    page = get(earlier, "/classes?bars=instances").text
+    assert "Instances are not recorded in this data set." in page and page.count(">not recorded</span>") == 1284
+    one = get(earlier, f"/picture/val/{shown.image_id}.json").json
+    assert one["instances"] is None and {row["instances"] for row in one["classes"]} == {None}
+    assert get(earlier, f"/picture/val/{shown.image_id}").text.count("not recorded") == 1
+    assert get(earlier, "/about.json").json["instances"] is False
 
 
 def test_pictures_are_selected_sorted_and_paged(app, dataset, workspace):

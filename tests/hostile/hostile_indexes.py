@@ -103,6 +103,7 @@ VALUES = {
     ("options", "compat"): ("other", False, REMOVE),
     ("options", "limit"): (-1, "5", REMOVE),
     ("options", "image_root"): (5, ["a"]),
+    ("instances",): ("yes", 1, None, []),
     ("inputs",): ([], None, {"a": 5}, {"a": "hash"}, REMOVE),
     ("report",): ([], None, REMOVE),
     ("report", "counts"): ([], {"a": -1}, {"a": "5"}, {str(i): 1 for i in range(101)}, REMOVE),

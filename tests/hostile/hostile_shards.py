@@ -19,6 +19,7 @@ from shard_damage import (
     external,
     instead,
     linked,
+    many_present,
     mask_chunk,
     more_runs_than_pixels,
     not_text,
@@ -120,6 +121,32 @@ TYPES = {
     "signed": (retyped("mask/class", "int16"), "/mask/class is int16"),
     "array": (put("id", np.zeros((5, 2), "int64")), r"/id is int64 \(5, 2\), expected int64 \(N,\)"),
     "offsets of 32 bits": (offsets(lambda v: v.astype(np.uint32)), "/mask/offsets is uint32"),
+}
+
+INSTANCES = {
+    "signed": (retyped("present/instances", "int32"), "/present/instances is int32"),
+    "floating point": (retyped("present/instances", "float32"), "/present/instances is float32"),
+    "too few": (
+        put("present/instances", np.ones(3, np.uint32)),
+        r"/present/instances is uint32 \(3,\), expected uint32 \(10,\)",
+    ),
+    "too many": (put("present/instances", np.ones(11, np.uint32)), r"/present/instances is uint32 \(11,\), expected"),
+    "a group": (lambda f, o: replaced(f, "present/instances", f["mask"]), "/present/instances is not a data set"),
+    "external link": (
+        lambda f, o: replaced(f, "present/instances", h5py.ExternalLink(o / "other.h5", "data")),
+        "/present/instances points at another file",
+    ),
+    "link to nothing": (put("present/instances", h5py.SoftLink("/gone")), "/present/instances points at another file or place"),
+    "gzip": (
+        lambda f, o: replaced(f, "present/instances", np.ones(10, np.uint32), compression="gzip"),
+        "/present/instances is stored in chunks",
+    ),
+    "missing": (lambda f, o: f.__delitem__("present/instances"), "does not record instances, dataset.json says otherwise"),
+    "absurd": (assigned("present/instances", 3, 2**32 - 1), "/present/instances holds 4294967295, expected at most 134217728"),
+    "of more classes than there are": (
+        many_present,
+        "/present lists 2000 classes, the vocabulary has 1284|/present does not match the classes",
+    ),
 }
 
 SHAPES = {
@@ -262,6 +289,14 @@ SUBTLE = {
     "another class": (assigned("mask/class", 0, 7), "image 1: /present does not match the classes of its mask"),
     "another count": (assigned("present/pixels", 0, 7), "image 1: /present does not match the classes of its mask"),
     "another digest": (assigned("digest", 0, 7), "image 1 has the digest"),
+    "a thing without instances": (
+        assigned("present/instances", 0, 0),
+        "1 numbers of instances are impossible, the first: image 1 has 0 of class 1, which is thing",
+    ),
+    "stuff with instances": (
+        assigned("present/instances", slice(3, 6, 2), 7),
+        r"2 numbers of instances are impossible, the first: image 2 has 7 of class 12\d\d, which is stuff",
+    ),
     "an id twice": (assigned("id", 0, 2), "1 image ids occur more than once, the first: 2"),
     "excluded class 0": (excluded, "/neg and /not_exhaustive hold classes 0..0, the vocabulary has"),
 }
@@ -269,6 +304,7 @@ SUBTLE = {
 GROUPS = {
     "link": LINKS,
     "type": TYPES,
+    "instances": INSTANCES,
     "shape": SHAPES,
     "value": VALUES,
     "filter": FILTERS,

@@ -149,6 +149,13 @@ def more_runs_than_pixels(file: h5py.File, outside: Outside) -> None:
     replaced(file, "mask/length", np.array([64] + [0] * 64, np.uint16))
 
 
+def many_present(file: h5py.File, outside: Outside) -> None:
+    """Give the first image 2000 entries in /present, all of class 1."""
+    replaced(file, "present/offsets", np.array([0] + [2000] * len(file["id"]), np.uint64))
+    for name, dtype in (("class", np.uint16), ("pixels", np.uint32), ("instances", np.uint32)):
+        replaced(file, f"present/{name}", np.ones(2000, dtype))
+
+
 def excluded(file: h5py.File, outside: Outside) -> None:
     """Make the first image list class 0 as absent."""
     replaced(file, "neg/offsets", np.array([0] + [1] * len(file["id"]), np.uint64))

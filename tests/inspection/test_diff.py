@@ -3,6 +3,7 @@
 import pytest
 from click.testing import CliRunner
 from import_trees import folder_of_export
+from instances import without_instances
 from trees import box
 
 from cli import display
@@ -33,6 +34,23 @@ def test_diff_counts_images_pixels_and_pairs(tree):
     assert found.differing == [("train", 1, 40), ("train", 2, 16)]
     assert found.pairs == [Pair(181, 1283, 24), Pair(110, 1217, 16), Pair(1207, 0, 16)]
     assert (found.pixels, found.differing_pixels, found.classes) == (192, 56, [110, 181, 1207, 1217, 1283])
+
+
+def test_diff_finds_other_numbers_of_instances_under_equal_masks(tree):
+    for image_id in (1, 2):
+        tree.image(image_id)
+        tree.thing(image_id, 5, box(0, 0, 8, 8))
+    a = tree.build("a")
+    tree.thing(2, 5, box(0, 0, 8, 4))
+    b = tree.build("b")
+    found = diff(a, b)
+    assert (found.differing, found.recounted, diff(a, a).recounted) == ([], [("train", 2)], [])
+    with without_instances():
+        earlier = tree.build("c")
+    assert diff(a, earlier).recounted is None
+    said = CliRunner().invoke(main, ["diff", str(a.folder), str(b.folder)]).stdout
+    assert "1 images have other numbers of instances" in said
+    assert "instances" not in CliRunner().invoke(main, ["diff", str(a.folder), str(earlier.folder)]).stdout
 
 
 def test_diff_of_other_splits_and_sizes(tree):

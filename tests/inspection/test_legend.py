@@ -15,9 +15,9 @@ from cocolvis.storage.samples import Sample
 from cocolvis.vocabulary import ClassInfo, Vocabulary, coco_lvis
 
 
-def sample_of(mask, neg=(), not_exhaustive=()):
-    lists = [np.array(classes, np.uint16) for classes in (neg, not_exhaustive)]
-    return Sample(image_id=1, path="a.jpg", runs=Runs.of(mask), content=b"", neg=lists[0], not_exhaustive=lists[1])
+def sample_of(mask, neg=(), not_exhaustive=(), instances=None):
+    lists = {"neg": np.array(neg, np.uint16), "not_exhaustive": np.array(not_exhaustive, np.uint16)}
+    return Sample(image_id=1, path="a.jpg", runs=Runs.of(mask), content=b"", instances=instances, **lists)
 
 
 @pytest.fixture
@@ -49,6 +49,12 @@ def test_every_class_is_listed_with_its_colour_and_pixels_however_rare(written):
     assert words[::2] == [coco_lvis().name(c) for c in order]
     assert [text.split()[0] for text in words[1::2]] == [f"{pixels[classes == c][0]:,}" for c in order]
     assert words[words.index(coco_lvis().name(31)) + 1] == "1  0.00926%"
+
+
+def test_instances_are_written_after_the_share(written):
+    mask = np.array([[7, 7, 0, 1284]], np.uint16)
+    with_legend(mask_alone(mask, coco_lvis()), sample_of(mask, instances={7: 1200, 1284: 0}), coco_lvis())
+    assert [text for text, _ in written][1::2] == ["2  50%  \N{MULTIPLICATION SIGN}1,200", "1  25%", "1  25%"]
 
 
 SHAPES = [(1, 1), (3, 5), (1, 3000), (3000, 1), (40, 900), (900, 40), (200, 300), (1200, 1600)]

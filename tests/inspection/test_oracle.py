@@ -66,6 +66,16 @@ def test_one_changed_pixel_is_found(sample, tmp_path):
     assert result.faults() == [f"val: image {image_id} differs in 1 pixels"]
 
 
+def test_one_changed_number_of_instances_is_found(sample, tmp_path):
+    data = sample.rebuild(tmp_path / "data")
+    with h5py.File(data.shard_paths("val")[0], "r+") as file:
+        file["present/instances"][40] += 1
+        image_id = int(file["id"][np.searchsorted(file["present/offsets"][()], 40, side="right") - 1])
+    result = oracle.check(Dataset.open(tmp_path / "data"), sample.coco, sample.lvis)
+    assert (result.recounted, result.differing) == ([("val", image_id, 1)], [])
+    assert result.faults() == [f"val: image {image_id} has other instances of 1 classes"]
+
+
 def test_missing_repeated_and_foreign_images_are_found(sample, tmp_path):
     data = sample.rebuild(tmp_path / "data")
     with h5py.File(data.shard_paths("val")[0], "r+") as file:

@@ -7,6 +7,7 @@ from itertools import combinations
 import h5py
 import numpy as np
 import pytest
+from instances import counted, totals, without_instances
 from trees import box
 
 from cocolvis.errors import DataError
@@ -21,6 +22,7 @@ def test_counts_equal_those_of_the_masks(sample):
     data = Dataset.open(sample.data)
     for name, found in statistics(data)["splits"].items():
         masks = [data.split(name).mask(row) for row in range(len(data.split(name)))]
+        instances = totals(counted(data, sample.lvis, name))
         images, pixels = np.zeros(1285, int), np.zeros(1285, int)
         for mask in masks:
             images[np.unique(mask)] += 1
@@ -31,7 +33,7 @@ def test_counts_equal_those_of_the_masks(sample):
                 "class": c,
                 "name": coco_lvis().name(c),
                 "group": coco_lvis()[c].group,
-                "instances": None,
+                "instances": instances[c],
                 "images": int(images[c]),
                 "image_share": images[c] / len(masks),
                 "pixels": int(pixels[c]),
@@ -56,7 +58,9 @@ def test_counts_equal_those_of_the_masks(sample):
             "classes_present": int((images[rare] > 0).sum()),
             "images": int(images[rare].sum()),
             "pixels": int(pixels[rare].sum()),
+            "instances": sum(instances[c] for c in rare),
         }
+        assert found["instances"] == instances.total() == sum(third["instances"] for third in found["thirds"].values()) > 20
         json.dumps(found)
 
 
@@ -97,6 +101,7 @@ def test_companions_equal_a_naive_count(sample):
     data = Dataset.open(sample.data)
     counts = read_counts(data)
     chosen = [row["class"] for row in summarise(data.vocabulary, counts)["splits"]["train"]["classes"]]
+    instances = {name: totals(counted(data, sample.lvis, name)) for name in data.splits}
     for c in (chosen[0], chosen[-1]):
         described = describe_class(data.vocabulary, counts, c)
         assert (described["class"], described["name"]) == (c, coco_lvis().name(c))
@@ -105,7 +110,7 @@ def test_companions_equal_a_naive_count(sample):
             sets = [set(np.unique(mask).tolist()) - {0} for mask in masks]
             mine = [row for row, held in enumerate(sets) if c in held]
             areas = [int((masks[row] == c).sum()) for row in mine]
-            assert (found["images"], found["pixels"]) == (len(mine), sum(areas))
+            assert (found["images"], found["pixels"], found["instances"]) == (len(mine), sum(areas), instances[name][c])
             if mine:
                 assert found["pixel_quantiles"]["0.75"] == np.quantile(areas, 0.75)
                 assert found["area_quantiles"]["0.5"] == pytest.approx(np.median([(masks[row] == c).mean() for row in mine]))
@@ -131,8 +136,21 @@ def test_the_csv_has_every_class_of_every_split(sample, tmp_path):
         pixels = {row["class"]: row["pixels"] for row in split["classes"]}
         assert all(int(row["pixels"]) == pixels.get(int(row["class"]), 0) for row in here)
         assert [int(row["class"]) for row in here[: len(pixels)]] == list(pixels)
-        assert {row["instances"] for row in here} == {""}
+        instances = {row["class"]: row["instances"] for row in split["classes"]}
+        assert all(int(row["instances"]) == instances.get(int(row["class"]), 0) for row in here)
         assert all(row["kind"] == coco_lvis()[int(row["class"])].kind for row in here)
+
+
+def test_instances_that_are_not_recorded_are_null(sample, tmp_path):
+    with without_instances():
+        data = sample.rebuild(tmp_path / "data")
+    found = statistics(data)
+    for split in found["splits"].values():
+        rows = [split, *split["groups"].values(), *split["thirds"].values(), *split["classes"]]
+        assert {row["instances"] for row in rows} == {None}
+    write_classes(tmp_path / "a.csv", found, data.vocabulary)
+    assert {row["instances"] for row in csv.DictReader((tmp_path / "a.csv").open(encoding="utf-8"))} == {""}
+    assert describe_class(data.vocabulary, read_counts(data), 1)["splits"]["val"]["instances"] is None
 
 
 def test_no_mask_is_decoded(sample, tmp_path):
@@ -177,7 +195,8 @@ def many_images(data):
 def _hold(path, counts):
     """Make a shard hold one image without mask for each of the (n,) counts, with that many classes, to be filled in later."""
     with h5py.File(path, "r+") as file:
-        columns = {"class": np.ones(counts.sum(), np.uint16), "pixels": np.ones(counts.sum(), np.uint32)}
+        ones = np.ones(counts.sum(), np.uint32)
+        columns = {"class": ones.astype(np.uint16), "pixels": ones, "instances": ones}
         images = len(counts)
         for name, values in (
             ("id", np.arange(images)),
@@ -205,6 +224,7 @@ def test_100_000_images_in_200_shards(sample, tmp_path):
     assert [row["images"] for row in found["classes"]] == sorted(images[1:], reverse=True)
     assert all((images[row["class"]], areas[row["class"]]) == (row["images"], row["pixels"]) for row in found["classes"])
     assert found["labelled"] == pixels.sum(dtype=np.int64) and found["pixels"] == 100_000 * 500 * 500
+    assert all(row["instances"] == row["images"] for row in found["classes"])
     counts = read_counts(data)
     common = describe_class(data.vocabulary, counts, 7)["splits"]["train"]["companions"]
     shows = set(counts["train"].rows[counts["train"].classes == 7].tolist())

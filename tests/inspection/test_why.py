@@ -54,6 +54,15 @@ def test_layers_are_in_the_order_of_the_build(tree, overlapping, overlap, order)
     ]
 
 
+def test_the_instances_of_the_class_are_those_of_the_image(tree, overlapping):
+    tree.thing(1, 793, box(7, 7, 1, 1))
+    data = tree.build()
+    assert [why(data, tree.sources(), 1, *at).instances for at in ((3, 1), (3, 2), (0, 0), (0, 7))] == [2, 2, 0, None]
+    command = ["why", data.folder, 1, 3, 1, "--coco", tree.coco, "--lvis", tree.lvis]
+    said = CliRunner().invoke(main, [*map(str, command)]).stdout
+    assert "x 3, y 1: 793 person, 2 instances in this image\n" in said
+
+
 def test_ties_of_area_go_by_file_order(tree):
     tree.image(1)
     first, second = (tree.thing(1, category, box(x, 0, 4, 4)) for category, x in ((7, 1), (3, 0)))
@@ -253,7 +262,7 @@ def test_the_command_prints_a_table(tree, overlapping):
     lines = run(tree.build(), tree, 1, 3, 2).stdout.splitlines()
     stuff, _, person, plane = overlapping
     assert lines[0] == "train image 1: train2017/000000000001.jpg, 8 x 8 pixels"
-    assert lines[1] == "x 3, y 2: 793 person"
+    assert lines[1] == "x 3, y 2: 793 person, 1 instance in this image"
     assert re.split("  +", lines[3].strip()) == ["source", "annotation", "category", "class", "pixels"]
     assert re.split("  +", lines[4]) == ["shows", "lvis", str(person), "793 person", "793 person", "36"]
     assert [re.split("  +", line)[:3] for line in lines[5:7]] == [

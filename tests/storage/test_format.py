@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import pytest
 
-from cocolvis.storage.columns import PACKED, PER_IMAGE
+from cocolvis.storage.columns import INSTANCES, PACKED, PER_IMAGE
 from cocolvis.storage.dataset import Dataset
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
@@ -32,8 +32,14 @@ def test_the_documented_reader_reads_every_sample(sample, tmp_path):
     assert [row["image"] for row in rows] == [i for name in data.splits for i in data.split(name).image_ids().tolist()]
     for row in rows:
         one = data.find(row["image"])
-        found = (row["path"], tuple(row["shape"]), row["sum"], row["jpeg"])
-        assert found == (one.path, one.mask.shape, one.mask.sum(dtype="int64"), len(one.content))
+        found = (row["path"], tuple(row["shape"]), row["sum"], row["jpeg"], row["instances"])
+        assert found == (
+            one.path,
+            one.mask.shape,
+            one.mask.sum(dtype="int64"),
+            len(one.content),
+            sum(one.instances.values()),
+        )
     assert len({row["largest"] for row in rows}) > 5
 
 
@@ -46,6 +52,7 @@ def test_every_data_set_attribute_and_key_is_documented(sample):
     with h5py.File(sample.data / index["shards"][0]["file"]) as file:
         assert set(file.attrs) <= named
         assert set(file) == set(PER_IMAGE) | set(PACKED)
+        assert INSTANCES in file and f"`/{INSTANCES}`" in DOCUMENT
 
 
 @pytest.mark.long

@@ -138,10 +138,11 @@ def read(folder: Path) -> bytes:
     given = []
     for name in data.splits:
         split = data.split(name)
-        given += [split.image_ids(), split.sizes(), *split.present()]
+        given += [split.image_ids(), split.sizes(), *split.present(), split.instances()]
         for row in range(len(split)):
             sample = split[row]
             given += [sample.mask, sample.content, sample.path.encode(), sample.neg, sample.not_exhaustive, sample.image()]
+            given.append(np.array([*sample.instances.items()]))
     json.dumps(statistics(data))
     return b"".join(bytes(values) for values in given)
 

@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -101,6 +102,18 @@ def test_a_shard_reads_back_as_written(shard):
     offsets, classes, pixels = reader.present()
     assert (offsets.tolist(), classes.tolist(), pixels.tolist()) == ([0, 2, 2, 3], [1, 7, 1284], [2, 3, 1])
     assert reader.attributes["split"] == "train"
+
+
+def test_instances_read_back_as_written_and_are_optional(shard, tmp_path):
+    with ShardWriter(tmp_path / "b.h5", {"split": "train"}, instances=True) as writer:
+        for mask, instances in (([[9, 1, 0], [7, 7, 7]], {7: 2**27, 1: 3, 500: 4}), (np.zeros((2, 2)), {5: 1}), ([[1284]], {})):
+            writer.add(replace(make(5, mask), instances=instances))
+    reader = ShardReader(tmp_path / "b.h5")
+    of_images = [{1: 3, 7: 2**27, 9: 0}, {}, {1284: 0}]
+    assert [reader.instances_of(row) for row in range(3)] == [reader.sample(row).instances for row in range(3)] == of_images
+    assert reader.instances().tolist() == [3, 2**27, 0, 0] and reader.instances().dtype == np.uint32
+    reader = ShardReader(shard)
+    assert not reader.has_instances and reader.instances() is reader.instances_of(0) is reader.sample(0).instances is None
 
 
 def test_nothing_is_stored_in_the_heap_without_checksums(shard):

@@ -53,7 +53,12 @@ def _print_difference(difference: "Difference", names_a: "Vocabulary", names_b: 
         for p in difference.pairs
     ]
     if as_json:
-        images = {"common": difference.common, "differing": len(difference.differing), "resized": len(difference.resized)}
+        images = {
+            "common": difference.common,
+            "differing": len(difference.differing),
+            "resized": len(difference.resized),
+            "recounted": None if difference.recounted is None else len(difference.recounted),
+        }
         only = {"only_a": [list(i) for i in difference.only_a], "only_b": [list(i) for i in difference.only_b]}
         pixels = {"compared": difference.pixels, "differing": difference.differing_pixels}
         print_json({"images": images | only, "pixels": pixels, "classes": difference.classes, "pairs": pairs})
@@ -62,6 +67,8 @@ def _print_difference(difference: "Difference", names_a: "Vocabulary", names_b: 
     say(f"{differing} of {difference.common} common images differ, {resized} have different sizes;")
     share = difference.differing_pixels / max(1, difference.pixels)
     say(f"{difference.differing_pixels:,} of {difference.pixels:,} pixels ({share:.2%}), {len(difference.classes)} classes")
+    if difference.recounted is not None:
+        say(f"{len(difference.recounted)} images have other numbers of instances")
     for label, images_of_one in (("only in the first", difference.only_a), ("only in the second", difference.only_b)):
         if images_of_one:
             listed = first_few((f"{split} {image_id}" for split, image_id in images_of_one), _LISTED)

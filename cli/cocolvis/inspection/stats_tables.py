@@ -45,7 +45,7 @@ def print_instances(found: dict[str, Any]) -> None:
     """Print the instances of each split, or that they are not recorded."""
     totals = {name: split["instances"] for name, split in found["splits"].items()}
     if None in totals.values():
-        say("instances: not recorded in this format of the data set")
+        say("instances: not recorded in this data set")
     else:
         say("instances: " + ", ".join(f"{name} {total:,}" for name, total in totals.items()))
 
@@ -60,8 +60,10 @@ def print_class(described: dict[str, Any], top: int) -> None:
             say(f"{name}: in no image")
             continue
         shares = [_percent(split[key]).strip() for key in ("image_share", "pixel_share")]
-        images = f"{split['images']:,} image{'s' if split['images'] > 1 else ''} ({shares[0]} of all)"
-        say(f"{name}: {images}, {split['pixels']:,} pixels ({shares[1]} of the labelled ones)")
+        images = f"{_counted(split['images'], 'image')} ({shares[0]} of all)"
+        pixels_said = f"{split['pixels']:,} pixels ({shares[1]} of the labelled ones)"
+        instances = "" if split["instances"] is None else f", {_counted(split['instances'], 'instance')}"
+        say(f"{name}: {images}, {pixels_said}{instances}")
         say()
         percent = [_percent(value) for value in split["area_quantiles"].values()]
         pixels = [f"{round(value):>9,}" for value in split["pixel_quantiles"].values()]
@@ -75,22 +77,35 @@ def print_class(described: dict[str, Any], top: int) -> None:
     say()
 
 
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def _percent(share: float) -> str:
     """A share with three significant digits, right-aligned, such as "12.3%" or "0.00123%"."""
     return f"{f'{100 * share:.3g}%':>9}"
 
 
-def _print_shares(title: str, table: dict[str, dict[str, int]], split: dict[str, Any]) -> None:
+def _print_shares(title: str, table: dict[str, dict[str, Any]], split: dict[str, Any]) -> None:
     """What groups or thirds of the classes have together."""
     if not table:
         return
     images, pixels = max(1, sum(row["images"] for row in split["classes"])), max(1, split["labelled"])
+    optional = [] if split["instances"] is None else ["instances"]
     rows = [
-        (name, n["classes"], n["classes_present"], n["images"], f"{n['images'] / images:8.2%}", f"{n['pixels'] / pixels:8.2%}")
+        (
+            name,
+            n["classes"],
+            n["classes_present"],
+            *(n[key] for key in optional),
+            n["images"],
+            f"{n['images'] / images:8.2%}",
+            f"{n['pixels'] / pixels:8.2%}",
+        )
         for name, n in table.items()
     ]
     say()
-    print_table((title, "classes", "present", "class x image", "   share", "  pixels"), rows)
+    print_table((title, "classes", "present", *optional, "class x image", "   share", "  pixels"), rows)
 
 
 def _print_imbalance(split: dict[str, Any]) -> None:

@@ -25,7 +25,9 @@ def print_summary(dataset: "Dataset", as_json: bool) -> None:
     print_table(("split", "images", "shards", "size"), rows)
     options = ", ".join(f"{name} {index['options'][name]}" for name in _OPTIONS if index["options"].get(name) is not None)
     say()
-    say(f"{len(dataset.vocabulary)} classes; {options}, mask rule {index.get('mask_rule', 'not recorded')}")
+    instances = "recorded" if dataset.records_instances else "not recorded"
+    rule = index.get("mask_rule", "not recorded")
+    say(f"{len(dataset.vocabulary)} classes; {options}, mask rule {rule}, instances {instances}")
     say(f"digest of all contents: {index['digest']}")
     for kind, count in index["report"]["counts"].items():
         _print_faults(dataset, kind, count)
@@ -38,6 +40,7 @@ def _described(dataset: "Dataset", size: dict[str, int]) -> dict[str, Any]:
         "folder": str(dataset.folder),
         "digest": index["digest"],
         "mask_rule": index.get("mask_rule"),
+        "instances": dataset.records_instances,
         "classes": len(dataset.vocabulary),
         "splits": {split: counts | {"bytes": size[split]} for split, counts in index["splits"].items()},
         "options": index["options"],

@@ -50,7 +50,10 @@ def _print_explanation(explanation: "Explanation") -> None:
     size = f"{explanation.width} x {explanation.height} pixels"
     say(f"{explanation.split} image {explanation.image_id}: {explanation.path}, {size}")
     name = f"{explanation.stored} {explanation.stored_name}" if explanation.stored else "unlabelled"
-    say(f"x {explanation.x}, y {explanation.y}: {name}{'' if explanation.layers else ': no annotation covers it'}")
+    count = explanation.instances or 0
+    instances = f", {count:,} instance{'' if count == 1 else 's'} in this image" if count else ""
+    nothing = "" if explanation.layers else ": no annotation covers it"
+    say(f"x {explanation.x}, y {explanation.y}: {name}{instances}{nothing}")
     if explanation.layers:
         say()
         rows = [

@@ -17,6 +17,7 @@ def about(workspace: Workspace, query: Query) -> View:
             for name, split in index["splits"].items()
         ],
         "classes": len(workspace.vocabulary),
+        "instances": bool(index.get("instances")),
         "options": {name: value for name, value in index["options"].items() if value is not None},
         "faults": index["report"]["counts"],
         "unreadable": catalog.unreadable,

@@ -41,6 +41,7 @@ def classes(workspace: Workspace, query: Query) -> View:
         "kind": kind,
         "run": run.name if run else None,
         "q": text,
+        "instances_recorded": catalog.instances() is not None,
         "classes": len(vocabulary),
         "found": sum(row["found"] for row in rows),
         "page": page,
@@ -51,7 +52,7 @@ def classes(workspace: Workspace, query: Query) -> View:
 
 def _rows(vocabulary: Vocabulary, catalog: Catalog, run: Run | None, split: str | None) -> list[View]:
     """The numbers of every class in a split, or in all of them, with the IoU of a run."""
-    images, pixels = catalog.images(split), catalog.pixels(split)
+    images, pixels, instances = catalog.images(split), catalog.pixels(split), catalog.instances(split)
     scores = run.scores.facts["iou"] if run and run.scores else [None] * (len(vocabulary) + 1)
     return [
         {
@@ -63,7 +64,7 @@ def _rows(vocabulary: Vocabulary, catalog: Catalog, run: Run | None, split: str 
             "colour": catalog.colours[c.id],
             "images": images[c.id],
             "pixels": pixels[c.id],
-            "instances": None,
+            "instances": None if instances is None else instances[c.id],
             "iou": scores[c.id],
         }
         for c in vocabulary

@@ -66,6 +66,7 @@ def view(workspace: Workspace, split: str, image_id: int, query: Query) -> View:
         "has_picture": False,
         "path": None,
         "problems": [],
+        "instances": None,
         "classes": [],
         "runs": [],
         "neg": [],
@@ -78,6 +79,7 @@ def view(workspace: Workspace, split: str, image_id: int, query: Query) -> View:
     except DamagedImage as error:
         return found | {"problems": [str(error)], "drawn": False}
     found |= {"path": sample.path} | _picture_of(sample)
+    found["instances"] = None if sample.instances is None else sum(sample.instances.values())
     for name in ("neg", "not_exhaustive"):
         found[name] = [short(workspace, catalog, None, c) for c in getattr(sample, name).tolist() if _known(workspace, c)]
     runs = [(run, *_compared(workspace, run, image, sample, found["problems"])) for run in workspace.runs.values()]
@@ -149,6 +151,7 @@ def _classes(workspace: Workspace, sample: Sample, runs: list[tuple[Run, Any, An
         owner = next((run for run, _, _ in runs if c <= len(run.vocabulary)), None)
         row = short(workspace, catalog, None if _known(workspace, c) else owner, c)
         info = workspace.info(c, None if _known(workspace, c) else owner)
+        row["instances"] = None if sample.instances is None else sample.instances.get(c, 0)
         row |= {"synset": info.synset, "pixels": true.get(c, 0), "share": true.get(c, 0) / (sample.size[0] * sample.size[1])}
         row["runs"] = [{"pixels": pixels.get(c, 0), "iou": of.get(c)} for pixels, of in zip(counted, scores, strict=True)]
         rows.append(row)
