@@ -40,7 +40,7 @@ def many(tmp_path_factory) -> Path:
         leaves[split] = []
         for number in range(images):
             file = f"shards/{split}-{number:05d}.h5"
-            writer = ShardWriter(data.folder / file, {"split": split, "vocabulary": vocabulary})
+            writer = ShardWriter(data.folder / file, {"split": split, "vocabulary": vocabulary}, instances=True)
             writer.add(replace(one, image_id=10_000 * len(leaves) + number))
             leaves[split].append(bytes(writer._per_image["digest"]))
             written = writer.finish()
