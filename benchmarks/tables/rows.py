@@ -72,14 +72,14 @@ _REAL = Table(
         Row("no-normalisation", "no-normalisation", "knn", _KNN | {"normalize": "none"}),
         Row("no-margin", "exact", "knn", _KNN | {"margin": 0.0}),
         *(Row(f"exact-d{dim}", "exact", "exact", _EXACT | {"dim": dim}) for dim in (6, 24)),
-        *(Row(f"exact-d{dim}", "exact-wide", "exact", _EXACT | {"dim": dim}) for dim in (64, 128, 256)),
-        Row("knn-d64", "exact-wide", "exact-d64", _KNN | {"dim": 64}),
+        *(Row(f"exact-d{dim}", "wide", "exact", _EXACT | {"dim": dim}) for dim in (64, 128, 256)),
+        Row("knn-d64", "wide", "exact-d64", _KNN | {"dim": 64}),
         Row("squared", "squared", "exact", _EXACT | {"distance": "squared"}),
         Row("cosine", "cosine", "exact", _EXACT | {"distance": "cosine"}),
         Row("t10", "exact", "exact", _EXACT | {"temperature": 10.0}),
         Row("t40", "exact", "exact", _EXACT | {"temperature": 40.0}),
         Row("t-learnt", "exact", "exact", _EXACT | {"temperature": "learnt"}),
-        Row("fine-tuned", "exact-wide", "exact-d64", _EXACT | {"dim": 64, "encoder_lr": 0.1, "crop": 256}, only_on_request=True),
+        Row("fine-tuned", "wide", "exact-d64", _EXACT | {"dim": 64, "encoder_lr": 0.1, "crop": 256}, only_on_request=True),
     ),
     _COMMON
     | {
