@@ -55,6 +55,11 @@ def _json_escape(character: str) -> str:
     return re.sub("....", r"\\u\g<0>", character.encode("utf-16-be", "surrogatepass").hex())
 
 
+def counted(count: int, what: str) -> str:
+    """A number of things, such as "1 image" or "2,000 images"."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, err: bool = False) -> None:
     """Print a table to stdout or stderr: numbers right-aligned with thousands separators, everything else left-aligned."""
 

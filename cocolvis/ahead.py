@@ -9,17 +9,21 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
+def ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int, *, most: int | None = None
+) -> Iterator[Result]:
     """Yield ``function(item)`` for each item, in order, computed by ``threads`` threads before the results are requested.
 
-    The calling thread iterates over ``items``, at most ``2 * threads`` ahead. The first exception ends the iteration.
+    The calling thread iterates over ``items``, at most ``most`` ahead, by default ``2 * threads``. The first exception ends the
+    iteration.
     """
+    most = 2 * threads if most is None else most
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) > 2 * threads:
+                if len(waiting) > most:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -1,12 +1,12 @@
 """Computes batches side by side on the CPU, on some cores each: a network leaves many cores idle with one picture."""
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from typing import TypeVar
 
 import torch
+
+from cocolvis.ahead import ahead
 
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
@@ -40,22 +40,11 @@ def side_by_side(
         torch.set_num_threads(threads)
         return compute(batch)
 
-    with ThreadPoolExecutor(together) as pool:
-        waiting: deque[Future[Result]] = deque()
-        try:
-            for batch in chain(first, batches):
-                if is_large(batch):
-                    while waiting:
-                        yield waiting.popleft().result()
-                    yield alone(batch)
-                else:
-                    waiting.append(pool.submit(with_a_share, batch))
-                    if len(waiting) > together:
-                        yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-            pool.shutdown()
-            torch.set_num_threads(threads)
+    try:
+        for large, group in groupby(chain(first, batches), is_large):
+            if large:
+                yield from map(alone, group)
+            else:
+                yield from ahead(with_a_share, group, together, most=together)
+    finally:
+        torch.set_num_threads(threads)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from cli.display import print_table, say
+from cli.display import counted, print_table, say
 
 _QUANTILES = {
     "images per class": "image_quantiles_all",
@@ -60,9 +60,9 @@ def print_class(described: dict[str, Any], top: int) -> None:
             say(f"{name}: in no image")
             continue
         shares = [_percent(split[key]).strip() for key in ("image_share", "pixel_share")]
-        images = f"{_counted(split['images'], 'image')} ({shares[0]} of all)"
+        images = f"{counted(split['images'], 'image')} ({shares[0]} of all)"
         pixels_said = f"{split['pixels']:,} pixels ({shares[1]} of the labelled ones)"
-        instances = "" if split["instances"] is None else f", {_counted(split['instances'], 'instance')}"
+        instances = "" if split["instances"] is None else f", {counted(split['instances'], 'instance')}"
         say(f"{name}: {images}, {pixels_said}{instances}")
         say()
         percent = [_percent(value) for value in split["area_quantiles"].values()]
@@ -75,10 +75,6 @@ def print_class(described: dict[str, Any], top: int) -> None:
         lifted = sorted(enough, key=lambda row: -row["lift"])[:top]
         _print_companions(f"highest lift (at least {_COMMON} images)", lifted, described["group"])
     say()
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _percent(share: float) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.commands import UNCHANGED, command
-from cli.display import print_json, print_table, progress, say
+from cli.display import counted, print_json, print_table, progress, say
 from cli.options import json_option, path_argument, source_options
 from cocolvis.errors import DataError
 
@@ -50,8 +50,7 @@ def _print_explanation(explanation: "Explanation") -> None:
     size = f"{explanation.width} x {explanation.height} pixels"
     say(f"{explanation.split} image {explanation.image_id}: {explanation.path}, {size}")
     name = f"{explanation.stored} {explanation.stored_name}" if explanation.stored else "unlabelled"
-    count = explanation.instances or 0
-    instances = f", {count:,} instance{'' if count == 1 else 's'} in this image" if count else ""
+    instances = f", {counted(explanation.instances, 'instance')} in this image" if explanation.instances else ""
     nothing = "" if explanation.layers else ": no annotation covers it"
     say(f"x {explanation.x}, y {explanation.y}: {name}{instances}{nothing}")
     if explanation.layers:
