@@ -6,6 +6,7 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 import pytest
 from browser import READY, chromium, explorer, tab, until
+from slow_server import in_two_parts
 
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 400, "height": 800}
 
@@ -196,10 +197,10 @@ PAGES = ["/classes", "/pictures?all={name}", "/picture/val/{id}", "/confusion", 
 
 
 @pytest.mark.parametrize("address", PAGES)
-def test_pages_fit_the_width_of_a_phone_and_nothing_moves_while_loading(browser, site, shown, workspace, address):
+def test_pages_fit_the_width_of_a_phone_and_nothing_moves_while_they_arrive(browser, site, shown, workspace, address):
     name = workspace.vocabulary.name(int(np.bincount(shown.mask.ravel())[1:].argmax()) + 1)
     for viewport in (NARROW, WIDE):
-        with tab(browser, site, viewport=viewport) as page:
+        with in_two_parts(site) as slow, tab(browser, slow, viewport=viewport) as page:
             page.add_init_script(
                 "window.moved = 0; const add = (list) => list.getEntries().forEach((one) => { window.moved += one.value; });"
                 "new PerformanceObserver(add).observe({ type: 'layout-shift', buffered: true })"
