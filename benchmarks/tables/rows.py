@@ -122,7 +122,7 @@ _LONGTAIL = Table(
     "longtail",
     (
         *_LOSSES,
-        Row("exact-d64", "exact", "exact", _EXACT | {"dim": 64}),
+        Row("exact-d64", "wide", "exact", _EXACT | {"dim": 64}),
         Row("random-negatives", "random", "knn", _KNN | {"negatives": "random"}),
         Row("logit-adjustment", "exact", "exact", _EXACT | {"logit_adjustment": 1.0}),
         Row("repeat-factor", "exact", "exact", _EXACT | {"repeat_threshold": 0.01}),
@@ -132,6 +132,7 @@ _LONGTAIL = Table(
     pooled=True,
     choosing="all",
     seeds=3,
+    rates=(1e-3, 3e-3, 1e-2, 3e-2),
 )
 
 _SCALE = Table(
