@@ -39,7 +39,7 @@ SHARED = 99 << 10
 LONG, SPILLED = 64, 256
 """Longer embeddings may spill this many bytes: as factors of a product, split into two parts, they take 128 registers alone."""
 
-CAPABILITIES, DIMS = (80, 90), (12, 64, 128)
+CAPABILITIES, DIMS = (80, 90), (12, 32, 64, 128)
 
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64", torch.int32: "i32"}
 

@@ -97,7 +97,7 @@ def predict_all(count: int, dim: int, size: int, rounds: int) -> dict[str, float
 @click.command()
 @click.option("--classes", "counts", multiple=True, default=(150, 1284, 10_000, 100_000), show_default=True, help="Repeatable.")
 @click.option("--dim", default=12, show_default=True, help="Dimensions of an embedding.")
-@click.option("--size", default=512, show_default=True, help="Height and width of an image, a multiple of 32.")
+@click.option("--size", default=512, show_default=True, type=click.IntRange(_REGION), help="Height and width of an image.")
 @click.option("--queries", default=65536, show_default=True, help="Queries of a search.")
 @click.option("--rounds", default=3, show_default=True, help="Rounds; each figure is their median.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -220,8 +220,9 @@ def test_the_benchmarks_measure_every_contender(tmp_path):
     assert found["time"]["9"]["published"]["times_as_fast_as_published"] == 1
     assert {path.name for path in tmp_path.iterdir()} == {"losses-time.svg"}
 
-    found = measured("search.py", "--size", "16", "--queries", "300")["classes"]["9"]
-    assert found["prediction"]["times_as_fast_as_dense"] > 0 and found["prediction"]["dense_pixels"] == 256
+    found = measured("search.py", "--size", "32", "--queries", "300")["classes"]["9"]
+    assert {*found["prediction"]} == {"embedding", "embedding, full", "dense", "dense, full", "dense_pixels"}
+    assert min(found["prediction"].values()) > 0 and found["prediction"]["dense_pixels"] == 1024
     assert found["random"]["numba"]["recall"] == found["near"]["faiss"]["recall_1"] == 1
     assert {*found["random"]} == {"numba", "faiss", "clustered"}
 

@@ -63,8 +63,8 @@ _HALF = Tuning(
 _TUNING = {
     torch.float32: Tuning(
         {
-            16: Tiles(Tile(128, 32, 4, 2), Tile(32, 64, 4, 2)),
-            32: Tiles(Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)),
+            16: Tiles(Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)),
+            32: Tiles(Tile(64, 32, 8, 2), Tile(32, 64, 4, 2)),
             64: Tiles(Tile(32, 64, 8, 1), Tile(32, 32, 8, 1)),
             256: Tiles(Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
         },
@@ -81,6 +81,9 @@ _WORKSPACE = 64 << 20
 
 _PROGRAMS = 2048
 """Enough programs to keep any GPU busy."""
+
+_REGISTERS = 255
+"""The registers that a thread may use: all. Left alone, the compiler may spill some of them to run more programs at once."""
 
 _LOG2_E = math.log2(math.e)
 
@@ -191,7 +194,8 @@ def _tiles(channels: int, dtype: torch.dtype) -> Tiles:
 
 def _options(tile: Tile) -> dict[str, int]:
     """A tile as arguments of a launch."""
-    return {"PIXELS": tile.pixels, "CLASSES": tile.classes, "num_warps": tile.warps, "num_stages": tile.stages}
+    compilation = {"num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": _REGISTERS}
+    return {"PIXELS": tile.pixels, "CLASSES": tile.classes} | compilation
 
 
 def _padded(classes: torch.Tensor) -> torch.Tensor:
