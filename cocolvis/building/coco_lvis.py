@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -46,7 +46,7 @@ class CocoLvisOptions(ShardOptions):
     overlap: str = "first"
     compat: str | None = None
 
-    records_instances: ClassVar[bool] = True
+    records_instances = True
 
     def __post_init__(self):
         ShardOptions.__post_init__(self)  # super() without arguments fails in a dataclass with slots

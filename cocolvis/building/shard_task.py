@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import h5py
 
@@ -40,7 +40,7 @@ class ShardOptions:
     images: str = "embed"
     decode: bool = False
 
-    records_instances: ClassVar[bool] = False
+    records_instances = False  # no annotation, so that it belongs to the class and is no field
     """Whether the shards record the instances of each class; label files have none."""
 
     def __post_init__(self):
