@@ -1,6 +1,7 @@
 """The arguments and options that commands of both command lines share."""
 
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,18 @@ image_root_option = path_option("--image-root", help="Folder of the pictures, fo
 
 
 def source_options(required: bool = True) -> Decorator:
-    """--coco and --lvis; commands receive a tuple of paths for each."""
+    """--coco and --lvis; commands receive a tuple of paths for each. Either both are given or, unless ``required``, none."""
     coco = "COCO folder or zip file: train2017, val2017, annotations/stuff_{train,val}2017.json. May be repeated."
     lvis = "LVIS folder or zip file: lvis_v1_{train,val}.json. May be repeated."
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        with_lvis = path_option("--lvis", help=lvis, required=required, multiple=True)(command)
+        @wraps(command)
+        def checked(*, coco: tuple[Path, ...], lvis: tuple[Path, ...], **given: Any) -> Any:
+            if bool(coco) != bool(lvis):
+                raise click.UsageError("--coco and --lvis are used together")
+            return command(coco=coco, lvis=lvis, **given)
+
+        with_lvis = path_option("--lvis", help=lvis, required=required, multiple=True)(checked)
         return path_option("--coco", help=coco, required=required, multiple=True)(with_lvis)
 
     return decorate

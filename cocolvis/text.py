@@ -1,9 +1,10 @@
-"""Decodes text files (byte order marks, line ends, other encodings), and makes text safe to print on a terminal."""
+"""Decodes text files (byte order marks, line ends, encodings), makes text safe to print, and words parts of messages."""
 
 import codecs
+import difflib
 import mmap
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from cocolvis.errors import DataError
@@ -117,6 +118,15 @@ def first_few(items: Iterable[object], most: int) -> str:
     """The first ``most`` items, separated by commas, and "..." if there are more: "a, b, ..."."""
     head = [str(item) for item in islice(items, most + 1)]
     return ", ".join(head[:most] + ["..."] * (len(head) > most))
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: Sequence[str] = ()) -> str:
+    """The end of a message about an unknown ``name``: "; did you mean a, b?", or nothing.
+
+    It offers up to three of the ``known`` names that resemble it, or else the names ``otherwise``.
+    """
+    near = difflib.get_close_matches(name, [*known]) or otherwise
+    return f"; did you mean {', '.join(near)}?" if near else ""
 
 
 def human_size(count: float) -> str:

@@ -1,7 +1,6 @@
 """The classes of a data set: names, kinds, frequency groups, and which annotation category becomes which class."""
 
 import csv
-import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,7 +11,7 @@ from importlib.resources import files
 from msgspec import ValidationError, convert
 
 from cocolvis.errors import DataError
-from cocolvis.text import nfc
+from cocolvis.text import did_you_mean, nfc
 
 UNLABELLED = 0
 """The class id on disk of a pixel without a class."""
@@ -130,10 +129,8 @@ class Vocabulary:
         for c in self.classes:
             if nfc(c.name) == nfc(name):
                 return c.id
-        near = difflib.get_close_matches(name, [c.name for c in self.classes]) or [
-            c.name for c in self.search(name)[:3] if name
-        ]
-        raise DataError(f"no class is named {name!r}" + (f"; did you mean {', '.join(near)}?" if near else ""))
+        containing = [c.name for c in self.search(name)[:3]] if name else []
+        raise DataError(f"no class is named {name!r}{did_you_mean(name, (c.name for c in self.classes), containing)}")
 
     def check_categories(self, source: str, categories: Mapping[int, str], where: str) -> None:
         """Raise DataError unless the ``categories`` (id -> name) of an annotation file are those of this vocabulary."""

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from cocolvis.disk.files import read_json, reason, sha256, sweep, sync_folder, write_aside, write_json
+from cocolvis.disk.files import read_json, read_versioned, reason, sha256, sweep, sync_folder, write_aside, write_json
 from cocolvis.errors import DataError
 from cocolvis.vocabulary import Vocabulary
 from ess.config import Config
@@ -108,10 +108,7 @@ class Run:
         folder = Path(folder)
         if not os.path.lexists(folder / "run.json"):
             raise DataError(f"{folder}: holds no run.json; expected a folder that `ess train` wrote")
-        content = read_json(folder / "run.json")
-        identity = (content.get("format"), content.get("version")) if isinstance(content, dict) else None
-        if identity != (FORMAT, VERSION):
-            raise DataError(f"{folder / 'run.json'}: format and version are {identity}, expected {(FORMAT, VERSION)}")
+        content = read_versioned(folder / "run.json", FORMAT, VERSION)
         try:
             config = Config(**content["settings"])
         except (KeyError, TypeError) as error:

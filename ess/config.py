@@ -1,6 +1,5 @@
 """The settings of a training run: one frozen dataclass, filled from a preset, then from a TOML file, then from flags."""
 
-import difflib
 import json
 import tomllib
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import Any, Literal
 
 from cocolvis.disk.files import read_text
 from cocolvis.errors import DataError
+from cocolvis.text import did_you_mean
 from ess.setting import NONE, Range, setting, settings_of
 
 MOST_STEPS = 99_999_999
@@ -276,5 +276,4 @@ def _refuse_unknown(settings: Mapping[str, Any], where: str) -> None:
     known = [each.name for each in settings_of(Config)]
     for key in settings:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise DataError(f"{where}: unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            raise DataError(f"{where}: unknown setting {key!r}{did_you_mean(key, known)}")

@@ -34,9 +34,9 @@ CLUSTERS = 20
 HEAD = """# Gallery
 
 Every figure of `cocolvis stats --figures` and `ess analyze`, drawn from the results of `make demo`: generated pictures of
-coloured shapes with the names of COCO+LVIS classes, and a small model that was trained on them for a few minutes. So they show
-what the figures look like, and not what a model can reach. The baseline is the same network with one output per class. Each
-figure is also written as SVG, with its numbers as CSV. These commands draw this page:
+coloured shapes with the names of COCO+LVIS classes, and a small model that was trained on them for a few minutes. They show
+what the figures look like, not what a model can reach. The baseline is the same network with one output per class. Each figure
+is also written as SVG, with its numbers as CSV. These commands draw this page:
 
     ess train demo/data --out demo/baseline --preset demo --loss dense
     python tools/draw_gallery.py demo

@@ -46,6 +46,8 @@ class CocoLvisOptions(ShardOptions):
     overlap: str = "first"
     compat: str | None = None
 
+    records_instances = True
+
     def __post_init__(self):
         ShardOptions.__post_init__(self)  # super() without arguments fails in a dataclass with slots
         for name, value, allowed in (("overlap", self.overlap, OVERLAPS), ("compat", self.compat, (None, "essnet"))):
@@ -79,8 +81,6 @@ class CocoLvisTask(ShardTask[AnnotatedImage]):
 
     images: list[AnnotatedImage]
     options: CocoLvisOptions
-
-    records_instances = True
 
     def sample(self, image: AnnotatedImage, faults: list[Fault], seen: Counter[str]) -> Sample | None:
         """One image with its merged mask; see :func:`build_sample`."""
@@ -180,8 +180,6 @@ class CocoLvisPlan(ShardPlan[_Row]):
     images: dict[str, list[_Row]] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     _unusable: dict[str, int] = field(default_factory=dict)
-
-    records_instances = True
 
     @classmethod
     def make(cls, sources: Sources, options: CocoLvisOptions) -> "CocoLvisPlan":

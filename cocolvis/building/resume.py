@@ -29,13 +29,14 @@ def check(state: BuildState, plan: ShardPlan) -> bool:
             raise DataError(f"{state.out}: holds shards of an unknown build; {advice}")
         return False
     state.check_maker()
-    state.check_instances(plan)
     reports = state.reports()
     unsettled = {*state.record["shards"]} - {*reports} | {*incomplete(reports)}
-    match = plan.compare(state.record["description"], state.files_record(), unsettled)
+    begun, files = state.record["description"], state.files_record()
+    match = plan.compare(begun, files, unsettled)
     if match is Match.OTHER:
-        advice = "resume with the same, or replace it with --overwrite"
-        raise DataError(f"{state.out}: was begun with other inputs or options; {advice}")
+        same_otherwise = plan.compare({**begun, "instances": True}, files, unsettled) is not Match.OTHER
+        how = "by a version of cocolvis that does not record instances" if same_otherwise else "with other inputs or options"
+        raise DataError(f"{state.out}: was begun {how}; resume with the same, or replace it with --overwrite")
     state.check_shards(plan)
     state.is_this_build = True
     return match is Match.REPAIRED

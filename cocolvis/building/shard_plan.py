@@ -45,9 +45,6 @@ class ShardPlan(ABC, Generic[Row]):
     images: dict[str, list[Row]]
     faults: list[Fault]
 
-    records_instances = False
-    """Whether the shards record the instances of each class; label files have none."""
-
     @abstractmethod
     def inputs(self) -> dict[str, str]:
         """Name -> SHA-256 of each input of the data set."""
@@ -79,7 +76,7 @@ class ShardPlan(ABC, Generic[Row]):
         if not options["decode"]:
             del options["decode"]  # earlier versions had no such option; their builds stay resumable
         made_by: dict[str, Any] = {"mask_rule": MASK_RULE, "version": VERSION}
-        if self.records_instances:
+        if self.options.records_instances:
             made_by["instances"] = True
         return {"options": options, "inputs": self.inputs(), "vocabulary": self.vocabulary.digest} | made_by
 

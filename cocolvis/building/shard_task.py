@@ -40,6 +40,9 @@ class ShardOptions:
     images: str = "embed"
     decode: bool = False
 
+    records_instances = False  # no annotation, so that it belongs to the class and is no field
+    """Whether the shards record the instances of each class; label files have none."""
+
     def __post_init__(self):
         if self.images not in IMAGES:
             raise DataError(f"images is {self.images!r}; expected one of {IMAGES}")
@@ -71,7 +74,7 @@ class ShardTask(ABC, Generic[Image]):
     """Everything that one shard is made from. It pickles, so it can run in any process that sees the same folders.
 
     ``vocabulary`` is the digest of the classes. With ``allow_missing``, every read error is a fault of one image, whatever its
-    cause; nothing else in the shard changes. ``records_instances`` says whether the samples of such a task have instances.
+    cause; nothing else in the shard changes.
     """
 
     name: str
@@ -80,8 +83,6 @@ class ShardTask(ABC, Generic[Image]):
     options: ShardOptions
     vocabulary: str
     allow_missing: bool = False
-
-    records_instances = False  # no annotation, so that it belongs to the class and is no field
 
     @abstractmethod
     def sample(self, image: Image, faults: list[Fault], seen: Counter[str]) -> Sample | None:
@@ -107,15 +108,14 @@ def _write_shard(task: ShardTask, shard: Path, lease: Lease, tick: Callable[[], 
     faults: list[Fault] = []
     seen: Counter[str] = Counter()
     attributes = {"split": task.split, "images": task.options.images, "vocabulary": task.vocabulary}
-    writer = ShardWriter(shard, attributes, lease.check, instances=task.records_instances)
+    writer = ShardWriter(shard, attributes, lease.check, instances=task.options.records_instances)
     for image in task.images:
         sample = task.sample(image, faults, seen)
         if sample is not None:
             writer.add(sample)
         tick()
-    made_by = {"hdf5": h5py.version.hdf5_version, "mask_rule": MASK_RULE, "version": VERSION}
-    made_by["instances"] = task.records_instances
-    return writer.finish() | made_by | {"faults": faults, "seen": dict(seen)}
+    made_by = {"mask_rule": MASK_RULE, "version": VERSION, "instances": task.options.records_instances}
+    return writer.finish() | made_by | {"hdf5": h5py.version.hdf5_version} | {"faults": faults, "seen": dict(seen)}
 
 
 def read_picture(

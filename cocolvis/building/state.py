@@ -94,12 +94,6 @@ class BuildState:
         """Whether the shards of this build record instances, which builds of earlier versions do not."""
         return bool(self.record["description"].get("instances"))
 
-    def check_instances(self, plan: ShardPlan) -> None:
-        """Raise DataError if the plan records instances and the build was begun without."""
-        if plan.records_instances and not self.records_instances:
-            earlier = "was begun by a version of cocolvis that does not record instances"
-            raise DataError(f"{self.out}: {earlier}: continue with that version, or {OVERWRITE}")
-
     def check_shards(self, plan: ShardPlan) -> None:
         """Raise DataError if the record of the same build lists other shards than the plan makes."""
         if self.record["shards"].keys() != plan.shard_counts().keys():  # repaired files may change the rows

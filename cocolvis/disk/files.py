@@ -13,7 +13,7 @@ from typing import Any
 
 from cocolvis.errors import DataError
 from cocolvis.progress import ignore
-from cocolvis.text import decoded
+from cocolvis.text import decoded, one_line
 
 _LARGEST_TEXT = 2**24
 """The most bytes of a hand-written text file that is read: settings, lists of images or classes."""
@@ -157,6 +157,15 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: cannot be read: {reason(error)}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is not JSON: {error}") from None
+
+
+def read_versioned(path: Path, name: str, version: int) -> dict[str, Any]:
+    """The object in a JSON file that states this format and version; raises DataError if it does not, or cannot be read."""
+    content = read_json(path)
+    found = (content.get("format"), content.get("version")) if isinstance(content, dict) else None
+    if found != (name, version):
+        raise DataError(f"{path}: format and version are {one_line(str(found))}, expected {(name, version)}")
+    return content
 
 
 def is_absent(path: Path) -> bool:

@@ -35,7 +35,7 @@ def shared(analysis: Analysis, folder: Path) -> Figure:
     shared_classes.write(analysis.data, analysis.counts, sources, stem)
     caption = (
         "For each of the classes that both sources have, the image with the most pixels of it among those where only COCO-Stuff"
-        " annotates it, and among those where only LVIS does. The rest of the images is darkened."
+        " annotates it, and among those where only LVIS does. The rest of each image is darkened."
     )
     title = "The classes that LVIS and COCO-Stuff share, as stuff and as things"
     return Figure(stem.name, title, caption, *(stem.with_suffix(suffix) for suffix in (".png", ".svg", ".csv")))

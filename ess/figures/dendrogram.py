@@ -37,7 +37,7 @@ def make(analysis: Analysis, folder: Path) -> Figure:
     children, distances = merges(embeddings[chosen])
     caption = (
         f"Agglomerative clustering of the embeddings of {what}: the two groups with the smallest mean distance between their"
-        " classes are joined, again and again. Classes that are joined far to the left are close to each other."
+        " classes are joined, over and over. Classes that are joined far to the left are close to each other."
     )
     rows = _rows(classes, children, distances, len(embeddings))
     return write_figure(folder, NAME, TITLE, caption, _draw(classes, children, distances), COLUMNS, rows)

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import torch
 
-from cocolvis.disk.files import read_json, write_json
+from cocolvis.disk.files import is_absent, read_versioned, write_json
 from cocolvis.errors import DataError
 from cocolvis.text import nfc
 from cocolvis.vocabulary import ClassInfo, Vocabulary
@@ -46,20 +46,18 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 def read_added(run: Run) -> list[AddedClass]:
     """The classes added to a run, oldest first; raises DataError if added.json is malformed."""
     path = run.folder / FILE
-    if not path.exists():
+    if is_absent(path):
         return []
     try:
-        content = msgspec.convert(read_json(path), _File)
+        added = msgspec.convert(read_versioned(path, FORMAT, VERSION), _File).classes
     except msgspec.ValidationError as error:
         raise DataError(f"{path}: malformed: {error}; remove it, and add the classes again") from None
-    if (content.format, content.version) != (FORMAT, VERSION):
-        raise DataError(f"{path}: format and version are {(content.format, content.version)}, expected {(FORMAT, VERSION)}")
-    for new in content.classes:
+    for new in added:
         if len(new.embedding) != run.config.dim or not np.isfinite([*new.embedding, new.radius]).all():
             wrong = f"the embedding of {new.name!r} is not {run.config.dim} finite numbers"
             raise DataError(f"{path}: malformed: {wrong}; remove it, and add the classes again")
-    extend_vocabulary(run.vocabulary, content.classes)
-    return content.classes
+    extend_vocabulary(run.vocabulary, added)
+    return added
 
 
 def classes_for_checkpoint(run: Run, checkpoint: Checkpoint) -> list[AddedClass]:

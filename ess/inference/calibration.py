@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import torch
 
-from cocolvis.disk.files import is_absent, read_json, reason, write_json
+from cocolvis.disk.files import is_absent, read_versioned, reason, write_json
 from cocolvis.errors import DataError
 from ess.checkpoint import Checkpoint, Run
 
@@ -63,12 +63,9 @@ def read_calibration(run: Run) -> Calibration | None:
         return None
     advice = "remove it with `ess calibrate RUN --clear`, and calibrate again"
     try:
-        content = msgspec.convert(read_json(path), _File)
+        found = msgspec.convert(read_versioned(path, FORMAT, VERSION), _File).calibration
     except msgspec.ValidationError as error:
         raise DataError(f"{path}: malformed: {error}; {advice}") from None
-    if (content.format, content.version) != (FORMAT, VERSION):
-        raise DataError(f"{path}: format and version are {(content.format, content.version)}, expected {(FORMAT, VERSION)}")
-    found = content.calibration
     if len(found.bias) != len(run.vocabulary) or not np.isfinite(found.bias).all():
         raise DataError(f"{path}: malformed: the bias is not {len(run.vocabulary)} finite numbers; {advice}")
     if not {0.0, found.tau} <= {trial.tau for trial in found.trials}:

@@ -176,7 +176,7 @@ class SegmentationModel(nn.Module):
             rows_DHW = image_DHW[:, first:end]
             return (rows_DHW.flatten(1).T @ classes.T).view(*rows_DHW.shape[1:], -1).permute(2, 0, 1)  # as the CPU reads them
 
-        return [partial(products, image_DHW) for image_DHW in coarse]
+        return [Scores(partial(products, image_DHW), len(classes), coarse.device) for image_DHW in coarse]
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """All parameters in groups "encoder", "decoder" and "classes", for which training uses separate learning rates."""
@@ -212,7 +212,6 @@ class SegmentationModel(nn.Module):
 
 def _logits(coarse: torch.Tensor, bias: torch.Tensor | None, among: torch.Tensor | None) -> list[Scores]:
     """The logits of a dense head for each image, plus the bias of each class."""
-
     if among is not None:
         coarse, bias = coarse[:, among], None if bias is None else bias[among]
 
@@ -220,7 +219,7 @@ def _logits(coarse: torch.Tensor, bias: torch.Tensor | None, among: torch.Tensor
         rows = image_CHW[:, first:end]
         return rows if bias is None else rows + bias[:, None, None]
 
-    return [partial(logits, image_CHW) for image_CHW in coarse]
+    return [Scores(partial(logits, image_CHW), len(image_CHW), coarse.device) for image_CHW in coarse]
 
 
 def _largest(logits: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -84,9 +84,7 @@ def train(
     state = TrainingState(objective.model, config, objective.log_temperature, fused=choices.fused)
     record = {"device": machine.describe(team.device), **choices._asdict()}
     begun = _resume(team, run, dataset, config, state, steps, allow_other_data, record) if run else None
-    stored: Mapping[str, SplitFeatures] = {}
-    if cache_features is not None:
-        stored = _features(cache_features, dataset, len(split), objective.model, config, team)
+    stored = _features(cache_features, dataset, len(split), objective.model, config, team) if cache_features else {}
     if run is None or begun is None:
         run, begun = _begin(team, folder, dataset, config, state, resume, record)
     loss = chosen(config.loss, len(dataset.vocabulary))

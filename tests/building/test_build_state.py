@@ -19,7 +19,7 @@ from victims import contents
 from cli.cocolvis import main
 from cocolvis.building import index, resume, shard_plan, shard_task, state
 from cocolvis.building.build import Mode, Part, build, join
-from cocolvis.building.coco_lvis import CocoLvisOptions, CocoLvisPlan, CocoLvisTask
+from cocolvis.building.coco_lvis import CocoLvisOptions
 from cocolvis.errors import DataError
 from cocolvis.inspection.stats import statistics
 from cocolvis.inspection.verify import verify
@@ -286,8 +286,14 @@ def test_builds_with_and_without_instances_are_never_mixed(sample, finished, beg
         (begun / ".build" / "train-00000.json").unlink()
         with pytest.raises(DataError, match=r"was begun with other inputs or options"):
             resumed(sample, begun)
+
+    def written_by_an_earlier_version(*task):
+        with without_instances():
+            return write(*task)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CocoLvisTask, "records_instances", False)
+        write = shard_task._write_shard
+        patch.setattr(shard_task, "_write_shard", written_by_an_earlier_version)
         with pytest.raises(DataError, match=r"train-00000\.h5: was built by a worker that does not record instances; all need"):
             resumed(sample, begun)
     resumed(sample, begun)
@@ -303,10 +309,12 @@ def test_an_unfinished_build_without_instances_is_joined_but_not_resumed(sample,
     out, lines = tmp_path / "data", []
     with without_instances():
         resumed(sample, out, Part(1, 2))
-        refused = "was begun by a version of cocolvis that does not record instances: continue with that version, or replace it"
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(DataError, match=refused):
-            patch.setattr(CocoLvisPlan, "records_instances", True)
-            resumed(sample, out, Part(2, 2))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(CocoLvisOptions, "records_instances", True)
+            with pytest.raises(DataError, match="was begun by a version of cocolvis that does not record instances; resume"):
+                resumed(sample, out, Part(2, 2))
+            with pytest.raises(DataError, match="was begun with other inputs or options; resume with the same"):
+                sample.rebuild(out, shard_size=2, compat="essnet", mode=Part(2, 2))
         resumed(sample, out, Part(2, 2))
     index = join(out)
     assert "instances" not in index and verify(Dataset.open(out)) == []

@@ -247,10 +247,11 @@ def test_a_calibration_of_another_checkpoint_is_left_out_with_a_warning(run, cap
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content.pop("version"), "malformed"),
+        (lambda content: content.pop("version"), r"format and version are \('ess-calibration', None\)"),
+        (lambda content: content.pop("calibration"), "malformed"),
         (lambda content: content["calibration"].update(bias=[1.0]), "the bias is not 1284 finite numbers"),
         (lambda content: content["calibration"].update(tau=0.7), r"the trials lack tau 0\.7 or 0"),
-        (lambda content: content.update(version=2), "expected"),
+        (lambda content: content.update(version=2), r"\('ess-calibration', 2\), expected \('ess-calibration', 1\)"),
     ],
 )
 def test_a_changed_file_is_one_line(run, change, message):

@@ -11,6 +11,7 @@ from ess.figures.collection import MAKERS
 
 def test_the_gallery_shows_every_figure():
     text = draw_gallery.PAGE.read_text()
+    assert text.startswith(draw_gallery.HEAD)
     names = {*draw_gallery.OF_DATA, *MAKERS}
     assert {path.name for path in draw_gallery.PICTURES.iterdir()} == {f"{name}.webp" for name in names}
     assert all(f"](pictures/gallery/{name}.webp)" in text for name in names)

@@ -308,10 +308,11 @@ def test_colours_mark_and_alpha_does_not(run):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content.pop("version"), "malformed"),
+        (lambda content: content.pop("version"), "format and version are ('ess-added', None)"),
         (lambda content: content["classes"][0].update(embedding=[1.0]), "is not 6 finite numbers"),
         (lambda content: content["classes"][0].update(embedding="six"), "malformed"),
-        (lambda content: content.update(version=2), "expected"),
+        (lambda content: content.update(version=2), "('ess-added', 2), expected ('ess-added', 1)"),
+        (lambda content: content.update(classes=None, version=2), "('ess-added', 2), expected ('ess-added', 1)"),
     ],
 )
 def test_a_changed_file_is_one_line(run, change, message):

@@ -1,7 +1,5 @@
 """Labels from scores at the decoder's resolution, against interpolating all of them."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,7 @@ import torch.nn.functional as F
 from ess.kernels import coarse_cpu
 from ess.models import coarse_labels, network
 from ess.models.build import NORMALIZE
-from ess.models.coarse_labels import largest_class
+from ess.models.coarse_labels import Scores, largest_class
 from ess.models.network import SegmentationModel
 
 SHAPES = [
@@ -24,8 +22,8 @@ SHAPES = [
 """(grid, full, size): grids of one point, one that is finer than the picture, and factors that are no integers."""
 
 
-def rows(grid_Chw, first, end):
-    return grid_Chw[:, first:end]
+def of_grid(grid_Chw):
+    return Scores(lambda first, end: grid_Chw[:, first:end], len(grid_Chw), grid_Chw.device)
 
 
 def interpolated(grid_Chw, full, size):
@@ -47,7 +45,7 @@ def test_the_largest_interpolated_score_wins(way, grid, full, size):
     torch.manual_seed(0)
     for classes, smooth in ((1, 1.0), (40, 1.0), (40, 0.01)):
         scores = torch.randn(classes, *grid) * smooth + torch.randn(classes, 1, 1)
-        found = way(partial(rows, scores), grid, full, size)
+        found = way(of_grid(scores), grid, full, size)
         check(found, scores, full, size)
         assert classes == 1 or smooth < 1 or grid == (1, 1) or len(found.unique()) > 1
 
@@ -55,16 +53,16 @@ def test_the_largest_interpolated_score_wins(way, grid, full, size):
 @pytest.mark.parametrize("way", [largest_class, coarse_labels._interpolated])
 def test_blocks_of_rows_join_without_a_seam(way, monkeypatch):
     scores = torch.randn(30, 6, 5, generator=torch.Generator().manual_seed(0))
-    whole = way(partial(rows, scores), (6, 5), (48, 40), (45, 37))
+    whole = way(of_grid(scores), (6, 5), (48, 40), (45, 37))
     monkeypatch.setattr(coarse_cpu, "_NUMBERS", 2 * 30 * 5)
     monkeypatch.setattr(coarse_labels, "_NUMBERS", 3 * 30 * 40)
-    assert torch.equal(way(partial(rows, scores), (6, 5), (48, 40), (45, 37)), whole)
+    assert torch.equal(way(of_grid(scores), (6, 5), (48, 40), (45, 37)), whole)
 
 
 def test_ties_go_to_the_lower_class():
     scores = torch.ones(4, 3, 3)
     scores[0] -= 1
-    assert (largest_class(partial(rows, scores), (3, 3), (12, 12), (12, 12)) == 1).all()
+    assert (largest_class(of_grid(scores), (3, 3), (12, 12), (12, 12)) == 1).all()
 
 
 def test_few_classes_are_interpolated_where_the_scores_are_smooth(monkeypatch):

@@ -28,7 +28,7 @@ def test_steps_on_a_higher_level_replace_epochs_of_a_lower_one(tmp_path):
 def test_unknown_key_is_refused_with_a_suggestion(tmp_path):
     file = tmp_path / "settings.toml"
     file.write_text("batchsize = 5\n")
-    with pytest.raises(DataError, match="unknown setting 'batchsize'; did you mean 'batch_size'"):
+    with pytest.raises(DataError, match="unknown setting 'batchsize'; did you mean batch_size"):
         load(None, file)
 
 

@@ -56,8 +56,8 @@ def stats(
     from cocolvis.inspection.listing import class_ids
     from cocolvis.storage.dataset import Dataset
 
-    if bool(coco) != bool(lvis) or (coco and figures is None):
-        raise click.UsageError("--coco and --lvis are used together, and only with --figures")
+    if coco and figures is None:
+        raise click.UsageError("--coco and --lvis are only used with --figures")
     dataset = Dataset.open(dir)
     classes = class_ids(dataset.vocabulary, chosen)
     with progress("stats") as show:

@@ -39,8 +39,8 @@ def verify(
     from cocolvis.inspection.verify import verify as check_shards
     from cocolvis.storage.dataset import Dataset
 
-    if len({oracle, bool(coco), bool(lvis)}) > 1:
-        raise click.UsageError("--oracle, --coco and --lvis must be given together")
+    if oracle != bool(coco):
+        raise click.UsageError("--oracle, --coco and --lvis are used together")
     dataset = Dataset.open(dir, image_root)
     with progress("verify", BYTES) as show:
         faults = check_shards(dataset, show)

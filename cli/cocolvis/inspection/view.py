@@ -38,8 +38,6 @@ def view(
     Example:
       cocolvis view ~/cocolvis --predictions predictions --open
     """
-    if bool(coco) != bool(lvis):
-        raise click.UsageError("--coco and --lvis belong together")
     try:
         import uvicorn  # noqa: F401 (the application imports it only when it serves)
 

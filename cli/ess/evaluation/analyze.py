@@ -56,8 +56,6 @@ def analyze(
     from ess.checkpoint import Run
     from ess.figures.collection import collect
 
-    if bool(how["coco"]) != bool(how["lvis"]):
-        raise click.UsageError("--coco and --lvis are used together")
     left_out: list[str] = []
     with progress("analyze") as show:
         figures = collect(

@@ -55,8 +55,6 @@ def report(
     Example:
       ess report run ~/cocolvis --out report.html
     """
-    if bool(coco) != bool(lvis):
-        raise click.UsageError("--coco and --lvis are used together")
     _check_packages(no_figures)
     from cocolvis.storage.dataset import Dataset
     from ess.checkpoint import Run

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from lvis import LVIS
 
-from cocolvis.building.coco_lvis import CocoLvisPlan, CocoLvisTask
+from cocolvis.building.coco_lvis import CocoLvisOptions
 from cocolvis.storage.dataset import Dataset
 
 
@@ -32,6 +32,5 @@ def totals(counts: dict[int, dict[int, int]]) -> Counter[int]:
 def without_instances() -> Iterator[None]:
     """Build as the versions did that recorded no instances."""
     with pytest.MonkeyPatch.context() as patch:
-        for kind in (CocoLvisPlan, CocoLvisTask):
-            patch.setattr(kind, "records_instances", False)
+        patch.setattr(CocoLvisOptions, "records_instances", False)
         yield
