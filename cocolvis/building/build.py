@@ -1,5 +1,6 @@
 """The build: makes a plan, runs the tasks of the shards, keeps finished shards if it fails, and writes the index at the end."""
 
+import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -171,7 +172,7 @@ def join(out: Path, announce: Announce = ignore, phase: Phase = ignore, *, allow
     Raises DataError if shards are missing, or if a split lost too many images without ``allow_missing``.
     """
     out = out.absolute()
-    if not out.is_dir():
+    if not os.path.isdir(out):
         raise DataError(f"{out}: {_NO_PARTS}")
     with lock.held(out, None, announce, "a join") as lease, reading.allowing_missing(allow_missing):
         state = BuildState(out, lease)

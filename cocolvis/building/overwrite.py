@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from cocolvis.disk.files import is_absent, reason, regular_file
+from cocolvis.disk.files import is_absent, parse_json, reason, regular_file
 from cocolvis.disk.lock import is_lock
 from cocolvis.errors import DataError
 from cocolvis.storage import dataset, report
@@ -130,7 +130,7 @@ def _listed(path: Path, names: Callable[[Any], Collection[Any]]) -> set[str] | N
     """The names of the files in shards/ that a JSON file lists; None if it cannot be read."""
     try:
         regular_file(path, MAX_INDEX)
-        return {name for name in names(msgspec.json.decode(path.read_bytes())) if isinstance(name, str)}
+        return {name for name in names(parse_json(path.read_bytes())) if isinstance(name, str)}
     except (DataError, OSError, msgspec.DecodeError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from cocolvis.disk.files import reason, regular_file
+from cocolvis.disk.files import parse_json, reason, regular_file
 from cocolvis.errors import DataError
 from cocolvis.faults import Fault
 from cocolvis.storage.index import MAX_INDEX, Count, Sha256
@@ -83,7 +83,7 @@ def read(path: Path, shape: type[msgspec.Struct]) -> dict[str, Any]:
     """The content of a JSON file; raises DataError if it cannot be read or does not have the given shape."""
     regular_file(path, MAX_INDEX)
     try:
-        content = msgspec.json.decode(path.read_bytes())
+        content = parse_json(path.read_bytes())
         msgspec.convert(content, shape)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {reason(error)}") from None

@@ -1,9 +1,11 @@
 """Writing files atomically (a temporary file, synced, then renamed), and reading small text and JSON files."""
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
+import re
 import stat
 import uuid
 from collections.abc import Callable, Iterator
@@ -11,15 +13,25 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from cocolvis.errors import DataError
 from cocolvis.progress import ignore
-from cocolvis.text import decoded, one_line
+from cocolvis.text import Buffer, decoded, one_line
 
 _LARGEST_TEXT = 2**24
 """The most bytes of a hand-written text file that is read: settings, lists of images or classes."""
 
 _BLOCK = 2**20
 """How many bytes are hashed at a time."""
+
+LONGEST_NAME = 255
+"""The most bytes of the name of a file, without its folders, that file systems accept."""
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+"""The escape of a surrogate: half of a character, or a byte of a file name that is not UTF-8."""
+
+_FOLDER = "it is a folder; expected the name of a file"
 
 
 class Unwritable(DataError):
@@ -42,6 +54,22 @@ def write_aside(path: Path, permit: Callable[[], None] = lambda: None, *, sync: 
         os.replace(aside, path)
         if sync:
             sync_folder(path.parent)
+
+
+def check_writable(path: Path) -> None:
+    """Raise Unwritable if a file cannot be written to ``path``, so that hours of work are not lost in the end.
+
+    A file that exists is not changed, and no folder is created. A disk that fills up later cannot be foreseen.
+    """
+    folder = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    refusals = {
+        _FOLDER: os.path.isdir(path),
+        f"a name has more than {LONGEST_NAME} bytes": any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts),
+        f"{folder} is not a directory": not os.path.isdir(folder),
+        f"{folder} is read-only, or belongs to another user": not os.access(folder, os.W_OK | os.X_OK),
+    }
+    if why := next((why for why, holds in refusals.items() if holds), None):
+        raise Unwritable(f"{path}: cannot be written: {why}")
 
 
 def create_json(path: Path, content: Any, permit: Callable[[], None] = lambda: None) -> bool:
@@ -72,15 +100,26 @@ def create_json(path: Path, content: Any, permit: Callable[[], None] = lambda: N
 def _aside(path: Path, permit: Callable[[], None]) -> Iterator[Path]:
     """Create the folder of ``path``, yield a temporary path in it and remove that at the end; raises Unwritable for OSError."""
     permit()
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    if not path.name or path.name == "..":
+        raise Unwritable(f"{path}: cannot be written: {_FOLDER}")
+    aside = path.with_name(_aside_name(path.name))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
         yield aside
     except OSError as error:
         raise Unwritable(f"{path}: cannot be written: {reason(error)}") from error
     finally:
         with suppress(OSError):
             aside.unlink()
+
+
+def _aside_name(name: str) -> str:
+    """The name of the temporary file of a file; a name that would become too long for file systems is cut."""
+    room = LONGEST_NAME - len("..123456789012.tmp")
+    return f".{os.fsencode(name)[:room].decode('utf-8', 'ignore')}.{uuid.uuid4().hex[:12]}.tmp"
 
 
 def _sync(path: Path) -> None:
@@ -129,6 +168,16 @@ def sync_disk(folder: Path) -> None:
         raise Unwritable(f"{folder}: cannot be written: {reason(error)}") from None
 
 
+def check_figure(path: Path) -> None:
+    """Raise DataError if :func:`save_figure` cannot write to ``path``, as :func:`check_writable` does."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = sorted(FigureCanvasBase.get_supported_filetypes())
+    if path.suffix and path.suffix[1:].lower() not in known:
+        raise DataError(f"{path}: the plot cannot be written: no format is named {path.suffix!r}; expected {', '.join(known)}")
+    check_writable(path)
+
+
 def save_figure(figure: Any, path: Path) -> None:
     """Write a matplotlib figure atomically; raises DataError if that fails or the suffix is not a known picture format."""
     try:
@@ -166,6 +215,27 @@ def read_versioned(path: Path, name: str, version: int) -> dict[str, Any]:
     if found != (name, version):
         raise DataError(f"{path}: format and version are {one_line(str(found))}, expected {(name, version)}")
     return content
+
+
+def parse_json(content: Buffer) -> Any:
+    """The value of strict JSON in UTF-8, with the escapes of lone surrogates that :func:`write_json` writes.
+
+    Raises msgspec.DecodeError if it is malformed.
+    """
+    try:
+        return msgspec.json.decode(content)
+    except msgspec.DecodeError:
+        if not _SURROGATE.search(content):
+            raise
+        try:
+            return json.loads(bytes(content), parse_constant=_refuse)
+        except ValueError:
+            pass
+        raise
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def is_absent(path: Path) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from cocolvis.disk.files import is_absent, reason, regular_file
+from cocolvis.disk.files import is_absent, parse_json, reason, regular_file
 from cocolvis.errors import DataError
 from cocolvis.text import one_line, refuse_other_encodings, without_mark
 
@@ -114,7 +114,7 @@ def read_index(path: Path, identity: tuple[str, int]) -> dict[str, Any]:
     try:
         content = path.read_bytes()
         refuse_other_encodings(content, path)
-        index = msgspec.json.decode(without_mark(content))
+        index = parse_json(without_mark(content))
         found = (index.get("format"), index.get("version")) if isinstance(index, dict) else None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {reason(error)}") from None

@@ -51,6 +51,7 @@ def stats(
       cocolvis stats ~/cocolvis --plot tail.png
       cocolvis stats ~/cocolvis --class cat,couch
     """
+    from cocolvis.disk.files import check_figure, check_writable
     from cocolvis.inspection import stats as module
     from cocolvis.inspection.companions import describe_class
     from cocolvis.inspection.listing import class_ids
@@ -58,6 +59,10 @@ def stats(
 
     if coco and figures is None:
         raise click.UsageError("--coco and --lvis are only used with --figures")
+    if csv is not None:
+        check_writable(csv)
+    if plot is not None:
+        check_figure(plot)
     dataset = Dataset.open(dir)
     classes = class_ids(dataset.vocabulary, chosen)
     with progress("stats") as show:

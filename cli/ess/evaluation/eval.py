@@ -52,11 +52,16 @@ def evaluate(
     Example:
       ess eval run ~/cocolvis --top-n 50,200,1284 --per-class classes.csv
     """
+    from cocolvis.disk.files import check_figure, check_writable
     from cocolvis.storage.dataset import Dataset
     from ess.evaluation import reports
     from ess.evaluation.evaluate import count_pictures, count_pixels, scores_of
     from ess.evaluation.picture_scores import picture_scores
 
+    for path in filter(None, (per_class, per_image)):
+        check_writable(path)
+    if plot:
+        check_figure(plot)
     dataset = Dataset.open(data, image_root)
     images = reports.training_images(dataset) if top_n or per_class or plot else None
     reports.check_top(top_n, dataset)

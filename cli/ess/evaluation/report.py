@@ -56,12 +56,14 @@ def report(
       ess report run ~/cocolvis --out report.html
     """
     _check_packages(no_figures)
+    from cocolvis.disk.files import check_writable
     from cocolvis.storage.dataset import Dataset
     from ess.checkpoint import Run
     from ess.figures.analysis import Options
     from ess.reporting.report import write_report
     from ess.reporting.tally import tally
 
+    check_writable(out)
     dataset = Dataset.open(data, image_root)
     opened = Run.open(run)
     with predicted(run, dataset, "report", split=split, **how) as found:

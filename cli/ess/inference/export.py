@@ -27,12 +27,14 @@ def export(run: Path, kind: str, out: Path, checkpoint: str) -> None:
     Example:
       ess export run --format onnx --out model.onnx
     """
+    from cocolvis.disk.files import check_writable
     from ess.inference import export as exporting
     from ess.inference.predictor import Predictor
 
     missing = exporting.missing_packages(kind)
     if set(missing) - {"onnxruntime"}:
         raise DataError(f"--format onnx needs {' and '.join(missing)}: pip install 'cocolvis-ess[export]'")
+    check_writable(out)
     predictor = Predictor.from_run(run, "cpu", checkpoint)
     equal = exporting.export(predictor, out, kind, check=not missing)
     if equal is None:

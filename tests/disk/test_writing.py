@@ -1,0 +1,56 @@
+"""Files that are written: any name that a file may have is possible, and impossible places are refused before any work."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cocolvis.disk.files import LONGEST_NAME, Unwritable, check_figure, check_writable, write_aside
+from cocolvis.errors import DataError
+
+LONG = ["x" * LONGEST_NAME, "x" * 250 + ".json", "\u0436" * 127, "\u6f22" * 80 + ".png"]
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_names_may_be_as_long_as_file_systems_accept(name, tmp_path):
+    check_writable(tmp_path / name)
+    with write_aside(tmp_path / name) as aside:
+        assert len(os.fsencode(aside.name)) <= LONGEST_NAME
+        aside.write_text("whole")
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "whole"
+
+
+@pytest.mark.parametrize("write", [check_writable, check_figure, lambda path: write_aside(path).__enter__()])
+@pytest.mark.parametrize("path", ["", ".", "..", "/", "folder/.."])
+def test_what_cannot_be_the_name_of_a_file_is_refused(path, write, tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Unwritable, match=r": cannot be written: it is a folder; expected the name of a file$"):
+        write(Path(path))
+
+
+def test_places_that_cannot_be_written_are_found_without_writing(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    check_writable(tmp_path / "file")
+    check_writable(tmp_path / "new" / "deep" / "file")
+    for path, reason in (
+        (tmp_path, "it is a folder"),
+        (tmp_path / "file" / "below", "file is not a directory"),
+        (tmp_path / ("x" * 256), "a name has more than 255 bytes"),
+        (tmp_path / ("x" * 256) / "file", "a name has more than 255 bytes"),
+    ):
+        with pytest.raises(Unwritable, match=reason):
+            check_writable(path)
+        with pytest.raises(Unwritable), write_aside(path):
+            pass
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(Unwritable, match="is read-only, or belongs to another user"):
+        check_writable(tmp_path / "new" / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_figure_needs_a_known_format(tmp_path):
+    for name in ("a.png", "a.PDF", "a"):
+        check_figure(tmp_path / name)
+    with pytest.raises(DataError, match=r"no format is named '\.xyz'; expected .*pdf, .*png, .*svg"):
+        check_figure(tmp_path / "a.xyz")
