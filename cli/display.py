@@ -9,11 +9,13 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from errno import EPIPE
 from typing import Any, Protocol
 
 import click
 
+from cocolvis.errors import DataError
 from cocolvis.text import escaped, human_size
 
 _PLAIN_INTERVAL = 5.0
@@ -35,20 +37,45 @@ class Size(int):
 
 def say(line: object = "", *, err: bool = False) -> None:
     """Print one line to stdout or stderr, with control characters and line ends escaped."""
-    click.echo(escaped(str(line)), err=err)
+    _echo(escaped(str(line)), err=err)
 
 
 def say_fields(*fields: object) -> None:
     """Print one line of fields separated by tabs, for programs such as cut; each field is escaped as in :func:`say`."""
-    click.echo("\t".join(escaped(str(field)) for field in fields))
+    _echo("\t".join(escaped(str(field)) for field in fields))
 
 
 def print_json(content: Any) -> None:
     """Print one JSON object to stdout, with control characters as JSON escapes."""
     text = json.dumps(content, indent=1, ensure_ascii=False)
+    if _fitting(text) != text:
+        text = json.dumps(content, indent=1)
     if not text.replace("\n", "").isprintable():
         text = "".join(c if c == "\n" or c.isprintable() else _json_escape(c) for c in text)
-    click.echo(text)
+    _echo(text)
+
+
+def _echo(text: str, *, err: bool = False) -> None:
+    """Print to stdout or stderr; raises DataError if stdout cannot be written.
+
+    The progress of work is not worth its end, so a stderr that cannot be written is ignored.
+    """
+    try:
+        click.echo(text if err else _fitting(text), err=err)
+    except OSError as error:
+        if err:
+            return
+        if error.errno == EPIPE:  # the reader has seen enough, which click handles
+            raise
+        with suppress(OSError):
+            sys.stdout.close()  # otherwise Python would try again when it exits
+        raise DataError(f"stdout: cannot be written: {error.strerror or error}") from None
+
+
+def _fitting(text: str) -> str:
+    """The text with escapes for the characters that the encoding of stdout lacks."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text if encoding.lower() == "utf-8" else text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _json_escape(character: str) -> str:
