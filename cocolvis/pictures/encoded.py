@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from cocolvis.disk.files import write_aside
+from cocolvis.disk.formats import format_name
 from cocolvis.errors import DataError
 from cocolvis.limits import MAX_PIXELS
 from cocolvis.pictures import jpeg, png
@@ -31,7 +32,10 @@ def image_size(content: bytes) -> tuple[int, int]:
         return png.read_header(content)[:2]
     if content.startswith(jpeg.START):
         return jpeg.read_size(content)
-    raise ValueError("it is neither a JPEG nor a PNG" if content else "the file is empty")
+    if not content:
+        raise ValueError("the file is empty")
+    name = format_name(content)
+    raise ValueError(f"it is {name}; expected a JPEG or PNG" if name else "it is neither a JPEG nor a PNG")
 
 
 def check(content: bytes, expected: tuple[int, int], decode: bool = True) -> None:

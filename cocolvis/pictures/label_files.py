@@ -7,6 +7,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from cocolvis.disk.formats import format_name
 from cocolvis.masks import runlength
 from cocolvis.pictures import jpeg, matlab, png
 from cocolvis.pictures.encoded import check_pixels
@@ -22,14 +23,6 @@ _MATLAB_VARIABLE = "S"
 
 _GRAY, _PALETTE, _WITH_ALPHA = 0, 3, (4, 6)
 """PNG colour types."""
-
-_SIGNATURES = {
-    **{jpeg.START: LOSSY, b"\x93NUMPY": "a NumPy array", b"PK\x03\x04": "a zip archive, as .npz is", b"BM": "a BMP"},
-    **{b"II*\0": "a TIFF", b"MM\0*": "a TIFF", b"II+\0": "a BigTIFF", b"MM\0+": "a BigTIFF", b"GIF8": "a GIF"},
-    **{b"P5": "a PGM", b"P6": "a PPM", b"\0\0\0\x0cjP  ": "a JPEG 2000", b"\x89HDF": "an HDF5 file"},
-    b"\x1f\x8b": "a gzip file",
-}
-"""First bytes of files that users mistake for label files -> the name of their format."""
 
 
 class Labels(NamedTuple):
@@ -77,9 +70,7 @@ def to_classes(labels: np.ndarray, known: Mapping[int, int]) -> np.ndarray:
 
 def _format(content: bytes) -> str:
     """Name the format of a file that is not a label file, from its first bytes."""
-    if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
-        return "a WebP"
-    return next((name for start, name in _SIGNATURES.items() if content.startswith(start)), "neither a PNG nor a MATLAB file")
+    return LOSSY if content.startswith(jpeg.START) else format_name(content) or "neither a PNG nor a MATLAB file"
 
 
 def _decode(content: bytes, header: png.Header, drawn: bool) -> np.ndarray:

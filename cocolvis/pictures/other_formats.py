@@ -12,6 +12,7 @@ from typing import NoReturn
 import numpy as np
 from PIL import Image
 
+from cocolvis.disk.formats import foreign_format
 from cocolvis.limits import MAX_PIXELS
 from cocolvis.pictures.tiff_tags import numbers, upright
 
@@ -70,6 +71,15 @@ def decode(content: bytes, check_size: Callable[[tuple[int, int]], None]) -> np.
         return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
 
 
+def is_animated(content: bytes) -> bool:
+    """Whether a GIF holds several pictures; False if it is damaged."""
+    try:
+        with opened(content, ("GIF",)) as image:
+            return bool(getattr(image, "is_animated", False))
+    except _BROKEN:
+        return False
+
+
 def _opened(content: bytes, formats: tuple[str, ...]) -> Image.Image:
     try:
         return Image.open(BytesIO(upright(content)), formats=formats)  # Pillow would rotate TIFFs, but no other format
@@ -77,6 +87,8 @@ def _opened(content: bytes, formats: tuple[str, ...]) -> Image.Image:
         if held := _describe_numbers(content):
             raise ValueError(held) from None
         known = ", ".join(dict.fromkeys(("JPEG", "PNG", *formats)))
+        if name := foreign_format(content):
+            raise ValueError(f"it is {name}; expected one of {known}") from None
         raise ValueError(f"its format is not one of {known}, or its header is damaged") from None
     except _BROKEN as error:
         _refuse(error, "its header cannot be read")

@@ -98,6 +98,15 @@ def exif(content: bytes) -> bytes:
         return b""
 
 
+def is_animated(content: bytes) -> bool:
+    """Whether a PNG holds several pictures, of which decoders return the first; False if it is damaged."""
+    try:
+        frames = next((body for kind, body, _ in _chunks(content) if kind == b"acTL"), b"")
+    except ValueError:
+        return False
+    return int.from_bytes(frames[:4], "big") > 1
+
+
 def _checked_chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
     """Yield (kind, body) of each chunk; raises ValueError if a CRC does not match."""
     for kind, body, crc in _chunks(content):

@@ -19,6 +19,9 @@ _WORDS = {
 _TURNED = (5, 6, 7, 8)
 """Orientations that swap height and width."""
 
+_ANIMATED = 0x02
+"""The flag of an animation in the header of a WebP."""
+
 _EXIF_START = b"Exif\0\0"
 
 
@@ -43,7 +46,7 @@ def why_size(content: bytes, size: tuple[int, int], expected: tuple[int, int]) -
 
 def of_picture(content: bytes) -> list[str]:
     """The kinds of remarks that apply to a readable picture; a picture with 16-bit values is decoded once more."""
-    applies = {ROTATED: orientation(content) > 1, DARK: _is_dark(content), PAGES: has_more(content)}
+    applies = {ROTATED: orientation(content) > 1, DARK: _is_dark(content), PAGES: _has_more(content)}
     return [kind for kind, holds in applies.items() if holds]
 
 
@@ -55,6 +58,19 @@ def lines(counts: Mapping[str, int], first: Mapping[str, str] | None = None) -> 
             named = f" ({first[kind]}{', ...' if count > 1 else ''})" if first else ""
             remarks.append((f"{count} pictures{named} have " if count > 1 else f"1 picture{named} has ") + words)
     return remarks
+
+
+def _has_more(content: bytes) -> bool:
+    """Whether a file holds several pictures: an animated GIF, PNG or WebP, or a TIFF with several pages."""
+    if content.startswith(png.SIGNATURE):
+        return png.is_animated(content)
+    if content.startswith(b"RIFF"):
+        return content[12:16] == b"VP8X" and len(content) > 20 and bool(content[20] & _ANIMATED)
+    if content.startswith(b"GIF8"):
+        from cocolvis.pictures import other_formats  # few pictures need Pillow
+
+        return other_formats.is_animated(content)
+    return has_more(content)
 
 
 def _is_dark(content: bytes) -> bool:

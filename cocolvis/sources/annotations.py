@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from cocolvis.disk.formats import FORMAT_BYTES, foreign_format
 from cocolvis.errors import DataError
 from cocolvis.faults import Fault
 from cocolvis.limits import MAX_PIXELS
@@ -83,7 +84,8 @@ class AnnotationFile:
             try:
                 return self._read_leniently(as_text(content))
             except ValueError as error:
-                raise DataError(f"{self.name}: cannot be read as JSON: {error}") from None
+                name = foreign_format(bytes(content[:FORMAT_BYTES]))
+                raise DataError(f"{self.name}: cannot be read as JSON: {f'it is {name}' if name else error}") from None
         ends = [row.segmentation for row in parsed.annotations[:: max(1, len(parsed.annotations) - 1)]]
         if may_repeat(content, RECORD_TYPES, ends):
             self._report_repeated(key for key, _, _ in values(as_text(content), RECORD_TYPES))

@@ -15,6 +15,9 @@ from cocolvis.text import Buffer
 _ROWS = 1024
 """How many members one call locates."""
 
+_SHOWN = 10
+"""How many bytes a message quotes where a text cannot be read."""
+
 _LONGEST_KEY = 256
 """The most bytes of a key, quotes included, that is compared: the keys of interest are shorter, however they are escaped."""
 
@@ -33,10 +36,13 @@ def values(text: np.ndarray, keys: Collection[str]) -> list[tuple[str, int, int]
     """
     start = json_kernels.blank(text, 0)
     if text[start : start + 1].tobytes() != b"{":
-        raise ValueError("expected one JSON object")
+        begins = f"it begins with {_shown(text, start)}; " if start < len(text) else "it is empty; "
+        raise ValueError(f"{begins}expected one JSON object")
     end = json_kernels.skip(text, start)
     if end < 0:
-        raise ValueError("it is cut short" if ~end == len(text) else f"byte {~end} is not expected there")
+        line = 1 + np.count_nonzero(text[:~end] == ord("\n"))
+        where = f"line {line}, byte {~end}: {_shown(text, ~end)} is not expected there"
+        raise ValueError("it is cut short" if ~end == len(text) else where)
     if json_kernels.blank(text, end) < len(text):
         raise ValueError(f"there is more after the object, which ends at byte {end}")
     found = []
@@ -47,6 +53,11 @@ def values(text: np.ndarray, keys: Collection[str]) -> list[tuple[str, int, int]
             if key in keys:
                 found.append((key, at, end))
     return found
+
+
+def _shown(text: np.ndarray, at: int) -> str:
+    """The few bytes at an offset, as they are quoted in a message."""
+    return repr(text[at : at + _SHOWN].tobytes().decode("utf-8", "replace"))
 
 
 def may_repeat(content: Buffer, keys: Collection[str], ends: Sequence[msgspec.Raw]) -> bool:

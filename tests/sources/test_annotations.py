@@ -98,6 +98,24 @@ def test_text_other_than_an_annotation_file_is_an_error(tmp_path, text):
         load(tmp_path, text)
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'{"images": [],\n "annotations": [None]}', "line 2, byte 32: 'None]}' is not expected there"),
+        (b'[{"id": 1}]', """it begins with '[{"id": 1}'; expected one JSON object"""),
+        (b" \n", "it is empty; expected one JSON object"),
+        (b"\x1f\x8b\x08\0\0", "it is a gzip file"),
+        (b"<!DOCTYPE html>", "it is a web page or an XML file"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "it is a pointer of Git LFS, "),
+        (b'{"images": []', "it is cut short"),
+    ],
+)
+def test_why_a_text_is_not_json(content, reason):
+    with pytest.raises(DataError) as error:
+        AnnotationFile(content, "a.json", "lvis")
+    assert str(error.value).startswith(f"a.json: cannot be read as JSON: {reason}")
+
+
 def test_missing_lists_and_files_are_errors(tmp_path):
     with pytest.raises(DataError, match="has no list 'annotations'"):
         load(tmp_path, {"images": []})
