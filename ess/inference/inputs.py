@@ -44,15 +44,18 @@ def find_inputs(arguments: Iterable[str], exclude: Path | None = None) -> list[I
     The name of an input is its stem, preceded by its folders below the given folder or glob. Entries that exist but cannot be
     read, such as broken links, are included. Linked folders are followed; hidden files and files of operating systems are
     skipped, and so is everything in the folder ``exclude``; a file with several paths is taken once. The log names folders that
-    cannot be read. Raises DataError if an argument does not exist, or if a folder contains neither pictures nor videos.
+    cannot be read. Raises DataError if an argument does not exist, if a folder contains neither pictures nor videos, or if all
+    of them are in ``exclude``.
     """
     inputs: dict[Path, Input] = {}
-    excluded = exclude.resolve() if exclude else None
+    excluded = Path(os.path.realpath(exclude)) if exclude else None
     for argument in arguments:
         for one in _named(argument):
             path = Path(os.path.realpath(one.path) if os.path.exists(one.path) else os.path.abspath(one.path))
             if excluded not in path.parents or one.path == Path(argument):
                 inputs.setdefault(path, one)
+    if not inputs:
+        raise DataError(f"{exclude}: holds all pictures and videos; results go there, so choose another --out")
     return [*inputs.values()]
 
 
@@ -65,6 +68,8 @@ def read_list(content: bytes) -> list[str]:
 
 
 def _named(argument: str) -> list[Input]:
+    if not argument:
+        raise DataError("an input is empty; expected a picture, a video, a folder of these, or a glob")
     path = on_disk(Path(argument))
     if os.path.isfile(path):
         return [Input(path, Path(path.stem))]
@@ -92,8 +97,17 @@ def _like_pictures(folder: Path, files: Sequence[Path]) -> list[Path]:
     """Folders below ``folder`` that are named like pictures but contain none of the ``files``."""
     holders = {folder, *(file.parent for file in files)}
     above = {parent for holder in holders for parent in (holder, *holder.parents)}
-    beside = [path for holder in holders for path in holder.iterdir() if path.suffix.lower() in PICTURES]
-    return [path for path in beside if path not in above and path.is_dir() and not passed_over(path.name)]
+    beside = [holder / name for holder in holders for name in _names(holder)]
+    named = [path for path in beside if path.suffix.lower() in PICTURES and not passed_over(path.name)]
+    return [path for path in named if path not in above and os.path.isdir(path)]
+
+
+def _names(folder: Path) -> list[str]:
+    """The names of the entries of a folder; empty if it does not exist or cannot be read, which was reported before."""
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 
 def _globbed(pattern: Path) -> tuple[Path, list[Path]]:

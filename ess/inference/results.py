@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from cocolvis.ahead import ahead
-from cocolvis.disk.files import read_json, write_aside
+from cocolvis.disk.files import LONGEST_NAME, read_json, write_aside
 from cocolvis.errors import DataError
 from cocolvis.inspection.render import enlarge, overlay
 from cocolvis.pictures import remarks
@@ -47,12 +47,13 @@ def predict_files(
     ``NAME_overlay.mp4``, and run lengths have a "frame". ``skip_existing`` skips inputs that have all of their results. Raises
     DataError if files cannot be written or would overwrite each other.
     """
+    faults: list[str] = []
+    inputs = [*_with_possible_names(inputs, out, formats, faults)]
     _check_names(inputs, out, formats)
     results, noted = _Results(predictor, inputs, out, formats, skip_existing), _Remarks()
-    faults: list[str] = []
     pictures = [one for one in inputs if not one.is_video]
     videos = [one for one in inputs if one.is_video]
-    total = len(pictures) + sum(_frames_of(video, every) for video in videos)
+    total = len(faults) + len(pictures) + sum(_frames_of(video, every) for video in videos)
     missing = [one for one in pictures if not results.exist(one)]
     done = len(pictures) - len(missing)
     try:
@@ -117,7 +118,7 @@ class _Results:
         self.predictor, self.out, self.formats, self.skip_existing = predictor, out, formats, skip_existing
         self._names = {str(one.path): f"{one.name}{one.path.suffix}" for one in inputs}
         self.entries: dict[tuple[str, int], list[dict]] = {}
-        if "rle" in formats and skip_existing and (out / RLE_FILE).exists():
+        if "rle" in formats and skip_existing and os.path.exists(out / RLE_FILE):
             for entry in _read_entries(out / RLE_FILE):
                 self.entries.setdefault((entry["file_name"], entry.get("frame", -1)), []).append(entry)
 
@@ -180,7 +181,7 @@ class _Results:
         return self._skipped(files, (str(one.path), number) in self.entries)
 
     def _skipped(self, files: Sequence[Path], listed: bool) -> bool:
-        return self.skip_existing and (listed or "rle" not in self.formats) and all(file.exists() for file in files)
+        return self.skip_existing and (listed or "rle" not in self.formats) and all(map(os.path.exists, files))
 
     def _frame_file(self, one: Input, number: int) -> Path:
         return self.out / one.name / f"{number:06d}.png"
@@ -216,6 +217,17 @@ def _files(one: Input, out: Path, formats: Sequence[str]) -> list[Path]:
     """The files that are written for one input, without the run lengths of all inputs."""
     png, film = ("", "_overlay.mp4") if one.is_video else (".png", "_overlay.png")
     return [out / f"{one.name}{end}" for kind, end in (("png", png), ("overlay", film)) if kind in formats]
+
+
+def _with_possible_names(inputs: Sequence[Input], out: Path, formats: Sequence[str], faults: list[str]) -> Iterator[Input]:
+    """Yield the inputs whose results can be named; ``faults`` gets a line for each of the others."""
+    for one in inputs:
+        longest = max((len(os.fsencode(path.name)) for path in _files(one, out, formats)), default=0)
+        if longest > LONGEST_NAME:
+            reason = f"the name of its result would have {longest} bytes; file systems accept at most {LONGEST_NAME}"
+            faults.append(f"{one.path}: {reason}: rename it, or choose --format rle")
+        else:
+            yield one
 
 
 def _check_names(inputs: Sequence[Input], out: Path, formats: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ Every command that reads data sets reads it too: ``cocolvis view DATA --predicti
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,7 @@ import h5py
 import numpy as np
 
 from cocolvis.ahead import ahead
-from cocolvis.disk.files import is_absent, read_json, sha256, write_json
+from cocolvis.disk.files import is_absent, read_json, reason, sha256, write_json
 from cocolvis.errors import DamagedImage, DataError
 from cocolvis.faults import Fault
 from cocolvis.masks.runlength import Runs
@@ -48,14 +49,14 @@ def predict_split(
     There is one shard for each shard of the split, and dataset.json is written last. Its key "predictions" has the digest of
     the data set, the run, the step, the weights and the views. With ``skip_existing``, shards that the same model finished for
     the same data set are kept. Raises DataError if the model has other classes than the data set, if ``out`` holds something
-    else, or if a disk fails.
+    else, such as predictions for another split, or if a disk fails.
     """
     if predictor.without_added_classes().vocabulary.digest != dataset.vocabulary.digest:
         raise DataError(f"{dataset.folder}: has another vocabulary than the model was trained with; predict its data set")
-    _check_folder(out)
+    _check_folder(out, split)
     images, made_by = dataset.split(split), _made_by(predictor, dataset)
     attributes = {"split": split, "images": "none", "vocabulary": predictor.vocabulary.digest, _KEY: _digest(made_by)}
-    (out / INDEX).unlink(missing_ok=True)
+    _remove(out / INDEX)
     faults: list[Fault] = []
     readers = []
     for number, (first, last) in enumerate(itertools.pairwise(images.starts.tolist())):
@@ -70,12 +71,28 @@ def predict_split(
     return [fault.reason for fault in faults]
 
 
-def _check_folder(out: Path) -> None:
-    """Raise DataError if the folder holds a data set of labels, whose shards would be overwritten."""
+def _check_folder(out: Path, split: str) -> None:
+    """Raise DataError if the folder holds anything that these predictions would replace, except earlier ones of the split."""
+    advice = "choose another --out"
     if not is_absent(out / INDEX):
         index = read_json(out / INDEX)
         if not isinstance(index, dict) or _KEY not in index:
-            raise DataError(f"{out}: holds a data set that is not predictions; choose another --out")
+            raise DataError(f"{out}: holds a data set that is not predictions; {advice}")
+        splits = index.get("splits")
+        if isinstance(splits, dict) and {*splits} - {split}:
+            raise DataError(f"{out}: holds predictions for the split {min({*splits} - {split})}, which would be lost; {advice}")
+    if not is_absent(out / ".build"):
+        raise DataError(f"{out}: holds an unfinished build, whose shards would be lost; {advice}")
+    if not is_absent(out) and not os.path.isdir(out):
+        raise DataError(f"{out}: is a file; expected a folder to write the predictions to")
+
+
+def _remove(index: Path) -> None:
+    """Remove the index of earlier predictions, which will be replaced; raises DataError if that fails."""
+    try:
+        index.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"{index}: cannot be removed: {reason(error)}") from None
 
 
 def _made_by(predictor: Predictor, dataset: Dataset) -> dict[str, Any]:

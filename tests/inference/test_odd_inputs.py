@@ -16,6 +16,10 @@ from PIL import Image
 from test_predict import CPU, PerPixel, few, photo
 
 from cli.ess import main
+from cocolvis.errors import DataError
+from cocolvis.pictures import remarks
+from cocolvis.pictures.encoded import image_size
+from cocolvis.pictures.label_files import open_labels
 from ess.inference.image_ids import image_ids
 from ess.inference.inputs import find_inputs, read_picture
 from ess.inference.predictor import Predictor
@@ -115,8 +119,6 @@ def test_ids_are_those_of_one_run_however_often_it_goes_on(tmp_path, small):
 
 @pytest.mark.parametrize("content", ['[{"file_name": 3}]', '[{"file_name": "a", "frame": "x"}]', "{}", "[1]"])
 def test_what_is_no_list_of_results_is_not_taken_for_one(content, tmp_path, small):
-    from cocolvis.errors import DataError
-
     write(tmp_path / "in", "a.png")
     (tmp_path / "predictions.json").write_text(content)
     with pytest.raises(DataError, match="is not a list of results"):
@@ -161,9 +163,82 @@ def test_remarks_are_one_line_each_in_the_end(tmp_path, small, caplog):
     cv2.imwrite(str(tmp_path / "c.png"), np.full((9, 8), 4095, np.uint16))
     (tmp_path / "d.tif").write_bytes(tiff(mode="L", save_all=True, append_images=[Image.new("L", (8, 9))]))
     (tmp_path / "e.tif").write_bytes(tiff(np.full((9, 8), 4000, np.uint16)))
+    for name in ("f.gif", "g.png", "h.webp"):
+        several = [Image.fromarray(photo(9, 8, seed=seed)) for seed in (1, 2)]
+        several[0].save(tmp_path / name, save_all=True, append_images=several[1:])
+        several[0].save(tmp_path / f"one {name}")
     assert not predict_files(small, find_inputs([str(tmp_path)]), tmp_path / "out", ("png",))
     told = [record.getMessage().replace(f"{tmp_path}/", "") for record in caplog.records]
     assert told[0].startswith("2 pictures (a.jpg, ...) have an EXIF orientation, which is ignored: labels refer to the pixels")
     assert told[1].startswith("2 pictures (c.png, ...) have 16-bit values that do not exceed 4095")
-    assert told[2] == "1 picture (d.tif) has several pictures in one file, of which only the first is read" and len(told) == 3
+    several = "3 pictures (d.tif, ...) have several pictures in one file, of which only the first is read"
+    assert told[2] == several and len(told) == 3
+    for name in ("f.gif", "g.png", "h.webp"):
+        assert remarks.of_picture((tmp_path / name).read_bytes()) == [remarks.PAGES]
+        assert remarks.of_picture((tmp_path / f"one {name}").read_bytes()) == []
+    assert remarks.of_picture((tmp_path / "f.gif").read_bytes()[:20]) == []
     assert cv2.imread(str(tmp_path / "out" / "a.png"), cv2.IMREAD_UNCHANGED).shape == (9, 8)
+
+
+@pytest.mark.parametrize("name", ["photo" * 47 + ".png", "\u6f22" * 82 + ".png"])  # 239 and 250 bytes
+def test_a_result_that_cannot_be_named_costs_only_its_picture(name, tmp_path, small):
+    write(tmp_path / "in", "a.png", name)
+    inputs, out, calls = find_inputs([str(tmp_path / "in")]), tmp_path / "out", []
+    assert predict_files(small, inputs, out, ("png",)) == []
+    faults = predict_files(small, inputs, out, ("png", "overlay"), progress=lambda *call: calls.append(call))
+    longest = len(os.fsencode(name)) + len("_overlay")
+    refused = f"{tmp_path / 'in' / name}: the name of its result would have {longest} bytes; file systems accept at most 255"
+    assert [fault.partition(": rename it")[0] for fault in faults] == ([refused] if longest > 255 else [])
+    assert (out / "a_overlay.png").exists() and (out / name).exists() and calls[-1] == (2, 2)
+    assert predict_files(small, inputs, out, ("rle",)) == []
+
+
+@pytest.mark.parametrize("pattern", ["absent/**/*.png", "absent/*.png", "in/**/*.gif", "in/a.png/**/x.png"])
+def test_a_glob_that_matches_nothing_is_one_line(pattern, tmp_path):
+    write(tmp_path / "in", "a.png")
+    with pytest.raises(DataError) as error:
+        find_inputs([str(tmp_path / pattern)])
+    assert "\n" not in str(error.value)
+
+
+def test_an_empty_input_is_not_the_current_folder(tmp_path, monkeypatch):
+    write(tmp_path, "a.png")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"^an input is empty; expected a picture"):
+        find_inputs([""])
+
+
+def test_results_may_not_go_to_a_link_to_itself(tmp_path):
+    write(tmp_path, "a.png")
+    (tmp_path / "loop").symlink_to("loop")
+    (one,) = find_inputs([str(tmp_path)], exclude=tmp_path / "loop")
+    with pytest.raises(DataError, match="cannot be written"):
+        predict_files(Predictor(PerPixel().eval(), few(5), CPU), [one], tmp_path / "loop", ("png",))
+
+
+@pytest.mark.parametrize("out", [".", "in", "in/deep"])
+def test_pictures_are_not_left_out_in_silence_because_the_results_go_to_their_folder(out, tmp_path, monkeypatch):
+    write(tmp_path / "in" / "deep", "a.png")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="holds all pictures and videos; results go there, so choose another --out"):
+        find_inputs(["in"], exclude=Path(out))
+
+
+FOREIGN = {
+    b"\0\0\0\x18ftypheic" + bytes(50): "a HEIC",
+    b"\0\0\0\x18ftypavif" + bytes(50): "an AVIF",
+    b"\n<!DOCTYPE html><title>404</title>": "a web page or an XML file",
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:00": "a pointer of Git LFS",
+    bytes(600): "a file that begins with zeros",
+}
+
+
+@pytest.mark.parametrize("content", FOREIGN)
+def test_files_that_are_no_pictures_are_named(content, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(ValueError, match=f"it is {FOREIGN[content]}.*; expected one of JPEG, PNG, BMP"):
+        read_picture(tmp_path / "a.jpg")
+    with pytest.raises(ValueError, match=f"it is {FOREIGN[content]}.*; expected a JPEG or PNG"):
+        image_size(content)
+    with pytest.raises(ValueError, match=f"it is {FOREIGN[content]}.*; expected a PNG"):
+        open_labels(content)

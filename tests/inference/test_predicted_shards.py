@@ -108,6 +108,20 @@ def test_a_data_set_of_labels_is_never_overwritten(predictor, dataset, sample_da
     assert (tmp_path / "data" / "dataset.json").read_bytes() == (sample_dataset / "dataset.json").read_bytes()
 
 
+def test_predictions_for_another_split_and_unfinished_builds_are_never_replaced(written, predictor, dataset, tmp_path):
+    shutil.copytree(written, tmp_path / "out")
+    with pytest.raises(DataError, match="holds predictions for the split train, which would be lost; choose another --out"):
+        predict_split(predictor, dataset, "val", tmp_path / "out")
+    (tmp_path / "built" / ".build").mkdir(parents=True)
+    with pytest.raises(DataError, match="holds an unfinished build, whose shards would be lost; choose another --out"):
+        predict_split(predictor, dataset, "val", tmp_path / "built")
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(DataError):
+            predict_split(predictor, dataset, "val", out)
+    assert (tmp_path / "out" / "dataset.json").read_bytes() == (written / "dataset.json").read_bytes()
+
+
 def test_another_vocabulary_is_refused(predictor, dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "vocabulary", Vocabulary(dataset.vocabulary.classes[:-1]))
     with pytest.raises(DataError, match="has another vocabulary than the model was trained with"):
