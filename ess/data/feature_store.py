@@ -92,7 +92,8 @@ class FeatureStore:
                 self._places |= self._located(path)
             else:
                 log.warning("%s: is damaged; its features are computed again", path)
-                path.unlink(missing_ok=True)
+                with suppress(OSError):  # the folder may belong to another user
+                    path.unlink()
 
     def add(self, key: bytes, features: list[np.ndarray]) -> None:
         """Add the features of a picture; they are on disk after :meth:`flush`, which is called every 64 MiB."""

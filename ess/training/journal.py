@@ -1,8 +1,10 @@
 """The reports of a training: lines in the log; curves, sample predictions and class embeddings for trackers."""
 
 import logging
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -54,7 +56,10 @@ class _Pace:
 
 
 class Journal:
-    """Reports the progress of a run of ``steps`` steps, from the main process only. Leaving it closes the trackers."""
+    """Reports the progress of a run of ``steps`` steps, from the main process only. Leaving it closes the trackers.
+
+    Curves that cannot be written, because the disk is full for example, end with a warning; the training continues.
+    """
 
     def __init__(self, team: Accelerator, folder: Path, config: Config, start: int, steps: int):
         self._team = team
@@ -62,24 +67,29 @@ class Journal:
         self._steps = steps
         self._pace = _Pace()
         self._damaged: set[str] = set()
+        self._lost_curves = False
         # TensorBoard drops the points at the purge step and later ones: those of step ``start`` stay.
         try:
             team.init_trackers("ess", init_kwargs={"tensorboard": {"purge_step": start + 1}, "wandb": {"name": folder.name}})
+            for tracker in team.trackers:
+                if tracker.name == "tensorboard" and team.is_main_process:
+                    tracker.writer.add_text("settings", "    " + config.to_toml().replace("\n", "\n    "), start)
+                else:
+                    tracker.store_init_configuration({k: v for k, v in config.to_json().items() if v is not None})
         except OSError as error:
             raise Unwritable(f"{folder}: the curves of --track {config.track} cannot be written: {reason(error)}") from None
-        for tracker in team.trackers:
-            if tracker.name == "tensorboard" and team.is_main_process:
-                tracker.writer.add_text("settings", "    " + config.to_toml().replace("\n", "\n    "), start)
-            else:
-                tracker.store_init_configuration({k: v for k, v in config.to_json().items() if v is not None})
+        self._report_thread = threading.excepthook
 
     def __enter__(self) -> "Journal":
+        threading.excepthook = self._on_failed_thread
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._damaged:
             self._say("%s", describe_skipped(len(self._damaged)))
-        self._team.end_training()
+        with self._curves():
+            self._team.end_training()
+        threading.excepthook = self._report_thread
 
     def gather_damaged(self, skipped: Sequence[DamagedImage]) -> list[DamagedImage]:
         """The damaged images that all processes skipped, each reported once; every process must call this with its own."""
@@ -100,7 +110,7 @@ class Journal:
         learnt = "" if temperature is None else f"  T {temperature:.2f}"
         self._say("step %d/%d  loss %.4f  lr %.3g%s  %.1f images/s  ETA %s", done, self._steps, loss, lr, learnt, speed, eta)
         points = {"train/loss": loss, "train/lr": lr, "train/images_per_second": speed}
-        self._team.log(points if temperature is None else points | {"train/temperature": temperature}, step=done)
+        self._plot(points if temperature is None else points | {"train/temperature": temperature}, done)
 
     def evaluation(self, done: int, scores: dict) -> None:
         """Report the scores of an evaluation; its time is not counted as training."""
@@ -108,7 +118,7 @@ class Journal:
         self._say("step %d/%d  mIoU %s  pixel accuracy %s", done, self._steps, *shown)
         points = {f"val/{name}": scores[name] for name in ("miou", "pixel_accuracy", "mean_accuracy", "fw_iou")}
         points |= {f"val/miou_{group}": value for group, value in scores["groups"].items()}
-        self._team.log({name: value for name, value in points.items() if value is not None}, step=done)
+        self._plot({name: value for name, value in points.items() if value is not None}, done)
         self._pace.pause()
 
     def pictures(self, done: int, predictor: Predictor, dataset: Dataset, split: str = "val") -> None:
@@ -131,7 +141,8 @@ class Journal:
                 continue
             masks = (sample.mask, predictor(image))
             shown = [overlay(*enlarge(image, mask), predictor.vocabulary) for mask in masks]
-            board.add_image(f"val/{sample.image_id}", np.hstack(shown), done, dataformats="HWC")
+            with self._curves():
+                board.add_image(f"val/{sample.image_id}", np.hstack(shown), done, dataformats="HWC")
         self._pace.pause()
 
     def classes(self, done: int, predictor: Predictor) -> None:
@@ -142,7 +153,8 @@ class Journal:
         names = [(c.name, c.kind, c.group or "") for c in predictor.vocabulary]
         with torch.no_grad():
             vectors = predictor.model.classes().float().cpu()
-        board.add_embedding(vectors, names, tag="classes", global_step=done, metadata_header=["name", "kind", "group"])
+        with self._curves():
+            board.add_embedding(vectors, names, tag="classes", global_step=done, metadata_header=["name", "kind", "group"])
 
     def _note(self, damaged: Sequence[DamagedImage]) -> None:
         for line in map(str, damaged):
@@ -154,8 +166,29 @@ class Journal:
         if self._team.is_main_process:
             log.info(message, *values)
 
+    def _plot(self, points: dict[str, float], done: int) -> None:
+        """Add points to the curves."""
+        if not self._lost_curves:
+            with self._curves():
+                self._team.log(points, step=done)
+
+    @contextmanager
+    def _curves(self) -> Iterator[None]:
+        """Inside this context, a tracker that cannot write ends the curves, with one warning."""
+        try:
+            yield
+        except OSError as error:
+            if not self._lost_curves:
+                log.warning("the curves end here: %s; the training continues without them", reason(error))
+            self._lost_curves = True
+
+    def _on_failed_thread(self, failure: Any) -> None:
+        """Report the failure of a thread, except that of the one that writes for TensorBoard, which :meth:`_curves` reports."""
+        if not (isinstance(failure.exc_value, OSError) and type(failure.thread).__name__ == "_AsyncWriterThread"):
+            self._report_thread(failure)
+
     def _board(self) -> Any:
         """TensorBoard's writer, or None."""
-        if not self._team.is_main_process:
+        if not self._team.is_main_process or self._lost_curves:
             return None
         return next((tracker.writer for tracker in self._team.trackers if tracker.name == "tensorboard"), None)

@@ -1,6 +1,7 @@
 """Training: the files of a run, its steps compared with a plain loop, presets, and refusals."""
 
 import copy
+import errno
 import json
 import os
 
@@ -262,6 +263,23 @@ def test_a_tracker_that_cannot_write_is_one_line(dataset, tmp_path):
     (tmp_path / "run" / "tensorboard").write_text("a file")
     with pytest.raises(DataError, match=r"run: the curves of --track tensorboard cannot be written: .+$"):
         train(dataset, tmp_path / "run", config(steps=1))
+
+
+def test_curves_that_can_no_longer_be_written_cost_no_step(dataset, tmp_path, monkeypatch, caplog, capfd):
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    def refuse(writer, data, write=RecordWriter.write):
+        if b"train/loss" in data:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(writer, data)
+
+    monkeypatch.setattr(RecordWriter, "write", refuse)
+    with caplog.at_level("INFO", "ess"):
+        run = train(dataset, tmp_path / "run", config(steps=2, log_every=1, eval_every=1, eval_limit=1))
+    assert [path.name for path in run.checkpoints()][-1] == "step-00000002"
+    said = [record.getMessage() for record in caplog.records if "curves" in record.getMessage()]
+    assert said == ["the curves end here: No space left on device; the training continues without them"]
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def broken(content, expected=None):
