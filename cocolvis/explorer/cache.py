@@ -36,8 +36,16 @@ def cache_folder() -> Path:
     if given := os.environ.get("COCOLVIS_CACHE"):
         return Path(given)
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "cocolvis"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cocolvis"
+        return _home() / "Library" / "Caches" / "cocolvis"
+    return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache") / "cocolvis"
+
+
+def _home() -> Path:
+    """The user's home; a place where nothing can be written if the user has none, as in some containers."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path(os.devnull)
 
 
 def key_of(*parts: str | bytes) -> str:

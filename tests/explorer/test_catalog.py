@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from predictions import shifted, write_predictions
 
 from cocolvis.errors import DataError
 from cocolvis.explorer import queries
-from cocolvis.explorer.cache import Tables, Thumbnails, write_tables
+from cocolvis.explorer.cache import Tables, Thumbnails, cache_folder, write_tables
 from cocolvis.explorer.scores import compare, iou
 from cocolvis.explorer.workspace import Workspace
 from cocolvis.masks.runlength import Runs
@@ -241,3 +242,14 @@ def test_a_read_only_data_set_stays_as_it_is(sample_dataset):
     Workspace(sample_dataset).prepare()
     assert {path: path.stat().st_mtime_ns for path in sample_dataset.rglob("*")} == before
     assert Dataset.open(sample_dataset).splits
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch):
+    def unknown():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", unknown)
+    for name in ("COCOLVIS_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    write_tables(cache_folder() / "a.tables", {"number": 1}, {})
+    assert Tables.open(cache_folder() / "a.tables") is None

@@ -253,6 +253,7 @@ def test_nothing_else_can_be_requested(app, path):
         ({"origin": "http://127.0.0.1:8765"}, 200),
         ({"origin": "http://127.0.0.1:9999"}, 403),
         ({"origin": "null"}, 403),
+        ({"origin": "http://[::1"}, 403),
         ({"origin": "https://evil.example"}, 403),
         ({"sec_fetch_site": "same-origin", "sec_fetch_dest": "image"}, 200),
         ({"sec_fetch_site": "cross-site", "sec_fetch_mode": "no-cors", "sec_fetch_dest": "image"}, 403),

@@ -1,6 +1,7 @@
 """The web application: which address shows which view, as a page and as JSON."""
 
 import hashlib
+import json
 import re
 import socket
 from collections.abc import Callable
@@ -36,7 +37,9 @@ def application(workspace: Workspace, host: str = "127.0.0.1") -> App:
 
 
 def listen(host: str, port: int | None) -> socket.socket:
-    """A socket at ``port``, or at the first free one from 8765 on; raises DataError if there is none."""
+    """A socket at ``port``, or at the first free one from 8765 on; raises DataError if there is none, or no such ``host``."""
+    if not host:  # the system would take it for every address of this machine
+        raise DataError("the host is empty; expected an address such as 127.0.0.1, or 0.0.0.0 to listen at all")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     reason: OSError | None = None
     for candidate in [port] if port is not None else [*range(8765, 8785), 0]:
@@ -46,10 +49,14 @@ def listen(host: str, port: int | None) -> socket.socket:
             listening.bind((host, candidate))
             listening.listen(128)  # requests wait for the server instead of being refused
             return listening
+        except UnicodeError:
+            listening.close()
+            raise DataError(f"cannot listen at {host}: it is not the name of a host") from None
         except OSError as error:
             listening.close()
             reason = error
-    raise DataError(f"cannot listen at {host}, port {port}: {reason.strerror if reason else 'no port is free'}; choose another")
+    where = host if port is None else f"{host}, port {port}"
+    raise DataError(f"cannot listen at {where}: {reason.strerror if reason else 'no port is free'}; choose another")
 
 
 def serve(workspace: Workspace, listening: socket.socket, host: str) -> None:
@@ -114,7 +121,7 @@ class _Site:
 
     def _render(self, name: str, query: Query, status: int = 200, **values: Any) -> Response:
         content = self._templates.get_template(f"{name}.html").render(query=query, link=query.link, **values)
-        return HTMLResponse(content, status, {"cache-control": "no-store"})
+        return HTMLResponse(content.encode("utf-8", "backslashreplace"), status, {"cache-control": "no-store"})
 
     def _guarded(self, query: Query, name: str, make: Callable[[], Response]) -> Response:
         """What ``make`` returns, or a page that says why there is nothing to show."""
@@ -282,7 +289,11 @@ def _as_json(view: Callable[[], View]) -> Response:
 
 
 def _json_response(status: int, content: Any) -> Response:
-    return Response(msgspec.json.encode(content), status, {"cache-control": "no-store"}, "application/json")
+    try:
+        encoded = msgspec.json.encode(content)
+    except UnicodeEncodeError:  # the name of a folder is not UTF-8
+        encoded = json.dumps(content).encode()
+    return Response(encoded, status, {"cache-control": "no-store"}, "application/json")
 
 
 def _plainly(make: Callable[[], Response]) -> Response:

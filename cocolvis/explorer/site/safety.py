@@ -61,7 +61,7 @@ class Safety:
         host = headers.get("host", "")
         if not self._is_own(host):
             return 403, "the host of this address is not this machine"
-        if "origin" in headers and urlsplit(headers["origin"]).netloc.lower() != host.lower():
+        if "origin" in headers and _host_of(headers["origin"]) != host.lower():
             return 403, "requests of other sites are refused"
         foreign = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
         if foreign and (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) != ("navigate", "document"):
@@ -82,6 +82,14 @@ class Safety:
 
 def _decoded(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
+
+
+def _host_of(origin: str) -> str | None:
+    """Host and port of an origin, in lower case; None if it is not an address."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 async def _refuse(send: Send, status: int, reason: str) -> None:
