@@ -132,7 +132,11 @@ def _table(path: Path) -> Iterator[_Entry]:
         rows = csv.DictReader(StringIO(text, newline=""), delimiter=separator)
         if "name" not in (rows.fieldnames or ()):
             raise DataError(f"{path}: has columns {rows.fieldnames}; expected a column 'name', and 'kind' if kinds are known")
-        yield from map(_Entry.of, rows)
+        for row in rows:
+            if any(row.get(None) or ()):  # what a row has beyond the columns
+                more = f"line {rows.line_num} has more fields than the header, {len(rows.fieldnames or ())}"
+                raise DataError(f"{path}: {more}; put a name that contains {separator!r} in quotes")
+            yield _Entry.of(row)
     except csv.Error as error:
         raise DataError(f"{path}: cannot be read as CSV: {error}") from None
 

@@ -1,5 +1,6 @@
 """Finds the files of COCO and LVIS in the official layout and its usual variants, unpacked or in zips."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -31,7 +32,8 @@ class Pictures:
         self.place = place
         self._members: dict[str, Place] | None = None
         if is_zip(place):
-            self._members = {name.rpartition("/")[2]: member for name, member in members(place).items()}
+            found = sorted(members(place).items(), key=lambda member: _is_in(folder, member[0]))  # the last one wins
+            self._members = {name.rpartition("/")[2]: member for name, member in found}
             unread = Counter(member.unread for member in self._members.values())
             if "" not in unread and unread:
                 packing = ", ".join(f"{count:,} are {words}" for words, count in unread.most_common())
@@ -49,6 +51,11 @@ class Pictures:
         if self._members is None:
             return Place(str(self.place / name))
         return self._members.get(name, Place(str(self.place / name), folder=str(self.place.parent)))
+
+
+def _is_in(folder: str, name: str) -> bool:
+    """Whether a member of a zip is in a folder of this name, at any depth."""
+    return f"/{name}".rpartition("/")[0].endswith(f"/{folder}")
 
 
 def is_zip(path: Path) -> bool:
@@ -102,7 +109,7 @@ def pictures(roots: Roots, folder: str) -> Pictures:
 
 def _below(roots: Roots, name: str) -> Iterator[Path]:
     """The paths that ``name`` may have: one in each folder, and a zip that was given by its own path; .ZIP counts as .zip."""
-    for root in (Path(root).resolve() for root in ([roots] if isinstance(roots, str | Path) else roots)):
+    for root in (Path(os.path.realpath(root)) for root in ([roots] if isinstance(roots, str | Path) else roots)):
         if is_zip(root):
             yield from [root] if root.name.lower() == PurePosixPath(name).name else []
         else:

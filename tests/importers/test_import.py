@@ -290,6 +290,11 @@ def test_another_folder_than_such_a_data_set_is_reported_in_one_line(make, tmp_p
         ("classes.txt", b"sky\r\nm\xe4hre\r\n", "classes.txt: line 2, byte 2: 0xe4 is not UTF-8; save it as UTF-8"),
         ("classes.csv", "label,kind\n1,thing\n", "expected a column 'name'"),
         ("classes.csv", "name,kind\nsky,air\n", "class 1 has name 'sky', kind 'air'"),
+        (
+            "classes.csv",
+            "name\nsky\ncat, tame\nhill\n",
+            "line 3 has more fields than the header, 1; put a name that contains ','",
+        ),
         ("classes.json", '{"sky": 1}', "expected a list of names"),
         ("classes.json", '["sky", {"kind": "thing"}]', "expected a list of names"),
         ("classes.json", '["sky", {"name": 5}]', "class 2 has name 5"),

@@ -20,6 +20,7 @@ from cocolvis.building.coco_lvis import CocoLvisOptions
 from cocolvis.disk import archives
 from cocolvis.errors import DataError
 from cocolvis.sources.inputs import Sources
+from cocolvis.sources.locations import Pictures
 from cocolvis.storage.dataset import Dataset
 from cocolvis.vocabulary import coco_lvis
 
@@ -319,6 +320,16 @@ def test_zips_with_backslashes_from_windows_are_read(sample, tmp_path):
     assert contents(tmp_path / "data") == contents(sample.data)
 
 
+def test_of_two_pictures_with_the_same_name_the_one_in_the_folder_is_used(tree):
+    archive = zipped(tree)
+    own = {name: place.read() for name, place in archives.members(archive).items()}
+    others = {name.replace("train2017/", f"{folder}/"): b"other" for name in own for folder in ("masks", "train2017/small")}
+    zips.write_zip(archive, others | own)
+    assert Pictures("train2017", archive).find(third().rpartition("/")[2]).read() == own[third()]
+    zips.write_zip(archive, own | others)
+    assert Pictures("train2017", archive).find(third().rpartition("/")[2]).read() == own[third()]
+
+
 def truncated(path):
     path.write_bytes(path.read_bytes()[:-40])
 
@@ -394,6 +405,26 @@ def test_folders_with_names_that_are_not_utf8_are_read_by_workers(sample, tmp_pa
     shutil.copytree(sample.lvis, odd / "lvis")
     build(sources(odd / "coco", odd / "lvis"), tmp_path / "data", CocoLvisOptions(shard_size=15), workers=2)
     assert contents(tmp_path / "data") == contents(sample.data)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_pictures_that_stay_in_a_folder_whose_name_is_not_utf8_are_found_again(tree):
+    five_images(tree).write()
+    odd = tree.root / os.fsdecode(b"donn\xe9es")
+    tree.coco.rename(odd)
+    for mode in ((), ("--resume",), ("--overwrite",)):
+        build_it = ("build", "--coco", odd, "--lvis", tree.lvis, "--out", tree.root / "data", "--images", "path", *mode)
+        line(*build_it, "--workers", 1, code=0)
+    data = Dataset.open(tree.root / "data")
+    assert data.image_root == odd and data.find(3).image().shape == (8, 8, 3)
+    assert r"donn\udce9es" in (tree.root / "data" / "dataset.json").read_text()
+
+
+def test_a_folder_that_is_a_link_to_itself_is_one_line(tree):
+    five_images(tree).write()
+    (tree.root / "loop").symlink_to("loop")
+    for coco, lvis in ((tree.root / "loop", tree.lvis), (tree.coco, tree.root / "loop")):
+        assert "looked for" in line("build", "--coco", coco, "--lvis", lvis, "--out", tree.root / "data")
 
 
 @pytest.mark.parametrize("option", ["--coco", "--lvis"])
