@@ -10,17 +10,31 @@ import click
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 """The type of click's decorators, which add a parameter to the function of a command."""
 
+
+class _GivenPath(click.Path):
+    """A path; an empty one, which would mean the current folder, is wrong usage."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse an empty text; otherwise as click does."""
+        if value == "":
+            self.fail("the path is empty; expected a file or folder, such as . for the current one", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = _GivenPath(path_type=Path)
+"""The type of all paths on the command lines; commands receive a Path."""
+
 json_option: Decorator = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 
 
 def path_argument(name: str) -> Decorator:
     """A required positional path; commands receive a Path."""
-    return click.argument(name, type=click.Path(path_type=Path), metavar=name.upper())
+    return click.argument(name, type=PATH, metavar=name.upper())
 
 
 def path_option(*names: str, **settings: Any) -> Decorator:
     """An option that takes a path; commands receive a Path."""
-    return click.option(*names, type=click.Path(path_type=Path), **settings)
+    return click.option(*names, type=PATH, **settings)
 
 
 image_root_option = path_option("--image-root", help="Folder of the pictures, for a data set built with --images path.")

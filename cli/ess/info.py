@@ -46,4 +46,5 @@ def info(run: Path, as_json: bool) -> None:
 
 
 def _miou(scores: dict[str, Any] | None) -> str:
-    return "" if scores is None or scores["miou"] is None else f"{scores['miou']:.4f}"
+    miou = (scores or {}).get("miou")
+    return "" if miou is None else f"{miou:.4f}"

@@ -25,6 +25,10 @@ IMAGES = ("embed", "path", "none")
 """What a shard stores of a picture: its bytes and path; only its path; or only its path, without the build opening it."""
 
 
+_MOST = 2**53
+"""The largest number of images that dataset.json can record."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardOptions:
     """Everything besides the input that decides what the shards contain.
@@ -46,8 +50,9 @@ class ShardOptions:
     def __post_init__(self):
         if self.images not in IMAGES:
             raise DataError(f"images is {self.images!r}; expected one of {IMAGES}")
-        if (self.shard_size is not None and self.shard_size < 1) or (self.limit is not None and self.limit < 0):
-            raise DataError(f"shard size {self.shard_size} and limit {self.limit}: expected 1 or more, and 0 or more")
+        for name, value, least in (("shard size", self.shard_size, 1), ("limit", self.limit, 0)):
+            if value is not None and not least <= value <= _MOST:
+                raise DataError(f"{name} is {value}; expected {least} to {_MOST}")
         if self.decode and self.images == "none":
             raise DataError("--decode reads the pictures, but --images none ignores them; choose --images path or embed")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from cocolvis.disk.archives import members
-from cocolvis.disk.files import read_json, reason, sha256, sync_folder, write_json
+from cocolvis.disk.files import is_absent, read_json, reason, regular_file, sha256, sync_folder, write_json
 from cocolvis.downloads import zip_directory
 from cocolvis.downloads.transfer import WEB, PartialFile, RetryPolicy, fetch
 from cocolvis.errors import DataError
@@ -79,11 +79,11 @@ class Job:
         self.archive, self.record = archive, record
         most = archive.size if archive.exact else 2 * archive.size + _TOLERANCE
         self.part = PartialFile(url, out / archive.file, published, most, f"`{shlex.join(words)}`")
-        self.there = self.part.target.exists()
+        self.there = os.path.exists(self.part.target)
         version, self.have = self.part.resumable()
         self.size = (version and version.bytes) or archive.size
         if self.there:
-            self.have = self.size = self.part.target.stat().st_size
+            self.have = self.size = regular_file(self.part.target).st_size
         expected = record.bytes if record else published
         if self.there and expected not in (None, self.have):
             wanted = f"{RECORD} records" if record else "the published file has"
@@ -124,7 +124,7 @@ def plan(out: Path, names: Sequence[str] = (), mirror: str | None = None) -> lis
 def free_bytes(out: Path) -> int:
     """The free bytes on the disk of ``out``, which need not exist yet."""
     out = out.absolute()
-    return shutil.disk_usage(next(folder for folder in (out, *out.parents) if folder.exists())).free
+    return shutil.disk_usage(next(folder for folder in (out, *out.parents) if os.path.exists(folder))).free
 
 
 def check_disk(out: Path, jobs: Sequence[Job]) -> None:
@@ -217,7 +217,7 @@ def _take_name(part: PartialFile) -> None:
 def _records(out: Path) -> dict[str, Record]:
     """The records of earlier downloads into a folder, by name."""
     path = out / RECORD
-    if not path.exists():
+    if is_absent(path):
         return {}
     try:
         return {record.name: record for record in msgspec.convert(read_json(path), _Records).files}

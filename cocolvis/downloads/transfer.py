@@ -89,7 +89,7 @@ class PartialFile:
     @property
     def have(self) -> int:
         """The number of bytes received, of any version."""
-        return self.path.stat().st_size if self.path.exists() else 0
+        return self.path.stat().st_size if os.path.exists(self.path) else 0
 
     def resumable(self) -> tuple[Version | None, int]:
         """The recorded version, or None if it has another address, and the number of bytes to continue from.
@@ -125,7 +125,7 @@ class PartialFile:
         self.path.unlink(missing_ok=True)
         self.version_path.unlink(missing_ok=True)
         path, version_path = self._aside
-        there = path.exists() and version_path.exists()
+        there = os.path.exists(path) and os.path.exists(version_path)
         if there:
             os.replace(version_path, self.version_path)
             os.replace(path, self.path)

@@ -4,6 +4,9 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
+from cocolvis.disk.files import reason
+from cocolvis.errors import DataError
+
 _END, _END64, _LOCATOR64, _MEMBER = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07", b"PK\x01\x02"
 _END_RECORD = struct.Struct("<4s4x2xHLLH")
 """Signature, number of members, size and offset of the directory, size of the comment."""
@@ -25,17 +28,18 @@ def fault(path: Path) -> str | None:
     """The fault of the central directory of a zip, or None if it has none. The members themselves are not read.
 
     The directory must be at the end of the file and list as many members as it declares, each within the bytes before the
-    directory. Raises OSError if the file cannot be read.
+    directory. Raises DataError if the file cannot be read.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        try:
-            members, start, end = _directory(file, size)
+    try:
+        with path.open("rb") as file:
+            members, start, end = _directory(file, path.stat().st_size)
             _check_members(file, members, start, end)
-        except ValueError as error:
-            return str(error)
-        except struct.error:
-            return "its central directory is cut short"
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {reason(error)}") from None
+    except ValueError as error:
+        return str(error)
+    except struct.error:
+        return "its central directory is cut short"
     return None
 
 

@@ -1,5 +1,6 @@
 """The folder that a generated sample is written to: it gets everything at once, or nothing."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ def filled(out: Path, seed: int) -> Iterator[Path]:
     Raises DataError if ``out`` is neither new nor empty or cannot be written, or if ``seed`` is negative.
     """
     out = Path(out)
-    partial, existed = out / _PARTIAL, out.is_dir()
+    partial, existed = out / _PARTIAL, os.path.isdir(out)
     if seed < 0:
         raise DataError(f"sample: seed is {seed}, expected 0 or more")
     try:
@@ -33,5 +34,5 @@ def filled(out: Path, seed: int) -> Iterator[Path]:
         raise DataError(f"{out}: cannot write the sample: {reason(error)}; choose a folder that you can write to") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        if not existed and out.is_dir() and not any(out.iterdir()):
+        if not existed and os.path.isdir(out) and not any(out.iterdir()):
             out.rmdir()

@@ -14,6 +14,9 @@ from cocolvis.sample.tree import MAX_IMAGE_ID, Drawing, Scene, write_tree
 from cocolvis.vocabulary import ClassInfo, coco_lvis
 
 ODDITIES = {"train": ("", "no stuff", "gray", "unlisted", "no things", "no stuff"), "val": ("", "no stuff")}
+_LARGEST = 8192
+"""The largest size, for which width times height is below the 2^27 pixels that pictures may have."""
+
 TURNS = ("stuff", "frequent", "common", "stuff", "frequent", "rare")
 
 
@@ -46,8 +49,8 @@ def _check(images: int, classes: int, size: int) -> None:
         raise DataError(f"sample: images is {images}, expected 8..{MAX_IMAGE_ID}")
     if not 20 <= classes <= total:
         raise DataError(f"sample: classes is {classes}, expected 20..{total}")
-    if size < 32:
-        raise DataError(f"sample: size is {size} pixels, expected 32 or more")
+    if not 32 <= size <= _LARGEST:
+        raise DataError(f"sample: size is {size} pixels, expected 32..{_LARGEST}")
 
 
 def _used_classes(count: int) -> list[ClassInfo]:

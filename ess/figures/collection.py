@@ -76,13 +76,13 @@ def collect(
     Raises DataError if the run or the data set cannot be read, if they have different classes, or if a file cannot be written.
     """
     options = options or Options()
+    if unknown := [name for name in options.only if name not in MAKERS]:
+        raise DataError(f"there is no figure {unknown[0]!r}; expected {', '.join(MAKERS)}")
     analysis = Analysis(run, dataset, options, step, progress)
     if dataset is not None:
         image_indices(dataset, options.split)
     figures, reasons = list[Figure](), dict[str, list[str]]()
     for name in options.only or MAKERS:
-        if name not in MAKERS:
-            raise DataError(f"there is no figure {name!r}; expected {', '.join(MAKERS)}")
         step(f"drawing {name}")
         try:
             figures.append(MAKERS[name](analysis, out))

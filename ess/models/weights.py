@@ -1,5 +1,6 @@
 """Loads pretrained weights of encoders from the hub, its cache or a file, without unpickling."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,10 @@ def encoder_weights(encoder: str, weights: str | Path) -> dict[str, torch.Tensor
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     import safetensors.torch
 
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"{path}: no such weights file; expected 'imagenet', or a .safetensors or torch file of a timm encoder")
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             return safetensors.torch.load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state)

@@ -189,6 +189,8 @@ def die(task, shard, lease):
         (lambda: Part(0, 2), "part 0 of 2: expected parts 1 to N of N"),
         (lambda: Part(3, 2), "part 3 of 2: expected parts 1 to N of N"),
         (lambda: Build(workers=0), "workers is 0; expected 1 or more, or the address of a scheduler"),
+        (lambda: CocoLvisOptions(limit=10**20), f"limit is {10**20}; expected 0 to {2**53}"),
+        (lambda: CocoLvisOptions(shard_size=0), f"shard size is 0; expected 1 to {2**53}"),
     ],
 )
 def test_impossible_values_are_refused(make, reason):

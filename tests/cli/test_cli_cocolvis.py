@@ -201,6 +201,12 @@ def test_images_none_needs_no_pictures_and_small_on_top_is_recorded(tree):
         (("show", "absent", "one", "--out", "x"), 2, "'one' is not a valid int"),
         (("images", "absent", "--any"), 2, "--any needs --class"),
         (("statistics",), 2, "No such command"),
+        (("join", "x" * 300), 1, "holds no shards of"),
+        (("sample", "--out", "x" * 300), 1, "cannot write the sample: File name too long"),
+        (("info", ""), 2, "the path is empty; expected a file or folder, such as . for the current one"),
+        (("build", "--coco", "", "--lvis", "y", "--out", "z"), 2, "the path is empty"),
+        (("build", "--coco", "x", "--lvis", "y", "--out", "z", "--shard", "1/" + "9" * 5000), 2, "is not a part I/N"),
+        (("sample", "--out", "z", "--size", "1000000000"), 1, "size is 1000000000 pixels, expected 32..8192"),
     ],
 )
 def test_errors_are_one_line_on_stderr_with_an_exit_code(arguments, code, message, tmp_path, monkeypatch):

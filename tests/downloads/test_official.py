@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from cli.cocolvis import main
 from cocolvis.downloads import official
 from cocolvis.downloads.official import ARCHIVES, Archive, Record, download, plan
+from cocolvis.errors import DataError
 
 
 def test_the_official_files():
@@ -48,6 +49,20 @@ def test_all_archives_are_fetched_once_and_recorded(site, tmp_path):
     lines = []
     assert download(out, mirror=site.url, announce=lines.append) == records
     assert len(site.asked) == 5 and lines == []  # nothing is hashed again either
+
+
+def test_an_impossible_folder_is_one_line(site, tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / ("x" * 300), tmp_path / "file", tmp_path / "file" / "below"):
+        assert [job.have for job in plan(out)] == [0] * 5 and official.free_bytes(out) > 0
+        with pytest.raises(DataError, match="cannot be written"):
+            download(out, ["val2017"], site.url, policy=QUICK)
+
+
+def test_a_folder_in_the_place_of_an_archive_is_one_line(site, tmp_path):
+    (tmp_path / "coco" / "stuff_trainval2017.zip").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"stuff_trainval2017\.zip: is a folder, a pipe or a device; expected a file"):
+        plan(tmp_path)
 
 
 def test_only_named_archives_are_fetched_and_added_to_the_record(site, stuff, tmp_path):

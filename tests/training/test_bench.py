@@ -179,3 +179,9 @@ def test_the_table_also_shows_what_cannot_be_measured(monkeypatch):
     result = CliRunner().invoke(main, ["bench", "--classes", "150", "--only", "train", "--repeats", "2", "--device", "cpu"])
     assert result.exit_code == 0, result.output
     assert "needs 1.10 TB" in result.stdout and "out of memory" in result.stdout and "1.59" in result.stdout
+
+
+@pytest.mark.parametrize("given", [("--seconds", "nan"), ("--seconds", "inf"), ("--seconds", "-1"), ("--budget", "nan")])
+def test_impossible_durations_are_wrong_usage(given):
+    result = CliRunner().invoke(main, ["bench", "--classes", "2", *given])
+    assert result.exit_code == 2 and f"Invalid value for '{given[0]}'" in result.stderr

@@ -23,7 +23,7 @@ class _Part(click.ParamType):
         """Parse the text; anything other than I/N with 1 <= I <= N is wrong usage."""
         if isinstance(value, tuple):
             return value
-        part = re.fullmatch(r"(\d+)/(\d+)", value)
+        part = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", value)
         if not part or not 1 <= int(part[1]) <= int(part[2]):
             self.fail(f"{value!r} is not a part I/N with 1 <= I <= N", param, ctx)
         return int(part[1]), int(part[2])

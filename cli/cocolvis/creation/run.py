@@ -1,5 +1,6 @@
 """Runs a build for ``cocolvis build`` and ``cocolvis import``, and prints what they report."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
 def what_is_kept(given: dict[str, Any]) -> str:
     """The message after Ctrl-C: what --out contains, and how to continue."""
     out = given["out"]
-    if (out / "dataset.json").exists():
+    if os.path.exists(out / "dataset.json"):
         return f"the data set in {out} is unchanged"
-    if not (out / ".build").exists():
+    if not os.path.exists(out / ".build"):
         return f"nothing was written to {out} yet"
     same = "the same command" if given["part"] else "--resume instead of --overwrite" if given["overwrite"] else "--resume"
     return f"finished shards are kept: continue with {same}"

@@ -7,7 +7,7 @@ import click
 
 from cli.commands import command
 from cli.display import print_json, progress, say
-from cli.options import image_root_option, json_option, path_option, source_options
+from cli.options import PATH, image_root_option, json_option, path_option, source_options
 from cli.run_options import checkpoint_option, device_option, run_argument
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ _KEPT = "figures that were written are kept; the same command writes all of them
 
 @command(interrupted=_KEPT)
 @run_argument
-@click.argument("data", type=click.Path(path_type=Path), required=False)
+@click.argument("data", type=PATH, required=False)
 @path_option("--out", required=True, help="Folder of the figures: PNG, SVG and CSV of each, and figures.json.")
 @click.option("--only", multiple=True, metavar="NAME", help="Write only this figure. May be repeated.")
 @path_option("--also", multiple=True, help="Another run, for the curves of mIoU. May be repeated.")

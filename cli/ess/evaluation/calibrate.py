@@ -7,7 +7,7 @@ import click
 
 from cli.commands import command
 from cli.display import print_json, progress, say
-from cli.options import image_root_option, json_option
+from cli.options import PATH, image_root_option, json_option
 from cli.run_options import Numbers, checkpoint_option, device_option, run_argument
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ _KEPT = "the run is unchanged, and the pixels counted so far are kept: run the s
 
 @command(interrupted=_KEPT)
 @run_argument
-@click.argument("data", type=click.Path(path_type=Path), required=False)
+@click.argument("data", type=PATH, required=False)
 @click.option("--taus", type=Numbers(float), help="Values of tau to try: N[,N...].  [default: 0,0.05,...,1.5]")
 @click.option("--limit", type=click.IntRange(min=1), help="At most N images instead of a quarter of the training images.")
 @click.option("--skip-damaged", is_flag=True, help="Leave out damaged images, and report them.")

@@ -10,6 +10,7 @@ from cli.commands import UNCHANGED, command
 from cli.display import print_json, print_table, say
 from cli.ess.evaluation.predicting import predicted, split_options
 from cli.options import image_root_option, json_option, path_argument
+from cocolvis.errors import DataError
 
 if TYPE_CHECKING:
     from cocolvis.vocabulary import Vocabulary
@@ -51,6 +52,8 @@ def compare(
         with predicted(folder, dataset, label, **how) as found:
             counts.append(count_pictures(found.images, len(dataset.vocabulary)))
         skipped = scores_of(counts[-1].total(), dataset, damaged=found.damaged)["skipped"]
+    if counts[0].ids.tolist() != counts[1].ids.tolist():
+        raise DataError(f"{data}: other images were damaged for the second run than for the first; run the command again")
     compared = compare(counts[0], counts[1], dataset.vocabulary, most=top, resamples=resamples)
     if as_json:
         about = {"baseline": str(baseline), "run": str(run), "split": how["split"], "skipped": skipped, "resamples": resamples}

@@ -1,5 +1,6 @@
 """``ess bench``: the time and memory of training steps, predictions and the loader."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,15 @@ _BUDGET = 300.0
 """The seconds after which a GPU starts nothing new; what runs by then takes up to two minutes more."""
 
 
+class _Seconds(click.FloatRange):
+    """A number of seconds in a range; NaN, which click would accept, is wrong usage."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse the text as click does, and refuse NaN."""
+        seconds = super().convert(value, param, ctx)
+        return self.fail(f"{value!r} is not a number of seconds", param, ctx) if math.isnan(seconds) else seconds
+
+
 @command(interrupted="what is printed so far was measured; run the same command to start over")
 @click.option(
     "--classes",
@@ -48,11 +58,13 @@ _BUDGET = 300.0
 @click.option("--compile/--no-compile", default=None, help="As for ess train.  [default: that of ess train]")
 @click.option("--accumulate", type=click.IntRange(1), help="Parts of a step.  [default: 1]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")
-@click.option("--seconds", default=1.0, show_default=True, help="Minimum duration of each measurement.")
+@click.option(
+    "--seconds", default=1.0, show_default=True, type=_Seconds(0, 86_400), help="Minimum duration of each measurement."
+)
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(1), help="Rounds; the result is their median.")
 @click.option(
     "--budget",
-    type=click.FloatRange(0, min_open=True),
+    type=_Seconds(0, min_open=True),
     help=f"Seconds after which nothing new is measured.  [default: {_BUDGET:.0f} on a GPU; no limit on the CPU]",
 )
 @path_option("--data", help="Data set for measuring the loader.  [default: a generated one]")

@@ -12,13 +12,14 @@ from cli.commands import command
 from cli.display import say
 from cli.ess.training.settings import setting_options
 from cli.options import image_root_option, path_argument, path_option
+from cocolvis.disk.files import is_absent
 from cocolvis.text import escaped
 from ess.config import Config, changed, load
 
 
 def what_is_kept(given: dict[str, Any]) -> str:
     """The message after Ctrl-C: what --out contains, and how to continue."""
-    if not (given["out"] / "run.json").exists():
+    if not os.path.exists(given["out"] / "run.json"):
         return "no step was finished yet; run the same command to start over"
     return "the last checkpoint is kept: continue with --resume"
 
@@ -53,7 +54,7 @@ def train(
       ess train ~/cocolvis --out run --preset coco-lvis --batch-size 8
     """
     given = {name: value for name, value in flags.items() if value is not None}
-    started = resume and (out / "run.json").exists()
+    started = resume and not is_absent(out / "run.json")
     config = _resumed(out, given) if started and not (preset or config_file) else load(preset, config_file, given)
     from cocolvis.storage.dataset import Dataset
     from ess.training.loop import train as run
