@@ -120,7 +120,7 @@ class Run:
                 raise TypeError(f"digest is {digest!r}")
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{folder / 'run.json'}: malformed dataset: {error}") from None
-        vocabulary = Vocabulary.from_json(content.get("vocabulary"))
+        vocabulary = Vocabulary.from_json(content.get("vocabulary", {}))
         return cls(folder, config, vocabulary, digest, earlier, content.get("machine"))
 
     def temperature(self, checkpoint: Checkpoint) -> float:
