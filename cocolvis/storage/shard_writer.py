@@ -32,7 +32,8 @@ class ShardWriter:
         self._permit = permit
         self._attributes = dict(attributes)
         self._per_image = {name: bytearray() for name in PER_IMAGE}
-        self._packed = {group: {column: bytearray() for column in columns} for group, columns in PACKED.items()}
+        tables = {group: columns for group, columns in PACKED.items() if group != "image"}
+        self._packed = {group: {column: bytearray() for column in columns} for group, columns in tables.items()}
         self._pictures: list[bytes] = []
         self._offsets = {group: [0] for group in PACKED}
         self._instances = bytearray() if instances else None
@@ -82,10 +83,10 @@ class ShardWriter:
             self.finish()
 
     def finish(self) -> dict[str, Any]:
-        """Write the shard whole or not at all, and return its ``images``, ``bytes`` and ``sha256``.
+        """Write the shard whole or not at all, and return its ``images``, ``bytes`` and ``checksum``.
 
-        Raises DataError if the file cannot be written. HDF5 writes to memory first, because it can crash on a full disk. It only
-        reserves the place of the pictures, which are most of the file, so that they are never copied.
+        Raises DataError if the file cannot be written. HDF5 writes to memory, because it can crash on a full disk, and only
+        reserves the place of the pictures. They are most of the file, and are never copied.
         """
         memory = BytesIO()
         with h5py.File(memory, "w", libver="v110") as file:
@@ -96,8 +97,8 @@ class ShardWriter:
             for name, columns in PACKED.items():
                 group = file.create_group(name)
                 group.create_dataset("offsets", data=np.array(self._offsets[name], np.uint64))
-                for column, dtype in columns.items() if name != "image" else ():
-                    group.create_dataset(column, data=_as_array(self._packed[name].pop(column), dtype))
+                for column, content in self._packed.pop(name, {}).items():
+                    group.create_dataset(column, data=_as_array(content, columns[column]))
             if self._instances is not None:
                 file.create_dataset(INSTANCES, data=_as_array(self._instances, INSTANCES_TYPE))
             file.flush()  # places everything else before the pictures
@@ -105,15 +106,14 @@ class ShardWriter:
         return self._write(memory.getbuffer(), place)
 
     def _write(self, content: memoryview, place: int) -> dict[str, Any]:
-        """Write to disk what HDF5 wrote to memory, with the pictures from byte ``place`` on."""
-        gap, end = bytes(max(0, place - len(content))), place + self._offsets["image"][-1]
-        found, size = hashlib.sha256(), 0
+        """Write to disk what HDF5 wrote to memory, with the pictures from byte ``place`` on; the checksum leaves them out."""
+        size = self._offsets["image"][-1]
+        before, after = bytes(content[:place]).ljust(place, b"\0"), content[place + size :]
         with write_aside(self._path, self._permit) as aside, aside.open("wb") as file:
-            for part in (content[:place], gap, *self._pictures, content[end:]):
-                file.write(part)
-                found.update(part)
-                size += len(part)
-        return {"images": self._images, "bytes": size, "sha256": found.hexdigest()}
+            file.writelines((before, *self._pictures, after))
+        checksum = hashlib.sha256(before)
+        checksum.update(after)
+        return {"images": self._images, "bytes": len(before) + size + len(after), "checksum": checksum.hexdigest()}
 
 
 def _as_array(content: bytearray, dtype: str) -> np.ndarray:
