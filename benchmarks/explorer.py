@@ -27,6 +27,7 @@ from playwright.sync_api import Browser, sync_playwright
 from cocolvis.disk.files import write_json
 from cocolvis.masks.runlength import Runs
 from cocolvis.storage import digest
+from cocolvis.storage.index import VERSION
 from cocolvis.storage.samples import Sample
 from cocolvis.storage.shard_reader import ShardReader
 from cocolvis.storage.shard_writer import ShardWriter
@@ -58,10 +59,10 @@ def write_dataset(folder: Path, images: int) -> None:
         reader = ShardReader(path)
         leaves += [row.tobytes() for row in reader.digests()]
         reader.close()
-        entries.append({"file": f"shards/{path.name}", "split": "train", "images": count, "bytes": 0, "sha256": "0" * 64})
+        entries.append({"file": f"shards/{path.name}", "split": "train", "images": count, "bytes": 0, "checksum": "0" * 64})
     index = {
         "format": "cocolvis",
-        "version": 2,
+        "version": VERSION,
         "digest": digest.of_dataset({"train": leaves}, vocabulary.digest),
         "splits": {"train": {"images": images, "shards": len(entries)}},
         "shards": entries,

@@ -94,7 +94,7 @@ def resumed(out: Path, description: Mapping[str, Any], announce: Announce) -> di
 
 def _content(state: BuildState, reports: Reports) -> dict[str, Any]:
     record, description, names = state.record, state.record["description"], [*state.record["shards"]]
-    copied = ("images", "bytes", "sha256", "hdf5")
+    copied = ("images", "bytes", "checksum", "hdf5")
     entries = {
         name: {"file": f"shards/{name}.h5", "split": split_of(name)} | {key: reports[name][key] for key in copied}
         for name in names

@@ -3,17 +3,19 @@
 from collections import Counter
 from collections.abc import Callable, Collection
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from cocolvis.building.lost_images import Reports, incomplete, reasons_to_refuse
 from cocolvis.building.shard_plan import Match, ShardPlan
 from cocolvis.building.state import OVERWRITE, BuildState, made_by, refuse_other_version
 from cocolvis.disk import reading
-from cocolvis.disk.files import regular_file, sha256
+from cocolvis.disk.files import regular_file
 from cocolvis.errors import DataError
 from cocolvis.masks.merge import MASK_RULE
 from cocolvis.progress import Announce, Phase, count_bytes, ignore
-from cocolvis.storage.columns import VERSION
+from cocolvis.storage.index import VERSION
+from cocolvis.storage.shard_reader import ShardReader
 from cocolvis.text import first_few
 
 SHOWN = 5
@@ -51,7 +53,7 @@ def begin(state: BuildState, plan: ShardPlan) -> None:
 
 
 def finished(state: BuildState, names: Collection[str], phase: Phase = ignore) -> dict[str, dict[str, Any]]:
-    """Shard name -> report, for those of the named shards that have a report and a file with the size and SHA-256 in it.
+    """Shard name -> report, for those of the named shards that have a report and the file that it is about, undamaged.
 
     ``phase`` is called with the bytes of these files that have been read. Raises DataError if reports belong to another build
     or to another version of cocolvis.
@@ -61,7 +63,7 @@ def finished(state: BuildState, names: Collection[str], phase: Phase = ignore) -
     reports = {name: report for name in names if (report := state.report(name)) is not None}
     size = sum(report["bytes"] for report in reports.values())
     count = count_bytes(partial(phase, "checking finished shards"), size) if reports else ignore
-    whole = {name: report for name, report in reports.items() if _is_whole(state, name, report, count)}
+    whole = {name: report for name, report in reports.items() if _is_whole(state.shard(name), report, count)}
     for maker, shards in Counter(map(made_by, whole.values())).items():
         if maker != (MASK_RULE, VERSION):
             refuse_other_version(state.out, f"{shards} of {len(names)} shards were built", maker)
@@ -99,9 +101,15 @@ def _to_build_again(state: BuildState, reports: Reports, repaired: bool) -> list
     return [name for name in lacking if reports[name].get("again")]
 
 
-def _is_whole(state: BuildState, name: str, report: dict[str, Any], count: Callable[[int], None]) -> bool:
-    shard = state.shard(name)
+def _is_whole(path: Path, report: dict[str, Any], count: Callable[[int], None]) -> bool:
+    """Whether a shard has the size and checksum of its report and intact images; ``count`` gets its bytes at the end."""
     try:
-        return report["bytes"] == regular_file(shard).st_size and report["sha256"] == sha256(shard, count)
+        if report["bytes"] != regular_file(path).st_size:
+            return False
+        shard = ShardReader(path)
+        images = enumerate(shard.digests())
+        return shard.checksum() == report["checksum"] and all(shard.digest(row) == found.tobytes() for row, found in images)
     except DataError:
         return False
+    finally:
+        count(report["bytes"])

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 from cocolvis.building.shard_task import ShardOptions, ShardTask
 from cocolvis.faults import Fault
 from cocolvis.masks.merge import MASK_RULE
-from cocolvis.storage.columns import VERSION
+from cocolvis.storage.index import VERSION
 from cocolvis.vocabulary import Vocabulary
 
 ROW_BYTES = 400

@@ -17,7 +17,7 @@ from cocolvis.faults import Fault
 from cocolvis.masks.merge import MASK_RULE
 from cocolvis.pictures import encoded, remarks
 from cocolvis.sources.locations import SPLITS
-from cocolvis.storage.columns import VERSION
+from cocolvis.storage.index import VERSION
 from cocolvis.storage.samples import Sample
 from cocolvis.storage.shard_writer import ShardWriter
 
@@ -100,10 +100,11 @@ class ShardTask(ABC, Generic[Image]):
 def run_shard(task: ShardTask, shard: Path, lease: Lease, tick: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Write the shard and return its report.
 
-    Its keys are "images", "bytes", "sha256", "hdf5", "mask_rule", "version", "instances" (whether they are recorded), "faults"
-    and "seen". ``hdf5`` is the version of the library in this process, which may differ from that of other workers. ``tick`` is
-    called after each image. Faults of single records are collected. Raises DataError if the shard cannot be written, if the
-    ``lease`` of the folder was lost, or if input cannot be read for a reason that does not concern a single file.
+    Its keys are "images", "bytes", "checksum", "hdf5", "mask_rule", "version", "instances" (whether they are recorded),
+    "faults" and "seen". ``hdf5`` is the version of the library in this process, which may differ from that of other workers.
+    ``tick`` is called after each image. Faults of single records are collected. Raises DataError if the shard cannot be
+    written, if the ``lease`` of the folder was lost, or if input cannot be read for a reason that does not concern a single
+    file.
     """
     with reading.allowing_missing(task.allow_missing):
         return _write_shard(task, shard, lease, tick)

@@ -15,7 +15,7 @@ from cocolvis.disk.lock import Lease, is_of_lock
 from cocolvis.errors import DataError
 from cocolvis.masks.merge import MASK_RULE
 from cocolvis.storage import dataset, report
-from cocolvis.storage.columns import VERSION
+from cocolvis.storage.index import VERSION
 from cocolvis.text import one_line
 from cocolvis.vocabulary import Vocabulary, coco_lvis
 

@@ -60,7 +60,7 @@ class ShardReport(msgspec.Struct):
 
     images: Count
     bytes: Count
-    sha256: Sha256
+    checksum: Sha256
     hdf5: Annotated[str, Meta(max_length=100)]
     mask_rule: Count
     version: Count

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import stat
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -282,14 +283,20 @@ def read_lines(path: Path) -> list[str]:
     return text.split("\n") if text else []
 
 
-def sha256(path: Path, read: Callable[[int], None] = ignore) -> str:
-    """The SHA-256 of a file, in hexadecimal; ``read`` is called with the number of bytes in each block that was hashed."""
+def sha256(path: Path, read: Callable[[int], None] = ignore, skip: range = range(0)) -> str:
+    """The SHA-256 of a file, in hexadecimal, as if the bytes at the positions ``skip`` were not there.
+
+    ``read`` is called with the number of bytes in each block that was hashed. Raises DataError if the file cannot be read.
+    """
     digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
     try:
         with path.open("rb", buffering=0) as file:
-            while count := file.readinto(block):
-                digest.update(block[:count])
-                read(count)
+            for start, stop in ((0, skip.start), (skip.stop, sys.maxsize)):
+                file.seek(start)
+                while count := file.readinto(block[: stop - start]):
+                    digest.update(block[:count])
+                    read(count)
+                    start += count
         return digest.hexdigest()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {reason(error)}") from None

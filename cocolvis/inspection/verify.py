@@ -1,4 +1,4 @@
-"""Verifies a data set: the size and SHA-256 of every shard, and its content against dataset.json."""
+"""Verifies a data set: the size and checksum of every shard, and its content against dataset.json."""
 
 import os
 from collections import Counter
@@ -16,6 +16,7 @@ from cocolvis.pictures import encoded
 from cocolvis.progress import Progress, ignore
 from cocolvis.storage import digest, report
 from cocolvis.storage.dataset import Dataset, Split
+from cocolvis.storage.index import CHECKSUMS
 from cocolvis.storage.shard_reader import ShardReader
 from cocolvis.text import one_line
 
@@ -33,12 +34,14 @@ def verify(dataset: Dataset, progress: Progress = ignore) -> list[str]:
     for entry in shards:
         path = dataset.folder / entry["file"]
         meter.begin(entry["bytes"])
-        faults += _file_faults(path, entry, meter)
+        wrong_size = list(_size_faults(path, entry))
+        faults += wrong_size
         try:
             reader = ShardReader(path, len(dataset.vocabulary))
         except DataError as error:
             faults += [str(error)] if os.path.isfile(path) else []
         else:
+            faults += [] if wrong_size else _checksum_faults(reader, entry, CHECKSUMS[dataset.index["version"]], meter)
             faults += [f"{path}: {fault}" for fault in _content_faults(reader, entry, dataset)]
             ids.setdefault(entry["split"], []).append(reader.image_ids())
             faults += _image_faults(reader, leaves.setdefault(entry["split"], []), meter)
@@ -86,7 +89,7 @@ def _picture_fault(split: Split, reader: ShardReader, row: int) -> str | None:
 
 
 class _ShardProgress:
-    """Counts checked bytes over all shards: half of each shard while its file is hashed, half while its images are read."""
+    """Counts checked bytes over all shards: a byte of the file that is hashed counts half, the images count for the rest."""
 
     def __init__(self, progress: Progress, total: int):
         self._progress, self._total = progress, total
@@ -99,15 +102,16 @@ class _ShardProgress:
 
     def hashed(self, count: int) -> None:
         """Report that ``count`` more bytes of the shard's file have been hashed."""
-        self._hashed += count
-        self._progress(self._before + min(self._hashed, self._size) // 2, self._total)
+        self._hashed = min(self._hashed + count, self._size)
+        self._progress(self._before + self._hashed // 2, self._total)
 
     def checked(self, share: float) -> None:
         """Report that this share of the shard's images has been checked."""
-        self._progress(self._before + int(self._size * (1 + share) / 2), self._total)
+        first = self._hashed // 2
+        self._progress(self._before + first + int((self._size - first) * share), self._total)
 
 
-def _file_faults(path: Path, entry: dict[str, Any], meter: _ShardProgress) -> Iterator[str]:
+def _size_faults(path: Path, entry: dict[str, Any]) -> Iterator[str]:
     if is_absent(path):
         yield f"{path}: does not exist; build the data set again with --overwrite"
         return
@@ -115,8 +119,15 @@ def _file_faults(path: Path, entry: dict[str, Any], meter: _ShardProgress) -> It
         size = regular_file(path).st_size
         if size != entry["bytes"]:
             yield f"{path}: has {size} bytes, dataset.json says {entry['bytes']}"
-        elif (actual := sha256(path, meter.hashed)) != entry["sha256"]:
-            yield f"{path}: has SHA-256 {actual}, dataset.json says {entry['sha256']}"
+    except DataError as error:
+        yield str(error)
+
+
+def _checksum_faults(reader: ShardReader, entry: dict[str, Any], key: str, meter: _ShardProgress) -> Iterator[str]:
+    try:
+        actual = reader.checksum(meter.hashed) if key == "checksum" else sha256(reader.path, meter.hashed)
+        if actual != entry[key]:
+            yield f"{reader.path}: has {key} {actual}, dataset.json says {entry[key]}"
     except DataError as error:
         yield str(error)
 

@@ -13,9 +13,15 @@ from cocolvis.errors import DataError
 from cocolvis.text import one_line, refuse_other_encodings, without_mark
 
 FORMAT = "cocolvis"
-VERSION = 2
+VERSION = 3
 INDEX = "dataset.json"
 """The format and version that dataset.json states, and its name."""
+
+CHECKSUMS = {2: "sha256", VERSION: "checksum"}
+"""Each version that can be read -> the key of a shard that protects its file.
+
+``sha256`` is the SHA-256 of the whole file, ``checksum`` that of :meth:`cocolvis.storage.shard_reader.ShardReader.checksum`.
+"""
 
 MAX_INDEX = 2**28
 """The most bytes of a dataset.json that is read; a million faults take two thirds of it."""
@@ -36,7 +42,8 @@ class _ShardEntry(msgspec.Struct):
     split: str
     images: Count
     bytes: Count
-    sha256: Sha256
+    checksum: Sha256 | None = None
+    sha256: Sha256 | None = None
     hdf5: Annotated[str, Meta(max_length=100)] | None = None
 
 
@@ -101,14 +108,13 @@ def open_index(folder: Path) -> dict[str, Any]:
     if is_absent(folder / INDEX):
         unfinished = "" if is_absent(folder / "shards") else " yet: complete it with `cocolvis build ... --resume`, or `import`"
         raise DataError(f"{folder}: holds no {INDEX}{unfinished}; expected a folder that `cocolvis build` wrote")
-    return read_index(folder / INDEX, (FORMAT, VERSION))
+    return read_index(folder / INDEX)
 
 
-def read_index(path: Path, identity: tuple[str, int]) -> dict[str, Any]:
+def read_index(path: Path) -> dict[str, Any]:
     """Read and parse dataset.json.
 
-    ``identity`` is the expected format and version. Raises DataError if the file cannot be read or :func:`check_index` refuses
-    its content.
+    Raises DataError if the file cannot be read, has another format or version, or :func:`check_index` refuses its content.
     """
     regular_file(path, MAX_INDEX)
     try:
@@ -120,14 +126,16 @@ def read_index(path: Path, identity: tuple[str, int]) -> dict[str, Any]:
         raise DataError(f"{path}: cannot be read: {reason(error)}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path}: is not JSON: {one_line(error)}") from None
-    if found != identity:
-        raise DataError(f"{path}: format and version are {one_line(str(found))}, expected {identity}")
+    readable = [(FORMAT, version) for version in CHECKSUMS]
+    if found not in readable:
+        expected = " or ".join(map(str, readable))
+        raise DataError(f"{path}: format and version are {one_line(str(found))}, expected {expected}")
     check_index(path, index)
     return index
 
 
 def check_index(path: Path, index: dict[str, Any]) -> None:
-    """Raise DataError unless ``index`` is valid content for the dataset.json at ``path``.
+    """Raise DataError unless ``index``, of a version that can be read, is valid content for the dataset.json at ``path``.
 
     Every key that is used must have the right type and range. Every shard must be listed once, be inside the folder, and belong
     to a listed split.
@@ -137,6 +145,7 @@ def check_index(path: Path, index: dict[str, Any]) -> None:
     except (msgspec.ValidationError, RecursionError) as error:
         raise DataError(f"{path}: {one_line(error)}") from None
     seen: set[PurePosixPath] = set()
+    checksum = CHECKSUMS[index["version"]]
     for entry in checked.shards:
         shard = PurePosixPath(entry.file)
         if shard.is_absolute() or ".." in shard.parts or not shard.name or re.search(r"[\x00-\x1f\x7f\\]", entry.file):
@@ -147,6 +156,8 @@ def check_index(path: Path, index: dict[str, Any]) -> None:
             raise DataError(
                 f"{path}: shard {one_line(entry.file)} belongs to split {one_line(repr(entry.split))}, which is not listed"
             )
+        if getattr(entry, checksum) is None:
+            raise DataError(f"{path}: shard {one_line(entry.file)} has no {checksum}")
         seen.add(shard)
 
 

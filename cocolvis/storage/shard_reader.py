@@ -3,14 +3,17 @@
 import math
 import os
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import h5py
 import numpy as np
 
+from cocolvis.disk.files import sha256
 from cocolvis.errors import DamagedImage, DataError
 from cocolvis.masks.runlength import Runs
+from cocolvis.progress import ignore
 from cocolvis.storage import digest
 from cocolvis.storage.columns import FORMAT, INSTANCES, INSTANCES_TYPE, PACKED, PER_IMAGE, VERSION, to_little_endian
 from cocolvis.storage.samples import Sample, fault_line
@@ -136,6 +139,15 @@ class ShardReader:
             return digest.leaf(fields)
         except (ValueError, OSError) as error:
             raise self._fault("image", row, error) from None
+
+    def checksum(self, read: Callable[[int], None] = ignore) -> str:
+        """Compute the checksum of the file, in hexadecimal: the SHA-256 of everything but the pictures in /image/bytes.
+
+        Together with the images' digests, which are in the file, it covers every byte, and no picture is hashed twice. ``read``
+        is called with the number of bytes in each block that was hashed. Raises DataError if the file cannot be read.
+        """
+        pictures = self._columns["image/bytes"]
+        return sha256(self.path, read, skip=range(pictures.start, pictures.start + pictures.shape[0]))
 
     def present(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The classes of every image and their pixels, without class 0.

@@ -32,7 +32,9 @@ class ShardWriter:
         self._permit = permit
         self._attributes = dict(attributes)
         self._per_image = {name: bytearray() for name in PER_IMAGE}
-        self._packed = {group: {column: bytearray() for column in columns} for group, columns in PACKED.items()}
+        tables = {group: columns for group, columns in PACKED.items() if group != "image"}
+        self._packed = {group: {column: bytearray() for column in columns} for group, columns in tables.items()}
+        self._pictures: list[bytes] = []
         self._offsets = {group: [0] for group in PACKED}
         self._instances = bytearray() if instances else None
         self._images = 0
@@ -62,6 +64,9 @@ class ShardWriter:
             self._per_image[name] += values
         for group, columns in parts.items():
             self._offsets[group].append(self._offsets[group][-1] + len(packed[group][0]))
+            if group == "image":
+                self._pictures += columns
+                continue
             for column, values in zip(self._packed[group].values(), columns, strict=True):
                 column += values
         if self._instances is not None:
@@ -78,9 +83,10 @@ class ShardWriter:
             self.finish()
 
     def finish(self) -> dict[str, Any]:
-        """Write the shard whole or not at all, and return its ``images``, ``bytes`` and ``sha256``.
+        """Write the shard whole or not at all, and return its ``images``, ``bytes`` and ``checksum``.
 
-        Raises DataError if the file cannot be written. HDF5 writes to memory first, because it can crash on a full disk.
+        Raises DataError if the file cannot be written. HDF5 writes to memory, because it can crash on a full disk, and only
+        reserves the place of the pictures. They are most of the file, and are never copied.
         """
         memory = BytesIO()
         with h5py.File(memory, "w", libver="v110") as file:
@@ -91,15 +97,34 @@ class ShardWriter:
             for name, columns in PACKED.items():
                 group = file.create_group(name)
                 group.create_dataset("offsets", data=np.array(self._offsets[name], np.uint64))
-                for column, dtype in columns.items():
-                    group.create_dataset(column, data=_as_array(self._packed[name].pop(column), dtype))
+                for column, content in self._packed.pop(name, {}).items():
+                    group.create_dataset(column, data=_as_array(content, columns[column]))
             if self._instances is not None:
                 file.create_dataset(INSTANCES, data=_as_array(self._instances, INSTANCES_TYPE))
-        content = memory.getbuffer()
-        with write_aside(self._path, self._permit) as aside:
-            aside.write_bytes(content)
-        return {"images": self._images, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            file.flush()  # places everything else before the pictures
+            place = _reserve(file["image"], "bytes", self._offsets["image"][-1])
+        return self._write(memory.getbuffer(), place)
+
+    def _write(self, content: memoryview, place: int) -> dict[str, Any]:
+        """Write to disk what HDF5 wrote to memory, with the pictures from byte ``place`` on; the checksum leaves them out."""
+        size = self._offsets["image"][-1]
+        before, after = bytes(content[:place]).ljust(place, b"\0"), content[place + size :]
+        with write_aside(self._path, self._permit) as aside, aside.open("wb") as file:
+            file.writelines((before, *self._pictures, after))
+        checksum = hashlib.sha256(before)
+        checksum.update(after)
+        return {"images": self._images, "bytes": len(before) + size + len(after), "checksum": checksum.hexdigest()}
 
 
 def _as_array(content: bytearray, dtype: str) -> np.ndarray:
     return np.frombuffer(content, np.dtype(dtype).newbyteorder("<"))
+
+
+def _reserve(group: h5py.Group, column: str, size: int) -> int:
+    """Create a column of ``size`` uint8 whose values HDF5 does not write; returns their position in the file, in bytes."""
+    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    settings.set_obj_track_times(False)  # equal shards have equal bytes
+    space = h5py.h5s.create_simple((size,))
+    return h5py.h5d.create(group.id, column.encode(), h5py.h5t.STD_U8LE, space, settings).get_offset() or 0

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from cocolvis.ahead import ahead
-from cocolvis.disk.files import is_absent, read_json, reason, sha256, write_json
+from cocolvis.disk.files import is_absent, read_json, reason, write_json
 from cocolvis.errors import DamagedImage, DataError
 from cocolvis.faults import Fault
 from cocolvis.masks.runlength import Runs
@@ -196,6 +196,6 @@ def _entry(reader: ShardReader, split: str) -> dict[str, Any]:
         "split": split,
         "images": len(reader),
         "bytes": path.stat().st_size,
-        "sha256": sha256(path),
+        "checksum": reader.checksum(),
         "hdf5": h5py.version.hdf5_version,
     }

@@ -25,8 +25,8 @@ from cocolvis.inspection.stats import statistics
 from cocolvis.inspection.verify import verify
 from cocolvis.masks.merge import MASK_RULE
 from cocolvis.sources.inputs import Sources
-from cocolvis.storage.columns import VERSION
 from cocolvis.storage.dataset import Dataset
+from cocolvis.storage.index import VERSION
 from cocolvis.vocabulary import Vocabulary, coco_lvis
 
 SHARDS = 20
@@ -110,7 +110,7 @@ if sys.platform == "linux":
 REPORTS = [
     *(keys(images=value) for value in ("2", -1, 2.5, [], None)),
     *(keys(bytes=value) for value in ("2", -1, 10**30, None)),
-    *(keys(sha256=value) for value in (5, "0" * 63, "0" * 64, None)),
+    *(keys(checksum=value) for value in (5, "0" * 63, "0" * 64, None)),
     *(keys(hdf5=value) for value in (5, "9" * 999, None)),
     *(keys(faults=value) for value in ({}, 5, [5], [["kind"]], [["a", "b", "c", None, "e"]], [{}], None)),
     *(keys(build=value) for value in (5, "", None)),
@@ -233,7 +233,7 @@ def test_shards_of_another_build_are_refused(sample, finished, begun, tmp_path, 
 
 
 def test_a_shard_that_is_not_what_its_report_says_is_not_indexed(begun):
-    """Its size and SHA-256 are as reported, but it is another shard."""
+    """Its size and checksum are as reported, but it is another shard."""
     ours, other = json.loads((begun / ".build/train-00000.json").read_text()), begun / "shards/val-00000.h5"
     theirs = json.loads((begun / ".build/val-00000.json").read_text())
     shutil.copy(other, begun / "shards/train-00000.h5")

@@ -156,10 +156,10 @@ def test_verify_ends_with_1_on_a_fault(tree):
     content = bytearray(shard.read_bytes())
     content[content.index(b"\xff\xd8") + 40] ^= 1  # inside a picture: the file still opens
     shard.write_bytes(content)
-    assert "has SHA-256" in run("verify", tree.root / "data", code=1).stdout
+    assert "has the digest" in run("verify", tree.root / "data", code=1).stdout
     result = run("verify", tree.root / "data", "--json", code=1)
-    shard_fault, image_fault, data_fault = json.loads(result.stdout)["faults"]
-    assert "has SHA-256" in shard_fault and re.search("image [0-9]+ has the digest", image_fault)
+    image_fault, data_fault = json.loads(result.stdout)["faults"]
+    assert re.search("image [0-9]+ has the digest", image_fault)
     assert "its digest is" in data_fault
 
 

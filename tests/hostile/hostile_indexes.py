@@ -96,7 +96,7 @@ VALUES = {
     ("shards", 0, "split"): (5, "test", "", REMOVE),
     ("shards", 0, "images"): (-5, "5", 2**60, REMOVE),
     ("shards", 0, "bytes"): (-1, "many", 1e300, REMOVE),
-    ("shards", 0, "sha256"): ("0", "G" * 64, "0" * 64 + "\n", 5, None, REMOVE),
+    ("shards", 0, "checksum"): ("0", "G" * 64, "0" * 64 + "\n", 5, None, REMOVE),
     ("options",): ([], None, "first", {}, REMOVE),
     ("options", "images"): ("all", 5, REMOVE),
     ("options", "overlap"): ("last", None, REMOVE),
@@ -121,7 +121,7 @@ VALUES = {
     ("vocabulary", "ignored"): (5, None, [], {"stuff": 5}, {"stuff": {"a": "b"}}, {"stuff": {"183": 5}}, {}, REMOVE),
     ("vocabulary", "digest"): (5, None, "0" * 64, REMOVE),
     ("format",): ("cocolvis2", 5, None, REMOVE, "x" * 10**6),
-    ("version",): (1, 3, "2", None, [2], REMOVE, 10**4000),
+    ("version",): (1, 2, 4, "3", None, [2], REMOVE, 10**4000),
 }
 """Place in dataset.json -> wrong values for it."""
 

@@ -314,6 +314,7 @@ GROUPS = {
 CASES = [_case(group, name, *what) for group, cases in GROUPS.items() for name, what in cases.items()]
 CASES += [_case("subtle", name, *what, found="verify") for name, what in SUBTLE.items()]
 CASES += [
-    _case("hash", "a picture's byte", assigned("image/bytes", 100, 7), "has SHA-256", found="verify", recorded=False),
+    _case("hash", "a picture's byte", assigned("image/bytes", 100, 7), "has the digest", found="verify", recorded=False),
+    _case("hash", "an instance", assigned("present/instances", 0, 77), "has checksum", found="verify", recorded=False),
     _case("hash", "a byte more", attribute("note", "x" * 3000), "bytes, dataset.json says", found="verify", recorded=False),
 ]

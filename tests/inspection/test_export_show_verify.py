@@ -14,6 +14,7 @@ from cocolvis.inspection.export import export_png
 from cocolvis.inspection.render import colourise, enlarge, overlay, palette, side_by_side
 from cocolvis.inspection.verify import verify
 from cocolvis.storage.dataset import Dataset
+from cocolvis.storage.shard_reader import ShardReader
 from cocolvis.vocabulary import coco_lvis
 
 
@@ -205,13 +206,13 @@ def test_an_intact_data_set_verifies(sample, data):
 def test_a_flipped_bit_a_cut_and_a_lost_shard_are_found(data):
     first, second, third = data.shard_paths("train")
     content = bytearray(first.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[-1] ^= 1
     first.write_bytes(content)
     second.write_bytes(second.read_bytes()[:-9])
     third.unlink()
     found = verify(data)
     expected = [
-        (first, "has SHA-256"),
+        (first, "image 2 has the digest"),
         (second, "bytes, dataset.json says"),
         (second, "not a readable shard"),
         (third, "not exist"),
@@ -222,13 +223,11 @@ def test_a_flipped_bit_a_cut_and_a_lost_shard_are_found(data):
 
 
 def rewritten(data, change):
-    """Change a shard and record its new size and hash, so that only its content is wrong; return what verify finds."""
-    from cocolvis.disk.files import sha256
-
+    """Change a shard and record its new size and checksum, so that only its content is wrong; return what verify finds."""
     path = data.shard_paths("train")[0]
     with h5py.File(path, "r+") as file:
         change(file)
-    data.index["shards"][0] |= {"sha256": sha256(path), "bytes": path.stat().st_size}
+    data.index["shards"][0] |= {"checksum": ShardReader(path).checksum(), "bytes": path.stat().st_size}
     return verify(data)
 
 

@@ -44,7 +44,7 @@ def many(tmp_path_factory) -> Path:
             writer.add(replace(one, image_id=10_000 * len(leaves) + number))
             leaves[split].append(bytes(writer._per_image["digest"]))
             written = writer.finish()
-            shards.append({"file": file, "split": split, "images": 1} | {name: written[name] for name in ("bytes", "sha256")})
+            shards.append({"file": file, "split": split, "images": 1} | {name: written[name] for name in ("bytes", "checksum")})
     index = data.index | {"shards": shards, "digest": digest.of_dataset(leaves, vocabulary)}
     index["splits"] = {split: {"images": len(found), "shards": len(found)} for split, found in leaves.items()}
     (data.folder / "dataset.json").write_text(json.dumps(index))

@@ -9,6 +9,7 @@ from cocolvis.disk.files import write_json
 from cocolvis.masks.runlength import Runs
 from cocolvis.storage import digest
 from cocolvis.storage.dataset import Dataset
+from cocolvis.storage.index import VERSION
 from cocolvis.storage.samples import Sample
 from cocolvis.storage.shard_reader import ShardReader
 from cocolvis.storage.shard_writer import ShardWriter
@@ -30,10 +31,10 @@ def write_predictions(
     leaves = [row.tobytes() for row in reader.digests()]
     index = {
         "format": "cocolvis",
-        "version": 2,
+        "version": VERSION,
         "digest": digest.of_dataset({split: leaves}, dataset.vocabulary.digest),
         "splits": {split: {"images": len(leaves), "shards": 1}},
-        "shards": [{"file": f"shards/{path.name}", "split": split, "images": len(leaves), "bytes": 0, "sha256": "0" * 64}],
+        "shards": [{"file": f"shards/{path.name}", "split": split, "images": len(leaves), "bytes": 0, "checksum": "0" * 64}],
         "options": {"images": "none", "limit": None, "dataset": "predictions"},
         "inputs": {},
         "report": {"counts": {}, "faults": []},
