@@ -58,7 +58,7 @@ def compared(
     parts: dict[str, list[PictureCounts]] = {name: [] for name in predictors}
     seconds, same = dict.fromkeys(predictors, 0.0), np.zeros((2, 2), np.int64)
     for predictor in predictors.values():
-        list(predictions(predictor, dataset, split=split, indices=indices[:1]))  # compiles what is compiled, outside of the time
+        list(predictions(predictor, dataset, split=split, indices=indices[:1]))  # not measured: it compiles loops
     for first in range(0, len(indices), _TURN):
         turn, masks = indices[first : first + _TURN], {}
         for name, predictor in predictors.items():
