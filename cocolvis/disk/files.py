@@ -61,7 +61,7 @@ def check_writable(path: Path) -> None:
 
     A file that exists is not changed, and no folder is created. A disk that fills up later cannot be foreseen.
     """
-    folder = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    folder = next((folder for folder in path.absolute().parents if os.path.lexists(folder)), path)
     refusals = {
         _FOLDER: os.path.isdir(path),
         f"a name has more than {LONGEST_NAME} bytes": any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts),

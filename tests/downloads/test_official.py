@@ -54,8 +54,8 @@ def test_all_archives_are_fetched_once_and_recorded(site, tmp_path):
 def test_an_impossible_folder_is_one_line(site, tmp_path):
     (tmp_path / "file").touch()
     for out in (tmp_path / ("x" * 300), tmp_path / "file", tmp_path / "file" / "below"):
-        assert [job.have for job in plan(out)] == [0] * 5 and official.free_bytes(out) > 0
-        with pytest.raises(DataError, match="cannot be written"):
+        assert official.free_bytes(out) > 0
+        with pytest.raises(DataError, match=r": cannot be (written|read): (File name too long|Not a directory|File exists)$"):
             download(out, ["val2017"], site.url, policy=QUICK)
 
 
