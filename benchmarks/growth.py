@@ -38,6 +38,9 @@ from cocolvis.vocabulary import coco_lvis
 CLASSES, DIM, SIDE = 1284, 12, 128
 """The classes, dimensions and side in pixels of the losses' input, where they do not grow."""
 
+DISTINCT = 20
+"""How many different masks of stuff the images of a build have."""
+
 THRESHOLD = 0.001
 """The threshold of repeat-factor sampling, that of LVIS."""
 
@@ -71,7 +74,7 @@ class Inputs:
     def tree(self, images: int) -> Path:
         """A COCO + LVIS tree without pictures."""
         root = self.folder / f"tree-{images}"
-        coco_like.write_tree(root, images, pictures=False)
+        coco_like.write_tree(root, images, pictures=False, distinct=DISTINCT)
         return root
 
     @cache  # noqa: B019
@@ -248,7 +251,7 @@ def measure(part: Part, repeats: int) -> dict[str, Any]:
 
 
 def draw(found: dict[str, dict], path: Path) -> None:
-    """Draw a panel for each part: times, and a line with the exponent of the upper half."""
+    """Draw a panel for each part: the times, and the line fitted to the upper half, dotted where it continues below."""
     from ess.figures.style import RUNS, clean, new_figure
 
     columns = min(4, len(found))
@@ -256,20 +259,24 @@ def draw(found: dict[str, dict], path: Path) -> None:
     figure = new_figure(2.7 * columns, 2.5 * rows)
     for number, part in enumerate(found.values()):
         axes = figure.add_subplot(rows, columns, number + 1)
-        sizes = np.array(part["sizes"])
+        sizes, some = np.array(part["sizes"]), part["sizes"][:: -(-len(part["sizes"]) // 4)]
         for colour, (line, values) in zip(RUNS, part["lines"].items(), strict=False):
-            label = f"{line} {values['upper_exponent']:.2f}" if len(part["lines"]) > 1 else f"{values['upper_exponent']:.2f}"
-            seconds = np.array(values["seconds"])
-            fitted = seconds[-1] * (sizes / sizes[-1]) ** values["upper_exponent"]
-            axes.plot(sizes, fitted, color=colour, linewidth=1)
-            axes.plot(sizes, seconds, "o", color=colour, markersize=4, label=label)
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.set_xticks(sizes[:: -(-len(sizes) // 4)], [f"{size:,}" for size in sizes[:: -(-len(sizes) // 4)]], fontsize=7)
+            power = values["upper_exponent"]
+            middle = np.exp(np.mean(np.log(upper_half(values["seconds"])) - power * np.log(upper_half(sizes))))
+            axes.plot(sizes, middle * sizes**power, ":", color=colour, linewidth=1)
+            axes.plot(upper_half(sizes), middle * upper_half(sizes) ** power, color=colour, linewidth=1)
+            label = f"{line} {power:.2f}" if len(part["lines"]) > 1 else f"{power:.2f}"
+            axes.plot(sizes, values["seconds"], "o", color=colour, markersize=4, label=label)
+        axes.set(xscale="log", yscale="log", xlabel=part["axis"])
         axes.set_title(part["title"], fontsize=9, loc="left")
-        axes.set_xlabel(part["axis"], fontsize=8)
-        axes.tick_params(labelsize=7, which="both")
-        axes.legend(frameon=False, fontsize=7, handletextpad=0.2)
+        axes.set_xticks(some, [f"{size:,}" for size in some])
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter("{x:g}")
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, high / 20), high)
+        axes.xaxis.label.set_size(8)
+        axes.tick_params(labelsize=7)
+        axes.legend(frameon=False, fontsize=7, handletextpad=0.2, loc="lower right")
         clean(axes)
     figure.supylabel("processor time in seconds", fontsize=8)
     figure.savefig(path, dpi=110)
