@@ -1,7 +1,7 @@
 """Generates any number of annotations and pictures with the statistics of COCO-Stuff and LVIS.
 
 An image has 640 x 480 pixels, 12.7 polygons of 12 to 70 vertices, 7 stuff regions (compressed run lengths) and a 160 KB JPEG.
-All polygons are different. Stuff and pictures, which are slow to draw, are drawn ``DISTINCT`` times and repeated.
+All polygons are different. Stuff and pictures, which are slow to draw, are repeated.
 """
 
 import json
@@ -93,12 +93,15 @@ def _thing(rng: np.random.Generator, points: list[float]) -> str:
     return f'"category_id": {rng.integers(1, 1204)}, "segmentation": [{points}], "area": {bbox[2] * bbox[3]}, "bbox": {bbox}'
 
 
-def write_tree(root: Path, images: int, *, pictures: bool = True, seed: int = 0) -> tuple[Path, Path]:
-    """Write a COCO and an LVIS folder with ``images`` images of the split train; returns their paths."""
+def write_tree(root: Path, images: int, *, pictures: bool = True, seed: int = 0, distinct: int = DISTINCT) -> tuple[Path, Path]:
+    """Write a COCO and an LVIS folder with ``images`` images of the split train; returns their paths.
+
+    Stuff and pictures are drawn ``distinct`` times and repeated.
+    """
     rng = np.random.default_rng(seed)
     coco, lvis = root / "coco", root / "lvis"
     write_lvis(lvis / "lvis_v1_train.json", images, seed)
-    drawn = [[json.dumps(region) for region in stuff(rng)] for _ in range(min(DISTINCT, images))]
+    drawn = [[json.dumps(region) for region in stuff(rng)] for _ in range(min(distinct, images))]
     categories = [rng.permutation(np.arange(92, 184))[:STUFF].tolist() for _ in range(images)]
     annotations = (
         f'{{"segmentation": {segmentation}, "area": 9, "iscrowd": 0, "image_id": {image + 1}, "bbox": [0, 0, 9, 9], '
@@ -111,7 +114,7 @@ def write_tree(root: Path, images: int, *, pictures: bool = True, seed: int = 0)
     path.write_text(f'{{"images": {json.dumps(image_records(images))}, "annotations": [{", ".join(annotations)}]}}')
     if pictures:
         (coco / "train2017").mkdir()
-        encoded = [picture(rng) for _ in range(min(DISTINCT, images))]
+        encoded = [picture(rng) for _ in range(min(distinct, images))]
         for image in range(images):
             (coco / "train2017" / f"{image + 1:012d}.jpg").write_bytes(encoded[image % len(encoded)])
     return coco, lvis

@@ -28,7 +28,8 @@ def tiles(classes: np.ndarray) -> np.ndarray:
     """
     count, channels = classes.shape
     padded = -(-channels // 4) * 4
-    number = -(-count // max(128, min(TILE, _NUMBERS // padded)))
+    most = max(128, min(TILE, _NUMBERS // padded // LINES * LINES))
+    number = -(-count // most)
     width = -(-count // (number * LINES)) * LINES
     table = zeros(number, padded, width)
     for tile in range(number):

@@ -106,6 +106,13 @@ def test_many_classes_come_in_groups(distance, extras, monkeypatch):
         )
 
 
+def test_no_group_of_classes_is_only_padding():
+    """A group of padding would be as near as the origin, and 74,401 x 44 once had one."""
+    classes, labels = 6 * F.normalize(torch.randn(74_401, 44), dim=1), torch.zeros(1, 1, 2, dtype=torch.int64)
+    loss = exact_cross_entropy(torch.zeros(1, 44, 1, 2), labels, classes)
+    assert loss.item() == pytest.approx(math.log(74_401), rel=1e-5)
+
+
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize(("classes", "dim", "k"), [(2, 2, 1), (3, 64, 7), (150, 6, 6), (2000, 12, 7)])
 def test_knn_is_the_definition(classes, dim, k, distance):
