@@ -129,7 +129,8 @@ def read_index(path: Path) -> dict[str, Any]:
     readable = [(FORMAT, version) for version in CHECKSUMS]
     if found not in readable:
         expected = " or ".join(map(str, readable))
-        raise DataError(f"{path}: format and version are {one_line(str(found))}, expected {expected}")
+        remedy = "; build it again, or use the version of cocolvis that wrote it" if found and found[0] == FORMAT else ""
+        raise DataError(f"{path}: format and version are {one_line(str(found))}, expected {expected}{remedy}")
     check_index(path, index)
     return index
 
