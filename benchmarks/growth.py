@@ -279,7 +279,7 @@ def draw(found: dict[str, dict], path: Path) -> None:
         axes.legend(frameon=False, fontsize=7, handletextpad=0.2, loc="lower right")
         clean(axes)
     figure.supylabel("processor time in seconds", fontsize=8)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
 
 
 def show(name: str, part: dict[str, Any]) -> None:
