@@ -136,7 +136,7 @@ TEXTS = {
     "not UTF-8": (lambda text: text.encode().replace(b"aerosol", b"\xff\xfe"), "is not JSON"),
     "deep nesting": (lambda text: DEEP, "is not JSON"),
     "deep nesting in an unused key": (lambda text: text.replace("{", f'{{"note": {DEEP},', 1), "is not JSON"),
-    "a key twice": (lambda text: text[: text.rindex("}")] + ', "version": 7}', r"version are \('cocolvis', 7\), .*; build it again"),
+    "a key twice": (lambda text: text[: text.rindex("}")] + ', "version": 7}', r"'cocolvis', 7\), .*; build it again"),
     "a number of 5000 digits": (lambda text: text.replace('"images": 5', f'"images": {"9" * 5000}'), "dataset.json: "),
 }
 
