@@ -127,7 +127,10 @@ def test_a_build_survives_any_kill(large, tmp_path, workers):
 
 
 @linux
-@pytest.mark.parametrize(("workers", "whom", "kind"), [(1, "all", "half a shard"), (2, "worker", "shards")])
+@pytest.mark.parametrize(
+    ("workers", "whom", "kind"),
+    [pytest.param(1, "all", "half a shard", marks=pytest.mark.long), (2, "worker", "shards")],
+)
 def test_a_killed_build_goes_on(small, tmp_path, workers, whom, kind):
     chase, rng = Chase(small, tmp_path / "data", workers), random.Random(7)
     assert chase.run(moment(chase.out, kind, rng), whom)

@@ -50,7 +50,7 @@ def test_a_failure_ends_the_work_and_is_raised(threads):
     assert threading.active_count() < 50
 
 
-@pytest.mark.parametrize("loss", [exact_cross_entropy, knn_cross_entropy])
+@pytest.mark.parametrize("loss", [exact_cross_entropy, pytest.param(knn_cross_entropy, marks=pytest.mark.long)])
 def test_losses_are_bit_identical_for_any_number_of_threads(loss):
     g = torch.Generator().manual_seed(0)
     embeddings = F.normalize(torch.randn(2, 12, 96, 110, generator=g), dim=1)

@@ -169,16 +169,21 @@ def test_what_pytorch_cannot_export_is_one_line(tmp_path):
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
-def test_the_command_checks_the_file_and_says_what_to_install(untrained_run, tmp_path, monkeypatch):
-    def ess(*arguments):
-        return CliRunner().invoke(main, ["export", str(untrained_run), *map(str, arguments)])
+def run_export(*arguments):
+    return CliRunner().invoke(main, ["export", *map(str, arguments)])
 
-    result = ess("--format", "torch", "--out", tmp_path / "model.pt2")
+
+@pytest.mark.long
+def test_the_command_checks_the_file(untrained_run, tmp_path):
+    result = run_export(untrained_run, "--format", "torch", "--out", tmp_path / "model.pt2")
     assert result.exit_code == 0 and "% of the pixels of a test picture get the class" in result.stdout
+
+
+def test_the_command_says_what_to_install(untrained_run, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "find_spec", lambda name: None)
-    result = ess("--out", tmp_path / "model.onnx")
+    result = run_export(untrained_run, "--out", tmp_path / "model.onnx")
     assert result.exit_code == 1 and "pip install 'cocolvis-ess[export]'" in result.stderr
     monkeypatch.setattr(exporting, "find_spec", lambda name: None if name == "onnxruntime" else sys)
     monkeypatch.setattr(exporting, "_write_onnx", lambda module, path, names: path.write_bytes(b"a model"))
-    result = ess("--out", tmp_path / "model.onnx")
+    result = run_export(untrained_run, "--out", tmp_path / "model.onnx")
     assert result.exit_code == 0 and "not compared with the run: pip install onnxruntime" in result.stdout

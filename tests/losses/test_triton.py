@@ -23,6 +23,7 @@ def test_the_results_of_all_kernels_in_the_interpreter(which):
     assert "passed" in interpreted("-m", "pytest", *quiet, "-m", which, *FILES)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(INTERPRETED, reason="starts an interpreter of its own")
 def test_the_benchmark_runs_in_the_interpreter():
     checks = json.loads(interpreted("benchmarks/gpu.py", "check", "--interpret", "--json"))["checks"]
