@@ -95,7 +95,7 @@ def assert_matches(arguments, bounds=(1e-5, 1e-4, 1e-4, 1e-4), temperature=10.0,
 
 @kernel
 @pytest.mark.parametrize("distance", range(len(DISTANCES)))
-@pytest.mark.parametrize("names", [(), long(("bias",)), ("weights", "bias", "mask")])
+@pytest.mark.parametrize("names", [long(()), long(("bias",)), ("weights", "bias", "mask")])
 @pytest.mark.parametrize(("classes", "dim", "size"), [(2, 2, 9), (75, 5, 45), (70, 16, 20), long(33, 32, 33)])
 def test_exact_is_the_definition(classes, dim, size, names, distance):
     o, labels, e = problem(classes, dim, size)
