@@ -28,6 +28,7 @@ from pycocotools import mask as coco_mask
 
 from cocolvis.building.build import build
 from cocolvis.building.coco_lvis import CocoLvisOptions
+from cocolvis.disk.files import save_figure
 from cocolvis.inspection.stats import statistics
 from cocolvis.masks.merge import Region, merge
 from cocolvis.masks.rasterize import rasterize
@@ -279,7 +280,7 @@ def draw(found: dict[str, dict], path: Path) -> None:
         axes.legend(frameon=False, fontsize=7, handletextpad=0.2, loc="lower right")
         clean(axes)
     figure.supylabel("processor time in seconds", fontsize=8)
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path)
 
 
 def show(name: str, part: dict[str, Any]) -> None:

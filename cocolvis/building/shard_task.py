@@ -17,16 +17,12 @@ from cocolvis.faults import Fault
 from cocolvis.masks.merge import MASK_RULE
 from cocolvis.pictures import encoded, remarks
 from cocolvis.sources.locations import SPLITS
-from cocolvis.storage.index import VERSION
+from cocolvis.storage.index import MOST, VERSION
 from cocolvis.storage.samples import Sample
 from cocolvis.storage.shard_writer import ShardWriter
 
 IMAGES = ("embed", "path", "none")
 """What a shard stores of a picture: its bytes and path; only its path; or only its path, without the build opening it."""
-
-
-_MOST = 2**53
-"""The largest number of images that dataset.json can record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +47,8 @@ class ShardOptions:
         if self.images not in IMAGES:
             raise DataError(f"images is {self.images!r}; expected one of {IMAGES}")
         for name, value, least in (("shard size", self.shard_size, 1), ("limit", self.limit, 0)):
-            if value is not None and not least <= value <= _MOST:
-                raise DataError(f"{name} is {value}; expected {least} to {_MOST}")
+            if value is not None and not least <= value <= MOST:
+                raise DataError(f"{name} is {value}; expected {least} to {MOST}")
         if self.decode and self.images == "none":
             raise DataError("--decode reads the pictures, but --images none ignores them; choose --images path or embed")
 

@@ -14,10 +14,10 @@ from cocolvis.sample.tree import MAX_IMAGE_ID, Drawing, Scene, write_tree
 from cocolvis.vocabulary import ClassInfo, coco_lvis
 
 ODDITIES = {"train": ("", "no stuff", "gray", "unlisted", "no things", "no stuff"), "val": ("", "no stuff")}
+TURNS = ("stuff", "frequent", "common", "stuff", "frequent", "rare")
+
 _LARGEST = 8192
 """The largest size, for which width times height is below the 2^27 pixels that pictures may have."""
-
-TURNS = ("stuff", "frequent", "common", "stuff", "frequent", "rare")
 
 
 def write_sample(

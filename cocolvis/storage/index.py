@@ -26,7 +26,10 @@ CHECKSUMS = {2: "sha256", VERSION: "checksum"}
 MAX_INDEX = 2**28
 """The most bytes of a dataset.json that is read; a million faults take two thirds of it."""
 
-Count = Annotated[int, Meta(ge=0, le=2**53)]
+MOST = 2**53
+"""The largest number that dataset.json can record."""
+
+Count = Annotated[int, Meta(ge=0, le=MOST)]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _SplitName = Annotated[str, Meta(pattern=r"^\w[\w-]*\Z")]
 """Exporting masks creates a folder of this name."""
