@@ -82,7 +82,7 @@ def merged(task: AnnotatedImage) -> np.ndarray:
         [Region(s.category_id, rasterize(s.segmentation, task.height, task.width)) for s in source]
         for source in (task.stuff, task.things)
     )
-    return merge(stuff, things, task.height, task.width)
+    return merge(stuff, things, task.height, task.width).mask()
 
 
 def plainly_merged(task: AnnotatedImage) -> np.ndarray:

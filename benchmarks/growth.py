@@ -117,7 +117,7 @@ def merging(pixels: int) -> Call:
 
     def call() -> np.ndarray:
         regions = ([Region(1, rasterize(one, height, width)) for one in source] for source in (stuff, things))
-        return merge(*regions, height, width)
+        return merge(*regions, height, width).mask()
 
     return call
 

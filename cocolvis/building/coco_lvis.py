@@ -16,8 +16,7 @@ from cocolvis.errors import DataError
 from cocolvis.faults import Fault
 from cocolvis.masks import compat, runlength
 from cocolvis.masks.merge import OVERLAPS, Region, merge
-from cocolvis.masks.rasterize import BadSegmentation, Spans, rasterize
-from cocolvis.masks.runlength import Runs
+from cocolvis.masks.rasterize import BadSegmentation, Spans, rasterize, rasterize_all
 from cocolvis.pictures import encoded
 from cocolvis.sources.annotations import AnnotationFile, ImageRecord, Segment
 from cocolvis.sources.inputs import Sources
@@ -114,12 +113,11 @@ def build_sample(
     if content is None:
         return None
     stuff, things = regions(image, options, faults)
-    mask = merge(stuff, things, image.height, image.width, overlap=options.overlap)
     lookup = coco_lvis().lookup("lvis")
     return Sample(
         image_id=image.image_id,
         path=image.path,
-        runs=Runs.of(mask),
+        runs=merge(stuff, things, image.height, image.width, overlap=options.overlap),
         content=content if options.images == "embed" else b"",
         neg=_class_ids(image.neg, lookup),
         not_exhaustive=_class_ids(image.not_exhaustive, lookup),
@@ -130,8 +128,10 @@ def build_sample(
 def regions(image: AnnotatedImage, options: CocoLvisOptions, faults: list[Fault]) -> tuple[list[Region], list[Region]]:
     """The regions of stuff and of things in file order, each with its annotation; what is left out is added to ``faults``."""
     things, lookup = coco_lvis().lookup("lvis"), coco_lvis().lookup("stuff")
-    painted_things = _painted(image.things, things, "lvis", image, faults)
-    painted_stuff = _painted(image.stuff, lookup, "stuff", image, faults)
+    spans = rasterize_all([s.segmentation for s in (*image.things, *image.stuff)], image.height, image.width)
+    count = len(image.things)
+    painted_things = _painted(image.things, spans[:count], things, "lvis", image.image_id, faults)
+    painted_stuff = _painted(image.stuff, spans[count:], lookup, "stuff", image.image_id, faults)
     if options.compat == "essnet":
         lookup = compat.essnet_lookup(eight_bits=len(painted_stuff) == 1)
     return (
@@ -142,27 +142,32 @@ def regions(image: AnnotatedImage, options: CocoLvisOptions, faults: list[Fault]
 
 def warm_up() -> None:
     """Compile the kernels that merge, or load them from their cache."""
-    polygons = b"[[0,0,2,0,2,2],[0,0,1,1,0,2]]", b"[[0,0,2e0,0,2,2]]"
-    for segmentation in (*polygons, b'{"size":[2,2],"counts":"04"}', b'{"size":[2,2],"counts":[0,4]}'):
-        mask = merge([Region(1, rasterize(segmentation, 2, 2))], [], 2, 2)
-    runlength.pixel_counts(*runlength.encode(mask))
+    plain = b"[[0,0,2,0,2,2],[0,0,1,1,0,2]]", b'{"size":[2,2],"counts":"04"}'
+    unusual = b"[[0,0,2e0,0,2,2]]", b'{"size":[2,2],"counts":"04","id":1}', b'{"size":[2,2],"counts":[0,4]}'
+    for segmentation in plain + unusual:
+        runs = merge([Region(1, rasterize(segmentation, 2, 2))], [], 2, 2)
+    runlength.pixel_counts(runs.classes, runs.lengths)
 
 
 def _painted(
-    segments: list[Segment], known: dict[int, int], source: str, image: AnnotatedImage, faults: list[Fault]
+    segments: list[Segment],
+    found: list[Spans | BadSegmentation],
+    known: dict[int, int],
+    source: str,
+    image_id: int,
+    faults: list[Fault],
 ) -> list[tuple[Segment, Spans]]:
     """Each segment with its pixels, in order; a segment that is malformed or of an unknown category becomes a fault."""
     painted = []
-    for segment in segments:
+    for segment, spans in zip(segments, found, strict=True):
         if segment.category_id not in known:
             kind, reason = "unknown category", f"{segment.category_id} is not among {source}'s {min(known)}..{max(known)}"
+        elif isinstance(spans, BadSegmentation):
+            kind, reason = "malformed annotation", f"the segmentation {spans}"
         else:
-            try:
-                painted.append((segment, rasterize(segment.segmentation, image.height, image.width)))
-                continue
-            except BadSegmentation as error:
-                kind, reason = "malformed annotation", f"the segmentation {error}"
-        faults.append(Fault(kind, source, image.image_id, segment.annotation_id, reason))
+            painted.append((segment, spans))
+            continue
+        faults.append(Fault(kind, source, image_id, segment.annotation_id, reason))
     return painted
 
 

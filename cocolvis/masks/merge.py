@@ -1,15 +1,15 @@
 """Merge the regions of things and stuff into one mask of class ids. Pure functions."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
-from cocolvis.masks import run_kernels
+from cocolvis.masks import merge_kernels
 from cocolvis.masks.rasterize import Spans
+from cocolvis.masks.runlength import Runs
 from cocolvis.sources.annotations import Segment
-from cocolvis.vocabulary import UNLABELLED
 
 MASK_RULE = 2
 """The version of the rules that turn annotations and label files into masks. A build never mixes shards of two versions.
@@ -20,6 +20,8 @@ Increase it with every change that alters the mask of some input.
 OVERLAPS = ("first", "small-on-top")
 """Which of two overlapping regions of one source wins: the first in the file, as published, or the smaller one."""
 
+_NONE = Spans(np.empty(0, np.int64), np.empty(0, np.int64))
+
 
 class Region(NamedTuple):
     """The pixels of one annotation and the class they get."""
@@ -29,17 +31,20 @@ class Region(NamedTuple):
     segment: Segment | None = None
 
 
-def merge(stuff: Sequence[Region], things: Sequence[Region], height: int, width: int, *, overlap: str = "first") -> np.ndarray:
-    """The (H, W) uint16 mask of an image, 0 = unlabelled. Things cover stuff; ``overlap`` decides within each source.
+def merge(stuff: Sequence[Region], things: Sequence[Region], height: int, width: int, *, overlap: str = "first") -> Runs:
+    """The mask of an image, 0 = unlabelled. Things cover stuff; ``overlap`` decides within each source.
+
+    It is returned as run lengths, whose ``mask()`` is the (H, W) uint16 array. Height and width are at least 1.
 
     Both sequences are in file order. With "first", the earlier region wins. With "small-on-top", the region with fewer pixels
     wins, and ties go to the earlier one. A region of class 0 (stuff "other") hides what it covers like any other region.
     """
-    columns = np.full((width, height), UNLABELLED, dtype=np.uint16)
-    flat = columns.reshape(-1)
-    for region in reversed(stacked(stuff, things, overlap)):
-        run_kernels.paint(flat, *region.spans, region.class_id)
-    return cv2.transpose(columns)
+    regions = stacked(stuff, things, overlap)[::-1]
+    starts, stops = (np.concatenate(parts) for parts in zip(_NONE, *(region.spans for region in regions), strict=True))
+    sizes = (region.spans.starts.size for region in regions)
+    bounds = np.fromiter(accumulate(sizes, initial=0), np.int64, len(regions) + 1)
+    class_ids = np.array([region.class_id for region in regions], np.uint16)
+    return Runs(*merge_kernels.merged_runs(starts, stops, bounds, class_ids, height, width), height, width)
 
 
 def stacked(stuff: Sequence[Region], things: Sequence[Region], overlap: str) -> list[Region]:

@@ -1,12 +1,13 @@
 """Turn a segmentation (polygons or run lengths) into the pixels it covers, or say why it cannot be painted."""
 
-from itertools import chain
+from collections.abc import Sequence
+from itertools import accumulate, chain, pairwise
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
-from cocolvis.masks import polygon_kernels, run_kernels
+from cocolvis.masks import polygon_kernels, reading_kernels, run_kernels
 from cocolvis.sources.json_values import REFUSED, described, whole
 from cocolvis.text import first_few
 
@@ -62,10 +63,32 @@ def rasterize(segmentation: bytes | msgspec.Raw, height: int, width: int) -> Spa
     {"size": [H, W], "counts": ...} with run lengths, as compressed text or as a list. Raises :class:`BadSegmentation` for
     anything else.
     """
-    if memoryview(segmentation)[:1] == b"[":
-        read, *spans = polygon_kernels.read_spans(np.frombuffer(segmentation, np.uint8), MAX_OUTLINE, height, width)
-        if read:
-            return Spans(*spans)
+    (found,) = rasterize_all([segmentation], height, width)
+    if isinstance(found, BadSegmentation):
+        raise found
+    return found
+
+
+def rasterize_all(segmentations: Sequence[bytes | msgspec.Raw], height: int, width: int) -> list[Spans | BadSegmentation]:
+    """What :func:`rasterize` finds for each of the segmentations of an image, the error where it raises one."""
+    bounds = np.fromiter(accumulate(map(len, segmentations), initial=0), np.int64, len(segmentations) + 1)
+    text = np.frombuffer(b"".join(segmentations) or b" ", np.uint8)
+    read, starts, stops, ends = reading_kernels.read_all(text, bounds, MAX_OUTLINE, height, width)
+    return [
+        Spans(starts[first:last], stops[first:last]) if plain else _patiently(segmentation, height, width)
+        for segmentation, plain, (first, last) in zip(segmentations, read.tolist(), pairwise(ends.tolist()), strict=True)
+    ]
+
+
+def _patiently(segmentation: bytes | msgspec.Raw, height: int, width: int) -> Spans | BadSegmentation:
+    """The pixels of a segmentation that the compiled loop does not read, or what is wrong with it."""
+    try:
+        return _parsed(segmentation, height, width)
+    except BadSegmentation as error:
+        return error
+
+
+def _parsed(segmentation: bytes | msgspec.Raw, height: int, width: int) -> Spans:
     try:
         parsed = _decode(segmentation)
     except REFUSED:
@@ -150,7 +173,7 @@ def _from_polygons(polygons: list[list[float]], height: int, width: int) -> Span
 def _from_runs(counts: str | list[int], pixels: int) -> Spans:
     if isinstance(counts, str):
         try:
-            finding, *spans = run_kernels.compressed_spans(counts.encode("ascii"), pixels)
+            finding, *spans = run_kernels.compressed_spans(np.frombuffer(bytearray(counts, "ascii"), np.uint8), pixels)
         except UnicodeEncodeError:
             raise BadSegmentation("has counts with characters outside ASCII") from None
     else:

@@ -17,36 +17,57 @@ _FOUR_PIXELS = np.uint64(0x0001000100010001)
 _LONGEST_RUN = 2**16 - 1
 """Pixels that the uint16 length of one run can count."""
 
-_MOST_SYMBOLS = 8
-"""The most characters of one compressed run length: 40 bits, more than any image needs."""
+_QUOTE, _BACKSLASH = b'"\\'
+
+_MOST_BITS = 40
+"""The most bits of one compressed run length, more than any image needs."""
 
 
 @entry()
 def compressed_spans(counts, pixels):
-    """(finding, starts, stops) of COCO's compressed counts, ASCII bytes, for an image of ``pixels`` pixels.
+    """(finding, starts, stops) of COCO's compressed counts, (n,) uint8 of ASCII, for an image of ``pixels`` pixels.
 
     Each character, less 48, holds 5 bits of a number, the lowest first, and has bit 32 set if more follow. Numbers are signed;
     from the fourth on, a number is the difference to the run two places before. The result is that of :func:`run_spans`.
     """
-    runs = np.empty(len(counts), np.int64)
-    number = value = symbols = 0
-    for character in counts:
-        symbol = int(character) - 48
-        if symbol < 0 or symbol > 63:
-            return CORRUPT, runs[:0], runs[:0]
-        value |= (symbol & 31) << (5 * symbols)
-        symbols += 1
-        if symbols > _MOST_SYMBOLS:
-            return TOO_LONG, runs[:0], runs[:0]
-        if not symbol & 32:
-            if symbol & 16:
-                value -= 1 << (5 * symbols)
-            runs[number] = value + (runs[number - 2] if number > 2 else 0)
+    finding, starts, stops, end = decompressed(counts, 0, False, pixels)
+    stopped = end < len(counts) and finding != TOO_LONG  # at a quote
+    return (CORRUPT if stopped else finding), starts, stops
+
+
+@inner()
+def decompressed(text, at, escaped, pixels):
+    """(finding, starts, stops, end) of compressed counts in the text, from ``at`` to ``end``, which is a quote or the end.
+
+    If they are ``escaped``, two backslashes stand for one, as in JSON. Every character stores a span, and the next one
+    overwrites it unless it counts: processors cannot predict where numbers end.
+    """
+    starts, stops = np.empty((len(text) - at) // 2 + 1, np.int64), np.empty((len(text) - at) // 2 + 1, np.int64)
+    value = bits = number = last = last_but_one = covered = count = 0
+    corrupt, unfilled = False, False
+    while at < len(text) and text[at] != _QUOTE:
+        if escaped and text[at] == _BACKSLASH:
+            at += 1
+            corrupt |= at == len(text) or text[at] != _BACKSLASH
+        symbol = np.int64(text[min(at, len(text) - 1)]) - 48
+        corrupt |= symbol < 0 or symbol > 63
+        value |= (symbol & 31) << bits
+        bits += 5
+        if bits > _MOST_BITS:
+            return (CORRUPT if corrupt else TOO_LONG), starts[:0], stops[:0], at
+        run = value - (((symbol >> 4) & 1) << bits) + (last_but_one if number > 2 else 0)
+        starts[count], stops[count] = covered, covered + run
+        at += 1
+        if symbol & 32 == 0:
+            unfilled |= run < 0 or run > pixels - covered
+            count += number & (run > 0)
+            covered += run
+            last_but_one, last = last, run
+            value = bits = 0
             number += 1
-            value = symbols = 0
-    if symbols or number == 0:
-        return CORRUPT, runs[:0], runs[:0]
-    return run_spans(runs[:number], pixels)
+    if corrupt or bits or number == 0:
+        return CORRUPT, starts[:0], stops[:0], at
+    return (UNFILLED if unfilled or covered != pixels else FILLED), starts[:count], stops[:count], at
 
 
 @entry()
@@ -66,13 +87,6 @@ def run_spans(runs, pixels):
             count += 1
         at += runs[i]
     return (FILLED if at == pixels else UNFILLED), starts[:count], stops[:count]
-
-
-@entry()
-def paint(mask, starts, stops, class_id):
-    """Set the spans [start, stop) of a flat column-major (W * H,) uint16 mask to ``class_id``."""
-    for i in range(len(starts)):
-        mask[starts[i] : stops[i]] = class_id
 
 
 @inner()
@@ -105,15 +119,32 @@ def run_lengths(flat, words):
     is split into several.
     """
     starts = _starts(flat, words)
-    most = len(starts) + len(flat) // _LONGEST_RUN
+    return split(starts, flat[starts], len(flat))
+
+
+@inner()
+def split(starts, values, pixels):
+    """(classes uint16, lengths uint16) of runs that start at ``starts`` (n,) int64 and have the classes ``values`` (n,) uint16.
+
+    The last one ends at ``pixels``. A run of more than 65535 pixels is split into several.
+    """
+    most = len(starts) + pixels // _LONGEST_RUN
     classes, lengths, run = np.empty(most, np.uint16), np.empty(most, np.uint16), 0
     for i in range(len(starts)):
-        left = (starts[i + 1] if i + 1 < len(starts) else len(flat)) - starts[i]
+        left = (starts[i + 1] if i + 1 < len(starts) else pixels) - starts[i]
         while left > 0:
-            classes[run], lengths[run] = flat[starts[i]], min(left, _LONGEST_RUN)
+            classes[run], lengths[run] = values[i], min(left, _LONGEST_RUN)
             left -= _LONGEST_RUN
             run += 1
     return classes[:run].copy(), lengths[:run].copy()
+
+
+@inner()
+def longer(values, length):
+    """The same values (n,) with room for ``length``; what follows them is undefined."""
+    copy = np.empty(length, values.dtype)
+    copy[: len(values)] = values
+    return copy
 
 
 @entry()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from numba.core.dispatcher import Dispatcher
 
-from cocolvis.masks import polygon_kernels, run_kernels, runlength
+from cocolvis.masks import merge_kernels, polygon_kernels, reading_kernels, run_kernels, runlength
 from cocolvis.masks.merge import Region, merge
 from cocolvis.masks.rasterize import rasterize
 from ess.kernels import candidates_cpu, exact_cpu_loops, search_cpu
@@ -32,8 +32,9 @@ def dispatchers(module):
 
 def merge_and_store():
     spans = [rasterize(json.dumps(segmentation).encode(), 12, 16) for segmentation in SEGMENTATIONS]
-    spans.append(rasterize(b"[[1,1,9e0,1,9,9]]", 12, 16))  # not read by the compiled loop
-    mask = merge([], [Region(class_id, found) for class_id, found in enumerate(spans, 1)], 12, 16)
+    for unusual in (b"[[1,1,9e0,1,9,9]]", b'{"size": [12, 16], "counts": "48d5", "id": 7}'):  # not read by the compiled loop
+        spans.append(rasterize(unusual, 12, 16))
+    mask = merge([], [Region(class_id, found) for class_id, found in enumerate(spans, 1)], 12, 16).mask()
     fixed = mask.copy()
     fixed.flags.writeable = False
     for variant in (mask, fixed, np.asfortranarray(mask), mask[:, ::2], mask[:1, :3]):
@@ -75,7 +76,9 @@ def search():
 @pytest.mark.parametrize(
     ("module", "work"),
     [
+        (merge_kernels, merge_and_store),
         (polygon_kernels, merge_and_store),
+        (reading_kernels, merge_and_store),
         (run_kernels, merge_and_store),
         (exact_cpu_loops, lose),
         (search_cpu, search),

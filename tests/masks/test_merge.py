@@ -6,6 +6,7 @@ from trees import art, box, rle
 
 from cocolvis.masks.merge import Region, merge
 from cocolvis.masks.rasterize import Spans
+from cocolvis.masks.runlength import encode
 
 CLASSES = {"a": 3, "b": 793, "t": 1271, "s": 1261, "C": 181}
 """airplane and person (LVIS 3 and 793), tree and sky-other (stuff 169 and 157), cabinet (both LVIS 181 and stuff 98)."""
@@ -129,6 +130,55 @@ def test_small_on_top_counts_pixels_once_where_polygons_overlap(tree):
 
 def test_merge_is_column_major_in_and_row_major_out():
     region = Region(5, Spans(np.array([1, 6]), np.array([3, 7])))
-    mask = merge([], [region], height=3, width=4)
-    assert mask.tolist() == [[0, 0, 5, 0], [5, 0, 0, 0], [5, 0, 0, 0]]
-    assert mask.flags.c_contiguous
+    runs = merge([], [region], height=3, width=4)
+    assert runs.mask().tolist() == [[0, 0, 5, 0], [5, 0, 0, 0], [5, 0, 0, 0]]
+    assert (runs.classes.tolist(), runs.lengths.tolist()) == ([0, 5, 0, 5, 0, 5, 0], [2, 1, 1, 1, 3, 1, 3])
+
+
+def naively_merged(regions, height, width):
+    flat = np.zeros(height * width, np.uint16)
+    for class_id, (starts, stops) in reversed(regions):
+        for start, stop in zip(starts, stops, strict=True):
+            flat[start:stop] = class_id
+    return flat.reshape(width, height).T
+
+
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [
+        (1, 1),
+        (1, 40_000),
+        (40_000, 1),
+        (2, 9000),
+        (9000, 2),
+        (7, 3),
+        (8, 16),
+        (9, 17),
+        (90, 200),
+        (640, 480),
+        (8192, 3),
+        (8193, 3),
+    ],
+)
+@pytest.mark.parametrize("count", [0, 1, 3, 40])
+def test_runs_are_those_of_a_mask_that_is_painted_whole(height, width, count):
+    """Of all shapes, because the compiled loop paints a few columns at a time and compares eight pixels at a time."""
+    rng = np.random.default_rng((height, width, count))
+    regions = []
+    for _ in range(count):
+        cuts = np.unique(rng.integers(0, height * width + 1, 2 * int(rng.integers(0, 60))))
+        cuts = cuts[: len(cuts) // 2 * 2]
+        regions.append(Region(int(rng.choice([0, 1, 1, 2, 1284, 65_535])), Spans(cuts[::2], cuts[1::2])))
+    expected = naively_merged([region[:2] for region in regions], height, width)
+    runs = merge(regions[count // 2 :], regions[: count // 2], height, width)
+    assert np.array_equal(runs.mask(), expected)
+    classes, lengths = encode(expected)
+    assert np.array_equal(runs.classes, classes) and np.array_equal(runs.lengths, lengths)
+    assert runs.classes.dtype == runs.lengths.dtype == np.uint16
+
+
+def test_masks_of_noise_have_more_runs_than_the_list_has_room_for():
+    pixels = np.random.default_rng(0).permutation(96 * 64)[: 96 * 32]
+    starts = np.sort(pixels)
+    regions = [Region(3, Spans(starts, starts + 1))]
+    assert np.array_equal(merge(regions, [], 96, 64).mask(), naively_merged([regions[0][:2]], 96, 64))

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from trees import box, rle
 
-from cocolvis.masks.polygon_kernels import read_polygons
-from cocolvis.masks.rasterize import BadSegmentation, rasterize
+from cocolvis.masks.rasterize import MAX_OUTLINE, BadSegmentation, rasterize, rasterize_all
+from cocolvis.masks.reading_kernels import read_all, read_polygons
 
 coordinate = st.floats(-20, 40, allow_nan=False, width=32)
 polygon = st.integers(3, 9).flatmap(lambda points: st.lists(coordinate, min_size=2 * points, max_size=2 * points))
@@ -83,6 +83,7 @@ def test_a_box_covers_its_pixels_and_parts_outside_are_cut():
         ({"size": [8, 8], "counts": "é"}, "outside ASCII"),
         ({"size": [8, 8], "counts": "ooooooooo1"}, "beyond 40 bits"),
         ({"size": [8, 8], "counts": "`1"}, "do not fill"),
+        ({"size": [8, 8], "counts": '01"0'}, "corrupt compressed counts"),
     ],
 )
 def test_what_would_crash_is_refused_with_the_reason(segmentation, reason):
@@ -151,3 +152,73 @@ def test_only_json_is_read(data):
 )
 def test_cut_polygons_are_not_read(text):
     assert read(text) == []
+
+
+def read_by_the_loop(text: str, height: int = 12, width: int = 16) -> tuple[bool, list[int], list[int]]:
+    content = np.frombuffer(text.encode(), np.uint8)
+    read, starts, stops, ends = read_all(content, np.array([0, len(content)]), MAX_OUTLINE, height, width)
+    assert ends.tolist() == [0, len(starts)]
+    return bool(read[0]), starts.tolist(), stops.tolist()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"counts": "48d5", "size": [12, 16]}',
+        '{"size":[12,16],"counts":"48d5"}',
+        ' {"counts" :\n"48d5"\t, "size": [ 12 , 16.0 ] } '.strip(),
+    ],
+)
+def test_the_compiled_loop_reads_compressed_run_lengths(text):
+    assert read_by_the_loop(text) == (True, [4], [12])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"counts": "48d5"}',
+        '{"size": [12, 16]}',
+        '{"size": [12, 16], "size": [12, 16]}',
+        '{"counts": "48d5", "counts": "48d5"}',
+        '{"counts": "48d5", "size": [16, 12]}',
+        '{"counts": "48d5", "size": [12, 16, 1]}',
+        '{"counts": "48d5", "size": [12, 16], "id": 1}',
+        '{"counts": "48d5", "size": [12, 16]',
+        '{"counts": "48d5", "size": [12, 16]} 1',
+        '{"counts": "48d5, "size": [12, 16]}',
+        '{"counts": "\\u0034" "8d5", "size": [12, 16]}',
+        '{"counts": "\\u00348d5", "size": [12, 16]}',
+        '{"counts": [4, 8, 180], "size": [12, 16]}',
+        '{"counts": "48d", "size": [12, 16]}',
+        '{"counts": "48d5\\", "size": [12, 16]}',
+    ],
+)
+def test_what_is_not_plain_is_left_to_the_other_parser(text):
+    assert read_by_the_loop(text) == (False, [], [])
+
+
+def test_backslashes_in_compressed_run_lengths():
+    """A number of which 5 bits are 12 and more follow is written as a backslash, which JSON writes twice."""
+    flat = np.zeros(1600, bool)
+    flat[44:88] = True
+    text = json.dumps(rle(flat.reshape(40, 40).T))
+    assert "\\\\" in text
+    read, starts, stops = read_by_the_loop(text, 40, 40)
+    assert read and (starts, stops) == ([44], [88])
+
+
+def test_one_bad_segmentation_does_not_affect_its_neighbours():
+    good, other = json.dumps(box(1, 1, 3, 3)).encode(), b'{"size": [8, 8], "counts": [0, 64]}'
+    found = rasterize_all([good, b"null", other, b"[[1, 2]]", good], 8, 8)
+    assert [isinstance(each, BadSegmentation) for each in found] == [False, True, False, True, False]
+    assert found[0].starts.tolist() == found[4].starts.tolist() == [9, 17, 25]
+    assert (found[2].starts.tolist(), found[2].stops.tolist()) == ([0], [64])
+    assert rasterize_all([], 8, 8) == []
+
+
+def test_regions_with_more_spans_than_characters_expect():
+    """One polygon of few characters covers a span in each of many columns."""
+    wide = json.dumps([[0, 0, 3000, 0, 3000, 2, 0, 2]]).encode()
+    found = rasterize_all([wide, wide], 4, 3000)
+    assert [spans.starts.size for spans in found] == [3000, 3000]
+    assert found[1].stops.tolist() == [4 * x + 2 for x in range(3000)]

@@ -1,0 +1,191 @@
+"""The compiled loop that turns the segmentations of an image, still in JSON, into spans of pixels.
+
+It reads what official annotation files contain: polygons with plain numbers, and compressed run lengths. Everything else is
+left to ``rasterize``, which is slower, reads more, and knows the reason for a refusal.
+"""
+
+import numpy as np
+
+from cocolvis.compiled import entry, inner
+from cocolvis.masks.polygon_kernels import outline_length, polygon_spans
+from cocolvis.masks.run_kernels import CORRUPT, FILLED, decompressed, longer
+
+_COMMA, _MINUS, _POINT, _ZERO, _COLON, _QUOTE = b',-.0:"'
+_OPEN_LIST, _CLOSE_LIST, _OPEN_OBJECT, _CLOSE_OBJECT = b"[]{}"
+
+_MOST_DIGITS = 18
+"""Digits that an int64 holds, whatever they are."""
+
+_POWERS = 10.0 ** np.arange(_MOST_DIGITS + 1)
+"""Powers of ten, all of which float64 holds exactly: 1e22 is the largest."""
+
+_COUNTS, _SIZE = (np.frombuffer(key, np.uint8) for key in (b'"counts"', b'"size"'))
+
+
+@entry()
+def read_all(text, bounds, longest, height, width):
+    """(read, starts, stops, ends): the spans of n segmentations, those of segmentation i from ends[i] to ends[i + 1].
+
+    Segmentation i is text[bounds[i]:bounds[i + 1]], with ``text`` uint8 that is read-only and ``bounds`` (n + 1,) int64.
+    ``read`` (n,) bool tells which of them were read; the others have no spans. ``ends`` is (n + 1,) int64. The spans are those
+    of :func:`polygon_spans` or :func:`run_spans`. A segmentation is not read if it is not plain, if :func:`outline_length`
+    refuses its polygons or exceeds ``longest``, or if its run lengths are corrupt or those of another size.
+    """
+    count = len(bounds) - 1
+    read, ends = np.zeros(count, np.bool_), np.zeros(count + 1, np.int64)
+    starts, stops = np.empty(len(text) // 2 + 1, np.int64), np.empty(len(text) // 2 + 1, np.int64)
+    for i in range(count):
+        read[i], some_starts, some_stops = _read(text[bounds[i] : bounds[i + 1]], longest, height, width)
+        first, last = ends[i], ends[i] + len(some_starts)
+        if last > len(starts):
+            starts, stops = longer(starts, 2 * last), longer(stops, 2 * last)
+        starts[first:last], stops[first:last] = some_starts, some_stops
+        ends[i + 1] = last
+    return read, starts[: ends[count]].copy(), stops[: ends[count]].copy(), ends
+
+
+@inner()
+def _read(text, longest, height, width):
+    """(whether it was read, starts, stops) of one segmentation."""
+    if _symbol(text, 0) == _OPEN_OBJECT:
+        return _read_runs(text, height, width)
+    points, bounds = read_polygons(text)
+    length = outline_length(points, bounds, height, width)
+    if len(points) == 0 or not 0 <= length <= longest:
+        return False, bounds[:0], bounds[:0]
+    starts, stops = polygon_spans(points, bounds, height, width)
+    return True, starts, stops
+
+
+@inner()
+def _read_runs(text, height, width):
+    """(whether it was read, starts, stops) of a JSON object with compressed "counts" and the "size" [height, width]."""
+    starts, stops = np.empty(0, np.int64), np.empty(0, np.int64)
+    finding, sized, at = CORRUPT, False, 1
+    for closing in (_COMMA, _CLOSE_OBJECT):
+        at = _blank(text, at)
+        if _begins(text, at, _COUNTS):
+            at = _after(text, _after(text, at + len(_COUNTS), _COLON), _QUOTE)
+            if at < 0:
+                return False, starts[:0], stops[:0]
+            finding, starts, stops, at = decompressed(text, at, True, height * width)
+            at = _after(text, at, _QUOTE)
+        elif _begins(text, at, _SIZE):
+            at = _after_size(text, _after(text, at + len(_SIZE), _COLON), height, width)
+            sized = at >= 0
+        else:
+            at = -1
+        at = _after(text, at, closing)
+    if finding != FILLED or not sized or at < 0 or _blank(text, at) != len(text):
+        return False, starts[:0], stops[:0]
+    return True, starts, stops
+
+
+@inner()
+def _begins(text, at, word):
+    """Whether the text has the bytes ``word`` at an offset."""
+    for i in range(len(word)):  # noqa: SIM110 (numba compiles a loop better than a generator)
+        if _symbol(text, at + i) != word[i]:
+            return False
+    return True
+
+
+@inner()
+def _after(text, at, symbol):
+    """The offset after a symbol that follows, or -1 if another one follows or ``at`` is -1."""
+    if at < 0:
+        return at
+    at = _blank(text, at)
+    return at + 1 if _symbol(text, at) == symbol else -1
+
+
+@inner()
+def _after_size(text, at, height, width):
+    """The offset after the list [height, width], or -1 if another value follows or ``at`` is -1."""
+    at = _after(text, at, _OPEN_LIST)
+    for side, closing in ((height, _COMMA), (width, _CLOSE_LIST)):
+        if at < 0:
+            return at
+        number, at = _number(text, _blank(text, at))
+        at = _after(text, at, closing) if number == side else -1
+    return at
+
+
+@inner()
+def read_polygons(text):
+    """(points (n, 2) float64, bounds int64) of a JSON list of polygons [x0, y0, x1, y1, ...]; no points unless all are plain.
+
+    A polygon is plain if it has 3 points or more and its numbers are decimals without an exponent, of at most 18 digits which,
+    as a whole number, are at most 2**53. Both this number and the power of ten that divides it are exact in float64, so the
+    quotient is rounded once: it is the float64 nearest to the decimal, which is what any correct parser returns.
+    """
+    numbers, bounds = np.empty(len(text) // 2 + 1), np.zeros(len(text) // 12 + 2, np.int64)
+    none = numbers[:0].reshape(-1, 2), bounds[:1]
+    if _symbol(text, 0) != _OPEN_LIST:
+        return none
+    count, polygons, at, after = 0, 0, 1, _COMMA
+    while after == _COMMA:
+        at, after = _blank(text, at), _COMMA
+        if _symbol(text, at) != _OPEN_LIST:
+            return none
+        at += 1
+        while after == _COMMA:
+            numbers[count], at = _number(text, _blank(text, at))
+            if at < 0:
+                return none
+            at = _blank(text, at)
+            count, after, at = count + 1, _symbol(text, at), at + 1
+        if after != _CLOSE_LIST or count % 2 or count // 2 - bounds[polygons] < 3:
+            return none
+        polygons += 1
+        bounds[polygons] = count // 2
+        at = _blank(text, at)
+        after, at = _symbol(text, at), at + 1
+    if after != _CLOSE_LIST or _blank(text, at) != len(text):
+        return none
+    return numbers[:count].reshape(-1, 2), bounds[: polygons + 1]
+
+
+@inner()
+def _symbol(text, at):
+    """The byte at an offset, 0 after the end."""
+    return text[at] if at < len(text) else np.uint8(0)
+
+
+@inner()
+def _blank(text, at):
+    """The offset of the first byte at or after ``at`` that is not whitespace."""
+    while at < len(text) and (text[at] == 0x20 or text[at] == 0x0A or text[at] == 0x0D or text[at] == 0x09):
+        at += 1
+    return at
+
+
+@inner()
+def _number(text, at):
+    """(value, the offset after it) of the plain decimal at an offset; the offset is -1 if there is none."""
+    negative = _symbol(text, at) == _MINUS
+    at += negative
+    first = at
+    at, value = _digits(text, first, 0)
+    whole, decimals = at - first, 0
+    if whole == 0 or (whole > 1 and text[first] == _ZERO):
+        return 0.0, -1
+    if _symbol(text, at) == _POINT:
+        first = at + 1
+        at, value = _digits(text, first, value)
+        decimals = at - first
+        if decimals == 0:
+            return 0.0, -1
+    if whole + decimals > _MOST_DIGITS or value > 2**53:
+        return 0.0, -1
+    number = value / _POWERS[decimals]
+    return -number if negative else number, at
+
+
+@inner()
+def _digits(text, at, value):
+    """(the offset after the digits at an offset, the number that they continue ``value`` to, modulo 2**64)."""
+    while at < len(text) and _ZERO <= text[at] <= _ZERO + 9:
+        value = 10 * value + (text[at] - _ZERO)
+        at += 1
+    return at, value
