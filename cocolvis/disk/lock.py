@@ -75,7 +75,7 @@ class Lease:
         content = _read(self.path)
         if content is None or self.token.encode() not in content:
             cause = "another process took it over after a silence, or the lock file was removed"
-            raise LockLost(f"{self.path.parent}: this build has lost the folder: {cause}; it stops and writes nothing more")
+            raise LockLost(f"{self.path.parent}: this process has lost the folder: {cause}; it stops and writes nothing more")
 
     def lost(self) -> bool:
         """Whether :meth:`check` would raise."""

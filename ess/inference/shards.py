@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ import h5py
 import numpy as np
 
 from cocolvis.ahead import ahead
+from cocolvis.disk import lock
 from cocolvis.disk.files import is_absent, read_json, reason, write_json
+from cocolvis.disk.lock import Lease
 from cocolvis.errors import DamagedImage, DataError
 from cocolvis.faults import Fault
 from cocolvis.masks.runlength import Runs
-from cocolvis.progress import Progress, ignore
+from cocolvis.progress import Announce, Progress, ignore
 from cocolvis.storage import digest, report
 from cocolvis.storage.dataset import Dataset, Split
 from cocolvis.storage.index import FORMAT, INDEX, VERSION
@@ -43,32 +45,103 @@ def predict_split(
     *,
     skip_existing: bool = False,
     progress: Progress = ignore,
+    announce: Announce = ignore,
 ) -> list[str]:
     """Write the predictions for a split to the folder ``out``, and return a line for each damaged image, which is left out.
 
     There is one shard for each shard of the split, and dataset.json is written last. Its key "predictions" has the digest of
     the data set, the run, the step, the weights and the views. With ``skip_existing``, shards that the same model finished for
-    the same data set are kept. Raises DataError if the model has other classes than the data set, if ``out`` holds something
-    else, such as predictions for another split, or if a disk fails.
+    the same data set are kept. ``announce`` is called with a line if this waits for a sign of life from another process. Raises
+    DataError if the model has other classes than the data set, if ``out`` holds something else, such as predictions for another
+    split, if another process writes there, or if a disk fails.
     """
     if predictor.without_added_classes().vocabulary.digest != dataset.vocabulary.digest:
         raise DataError(f"{dataset.folder}: has another vocabulary than the model was trained with; predict its data set")
+    images = dataset.split(split)
     _check_folder(out, split)
-    images, made_by = dataset.split(split), _made_by(predictor, dataset)
-    attributes = {"split": split, "images": "none", "vocabulary": predictor.vocabulary.digest, _KEY: _digest(made_by)}
-    _remove(out / INDEX)
-    faults: list[Fault] = []
-    readers = []
-    for number, (first, last) in enumerate(itertools.pairwise(images.starts.tolist())):
-        path = out / "shards" / f"{split}-{number:05d}.h5"
-        ids = images.shard(number).image_ids()
-        if not (skip_existing and _is_finished(path, attributes, ids)):
-            _write_shard(predictor, images, range(first, last), path, attributes, progress)
-        readers.append(ShardReader(path))
-        faults += [_fault(int(image_id)) for image_id in np.setdiff1d(ids, readers[-1].image_ids())]
-        progress(last, len(images))
-    _write_index(out, split, dataset, predictor, made_by, readers, faults)
-    return [fault.reason for fault in faults]
+    with lock.held(out, None, announce, "a prediction") as lease:
+        return _Writing(predictor, dataset, images, out, lease, progress).write(skip_existing)
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """The predictions for a split of a data set, written to the folder ``out`` as long as the lease is valid."""
+
+    predictor: Predictor
+    dataset: Dataset
+    images: Split
+    out: Path
+    lease: Lease
+    progress: Progress
+
+    def write(self, skip_existing: bool) -> list[str]:
+        """Write all shards, except finished ones with ``skip_existing``, and the index; a line for each damaged image."""
+        split, made_by = self.images.name, _made_by(self.predictor, self.dataset)
+        vocabulary = self.predictor.vocabulary.digest
+        attributes = {"split": split, "images": "none", "vocabulary": vocabulary, _KEY: _digest(made_by)}
+        _remove(self.out / INDEX)
+        faults: list[Fault] = []
+        readers = []
+        for number, (first, last) in enumerate(itertools.pairwise(self.images.starts.tolist())):
+            path = self.out / "shards" / f"{split}-{number:05d}.h5"
+            ids = self.images.shard(number).image_ids()
+            if not (skip_existing and _is_finished(path, attributes, ids)):
+                self._write_shard(range(first, last), path, attributes)
+            readers.append(ShardReader(path))
+            faults += [_fault(int(image_id)) for image_id in np.setdiff1d(ids, readers[-1].image_ids())]
+            self.progress(last, len(self.images))
+        self._write_index(made_by, readers, faults)
+        return [fault.reason for fault in faults]
+
+    def _write_shard(self, rows: range, path: Path, attributes: dict[str, str]) -> None:
+        """Predict the images of one shard; damaged ones are missing from it."""
+        done, total = itertools.count(rows.start + 1), len(self.images)
+
+        def load(row: int) -> tuple[Sample, np.ndarray] | None:
+            try:
+                sample = self.images[row]
+                return sample, sample.image()
+            except DamagedImage:
+                return None
+
+        def pictures() -> Iterator[tuple[tuple[int, Sample], np.ndarray]]:
+            for row, loaded in zip(rows, ahead(load, rows, threads=1), strict=True):
+                if loaded is None:
+                    self.progress(next(done), total)
+                else:
+                    yield (row, loaded[0]), loaded[1]
+
+        predicted: dict[int, Sample] = {}
+        for (row, sample), _, mask in self.predictor.stream(pictures()):
+            predicted[row] = Sample(
+                image_id=sample.image_id,
+                path=sample.path,
+                runs=Runs.of(mask),
+                content=b"",
+                neg=_EMPTY,
+                not_exhaustive=_EMPTY,
+            )
+            self.progress(next(done), total)
+        with ShardWriter(path, attributes, self.lease.check) as writer:
+            for row in sorted(predicted):
+                writer.add(predicted[row])
+
+    def _write_index(self, made_by: dict[str, Any], readers: list[ShardReader], faults: list[Fault]) -> None:
+        """Write dataset.json, which makes the folder a data set."""
+        split, leaves = self.images.name, [row.tobytes() for reader in readers for row in reader.digests()]
+        index = {
+            "format": FORMAT,
+            "version": VERSION,
+            "digest": digest.of_dataset({split: leaves}, self.predictor.vocabulary.digest),
+            "splits": {split: {"images": len(leaves), "shards": len(readers)}},
+            "shards": [_entry(reader, split) for reader in readers],
+            "options": {"images": "none", "limit": None, "dataset": _KEY},
+            "inputs": {split: self.dataset.index["digest"]},
+            "report": report.write(self.out, faults, self.lease.check),
+            _KEY: made_by,
+            "vocabulary": self.predictor.vocabulary.to_json(),
+        }
+        write_json(self.out / INDEX, index, self.lease.check)
 
 
 def _check_folder(out: Path, split: str) -> None:
@@ -122,70 +195,8 @@ def _is_finished(path: Path, attributes: dict[str, str], ids: np.ndarray) -> boo
         return False
 
 
-def _write_shard(
-    predictor: Predictor, images: Split, rows: range, path: Path, attributes: dict[str, str], progress: Progress
-) -> None:
-    """Predict the images of one shard; damaged ones are missing from it."""
-    done = itertools.count(rows.start + 1)
-
-    def load(row: int) -> tuple[Sample, np.ndarray] | None:
-        try:
-            sample = images[row]
-            return sample, sample.image()
-        except DamagedImage:
-            return None
-
-    def pictures() -> Iterator[tuple[tuple[int, Sample], np.ndarray]]:
-        for row, loaded in zip(rows, ahead(load, rows, threads=1), strict=True):
-            if loaded is None:
-                progress(next(done), len(images))
-            else:
-                yield (row, loaded[0]), loaded[1]
-
-    predicted: dict[int, Sample] = {}
-    for (row, sample), _, mask in predictor.stream(pictures()):
-        predicted[row] = Sample(
-            image_id=sample.image_id,
-            path=sample.path,
-            runs=Runs.of(mask),
-            content=b"",
-            neg=_EMPTY,
-            not_exhaustive=_EMPTY,
-        )
-        progress(next(done), len(images))
-    with ShardWriter(path, attributes) as writer:
-        for row in sorted(predicted):
-            writer.add(predicted[row])
-
-
 def _fault(image_id: int) -> Fault:
     return Fault("damaged image", "image", image_id, None, f"image {image_id}: is damaged; `cocolvis verify --decode` says how")
-
-
-def _write_index(
-    out: Path,
-    split: str,
-    dataset: Dataset,
-    predictor: Predictor,
-    made_by: dict[str, Any],
-    readers: list[ShardReader],
-    faults: list[Fault],
-) -> None:
-    """Write dataset.json, which makes the folder a data set."""
-    leaves = [row.tobytes() for reader in readers for row in reader.digests()]
-    index = {
-        "format": FORMAT,
-        "version": VERSION,
-        "digest": digest.of_dataset({split: leaves}, predictor.vocabulary.digest),
-        "splits": {split: {"images": len(leaves), "shards": len(readers)}},
-        "shards": [_entry(reader, split) for reader in readers],
-        "options": {"images": "none", "limit": None, "dataset": _KEY},
-        "inputs": {split: dataset.index["digest"]},
-        "report": report.write(out, faults),
-        _KEY: made_by,
-        "vocabulary": predictor.vocabulary.to_json(),
-    }
-    write_json(out / INDEX, index)
 
 
 def _entry(reader: ShardReader, split: str) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def test_a_build_whose_folder_was_taken_over_writes_nothing_more(sample, whole, 
     before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.rglob("*")}
     first.send(signal.SIGCONT)
     assert first.ended() == 1
-    assert first.error().startswith(f"Error: {out}: this build has lost the folder: ")
+    assert first.error().startswith(f"Error: {out}: this process has lost the folder: ")
     assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.rglob("*")} == before
     assert verify(Dataset.open(out)) == []
     until(first.gone)
@@ -438,5 +438,5 @@ def test_a_lock_that_is_removed_as_soon_as_it_is_written_is_a_lost_folder(tmp_pa
         Path(path).unlink()
 
     monkeypatch.setattr(os, "replace", swept)
-    with pytest.raises(LockLost, match="this build has lost the folder"), held(tmp_path, None, print):
+    with pytest.raises(LockLost, match="this process has lost the folder"), held(tmp_path, None, print):
         pytest.fail("it is not ours")

@@ -346,5 +346,5 @@ def test_nothing_is_reported_once_the_folder_is_lost(tmp_path, monkeypatch):
 
     (made.src / "images/train/deep/03.png").unlink()
     monkeypatch.setattr("cocolvis.building.index.reasons_to_refuse", lost)
-    assert "this build has lost the folder" in run(*made.command(), code=1)
+    assert "this process has lost the folder" in run(*made.command(), code=1)
     assert (made.out / "faults.jsonl").read_text() == "another's" and not (made.out / "dataset.json").exists()

@@ -57,6 +57,12 @@ def test_a_data_set_of_predictions_is_verified_and_compared_like_any_other(writt
     assert ("images differ" in compared.stdout and compared.exception is None) or isinstance(compared.exception, SystemExit)
 
 
+def note_shards(monkeypatch, made):
+    """Append the name of each shard that is written to the list ``made``."""
+    write = shards._Writing._write_shard
+    monkeypatch.setattr(shards._Writing, "_write_shard", lambda *a: (made.append(a[2].name), write(*a)))
+
+
 def test_finished_shards_are_kept_and_the_rest_is_predicted(written, predictor, dataset, tmp_path, monkeypatch):
     out = tmp_path / "out"
     shutil.copytree(written, out)
@@ -66,7 +72,7 @@ def test_finished_shards_are_kept_and_the_rest_is_predicted(written, predictor, 
     paths[0].unlink()
     paths[-1].write_bytes(paths[-1].read_bytes()[:3000])  # as after a kill on a file system that loses data
     made = []
-    monkeypatch.setattr(shards, "_write_shard", lambda *a, write=shards._write_shard: (made.append(a[3].name), write(*a)))
+    note_shards(monkeypatch, made)
     predict_split(predictor, dataset, "train", out, skip_existing=True)
     assert made == [paths[0].name, paths[-1].name]
     assert (out / "dataset.json").read_bytes() == index
@@ -78,7 +84,7 @@ def test_shards_of_other_views_are_not_kept(written, untrained_run, dataset, tmp
 
     out, made = tmp_path / "out", []
     shutil.copytree(written, out)
-    monkeypatch.setattr(shards, "_write_shard", lambda *a, write=shards._write_shard: (made.append(a[3].name), write(*a)))
+    note_shards(monkeypatch, made)
     flipped = Predictor.from_run(untrained_run, "cpu", inference=Inference(flip=True))
     predict_split(flipped, dataset, "train", out, skip_existing=True)
     assert len(made) == len(dataset.shard_paths("train"))
@@ -99,6 +105,22 @@ def test_damaged_images_are_left_out_and_reported_even_when_continued(predictor,
         assert len(faults) == 1 and faults[0].startswith(f"image {first}: is damaged")
         assert open_index(out)["report"]["counts"] == {"damaged image": 1}
         assert len(Dataset.open(out).split("val")) == len(dataset.split("val")) - 1
+
+
+def test_two_predictions_never_write_to_one_folder(predictor, dataset, tmp_path):
+    refused = []
+
+    def progress(done, total):
+        if not refused:
+            with pytest.raises(
+                DataError, match=r"a prediction \(process \d+ on .+\) is running there; wait until it ends"
+            ) as error:
+                predict_split(predictor, dataset, "val", tmp_path / "out")
+            refused.append(error)
+
+    predict_split(predictor, dataset, "val", tmp_path / "out", progress=progress)
+    assert refused and len(Dataset.open(tmp_path / "out").split("val")) == len(dataset.split("val"))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["dataset.json", "shards"]
 
 
 def test_a_data_set_of_labels_is_never_overwritten(predictor, dataset, sample_dataset, tmp_path):
