@@ -21,6 +21,20 @@ class _GivenPath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class _OutputFile(_GivenPath):
+    """A file that a command writes at its end; a path that cannot be written is an error before the work begins."""
+
+    def __init__(self, check: Callable[[Path], None]):
+        super().__init__(path_type=Path)
+        self._check = check
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path; raises DataError if it cannot be written."""
+        path = super().convert(value, param, ctx)
+        self._check(path)
+        return path
+
+
 PATH = _GivenPath(path_type=Path)
 """The type of all paths on the command lines; commands receive a Path."""
 
@@ -35,6 +49,28 @@ def path_argument(name: str) -> Decorator:
 def path_option(*names: str, **settings: Any) -> Decorator:
     """An option that takes a path; commands receive a Path."""
     return click.option(*names, type=PATH, **settings)
+
+
+def output_option(*names: str, **settings: Any) -> Decorator:
+    """An option that takes the path of a file to write; commands receive a Path."""
+    return click.option(*names, type=_OutputFile(_check_file), **settings)
+
+
+def figure_option(*names: str, **settings: Any) -> Decorator:
+    """An option that takes the path of a figure to write, in a format that matplotlib knows; commands receive a Path."""
+    return click.option(*names, type=_OutputFile(_check_figure), **settings)
+
+
+def _check_file(path: Path) -> None:
+    from cocolvis.disk.files import check_writable
+
+    check_writable(path)
+
+
+def _check_figure(path: Path) -> None:
+    from cocolvis.disk.files import check_figure
+
+    check_figure(path)
 
 
 image_root_option = path_option("--image-root", help="Folder of the pictures, for a data set built with --images path.")

@@ -110,6 +110,7 @@ def test_black_and_white_masks_are_imported_with_the_suggested_option(tmp_path):
     [
         (("--label", "sky=300000"), 2, "is not a name with a label in 0..65535"),
         (("--label", "car"), 2, "is not a name with a label"),
+        (("--label", "car=7", "--label", "car=9"), 2, "--label car is given as 7 and as 9; a class has one label"),
         (("--label", "sky=9"), 1, "--label names 'sky', which is not a class in that list"),
         (("--label", "car=1"), 1, "'road' and 'car' both have the label 1; change one with --label"),
         (("--label", "car=9", "--ignore", "9"), 1, "label 9 is ignored and also that of a class: classes have 1..9"),

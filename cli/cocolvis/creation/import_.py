@@ -154,4 +154,7 @@ def folder(first_label: int, ignored: tuple[int, ...], labels: tuple[tuple[str, 
     """
     from cocolvis.importers.folder import find
 
-    _run("folder", partial(find, first_label=first_label, ignored=ignored, labels=dict(labels)), **given)
+    chosen = dict(labels)
+    if other := next(((name, label) for name, label in labels if chosen[name] != label), None):
+        raise click.UsageError(f"--label {other[0]} is given as {other[1]} and as {chosen[other[0]]}; a class has one label")
+    _run("folder", partial(find, first_label=first_label, ignored=ignored, labels=chosen), **given)

@@ -9,7 +9,7 @@ import click
 from cli.cocolvis.inspection import stats_tables as tables
 from cli.commands import UNCHANGED, command
 from cli.display import print_json, progress, say
-from cli.options import json_option, path_argument, path_option, source_options
+from cli.options import figure_option, json_option, output_option, path_argument, path_option, source_options
 
 if TYPE_CHECKING:
     from cocolvis.inspection.stats import Counts
@@ -26,8 +26,8 @@ def _what_is_kept(given: Mapping[str, Any]) -> str:
 @json_option
 @click.option("--top", type=click.IntRange(min=0), default=10, show_default=True, help="How many classes each ranking lists.")
 @click.option("--class", "chosen", multiple=True, metavar="NAME,...", help="Show these classes and their companions instead.")
-@path_option("--csv", help="Also write the counts of every class to this file.")
-@path_option("--plot", help="Also draw the long tail to this file (.png, .pdf, .svg).")
+@output_option("--csv", help="Also write the counts of every class to this file.")
+@figure_option("--plot", help="Also draw the long tail to this file (.png, .pdf, .svg).")
 @path_option("--figures", help="Also write figures to this folder: a word cloud, images per class, shared classes.")
 @source_options(required=False)
 def stats(
@@ -51,7 +51,6 @@ def stats(
       cocolvis stats ~/cocolvis --plot tail.png
       cocolvis stats ~/cocolvis --class cat,couch
     """
-    from cocolvis.disk.files import check_figure, check_writable
     from cocolvis.inspection import stats as module
     from cocolvis.inspection.companions import describe_class
     from cocolvis.inspection.listing import class_ids
@@ -59,10 +58,6 @@ def stats(
 
     if coco and figures is None:
         raise click.UsageError("--coco and --lvis are only used with --figures")
-    if csv is not None:
-        check_writable(csv)
-    if plot is not None:
-        check_figure(plot)
     dataset = Dataset.open(dir)
     classes = class_ids(dataset.vocabulary, chosen)
     with progress("stats") as show:

@@ -8,7 +8,7 @@ import click
 from cli.commands import command
 from cli.display import print_json, print_table, say
 from cli.ess.evaluation.predicting import predicted, split_options
-from cli.options import image_root_option, json_option, path_argument, path_option
+from cli.options import figure_option, image_root_option, json_option, output_option, path_argument
 from cli.run_options import Numbers, run_argument
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 @run_argument
 @path_argument("data")
 @click.option("--top-n", type=Numbers(int), default=(), help="mIoU of the N classes with the most training images: N[,N...].")
-@path_option("--per-class", help="CSV to write: pixels, IoU and accuracy of each class.")
-@path_option("--per-image", help="CSV to write: mIoU, pixel accuracy and worst classes of each image, the worst image first.")
-@path_option("--plot", help="Picture to draw: mIoU against the n most frequent classes.")
+@output_option("--per-class", help="CSV to write: pixels, IoU and accuracy of each class.")
+@output_option("--per-image", help="CSV to write: mIoU, pixel accuracy and worst classes of each image, the worst image first.")
+@figure_option("--plot", help="Picture to draw: mIoU against the n most frequent classes.")
 @click.option(
     "--published", is_flag=True, help="Average like the published code: classes predicted but absent have an IoU of 0."
 )
@@ -52,16 +52,11 @@ def evaluate(
     Example:
       ess eval run ~/cocolvis --top-n 50,200,1284 --per-class classes.csv
     """
-    from cocolvis.disk.files import check_figure, check_writable
     from cocolvis.storage.dataset import Dataset
     from ess.evaluation import reports
     from ess.evaluation.evaluate import count_pictures, count_pixels, scores_of
     from ess.evaluation.picture_scores import picture_scores
 
-    for path in filter(None, (per_class, per_image)):
-        check_writable(path)
-    if plot:
-        check_figure(plot)
     dataset = Dataset.open(data, image_root)
     images = reports.training_images(dataset) if top_n or per_class or plot else None
     reports.check_top(top_n, dataset)

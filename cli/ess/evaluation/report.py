@@ -10,7 +10,7 @@ import click
 from cli.commands import command
 from cli.display import progress, say
 from cli.ess.evaluation.predicting import predicted, split_options
-from cli.options import image_root_option, path_argument, path_option, source_options
+from cli.options import image_root_option, output_option, path_argument, source_options
 from cli.run_options import run_argument
 from cocolvis.errors import DataError
 from cocolvis.text import human_size
@@ -29,7 +29,7 @@ _PACKAGES = {"jinja2": "jinja2", "sklearn": "scikit-learn", "wordcloud": "wordcl
 @command(interrupted="the report was not written; run the same command to start over")
 @run_argument
 @path_argument("data")
-@path_option("--out", required=True, help="HTML file to write.")
+@output_option("--out", required=True, help="HTML file to write.")
 @click.option("--pictures", default=6, show_default=True, type=click.IntRange(0, 100), help="Worst and best images to show.")
 @click.option("--no-figures", is_flag=True, help="Leave out the figures of `ess analyze`.")
 @source_options(required=False)
@@ -56,14 +56,12 @@ def report(
       ess report run ~/cocolvis --out report.html
     """
     _check_packages(no_figures)
-    from cocolvis.disk.files import check_writable
     from cocolvis.storage.dataset import Dataset
     from ess.checkpoint import Run
     from ess.figures.analysis import Options
     from ess.reporting.report import write_report
     from ess.reporting.tally import tally
 
-    check_writable(out)
     dataset = Dataset.open(data, image_root)
     opened = Run.open(run)
     with predicted(run, dataset, "report", split=split, **how) as found:

@@ -6,7 +6,7 @@ import click
 
 from cli.commands import command
 from cli.display import say
-from cli.options import path_option
+from cli.options import output_option
 from cli.run_options import checkpoint_option, run_argument
 from cocolvis.errors import DataError
 
@@ -16,7 +16,7 @@ from cocolvis.errors import DataError
 @click.option(
     "--format", "kind", type=click.Choice(["onnx", "torch"]), default="onnx", show_default=True, help="What to write."
 )
-@path_option("--out", required=True, help="The file: .onnx, or .pt2 for torch.")
+@output_option("--out", required=True, help="The file: .onnx, or .pt2 for torch.")
 @checkpoint_option
 def export(run: Path, kind: str, out: Path, checkpoint: str) -> None:
     """Write a run as one file that turns a picture into class ids, and compare it with the run on a picture.
@@ -27,14 +27,12 @@ def export(run: Path, kind: str, out: Path, checkpoint: str) -> None:
     Example:
       ess export run --format onnx --out model.onnx
     """
-    from cocolvis.disk.files import check_writable
     from ess.inference import export as exporting
     from ess.inference.predictor import Predictor
 
     missing = exporting.missing_packages(kind)
     if set(missing) - {"onnxruntime"}:
         raise DataError(f"--format onnx needs {' and '.join(missing)}: pip install 'cocolvis-ess[export]'")
-    check_writable(out)
     predictor = Predictor.from_run(run, "cpu", checkpoint)
     equal = exporting.export(predictor, out, kind, check=not missing)
     if equal is None:

@@ -1,0 +1,37 @@
+"""Files that a command writes at its end are checked before it reads anything: here there is nothing to read."""
+
+import pytest
+from click.testing import CliRunner
+
+from cli.cocolvis import main as cocolvis
+from cli.ess import main as ess
+
+OUTPUTS = {
+    "stats --csv": (cocolvis, "stats", "data", "--csv"),
+    "stats --plot": (cocolvis, "stats", "data", "--plot"),
+    "eval --per-class": (ess, "eval", "run", "data", "--per-class"),
+    "eval --per-image": (ess, "eval", "run", "data", "--per-image"),
+    "eval --plot": (ess, "eval", "run", "data", "--plot"),
+    "report --out": (ess, "report", "run", "data", "--out"),
+    "export --out": (ess, "export", "run", "--out"),
+}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_a_file_that_cannot_be_written_is_refused_first(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    main, *arguments = OUTPUTS[name]
+    for path, reason in ((".", "it is a folder; expected the name of a file"), ("file/x", "file is not a directory")):
+        result = CliRunner().invoke(main, [*arguments, path])
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr.startswith(f"Error: {path}: cannot be written: ") and reason in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", [name for name in OUTPUTS if name.endswith("--plot")])
+def test_a_plot_of_an_unknown_format_is_refused_first(name, tmp_path):
+    main, *arguments = OUTPUTS[name]
+    result = CliRunner().invoke(main, [*arguments, str(tmp_path / "plot.xyz")])
+    assert result.exit_code == 1 and "no format is named '.xyz'; expected" in result.stderr
