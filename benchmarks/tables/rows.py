@@ -64,7 +64,7 @@ _EXACT = {"loss": "exact"}
 _REAL = Table(
     "real",
     (
-        Row("dense", "dense", "exact", _DENSE),
+        Row("dense", "dense", "exact-d64", _DENSE),
         Row("dense-points", "dense", "dense", _DENSE | {"points": 4096}),
         Row("exact", "exact", "exact", _EXACT),
         Row("knn", "exact", "exact", _KNN),
@@ -110,18 +110,21 @@ _SMALL = _COMMON | {
 }
 """A network that is trained from scratch on generated pictures, as in the preset "demo"."""
 
-_LOSSES = (
-    Row("dense", "dense", "exact", _DENSE),
-    Row("dense-points", "dense", "dense", _DENSE | {"points": 576}),
-    Row("exact", "exact", "exact", _EXACT),
-    Row("knn", "exact", "exact", _KNN),
-)
-"""The losses that both tables of generated pictures compare."""
+
+def _losses(embedding: str) -> tuple[Row, ...]:
+    """The losses that both tables of generated pictures compare, the dense one with the row ``embedding``."""
+    return (
+        Row("dense", "dense", embedding, _DENSE),
+        Row("dense-points", "dense", "dense", _DENSE | {"points": 576}),
+        Row("exact", "exact", "exact", _EXACT),
+        Row("knn", "exact", "exact", _KNN),
+    )
+
 
 _LONGTAIL = Table(
     "longtail",
     (
-        *_LOSSES,
+        *_losses("exact-d64"),
         Row("exact-d64", "wide", "exact", _EXACT | {"dim": 64}),
         Row("random-negatives", "random", "knn", _KNN | {"negatives": "random"}),
         Row("logit-adjustment", "exact", "exact", _EXACT | {"logit_adjustment": 1.0}),
@@ -137,7 +140,7 @@ _LONGTAIL = Table(
 
 _SCALE = Table(
     "scale",
-    _LOSSES,
+    _losses("exact"),
     _SMALL | {"steps": 200},
     parts=("100", "300", "1000", "3000", "10000"),
     pooled=False,
