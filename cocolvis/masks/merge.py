@@ -44,7 +44,8 @@ def merge(stuff: Sequence[Region], things: Sequence[Region], height: int, width:
     sizes = (region.spans.starts.size for region in regions)
     bounds = np.fromiter(accumulate(sizes, initial=0), np.int64, len(regions) + 1)
     class_ids = np.array([region.class_id for region in regions], np.uint16)
-    return Runs(*merge_kernels.merged_runs(starts, stops, bounds, class_ids, height, width), height, width)
+    classes, lengths = merge_kernels.merged_runs(starts, stops, bounds, class_ids, height, width)
+    return Runs(classes, lengths, height, width)
 
 
 def stacked(stuff: Sequence[Region], things: Sequence[Region], overlap: str) -> list[Region]:

@@ -49,7 +49,7 @@ def decompressed(text, at, escaped, pixels):
         if escaped and text[at] == _BACKSLASH:
             at += 1
             corrupt |= at == len(text) or text[at] != _BACKSLASH
-        symbol = np.int64(text[min(at, len(text) - 1)]) - 48
+        symbol = int(text[min(at, len(text) - 1)]) - 48
         corrupt |= symbol < 0 or symbol > 63
         value |= (symbol & 31) << bits
         bits += 5

@@ -118,5 +118,5 @@ def _predict_split(
     dataset.split(split)  # raises DataError before the model is loaded
     with progress("predict") as show:
         predictor = Predictor.from_run(run, device, checkpoint, Inference(**inference))
-        how = {"skip_existing": skip_existing, "progress": show, "announce": show.line}
-        return predict_split(predictor, dataset, split, out, **how), True
+        faults = predict_split(predictor, dataset, split, out, skip_existing=skip_existing, progress=show, announce=show.line)
+    return faults, True
