@@ -27,7 +27,7 @@ _IMAGES = Range(1, 1_048_576)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """Settings of ``ess train``; the defaults are the paper's COCO+LVIS run.
+    """Settings of ``ess train``; the defaults are the recommended COCO+LVIS run.
 
     The type, range and description of each setting are given here alone: the checks of values, the flags of ``ess train`` and
     the table of settings in docs/ess.md are derived from them.
@@ -50,7 +50,7 @@ class Config:
     dropout: float | None = setting(
         None, "Dropout probability in the decoder; the default is that of the architecture.", _DECAY
     )
-    dim: int = setting(12, "d, the length of an embedding.", Range(1, 4096))
+    dim: int = setting(64, "d, the length of an embedding.", Range(1, 4096))
     normalize: Literal["full", "quarter", "none"] = setting(
         "full", "Where embeddings become unit vectors: at full resolution, at a quarter of it as published, or nowhere."
     )

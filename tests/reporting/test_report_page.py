@@ -145,7 +145,7 @@ def test_the_scores_are_those_of_the_evaluation_with_their_intervals(reported, t
 def test_the_page_names_its_sources_and_changed_settings(reported, run, page, text):
     for digest in (run.listed()[-1].weights_digest(), reported.dataset.index["digest"], reported.dataset.vocabulary.digest):
         assert f"<dd>{digest}</dd>" in text
-    assert ["encoder", "mobilenetv2_100", "resnet50.tv_in1k"] in page.rows and ["dim", "12"] in page.rows
+    assert ["encoder", "mobilenetv2_100", "resnet50.tv_in1k"] in page.rows and ["dim", "64"] in page.rows
     assert "another data set" not in text and "left out, because it is a test" in text
 
 

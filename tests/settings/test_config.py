@@ -153,15 +153,14 @@ def test_unknown_preset_lists_the_presets():
 def test_a_preset_changes_its_base():
     paper, voc = preset("paper-coco-lvis"), preset("paper-voc+exact")
     assert voc == paper | {"epochs": 80, "lr": 0.1, "loss": "exact"}
-    assert preset("coco-lvis") == paper | {"precision": "auto"}
+    assert preset("coco-lvis") == paper | {"dim": 64, "precision": "auto"}
     with pytest.raises(DataError, match="flags: unknown setting 'base'"):
         load(None, None, {"base": "coco-lvis"})
 
 
-def test_the_defaults_train_like_the_paper_on_coco_lvis():
-    """Except that they leave the precision to the device, which the paper's presets do not."""
+def test_the_defaults_are_the_recommended_settings_which_differ_from_the_paper_in_two():
     silent = {"eval_every": "none", "eval_limit": "none"}
-    assert load("paper-coco-lvis", None, silent) == Config(precision="float32")
+    assert load("paper-coco-lvis", None, silent) == Config(dim=12, precision="float32")
     assert load("coco-lvis", None, silent) == Config()
 
 
@@ -173,7 +172,7 @@ SPECIAL = {"ade20k": {"batch_size": 10}, "cityscapes": {"scale_min": 1.0, "scale
 def test_the_settings_of_the_paper(name):
     expected = {"epochs": EPOCHS[name], "lr": 0.1 if name in ("cityscapes", "voc") else 0.01, **SPECIAL.get(name, {})}
     found = load(f"paper-{name}").to_json()
-    assert found == Config(eval_every="epoch", eval_limit=1000, precision="float32", **expected).to_json()
+    assert found == Config(dim=12, eval_every="epoch", eval_limit=1000, precision="float32", **expected).to_json()
     assert found["encoder"] == "resnet50.tv_in1k" and (found["dim"], found["k"]) == (12, 7)
 
 

@@ -96,7 +96,7 @@ def test_resuming_an_absent_run_begins_it_and_a_finished_one_ends_at_once(run, d
 
 
 def test_resume_refuses_another_model(run, dataset):
-    with pytest.raises(DataError, match="was begun with dim 12, not 6"):
+    with pytest.raises(DataError, match="was begun with dim 64, not 6"):
         train(dataset, run.folder, config(dim=6), resume=True)
 
 
