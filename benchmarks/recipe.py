@@ -143,9 +143,10 @@ def _kept_tensors(model: SegmentationModel) -> Iterator[dict[int, int]]:
 
 
 def _loss_bytes(config: Config) -> float:
-    """The full-resolution float32 tensors of a loss, for one image: output and gradient, or three times the dense logits."""
-    pixels = config.crop**2
-    return 4 * pixels * (3 * CLASSES if config.loss == "dense" else 2 * config.dim)
+    """The float32 tensors of a loss, for one image: embeddings and their gradient, or three times the logits of all points."""
+    if config.loss != "dense":
+        return 4 * config.crop**2 * 2 * config.dim
+    return 4 * (config.points or config.crop**2) * 3 * CLASSES
 
 
 def table(estimates: Sequence[Estimate]) -> str:

@@ -27,7 +27,7 @@ _IMAGES = Range(1, 1_048_576)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """Settings of ``ess train``; the defaults are the recommended COCO+LVIS run.
+    """Settings of ``ess train``; the defaults are the recommended run of an embedding model on COCO+LVIS.
 
     The type, range and description of each setting are given here alone: the checks of values, the flags of ``ess train`` and
     the table of settings in docs/ess.md are derived from them.
@@ -56,9 +56,9 @@ class Config:
     )
 
     loss: Literal["knn", "exact", "auto", "dense"] = setting(
-        "knn",
-        "The paper's k-NN loss, the exact softmax over all classes with memory O(1) in their number, auto for the cheaper of"
-        " the two, or the dense baseline with one channel per class.",
+        "auto",
+        "The paper's k-NN loss, the exact softmax over all classes with memory O(1) in their number, auto for the exact one up"
+        " to 2,000 classes and k-NN beyond, or the dense baseline with one channel per class.",
     )
     k: int = setting(7, "Negatives per pixel.", Range(1, 65_535))
     temperature: float | Literal["learnt"] = setting(
@@ -217,7 +217,7 @@ def preset(name: str) -> dict[str, Any]:
     while "base" in settings:  # a preset that changes another one
         settings = _shipped("ess.presets", settings.pop("base"), "preset") | settings
     for each in added:
-        settings |= variant(each)
+        settings |= _without_points(variant(each))
     return settings
 
 
@@ -239,8 +239,8 @@ def _shipped(package: str, name: str, kind: str) -> dict[str, Any]:
 def load(preset_name: str | None = None, file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Config:
     """The settings in force: flags override the file, the file overrides the preset, the preset overrides the defaults.
 
-    ``steps`` on one level replaces ``epochs`` on a lower one, and vice versa. The word "none" turns off an optional setting of
-    a lower level. Raises DataError if a name is unknown or a value is wrong.
+    ``steps`` on one level replaces ``epochs`` on a lower one, and vice versa; a loss other than "dense" replaces ``points``.
+    The word "none" turns off an optional setting of a lower level. Raises DataError if a name is unknown or a value is wrong.
     """
     settings: dict[str, Any] = {}
     for where, level in (
@@ -262,7 +262,13 @@ def _merged(settings: dict[str, Any], level: Mapping[str, Any]) -> dict[str, Any
     """Settings, changed by those of a higher level, where the word "none" turns off a setting that is optional."""
     length: dict[str, Any] = {"steps": None, "epochs": None} if "steps" in level or "epochs" in level else {}
     optional = [each.name for each in settings_of(Config) if each.optional]
+    level = _without_points(level)
     return settings | length | {name: None if value == NONE and name in optional else value for name, value in level.items()}
+
+
+def _without_points(level: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The level, which turns off the points of lower levels if its loss cannot have any and it does not name them."""
+    return {"points": NONE, **level} if level.get("loss", "dense") != "dense" else level
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def test_info_prints_settings_and_checkpoints(sample_dataset, tmp_path):
     assert (found["classes"], found["steps"], found["changed"]["crop"]) == (1284, 2, 48) and "dim" not in found["changed"]
     assert [c["step"] for c in found["checkpoints"]] == [0, 1, 2] and sum(c["best"] for c in found["checkpoints"]) == 1
     text = ess("info", tmp_path / "run").stdout
-    assert "deeplabv3plus with mobilenetv2_100, loss knn, 1284 classes" in text and text.count("best") == 1
+    assert "deeplabv3plus with mobilenetv2_100, loss auto, 1284 classes" in text and text.count("best") == 1
 
 
 def test_info_prints_a_learnt_temperature(sample_dataset, tmp_path):
@@ -122,7 +122,7 @@ def test_info_lets_no_file_steer_the_terminal(run, tmp_path):
     (copy / "run.json").write_text(json.dumps(described))
     said = ess("info", copy, code=1).stderr
     assert not {c for c in said if not c.isprintable()} - {"\n"} and r"\x1b[31m\u202e" in said
-    (copy / "run.json").write_text((run / "run.json").read_text().replace('"knn"', '"k\x1b[31mn"'))
+    (copy / "run.json").write_text((run / "run.json").read_text().replace('"auto"', '"a\x1b[31mo"'))
     assert "\x1b" not in ess("info", copy, code=1).stderr
 
 

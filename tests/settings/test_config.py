@@ -43,7 +43,7 @@ def test_unknown_key_is_refused_with_a_suggestion(tmp_path):
         ({"temperature": 0.0}, "temperature is 0.0; expected more than 0, at most 1000000"),
         ({"temperature": -1.0}, "temperature is -1.0; expected more than 0, at most 1000000, or 'learnt'"),
         ({"temperature": "warm"}, "temperature is 'warm'; expected float or 'learnt'"),
-        ({"points": 100}, "points is 100, but loss is 'knn'; points need the loss 'dense'"),
+        ({"points": 100}, "points is 100, but loss is 'auto'; points need the loss 'dense'"),
         ({"eval_every": "step"}, "eval_every is 'step'; expected int or 'epoch' or none"),
         ({"eval_every": 0}, "eval_every is 0; expected 1 or more, at most 99999999, or 'epoch'"),
         ({"loss": "learnt"}, "loss is 'learnt'; expected"),
@@ -152,16 +152,26 @@ def test_unknown_preset_lists_the_presets():
 
 def test_a_preset_changes_its_base():
     paper, voc = preset("paper-coco-lvis"), preset("paper-voc+exact")
-    assert voc == paper | {"epochs": 80, "lr": 0.1, "loss": "exact"}
-    assert preset("coco-lvis") == paper | {"dim": 64, "precision": "auto"}
+    assert voc == paper | {"epochs": 80, "lr": 0.1, "loss": "exact", "points": "none"}
+    assert preset("coco-lvis") == paper | {"loss": "dense", "points": 12544, "dim": 64, "precision": "auto"}
     with pytest.raises(DataError, match="flags: unknown setting 'base'"):
         load(None, None, {"base": "coco-lvis"})
 
 
-def test_the_defaults_are_the_recommended_settings_which_differ_from_the_paper_in_two():
+def test_the_defaults_are_the_recommended_embedding_model_which_differs_from_the_papers_in_three_settings():
     silent = {"eval_every": "none", "eval_limit": "none"}
-    assert load("paper-coco-lvis", None, silent) == Config(dim=12, precision="float32")
-    assert load("coco-lvis", None, silent) == Config()
+    assert load("paper-coco-lvis", None, silent) == Config(dim=12, loss="knn", precision="float32")
+    assert load("coco-lvis", None, silent | {"loss": "auto"}) == Config()
+
+
+def test_a_loss_without_points_turns_off_those_of_a_lower_level(tmp_path):
+    (tmp_path / "settings.toml").write_text('loss = "knn"\n')
+    assert load("coco-lvis").points == 12544
+    assert load("coco-lvis+exact").points is load("coco-lvis", tmp_path / "settings.toml").points is None
+    assert load("coco-lvis+exact+points").points == changed(load("coco-lvis"), {"lr": 1.0}).points == 12544
+    assert changed(load("coco-lvis"), {"loss": "exact"}).points is None
+    with pytest.raises(DataError, match="points need the loss 'dense'"):
+        load("coco-lvis", None, {"loss": "exact", "points": 9})
 
 
 EPOCHS = {"coco-lvis": 40, "ade20k": 80, "cityscapes": 200, "voc": 80, "cocostuff10k": 80}
@@ -172,7 +182,7 @@ SPECIAL = {"ade20k": {"batch_size": 10}, "cityscapes": {"scale_min": 1.0, "scale
 def test_the_settings_of_the_paper(name):
     expected = {"epochs": EPOCHS[name], "lr": 0.1 if name in ("cityscapes", "voc") else 0.01, **SPECIAL.get(name, {})}
     found = load(f"paper-{name}").to_json()
-    assert found == Config(dim=12, eval_every="epoch", eval_limit=1000, precision="float32", **expected).to_json()
+    assert found == Config(dim=12, loss="knn", eval_every="epoch", eval_limit=1000, precision="float32", **expected).to_json()
     assert found["encoder"] == "resnet50.tv_in1k" and (found["dim"], found["k"]) == (12, 7)
 
 

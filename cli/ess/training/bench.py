@@ -51,6 +51,7 @@ class _Seconds(click.FloatRange):
 @click.option("--arch", default="deeplabv3plus", show_default=True, help="Decoder.")
 @click.option("--encoder", default="resnet50", show_default=True, help="Encoder.")
 @click.option("--loss", default="auto", show_default=True, type=click.Choice(["knn", "exact", "auto"]), help="Our loss.")
+@click.option("--dim", type=click.IntRange(1, 4096), help="Length of our embedding.  [default: that of ess train]")
 @click.option("--batch-size", type=click.IntRange(1), help="Images per step.  [default: as many as fit a GPU; 2 on the CPU]")
 @click.option("--crop", type=click.IntRange(8), help="Side length of the pictures.  [default: as in the paper]")
 @click.option("--precision", help="As for ess train.  [default: that of ess train]")
