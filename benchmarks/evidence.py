@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 from tables import plots, scores
 from tables.data import Inputs, prepare
 from tables.jobs import Job, Processes, Store, candidates, chosen_rate, evaluations, settings_of, shortened
@@ -156,9 +157,11 @@ def section(plan: Plan, parts: Sequence[str]) -> dict[str, Any]:
     groups = scores.groups_of(datasets, terciles=plan.table.name == "real")
     against = {row.name: row.against for row in plan.table.rows}
     every = [result for found in results.values() for result in found]
+    pixels = scores.training_pixels(datasets)
     return {
         "classes": len(datasets[0].vocabulary),
-        "gini": scores.gini(scores.training_pixels(datasets)),
+        "trained_classes": int(np.count_nonzero(pixels)),
+        "gini": scores.gini(pixels[pixels > 0]),
         "digests": [dataset.index["digest"] for dataset in datasets],
         "machines": distinct([result["machine"] for result in every]),
         "versions": distinct([result["versions"] for result in every]),
@@ -171,7 +174,8 @@ def heading(name: str, found: dict[str, Any]) -> str:
     """One line about the data and the machine of a section."""
     machine = found["machines"][0]
     return (
-        f"{name}: {found['classes']:,} classes, Gini coefficient of their training pixels {found['gini']:.2f};"
+        f"{name}: {found['trained_classes']:,} of {found['classes']:,} classes in the training pictures,"
+        f" Gini coefficient of their pixels {found['gini']:.2f};"
         f" {machine['threads']} of {machine['cores']} cores of {machine['processor']}, torch {found['versions'][0]['torch']}"
     )
 

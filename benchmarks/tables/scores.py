@@ -25,8 +25,7 @@ def groups_of(datasets: Sequence[Dataset], *, terciles: bool) -> Groups:
     vocabulary = datasets[0].vocabulary
     groups = {"all": np.ones(len(vocabulary), bool)}
     if not terciles:
-        names = dict.fromkeys(c.group for c in vocabulary if c.group)
-        return groups | {name: np.array([c.group == name for c in vocabulary]) for name in names}
+        return groups | {name: np.array([c.group == name for c in vocabulary]) for name in vocabulary.groups}
     stuff = np.array([c.kind == "stuff" for c in vocabulary])
     pixels = training_pixels(datasets)
     ranked = np.array_split(np.argsort(-pixels, kind="stable")[: np.count_nonzero(pixels)], len(TERCILES))

@@ -105,8 +105,8 @@ def tail_of(split: Split, vocabulary: Vocabulary, config: Config) -> Tail:
     loss = cross_entropy.chosen(config.loss, len(vocabulary))
     for name in ("logit_adjustment", "class_weight_power", "federated"):
         if getattr(config, name) and loss != "exact":
-            chosen = repr(loss) if config.loss == loss else f"{config.loss!r}, which is {loss!r} for {len(vocabulary)} classes"
-            raise DataError(f"{name} is for the loss over all classes, but loss is {chosen}; choose --loss exact")
+            named = cross_entropy.named(config.loss, len(vocabulary))
+            raise DataError(f"{name} is for the loss over all classes, but loss is {named}; choose --loss exact")
     fully_annotated = fully_annotated_classes(vocabulary) if config.federated else None
     if not (config.repeat_threshold or config.class_crop or config.logit_adjustment or config.class_weight_power):
         return Tail(fully_annotated=fully_annotated)

@@ -40,6 +40,12 @@ def chosen(loss: str, classes: int) -> str:
     return loss if loss != "auto" else "exact" if classes <= EXACT_UP_TO else "knn"
 
 
+def named(loss: str, classes: int) -> str:
+    """How messages name a loss, for example "'auto', which is 'exact' for 1284 classes"."""
+    meant = chosen(loss, classes)
+    return repr(loss) if loss == meant else f"{loss!r}, which is {meant!r} for {classes} classes"
+
+
 def exact_cross_entropy(
     embeddings: torch.Tensor,
     labels: torch.Tensor,

@@ -63,9 +63,11 @@ def test_resume_goes_on_with_the_settings_of_the_run(run, sample_dataset):
     assert "at step 2" in result.stderr and "step 3/3" in result.stderr
     settings = json.loads((run / "run.json").read_text())["settings"]
     assert (settings["steps"], settings["crop"]) == (3, 48)
-    result = ess("train", sample_dataset, "--out", run, *SMALL, "--preset", "coco-lvis", "--steps", 4, "--resume")
+    result = ess(
+        "train", sample_dataset, "--out", run, *SMALL, "--preset", "coco-lvis", "--loss", "auto", "--steps", 4, "--resume"
+    )
     assert "resumed" in result.stderr and "step 4/4" in result.stderr
-    message = ess("train", sample_dataset, "--out", run, "--preset", "coco-lvis", "--resume", code=1).stderr
+    message = ess("train", sample_dataset, "--out", run, "--preset", "coco-lvis", "--loss", "auto", "--resume", code=1).stderr
     assert "was begun with encoder 'mobilenetv2_100', not 'resnet50.tv_in1k'" in message
 
 
@@ -90,6 +92,16 @@ def test_a_run_can_be_repeated_from_the_settings_that_it_keeps(run, sample_datas
     ess("train", sample_dataset, "--out", tmp_path / "again", "--config", run / "settings.toml", "--steps", 2)
     first, again = (json.loads((folder / "run.json").read_text())["settings"] for folder in (run, tmp_path / "again"))
     assert again == first | {"steps": 2}
+
+
+def test_flags_of_the_search_need_the_loss_that_searches(sample_dataset, tmp_path):
+    told = ess("train", sample_dataset, "--out", tmp_path / "run", *SMALL, "--steps", 1, "--query-stride", 4, code=1).stderr
+    expected = "--query-stride 4 has no effect: loss is 'auto', which is 'exact' for 1284 classes; choose --loss knn"
+    assert expected in told and not (tmp_path / "run").exists()
+    arguments = ("--preset", "coco-lvis", "--k", 3)
+    told = ess("train", sample_dataset, "--out", tmp_path / "run", *SMALL, "--steps", 1, *arguments, code=1).stderr
+    assert "--k 3 has no effect: loss is 'dense'; choose --loss knn, or leave it out" in told
+    ess("train", sample_dataset, "--out", tmp_path / "run", *SMALL, "--steps", 1, "--k", 3, "--loss", "knn")
 
 
 def test_info_prints_settings_and_checkpoints(sample_dataset, tmp_path):
@@ -221,7 +233,7 @@ def test_preset_lists_and_prints():
     name = "paper-ade20k+baseline+group-norm"
     both = json.loads(ess("preset", name, "--json").stdout)["presets"][name]
     assert (both["loss"], both["norm"], both["epochs"], both["batch_size"]) == ("dense", "group", 80, 10)
-    assert json.loads(ess("preset", "--json").stdout)["variants"]["baseline"] == {"loss": "dense"}
+    assert json.loads(ess("preset", "--json").stdout)["variants"]["baseline"] == {"loss": "dense", "points": "none"}
     assert "there are coco-lvis, demo, paper-ade20k" in ess("preset", "coco", code=1).stderr
     assert "no variant 'base'; there are baseline" in ess("preset", "demo+base", code=1).stderr
 

@@ -100,7 +100,7 @@ def test_the_settings_choose_what_is_computed(split):
     assert tail.repeats is None and tail.bias.shape == tail.weight.shape == (1284,)
     for name, value in (("logit_adjustment", 1.0), ("class_weight_power", 0.5), ("federated", True)):
         with pytest.raises(DataError, match=f"{name} is for the loss over all classes, but loss is 'knn'; choose --loss exact"):
-            tail_of(split, vocabulary, Config(**{name: value}))
+            tail_of(split, vocabulary, Config(loss="knn", **{name: value}))
 
 
 def test_crops_hold_a_class_of_the_image_rare_ones_first(split, frequencies):
@@ -159,7 +159,7 @@ def test_auto_offers_what_exact_does_where_it_is_exact(dataset, monkeypatch, set
     with pytest.raises(DataError, match="loss is 'auto', which is 'knn' for 1284 classes; choose --loss exact"):
         tail_of(split, vocabulary, Config(loss="auto", **setting))
     with pytest.raises(DataError, match="but loss is 'knn'; choose --loss exact"):
-        tail_of(split, vocabulary, Config(**setting))
+        tail_of(split, vocabulary, Config(loss="knn", **setting))
 
 
 def test_the_federated_mask_is_refused_where_everything_was_annotated():

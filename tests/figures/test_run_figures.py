@@ -252,7 +252,7 @@ def test_the_colours_are_principal_components(written, dataset, predictors):
     pixels = np.concatenate(outputs).astype(np.float64)
     centred = pixels - pixels.mean(axis=0)
     variances, axes = np.linalg.eigh(centred.T @ centred / len(centred))
-    weights = np.array([[float(row[f"weight_{n}"]) for n in range(1, 13)] for row in rows])
+    weights = np.array([[float(row[f"weight_{n}"]) for n in range(1, pixels.shape[1] + 1)] for row in rows])
     assert [row["component"] for row in rows] == ["mean", "red", "green", "blue"]
     assert np.allclose(weights[0], pixels.mean(axis=0), atol=1e-6)
     for row, vector, n in zip(rows[1:], weights[1:], (-1, -2, -3), strict=True):

@@ -139,7 +139,7 @@ def test_predictions_use_the_distance():
 @pytest.mark.parametrize("k", [7, 2])
 @pytest.mark.parametrize("negatives", ["nearest", "published", "random"])
 def test_the_negatives_have_the_given_number_and_kind(batch, k, negatives):
-    found, _, output, classes, _ = computed(batch, k=k, negatives=negatives)
+    found, _, output, classes, _ = computed(batch, loss="knn", k=k, negatives=negatives)
     z, targets = logits(output, classes), batch.labels.flatten().long()
     if negatives == "nearest":
         expected = among(z, targets, nearest_others(z, targets, k))
@@ -150,19 +150,19 @@ def test_the_negatives_have_the_given_number_and_kind(batch, k, negatives):
         torch.manual_seed(0)
         maps = output.view(2, SIDE, SIDE, -1).permute(0, 3, 1, 2)
         expected = cross_entropy.knn_cross_entropy(maps, batch.labels, classes, k=k, negatives="random", reduction="sum")
-        assert expected != computed(batch, k=k, negatives=negatives, seed=1)[0]  # drawn again in each step
+        assert expected != computed(batch, loss="knn", k=k, negatives=negatives, seed=1)[0]  # drawn again in each step
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @changes("query_stride")
 def test_one_pixel_of_each_block_searches(batch):
-    found, _, output, classes, _ = computed(batch, query_stride=4)
+    found, _, output, classes, _ = computed(batch, loss="knn", query_stride=4)
     z, targets = logits(output, classes), batch.labels.flatten().long()
     middle = torch.arange(SIDE) // 2 * 2 + 1  # of blocks of 2 x 2
     ids = z.topk(8).indices.view(2, SIDE, SIDE, 8)[:, middle][:, :, middle].view(-1, 8)
     kept = torch.where(ids == targets[:, None], ids[:, -1:], ids)[:, :7]
     torch.testing.assert_close(found, among(z, targets, kept), rtol=1e-4, atol=1e-4)
-    assert (found - computed(batch)[0]).abs() > 0.01
+    assert (found - computed(batch, loss="knn")[0]).abs() > 0.01
 
 
 @harmless("search")
@@ -173,7 +173,7 @@ def test_every_search_finds_the_same_neighbours(batch, monkeypatch):
     monkeypatch.setattr(
         cross_entropy, "nearest", lambda *a, **k: asked.append((k["backend"], original(*a, **k))) or asked[-1][1]
     )
-    found = {name: computed(batch, search=name)[0] for name in ("auto", "numba", "torch", "faiss", "clustered")}
+    found = {name: computed(batch, loss="knn", search=name)[0] for name in ("auto", "numba", "torch", "faiss", "clustered")}
     assert [name for name, _ in asked] == [*found]
     for name, ids in asked[:-1]:
         assert torch.equal(ids, asked[0][1]) and found[name] == found["auto"]

@@ -13,8 +13,12 @@ from cli.display import say
 from cli.ess.training.settings import setting_options
 from cli.options import image_root_option, path_argument, path_option
 from cocolvis.disk.files import is_absent
+from cocolvis.errors import DataError
 from cocolvis.text import escaped
 from ess.config import Config, changed, load
+
+_ONLY_KNN = ("k", "negatives", "search", "query_stride")
+"""The settings that only the k-NN loss uses."""
 
 
 def what_is_kept(given: dict[str, Any]) -> str:
@@ -47,7 +51,8 @@ def train(
 ) -> None:
     """Train a model on a data set that `cocolvis build` wrote.
 
-    Flags override --config, which overrides --preset, which overrides the defaults: the COCO+LVIS run of the paper.
+    Flags override --config, which overrides --preset, which overrides the defaults: an embedding
+    model for COCO+LVIS.
 
     \b
     Example:
@@ -61,6 +66,7 @@ def train(
 
     log_to_stderr()
     dataset = Dataset.open(data, image_root)
+    _check_effects(given, config, len(dataset.vocabulary))
     run(dataset, out, config, resume=resume, allow_other_data=allow_other_data, cache_features=cache_features)
     if _is_first_process():
         say(f"The run is in {out}; evaluate it with `ess eval {out} {data}`.")
@@ -71,6 +77,16 @@ def _resumed(out: Path, given: dict[str, Any]) -> Config:
     from ess.checkpoint import Run
 
     return changed(Run.open(out).config, given)
+
+
+def _check_effects(given: dict[str, Any], config: Config, classes: int) -> None:
+    """Raise DataError if a flag describes the search of the k-NN loss and the training has another loss."""
+    from ess.losses.cross_entropy import chosen, named
+
+    useless = next((name for name in _ONLY_KNN if name in given), None)
+    if useless and chosen(config.loss, classes) != "knn":
+        flag = f"--{useless.replace('_', '-')} {given[useless]}"
+        raise DataError(f"{flag} has no effect: loss is {named(config.loss, classes)}; choose --loss knn, or leave it out")
 
 
 class _PlainLines(logging.Formatter):
