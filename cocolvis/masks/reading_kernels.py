@@ -9,6 +9,7 @@ import numpy as np
 from cocolvis.compiled import entry, inner
 from cocolvis.masks.polygon_kernels import outline_length, polygon_spans
 from cocolvis.masks.run_kernels import CORRUPT, FILLED, decompressed, longer
+from cocolvis.sources.json_kernels import after_blank
 
 _COMMA, _MINUS, _POINT, _ZERO, _COLON, _QUOTE = b',-.0:"'
 _OPEN_LIST, _CLOSE_LIST, _OPEN_OBJECT, _CLOSE_OBJECT = b"[]{}"
@@ -63,7 +64,7 @@ def _read_runs(text, height, width):
     starts, stops = np.empty(0, np.int64), np.empty(0, np.int64)
     finding, sized, at = CORRUPT, False, 1
     for closing in (_COMMA, _CLOSE_OBJECT):
-        at = _blank(text, at)
+        at = after_blank(text, at)
         if _begins(text, at, _COUNTS):
             at = _after(text, _after(text, at + len(_COUNTS), _COLON), _QUOTE)
             if at < 0:
@@ -76,7 +77,7 @@ def _read_runs(text, height, width):
         else:
             at = -1
         at = _after(text, at, closing)
-    if finding != FILLED or not sized or at < 0 or _blank(text, at) != len(text):
+    if finding != FILLED or not sized or at < 0 or after_blank(text, at) != len(text):
         return False, starts[:0], stops[:0]
     return True, starts, stops
 
@@ -95,7 +96,7 @@ def _after(text, at, symbol):
     """The offset after a symbol that follows, or -1 if another one follows or ``at`` is -1."""
     if at < 0:
         return at
-    at = _blank(text, at)
+    at = after_blank(text, at)
     return at + 1 if _symbol(text, at) == symbol else -1
 
 
@@ -106,7 +107,7 @@ def _after_size(text, at, height, width):
     for side, closing in ((height, _COMMA), (width, _CLOSE_LIST)):
         if at < 0:
             return at
-        number, at = _number(text, _blank(text, at))
+        number, at = _number(text, after_blank(text, at))
         at = _after(text, at, closing) if number == side else -1
     return at
 
@@ -125,23 +126,23 @@ def read_polygons(text):
         return none
     count, polygons, at, after = 0, 0, 1, _COMMA
     while after == _COMMA:
-        at, after = _blank(text, at), _COMMA
+        at, after = after_blank(text, at), _COMMA
         if _symbol(text, at) != _OPEN_LIST:
             return none
         at += 1
         while after == _COMMA:
-            numbers[count], at = _number(text, _blank(text, at))
+            numbers[count], at = _number(text, after_blank(text, at))
             if at < 0:
                 return none
-            at = _blank(text, at)
+            at = after_blank(text, at)
             count, after, at = count + 1, _symbol(text, at), at + 1
         if after != _CLOSE_LIST or count % 2 or count // 2 - bounds[polygons] < 3:
             return none
         polygons += 1
         bounds[polygons] = count // 2
-        at = _blank(text, at)
+        at = after_blank(text, at)
         after, at = _symbol(text, at), at + 1
-    if after != _CLOSE_LIST or _blank(text, at) != len(text):
+    if after != _CLOSE_LIST or after_blank(text, at) != len(text):
         return none
     return numbers[:count].reshape(-1, 2), bounds[: polygons + 1]
 
@@ -150,14 +151,6 @@ def read_polygons(text):
 def _symbol(text, at):
     """The byte at an offset, 0 after the end."""
     return text[at] if at < len(text) else np.uint8(0)
-
-
-@inner()
-def _blank(text, at):
-    """The offset of the first byte at or after ``at`` that is not whitespace."""
-    while at < len(text) and (text[at] == 0x20 or text[at] == 0x0A or text[at] == 0x0D or text[at] == 0x09):
-        at += 1
-    return at
 
 
 @inner()

@@ -30,7 +30,7 @@ def skip(text, at):
     closing = np.empty(64, np.uint8)  # the closing bracket of each open list or object
     depth = 0
     while True:
-        at = _blank(text, at)
+        at = after_blank(text, at)
         if at == len(text):
             return ~at
         symbol = text[at]
@@ -46,7 +46,7 @@ def skip(text, at):
             if at < 0:
                 return at
         while depth > 0:  # go to the next value, past closing brackets and a comma
-            at = _blank(text, at)
+            at = after_blank(text, at)
             if at == len(text):
                 return ~at
             if text[at] == closing[depth - 1]:
@@ -68,7 +68,7 @@ def skip(text, at):
 @entry()
 def blank(text, at):
     """The offset of the first byte at or after ``at`` that is not whitespace; the length of the text if there is none."""
-    return _blank(text, at)
+    return after_blank(text, at)
 
 
 @entry()
@@ -80,15 +80,15 @@ def members(text, at, rows):
     member, or -1 after the last.
     """
     for row in range(len(rows)):
-        at = _blank(text, at + 1)
+        at = after_blank(text, at + 1)
         if text[at] == _CLOSE_LIST or text[at] == _CLOSE_OBJECT:
             return row, -1
         value = _key(text, at)  # an element of a list is not followed by a colon
         rows[row, 0] = at
         rows[row, 1] = at if value < 0 else _string(text, at)
-        rows[row, 2] = at if value < 0 else _blank(text, value)
+        rows[row, 2] = at if value < 0 else after_blank(text, value)
         rows[row, 3] = skip(text, rows[row, 2])
-        at = _blank(text, rows[row, 3])
+        at = after_blank(text, rows[row, 3])
         if text[at] != _COMMA:
             return row + 1, -1
     return len(rows), at
@@ -150,7 +150,8 @@ def _put(source, out, size):
 
 
 @inner()
-def _blank(text, at):
+def after_blank(text, at):
+    """As :func:`blank`, for compiled functions."""
     while at < len(text) and (text[at] == 0x20 or text[at] == 0x0A or text[at] == 0x0D or text[at] == 0x09):
         at += 1
     return at
@@ -159,13 +160,13 @@ def _blank(text, at):
 @inner()
 def _key(text, at):
     """The offset after a key and its colon."""
-    at = _blank(text, at)
+    at = after_blank(text, at)
     if at == len(text) or text[at] != _QUOTE:
         return ~at
     at = _string(text, at)
     if at < 0:
         return at
-    at = _blank(text, at)
+    at = after_blank(text, at)
     return at + 1 if at < len(text) and text[at] == _COLON else ~at
 
 
