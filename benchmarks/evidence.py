@@ -20,7 +20,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -200,19 +200,35 @@ def show_progress(name: str) -> Callable[[int, int], None]:
     return show
 
 
-def chosen_rows(table: Table, names: Sequence[str]) -> tuple[Row, ...]:
+def chosen_rows(table: Table, names: Sequence[str], option: str = "--rows") -> tuple[Row, ...]:
     """The rows of these names in the order of the table; by default all that need no request."""
     known = [row.name for row in table.rows]
     for name in names:
         if name not in known:
-            raise DataError(f"--rows {name}: the rows of {table.name} are {', '.join(known)}")
+            raise DataError(f"{option} {name}: the rows of {table.name} are {', '.join(known)}")
     wanted = set(names) or {row.name for row in table.rows if not row.only_on_request}
     return tuple(row for row in table.rows if row.name in wanted)
+
+
+def with_rates(table: Table, pairs: Sequence[str]) -> Table:
+    """The table with given learning rates; each pair is "ROW=RATE", and holds for the family of the row."""
+    given = {}
+    for pair in pairs:
+        name, _, text = pair.partition("=")
+        (row,) = chosen_rows(table, [name], "--rate")
+        try:
+            rate = float(text)
+        except ValueError:
+            raise DataError(f"--rate {pair}: expected NAME=RATE, for example dense=0.01") from None
+        if given.setdefault(row.family, rate) != rate:
+            raise DataError(f"--rate {pair}: another rate is given for this family of rows")
+    return replace(table, given=given)
 
 
 @click.command()
 @click.argument("name", metavar="TABLE", type=click.Choice([*TABLES]))
 @click.option("--rows", "given", multiple=True, help="Run only these: NAME[,NAME...]; may be repeated.")
+@click.option("--rate", "rates", multiple=True, help="NAME=RATE: do not choose the learning rate of this row.")
 @click.option("--seeds", type=click.IntRange(1), help="Seeds of each row.  [default: 3 for longtail, otherwise 1]")
 @click.option("--parallel", type=click.IntRange(1), default=1, show_default=True, help="Runs at a time; they share the cores.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/evidence"), show_default=True, help="Results.")
@@ -223,10 +239,11 @@ def chosen_rows(table: Table, names: Sequence[str]) -> tuple[Row, ...]:
 @click.option("--trial", is_flag=True, help="Two steps of each run, on two parts, in a folder of their own.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--job", hidden=True)
-def main(name, given, seeds, parallel, out, coco, lvis, weights, show, trial, as_json, job) -> None:
+def main(name, given, rates, seeds, parallel, out, coco, lvis, weights, show, trial, as_json, job) -> None:
     """Measure one of the tables: real, longtail or scale."""
     table = shortened(TABLES[name]) if trial else TABLES[name]
     try:
+        table = with_rates(table, rates)
         store = Store((out / "trial" if trial else out).absolute() / name)
         inputs = Inputs.from_environment(coco, lvis, weights)
         plan = Plan(

@@ -111,12 +111,14 @@ def _build_scale(classes: str, out: Path) -> None:
 
 
 def _sample(out: Path, how: Sequence[str]) -> Path:
-    """Generate a sample, unless it is finished."""
-    if not out.exists() or not any(out.iterdir()):
-        shutil.rmtree(out, ignore_errors=True)
-        command = [sys.executable, "-m", "cli.cocolvis", "sample", "--out", str(out), *how]
+    """Generate a sample, unless it is finished; it gets its name once it is."""
+    if not out.exists():
+        aside = out.with_name(f"{out.name}.unfinished")
+        shutil.rmtree(aside, ignore_errors=True)
+        command = [sys.executable, "-m", "cli.cocolvis", "sample", "--out", str(aside), *how]
         if subprocess.run(command, stdout=sys.stderr, cwd=ROOT).returncode:
             raise DataError(f"{out}: the sample was not generated; run the same command to try again")
+        aside.rename(out)
     return out
 
 

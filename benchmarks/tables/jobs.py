@@ -90,8 +90,11 @@ class Store:
 
 
 def candidates(table: Table, rows: Sequence[Row]) -> list[Job]:
-    """The jobs that decide the learning rates of the families of ``rows``, each with the first row of the family."""
-    families = {row.family for row in rows}
+    """The jobs that decide the learning rates of the families of ``rows``, each with the first row of the family.
+
+    Families whose rate is given need none.
+    """
+    families = {row.family for row in rows} - table.given.keys()
     first = {family: next(row for row in table.rows if row.family == family) for family in sorted(families)}
     return [Job(table.name, row.name, table.choosing, 0, rate) for row in first.values() for rate in table.rates]
 
@@ -106,8 +109,11 @@ def evaluations(table: Table, rows: Sequence[Row], seeds: int) -> list[Job]:
 def chosen_rate(table: Table, store: Store, row: Row) -> tuple[float, dict[str, float | None]]:
     """The learning rate with the highest mIoU on training pictures that were left out, and the mIoU of each candidate.
 
-    A training that diverged has none. Ties go to the lower rate. Raises DataError if a candidate is not finished.
+    A training that diverged has none. Ties go to the lower rate. A rate that was given has no candidates. Raises DataError if a
+    candidate is not finished.
     """
+    if row.family in table.given:
+        return table.given[row.family], {}
     scores = {}
     for job in candidates(table, [row]):
         result = store.result(job)

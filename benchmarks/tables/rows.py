@@ -27,7 +27,8 @@ class Table:
 
     ``pooled`` parts are the folds of a cross validation, whose pictures are scored together; other parts are tables of their
     own. The learning rates are chosen from ``rates`` on the part ``choosing``, with its split "val", which is taken from the
-    training pictures. ``evaluations`` is the number of times that this split is scored during a training.
+    training pictures; a family in ``given`` has its rate from there. ``evaluations`` is the number of times that this split is
+    scored during a training.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Table:
     choosing: str
     seeds: int = 1
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+    given: Mapping[str, float] = field(default_factory=dict)
     evaluations: int = 5
 
     def row(self, name: str) -> Row:
@@ -117,7 +119,7 @@ def _losses(embedding: str) -> tuple[Row, ...]:
         Row("dense", "dense", embedding, _DENSE),
         Row("dense-points", "dense", "dense", _DENSE | {"points": 576}),
         Row("exact", "exact", "exact", _EXACT),
-        Row("knn", "exact", "exact", _KNN),
+        Row("knn", "knn", "exact", _KNN),
     )
 
 

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import evidence
 import numpy as np
 import pytest
 from tables import data, scores
@@ -71,6 +72,36 @@ def test_the_rate_of_a_family_is_the_best_one_on_training_pictures(tmp_path):
     settings = settings_of(REAL, store, job)
     assert (settings["lr"], settings["loss"], settings["seed"], job.split) == (3e-3, "knn", 1, "test")
     assert settings_of(REAL, store, replace(job, rate=0.5))["lr"] == 0.5
+
+
+def test_a_given_rate_is_not_chosen(tmp_path):
+    given = evidence.with_rates(REAL, ["knn=0.04", "t10=0.04"])  # rows of one family
+    assert {job.row for job in candidates(given, given.rows)} == {job.row for job in candidates(REAL, REAL.rows)} - {"exact"}
+    assert chosen_rate(given, Store(tmp_path), given.row("exact")) == (0.04, {})
+    assert settings_of(given, Store(tmp_path), Job("real", "t40", "fold2", 1))["lr"] == 0.04
+    for pair, line in (
+        ("t11=0.1", "--rate t11: the rows of real are dense, "),
+        ("t10", "--rate t10: expected NAME=RATE"),
+        ("t10=0.1", "--rate t10=0.1: another rate is given for this family of rows"),
+    ):
+        with pytest.raises(DataError, match=line):
+            evidence.with_rates(REAL, ["knn=0.04", pair])
+
+
+def test_a_sample_that_was_cut_off_is_generated_again(tmp_path, monkeypatch):
+    cut = tmp_path / "100-sample.unfinished"
+    cut.mkdir()
+    (cut / "old.txt").write_text("half a sample")
+
+    def generate(command, **_):
+        Path(command[command.index("--out") + 1]).mkdir()
+        return subprocess.CompletedProcess(command, int("fails" in command))
+
+    monkeypatch.setattr(subprocess, "run", generate)
+    with pytest.raises(DataError, match="100-sample: the sample was not generated"):
+        data._sample(tmp_path / "100-sample", ["fails"])
+    assert not (tmp_path / "100-sample").exists()
+    assert [*data._sample(tmp_path / "100-sample", []).iterdir()] == [] and not cut.exists()
 
 
 def test_rows_on_request_run_once_and_last():
