@@ -17,7 +17,7 @@ from ess.bench.process import Failed, available_bytes, in_fresh_process, peak_by
 from ess.config import Config
 from ess.data.batches import Batch, FeatureBatch
 from ess.data.transforms import normalize
-from ess.device import choose_device, explain_out_of_memory
+from ess.device import choose_device, explain_out_of_memory, for_prediction
 from ess.models.build import model_from_config
 from ess.models.network import SegmentationModel
 from ess.training import machine
@@ -191,7 +191,7 @@ def turn_of(case: Case, model: SegmentationModel, config: Config, device: torch.
     shape = (case.batch_size, case.height, case.width)
     pixels = torch.randint(256, (shape[0], 3, *shape[1:]), dtype=torch.uint8)
     if case.what == "predict":
-        model, images = model.to(device).eval(), normalize(pixels.to(device))
+        model, images = for_prediction(model, device), normalize(pixels.to(device))
         return lambda: model.predict(images)
     batch = Batch(pixels.to(device), label_blocks(*shape, case.classes).to(device), torch.arange(case.batch_size))
     team = teams.join(replace(config, track="none", batch_size=case.batch_size), Path())

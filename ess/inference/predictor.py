@@ -12,7 +12,7 @@ from cocolvis import notebook
 from cocolvis.vocabulary import Vocabulary
 from ess.checkpoint import Checkpoint, Run
 from ess.data.loader import to_class_ids
-from ess.device import choose_device, explain_out_of_memory
+from ess.device import choose_device, explain_out_of_memory, for_prediction
 from ess.inference.added import AddedClass, assign_added_classes, classes_for_checkpoint, extend_vocabulary
 from ess.inference.calibration import bias_for_checkpoint
 from ess.inference.side_by_side import side_by_side
@@ -71,7 +71,7 @@ class Predictor:
         model = model_from_config(run.config, len(run.vocabulary), weights=None)
         loaded = run.load(model, checkpoint)
         found: dict[str, Any] = {"added": classes_for_checkpoint(run, loaded), "bias": bias_for_checkpoint(run, loaded)}
-        return cls(model.to(chosen).eval(), run.vocabulary, chosen, inference, checkpoint=loaded, **found)
+        return cls(for_prediction(model, chosen), run.vocabulary, chosen, inference, checkpoint=loaded, **found)
 
     def without_added_classes(self) -> "Predictor":
         """The same predictor with its trained classes only."""

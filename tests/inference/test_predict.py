@@ -379,3 +379,13 @@ def test_read_only_pictures_are_copied_before_pytorch_warns_of_them(small, tmp_p
     pixels.flags.writeable = False
     assert [mask.shape for mask in small([pixels])] == [(9, 8)]
     assert len(given) == 2 and all(array.flags.writeable for array in given)
+
+
+def test_the_weights_of_a_predictor_lie_channels_last_on_the_cpu(untrained_run):
+    model = Predictor.from_run(untrained_run, "cpu").model
+    weights = [value for value in model.parameters() if value.ndim == 4 and value.shape[1] > 1 and value.shape[2] > 1]
+    assert weights and all(value.is_contiguous(memory_format=torch.channels_last) for value in weights)
+    images = torch.rand(2, 3, 64, 96)
+    with torch.inference_mode():
+        found = model(images)
+        torch.testing.assert_close(model.to(memory_format=torch.contiguous_format)(images), found)
