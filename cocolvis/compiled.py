@@ -1,12 +1,20 @@
 """Decorators that compile loops with numba, cached so that concurrent processes cannot corrupt the cache."""
 
-from collections.abc import Callable
+import ast
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numba
+
+_ROOT = Path(__file__).parents[1]
 
 
 def entry(**options) -> Callable:
     """Decorate a function that Python calls: compiled on its first call, cached next to its file or in NUMBA_CACHE_DIR.
+
+    It is compiled again when its file changes, or any file of this project that its file imports from. Numba looks at the file
+    of the function alone, so the names of its cached files contain a digest of all of them.
 
     Every call must pass the same argument types. Different types would put two compiled versions into one cache, and when two
     processes compile different versions first, numba's index can name one version and point to the other.
@@ -14,8 +22,9 @@ def entry(**options) -> Callable:
 
     def decorate(function: Callable) -> Callable:
         try:
+            function.__qualname__ += f"-{_digest(function.__module__)}"
             return numba.njit(cache=True, nogil=True, **options)(function)
-        except RuntimeError:  # no writable folder for the cache: each process compiles for itself
+        except (OSError, RuntimeError):  # no source, or no writable folder for the cache: each process compiles for itself
             return numba.njit(nogil=True, **options)(function)
 
     return decorate
@@ -33,3 +42,23 @@ def inlined(**options) -> Callable:
     loads from the cache the copy that was optimised with its caller. With fastmath the two may add in different orders.
     """
     return numba.njit(nogil=True, forceinline=True, **options)
+
+
+def _digest(module: str) -> str:
+    """A digest of the files from which the functions of a module are compiled; raises OSError if one cannot be read."""
+    whole = hashlib.sha256()
+    for name, text in sorted(_sources(module, set())):
+        whole.update(f"{name} {len(text)}\n{text}".encode())
+    return whole.hexdigest()[:16]
+
+
+def _sources(module: str, seen: set[str]) -> Iterator[tuple[str, str]]:
+    """Yield the names and the source of a module and of those of this project that it imports from, except ``seen`` ones."""
+    if module in seen:
+        return
+    seen.add(module)
+    text = _ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
+    yield module, text
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(("cocolvis.", "ess.")):
+            yield from _sources(node.module, seen)

@@ -1,0 +1,73 @@
+"""Compiled functions are cached, and compiled again when any of their files changes."""
+
+import compileall
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cocolvis import compiled
+
+OUTER = """
+from cocolvis.compiled import entry
+from cocolvis.inside import step
+
+@entry()
+def twice(x):
+    return step(step(x))
+"""
+
+INSIDE = """
+from cocolvis.compiled import inner
+from cocolvis.limit import LIMIT
+
+@inner()
+def step(x):
+    return x + LIMIT
+"""
+
+
+@pytest.fixture
+def package(tmp_path):
+    """A package of three modules; twice is compiled from all of them."""
+    folder = tmp_path / "cocolvis"
+    folder.mkdir()
+    (folder / "compiled.py").write_text(Path(compiled.__file__).read_text())
+    for name, text in {"__init__": "", "outer": OUTER, "inside": INSIDE, "limit": "LIMIT = 1\n"}.items():
+        (folder / f"{name}.py").write_text(text)
+    return folder
+
+
+def called(package):
+    """twice(0) in a new process, and how often it was found in the cache."""
+    command = "from cocolvis.outer import twice; print(twice(0), sum(twice.stats.cache_hits.values()))"
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(package.parent / "cache")}
+    found = subprocess.run(
+        [sys.executable, "-c", command], cwd=package.parent, env=environment, check=True, capture_output=True, text=True
+    )
+    return [int(text) for text in found.stdout.split()]
+
+
+def test_a_change_of_an_imported_file_compiles_again(package):
+    assert called(package) == [2, 0]
+    assert called(package) == [2, 1]
+    (package / "limit.py").write_text("LIMIT = 3\n")
+    assert called(package) == [6, 0]
+    (package / "inside.py").write_text(INSIDE.replace("x + LIMIT", "2 * x + LIMIT"))
+    assert called(package) == [9, 0]
+
+
+def test_a_package_without_sources_compiles_without_a_cache(package):
+    compileall.compile_dir(package, quiet=1, legacy=True)
+    for path in package.glob("*.py"):
+        path.unlink()
+    assert called(package) == called(package) == [2, 0]
+
+
+def test_the_files_of_a_kernel_are_those_it_is_compiled_from():
+    found = {name for name, _ in compiled._sources("cocolvis.masks.reading_kernels", set())}
+    assert found == {f"cocolvis.{name}" for name in ("compiled", "sources.json_kernels")} | {
+        f"cocolvis.masks.{name}_kernels" for name in ("reading", "polygon", "run")
+    }
