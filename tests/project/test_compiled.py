@@ -71,3 +71,12 @@ def test_the_files_of_a_kernel_are_those_it_is_compiled_from():
     assert found == {f"cocolvis.{name}" for name in ("compiled", "sources.json_kernels")} | {
         f"cocolvis.masks.{name}_kernels" for name in ("reading", "polygon", "run")
     }
+
+
+def test_every_compiled_module_has_a_digest():
+    root = Path(compiled.__file__).parents[1]
+    files = [path for name in ("cocolvis", "ess") for path in (root / name).rglob("*.py")]
+    using = [path for path in files if "from cocolvis.compiled import entry" in path.read_text(encoding="utf-8")]
+    assert len(using) > 5
+    for path in using:
+        compiled._digest(".".join(path.relative_to(root).with_suffix("").parts))
