@@ -21,6 +21,7 @@ def info(run: Path, as_json: bool) -> None:
     """
     from ess.checkpoint import Run
     from ess.inference.calibration import read_calibration
+    from ess.losses.cross_entropy import chosen
 
     opened = Run.open(run)
     calibration = read_calibration(opened)
@@ -33,7 +34,8 @@ def info(run: Path, as_json: bool) -> None:
         names |= {"settings": settings, "changed": changed, "checkpoints": checkpoints}
         print_json(names | {"calibration": calibration and {"tau": calibration.tau, "step": calibration.step}})
         return
-    say(f"{settings['arch']} with {settings['encoder']}, loss {settings['loss']}, {len(opened.vocabulary)} classes")
+    classes = len(opened.vocabulary)
+    say(f"{settings['arch']} with {settings['encoder']}, loss {chosen(settings['loss'], classes)}, {classes} classes")
     say()
     print_table(("setting", "value", "default"), [(n, str(value), str(defaults[n])) for n, value in changed.items()])
     say()

@@ -22,6 +22,7 @@ from ess.evaluation.evaluate import scores_of
 from ess.evaluation.reports import training_images
 from ess.figures.figure import Figure
 from ess.inference.predictor import Predictor
+from ess.losses.cross_entropy import chosen
 from ess.reporting.charts import line_chart
 from ess.reporting.curves import LOSS, MIOU, training_curves
 from ess.reporting.embedded import drawn, examples
@@ -81,7 +82,8 @@ def _head(run: Run, predictor: Predictor, dataset: Dataset, split: str, tallied:
         "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by cocolvis-ess {version('cocolvis-ess')}",
     }
     title = run.folder.resolve().name
-    about = [f"{config.arch} with {config.encoder}", f"loss {config.loss}", f"{len(dataset.vocabulary):,} classes"]
+    loss = chosen(config.loss, len(run.vocabulary))
+    about = [f"{config.arch} with {config.encoder}", f"loss {loss}", f"{len(dataset.vocabulary):,} classes"]
     about += [f"step {checkpoint.step:,}", f"{tallied.confusion.images:,} images of {split}"]
     return {"title": title, "about": about, "sources": sources}
 

@@ -111,7 +111,7 @@ def test_info_prints_settings_and_checkpoints(sample_dataset, tmp_path):
     assert (found["classes"], found["steps"], found["changed"]["crop"]) == (1284, 2, 48) and "dim" not in found["changed"]
     assert [c["step"] for c in found["checkpoints"]] == [0, 1, 2] and sum(c["best"] for c in found["checkpoints"]) == 1
     text = ess("info", tmp_path / "run").stdout
-    assert "deeplabv3plus with mobilenetv2_100, loss auto, 1284 classes" in text and text.count("best") == 1
+    assert "deeplabv3plus with mobilenetv2_100, loss exact, 1284 classes" in text and text.count("best") == 1
 
 
 def test_info_prints_a_learnt_temperature(sample_dataset, tmp_path):
