@@ -89,6 +89,7 @@ def _patiently(segmentation: bytes | msgspec.Raw, height: int, width: int) -> Sp
 
 
 def _parsed(segmentation: bytes | msgspec.Raw, height: int, width: int) -> Spans:
+    """The spans of a segmentation; raises BadSegmentation if it is none, or is for an image of another size."""
     try:
         parsed = _decode(segmentation)
     except REFUSED:
