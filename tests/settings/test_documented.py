@@ -3,9 +3,11 @@
 import runpy
 from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner
 
-from cli.ess.training.settings import settings_table
+from cli.ess.training.settings import setting_options, settings_table
 from ess.config import Config
 from ess.setting import settings_of
 
@@ -40,3 +42,19 @@ def test_ranges_and_defaults_are_shown():
     assert "| `--batch-size` | whole number, 1 or more, at most 1048576 | `16` | Images per step" in table
     assert "| `--temperature` | more than 0, at most 1000000, or `learnt` | `20.0` | T, " in table
     assert "| `--freeze-bn`, `--no-freeze-bn` |  | off | Leave" in table
+
+
+@pytest.mark.parametrize("setting", settings_of(Config), ids=lambda setting: setting.name)
+def test_the_flag_of_a_setting_takes_its_values(setting):
+    @click.command()
+    @setting_options
+    def command(**given):
+        print(repr(given[setting.name]))
+
+    flag = f"--{setting.name.replace('_', '-')}"
+    if setting.kind is bool:
+        assert CliRunner().invoke(command, [flag]).output == "True\n"
+        return
+    usual = {int: (3,), float: (0.5,), str: ("8,16,32",)}[setting.kind]
+    for value in (*(setting.choices or usual), *setting.words, *(("none",) if setting.optional else ())):
+        assert CliRunner().invoke(command, [flag, str(value)]).output == f"{value!r}\n"

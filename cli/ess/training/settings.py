@@ -39,7 +39,7 @@ def _type(setting: Setting) -> Any:
     words = setting.words + ((NONE,) if setting.optional else ())
     if setting.choices:
         return _Integers(setting.choices) if setting.kind is int else click.Choice(setting.choices + words)
-    return _NumberOr(setting.kind, words) if words else setting.kind
+    return _NumberOr(setting.kind, words) if words and setting.kind in (int, float) else setting.kind
 
 
 def _values(setting: Setting) -> str:
