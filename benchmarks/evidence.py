@@ -2,13 +2,13 @@
 
     python benchmarks/evidence.py real --coco DIR --lvis DIR --weights FILE [--out FOLDER]
     python benchmarks/evidence.py longtail [--rows NAME ...] [--seeds N] [--out FOLDER]
-    python benchmarks/evidence.py scale [--out FOLDER]
+    python benchmarks/evidence.py scale --weights FILE [--out FOLDER]
 
 "real" is a 4-fold cross validation over real pictures: a linear layer on frozen features of an encoder trained on ImageNet.
-"longtail" and "scale" train a small network from scratch on generated pictures; the classes of the former have a long tail,
-those of the latter are 100 to 10,000. The learning rate of each loss is chosen on pictures of the training part, and the
-held-out pictures are used once, for the scores. Differences are paired over pictures; "=" marks those whose 95 % interval
-includes 0.
+"longtail" trains a small network from scratch on generated pictures with a long tail. "scale" fine-tunes an encoder that was
+trained on ImageNet, on generated pictures with 100 to 10,000 classes. The learning rate of each loss is chosen on pictures of
+the training part, and the held-out pictures are used once, for the scores. Differences are paired over pictures; "=" marks
+those whose 95 % interval includes 0.
 
 Every run is a process of its own and leaves one file. With --parallel 2, two of them run at a time on half of the cores each,
 which takes less time in all. The same command continues after an interruption, runs what is missing, and prints the table.
@@ -234,7 +234,7 @@ def with_rates(table: Table, pairs: Sequence[str]) -> Table:
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/evidence"), show_default=True, help="Results.")
 @click.option("--coco", type=click.Path(path_type=Path), help="For real: COCO.  [default: $COCOLVIS_REAL_DATA/coco]")
 @click.option("--lvis", type=click.Path(path_type=Path), help="For real: LVIS.  [default: $COCOLVIS_REAL_DATA/lvis]")
-@click.option("--weights", type=click.Path(path_type=Path), help="For real: encoder.  [default: $COCOLVIS_REAL_WEIGHTS]")
+@click.option("--weights", type=click.Path(path_type=Path), help="For real and scale.  [default: $COCOLVIS_REAL_WEIGHTS]")
 @click.option("--show", is_flag=True, help="Print what is finished; run nothing.")
 @click.option("--trial", is_flag=True, help="Two steps of each run, on two parts, in a folder of their own.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -32,6 +32,9 @@ SCORED = 125
 TUNING = 6
 """One of this number of training pictures is left out of the training, for every choice and for the curves."""
 
+PRETRAINED = ("real", "scale")
+"""The tables whose encoder was trained on ImageNet."""
+
 Name = TypeVar("Name", int, str)
 """An image id, or the name of a file."""
 
@@ -40,7 +43,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What the table "real" is made from: the folders of COCO and LVIS, and the weights of the encoder."""
+    """What the table "real" is made from, the folders of COCO and LVIS, and the weights of the encoder."""
 
     coco: Path | None
     lvis: Path | None
@@ -53,27 +56,31 @@ class Inputs:
         folders = [Path(root) / name if root else None for name in ("coco", "lvis")]
         return cls(coco or folders[0], lvis or folders[1], weights or (Path(file) if file else None))
 
-    def required(self) -> tuple[Path, Path, Path]:
-        """All three; raises DataError if one is not given."""
-        if self.coco is None or self.lvis is None or self.weights is None:
-            raise DataError(
-                "the table real needs --coco, --lvis and --weights, or COCOLVIS_REAL_DATA and COCOLVIS_REAL_WEIGHTS"
-            )
-        return self.coco, self.lvis, self.weights
+    def annotated(self) -> tuple[Path, Path]:
+        """The folders of COCO and LVIS; raises DataError if one is not given."""
+        if self.coco is None or self.lvis is None:
+            raise DataError("the table real needs --coco and --lvis, or COCOLVIS_REAL_DATA")
+        return self.coco, self.lvis
+
+    def encoder(self) -> Path:
+        """The weights; raises DataError if they are not given."""
+        if self.weights is None:
+            raise DataError(f"the tables {' and '.join(PRETRAINED)} need --weights, or COCOLVIS_REAL_WEIGHTS")
+        return self.weights
 
     def local_settings(self, table: str) -> dict[str, Any]:
         """The settings of a run that depend on the machine, such as paths."""
-        return {"weights": str(self.required()[2].absolute())} if table == "real" else {}
+        return {"weights": str(self.encoder().absolute())} if table in PRETRAINED else {}
 
     def weights_digest(self, table: str) -> str | None:
         """The SHA-256 of the weights; None for tables without any."""
-        return sha256(self.required()[2]) if table == "real" else None
+        return sha256(self.encoder()) if table in PRETRAINED else None
 
 
 def prepare(table: str, parts: Sequence[str], inputs: Inputs, folder: Path) -> None:
     """Build the data sets of the parts of a table in ``folder``, except those that are finished."""
     if table == "real":
-        coco, lvis, _ = inputs.required()
+        coco, lvis = inputs.annotated()
         ids = [image for split in ids_by_split(lvis).values() for image in split]
         for number, splits in enumerate(folds(ids, FOLDS)):
             if f"fold{number}" in parts:

@@ -143,10 +143,21 @@ _LONGTAIL = Table(
 _SCALE = Table(
     "scale",
     _losses("exact"),
-    _SMALL | {"steps": 200},
+    _COMMON
+    | {
+        "arch": "fpn",
+        "encoder": "tf_efficientnet_lite0",
+        "encoder_lr": 0.3,
+        "crop": 48,
+        "batch_size": 16,
+        "dim": 12,
+        "eval_limit": 32,
+        "steps": 600,
+    },
     parts=("100", "300", "1000", "3000", "10000"),
     pooled=False,
     choosing="1000",
+    rates=(1e-3, 3e-3, 1e-2),
 )
 
 TABLES = {table.name: table for table in (_REAL, _LONGTAIL, _SCALE)}
