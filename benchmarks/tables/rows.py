@@ -113,11 +113,14 @@ _SMALL = _COMMON | {
 """A network that is trained from scratch on generated pictures, as in the preset "demo"."""
 
 
-def _losses(embedding: str) -> tuple[Row, ...]:
-    """The losses that both tables of generated pictures compare, the dense one with the row ``embedding``."""
+def _losses(embedding: str, crop: int) -> tuple[Row, ...]:
+    """The losses that both tables of generated pictures compare, the dense one with the row ``embedding``.
+
+    The loss at points uses a quarter of the pixels of a ``crop``.
+    """
     return (
         Row("dense", "dense", embedding, _DENSE),
-        Row("dense-points", "dense", "dense", _DENSE | {"points": 576}),
+        Row("dense-points", "dense", "dense", _DENSE | {"points": crop**2 // 4}),
         Row("exact", "exact", "exact", _EXACT),
         Row("knn", "knn", "exact", _KNN),
     )
@@ -126,7 +129,7 @@ def _losses(embedding: str) -> tuple[Row, ...]:
 _LONGTAIL = Table(
     "longtail",
     (
-        *_losses("exact-d64"),
+        *_losses("exact-d64", 48),
         Row("exact-d64", "wide", "exact", _EXACT | {"dim": 64}),
         Row("random-negatives", "random", "knn", _KNN | {"negatives": "random"}),
         Row("logit-adjustment", "exact", "exact", _EXACT | {"logit_adjustment": 1.0}),
@@ -142,13 +145,13 @@ _LONGTAIL = Table(
 
 _SCALE = Table(
     "scale",
-    _losses("exact"),
+    _losses("exact", 64),
     _COMMON
     | {
         "arch": "fpn",
         "encoder": "tf_efficientnet_lite0",
         "encoder_lr": 0.3,
-        "crop": 48,
+        "crop": 64,
         "batch_size": 16,
         "dim": 12,
         "eval_limit": 32,
