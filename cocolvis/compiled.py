@@ -22,7 +22,7 @@ def entry(**options) -> Callable:
 
     def decorate(function: Callable) -> Callable:
         try:
-            function.__qualname__ += f"-{_digest(function.__module__)}"
+            function.__qualname__ += f"_{_digest(function.__module__)}"
             return numba.njit(cache=True, nogil=True, **options)(function)
         except (OSError, RuntimeError):  # no source, or no writable folder for the cache: each process compiles for itself
             return numba.njit(nogil=True, **options)(function)

@@ -100,7 +100,7 @@ def test_fast_sums_are_compiled_once(module, work):
     cached = [function for function in dispatchers(module) if function.stats.cache_path]
     place = "".join(f"{len(part)}{part}" for part in module.__name__.split("."))
     for function in cached:
-        own = f"_ZN{place}{len(function.__name__)}{function.__name__}"
+        own = f"_ZN{place}{len(name := function.py_func.__qualname__)}{name}"
         for compiled in function.overloads.values():
             calls = set(re.findall(rf"call [^@\n]*@(_ZN{place}\w+)", str(compiled.library._get_module_for_linking())))
             assert calls and {call for call in calls if not call.startswith(own)} == set()
