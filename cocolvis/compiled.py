@@ -2,7 +2,8 @@
 
 import ast
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numba
@@ -44,21 +45,30 @@ def inlined(**options) -> Callable:
     return numba.njit(nogil=True, forceinline=True, **options)
 
 
+@cache
 def _digest(module: str) -> str:
     """A digest of the files from which the functions of a module are compiled; raises OSError if one cannot be read."""
     whole = hashlib.sha256()
-    for name, text in sorted(_sources(module, set())):
+    for name, text in sorted(_sources(module).items()):
         whole.update(f"{name} {len(text)}\n{text}".encode())
     return whole.hexdigest()[:16]
 
 
-def _sources(module: str, seen: set[str]) -> Iterator[tuple[str, str]]:
-    """Yield the names and the source of a module and of those of this project that it imports from, except ``seen`` ones."""
-    if module in seen:
-        return
-    seen.add(module)
+def _sources(module: str) -> dict[str, str]:
+    """The source of a module and of those of this project that it imports from, by name."""
+    found: dict[str, str] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found[name], imported = _read(name)
+            waiting += imported
+    return found
+
+
+@cache
+def _read(module: str) -> tuple[str, list[str]]:
+    """The source of a module, and the modules of this project that it imports from."""
     text = _ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
-    yield module, text
-    for node in ast.parse(text).body:
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(("cocolvis.", "ess.")):
-            yield from _sources(node.module, seen)
+    names = [node.module for node in ast.parse(text).body if isinstance(node, ast.ImportFrom) and node.module]
+    return text, [name for name in names if name.startswith(("cocolvis.", "ess."))]

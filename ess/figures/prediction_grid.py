@@ -35,12 +35,9 @@ def make(analysis: Analysis, folder: Path) -> Figure:
     caption = (
         "Each row is an image. Black pixels of the truth are unlabelled. Above each prediction is the mIoU of this image alone."
         " The largest classes are named."
-        + (
-            ""
-            if baseline is None
-            else f' The baseline is the run "{baseline.folder.name}"; ours is "{analysis.run.folder.name}".'
-        )
     )
+    if baseline is not None:
+        caption += f' The baseline is the run "{baseline.folder.name}"; ours is "{analysis.run.folder.name}".'
     drawn = _draw(analysis, predicted, scores)
     return write_figure(folder, NAME, TITLE, caption, drawn, COLUMNS, rows)
 
