@@ -73,6 +73,27 @@ def test_typing_filters_the_classes_and_the_address_follows(page, dataset):
     assert query(page)["all"] == [first]
 
 
+def test_rows_far_from_the_window_cost_nothing_and_can_still_be_reached(page, dataset):
+    drawn = "row => row.checkVisibility({contentVisibilityAuto: true})"
+    page.goto("/classes")
+    rows = page.locator("#classes tbody tr")
+    assert rows.count() == len(dataset.vocabulary) and rows.first.evaluate(drawn) and not rows.last.evaluate(drawn)
+    last = rows.last.locator("a").text_content()
+    page.locator("#q").fill(last)
+    assert last in visible_classes(page) and rows.last.locator("a").bounding_box()["y"] < WIDE["height"]
+    page.locator("#q").fill("")
+    page.evaluate("window.scrollTo(0, document.documentElement.scrollHeight)")
+    until(page, "[...document.querySelectorAll('#classes tr')].at(-1).checkVisibility({contentVisibilityAuto: true})")
+
+
+def test_a_screen_reader_hears_a_table_with_a_row_for_every_class(page, dataset):
+    page.goto("/classes")
+    tree = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
+    roles = [node["role"]["value"] for node in tree if not node["ignored"]]
+    assert roles.count("table") == 1 and roles.count("columnheader") == 5
+    assert roles.count("row") == 1 + roles.count("rowheader") == 1 + len(dataset.vocabulary)
+
+
 def test_menus_and_suggestions_change_what_is_shown(page, workspace):
     page.goto("/classes")
     page.select_option("select[name=group]", "stuff")

@@ -1,6 +1,6 @@
 // Filters the classes as the user types; the address follows, so that it can be shared.
-const field = document.getElementById("q");
-const rows = [...document.querySelectorAll("#classes tbody tr")].map((row) => [row, fold(row.cells[0].textContent)]);
+const field = document.getElementById("q"), table = document.getElementById("classes");
+const rows = [...table.querySelectorAll("tbody tr")].map((row) => [row, fold(row.cells[0].textContent)]);
 const found = document.getElementById("found"), empty = document.getElementById("empty");
 
 function fold(text) {
@@ -9,6 +9,7 @@ function fold(text) {
 
 function filter() {
   const wanted = fold(field.value.trim());
+  table.classList.toggle("filtered", wanted !== "");
   let count = 0;
   for (const [row, text] of rows) {
     const matches = text.includes(wanted);
