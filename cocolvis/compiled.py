@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 
 import numba
+from llvmlite import ir
+from numba.extending import intrinsic
 
 _ROOT = Path(__file__).parents[1]
 
@@ -43,6 +45,18 @@ def inlined(**options) -> Callable:
     loads from the cache the copy that was optimised with its caller. With fastmath the two may add in different orders.
     """
     return numba.njit(nogil=True, forceinline=True, **options)
+
+
+@intrinsic
+def leading_zeros(typing, number):
+    """In compiled functions, the zeros above the highest bit of an integer that is set: one instruction. All bits of 0."""
+    return number(number), lambda context, builder, signature, values: builder.ctlz(values[0], ir.Constant(ir.IntType(1), 0))
+
+
+@intrinsic
+def trailing_zeros(typing, number):
+    """In compiled functions, the zeros below the lowest bit of an integer that is set: one instruction. All bits of 0."""
+    return number(number), lambda context, builder, signature, values: builder.cttz(values[0], ir.Constant(ir.IntType(1), 0))
 
 
 @cache

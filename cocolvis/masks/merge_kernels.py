@@ -1,64 +1,82 @@
-"""The compiled loop that paints the regions of an image over each other and finds the runs of the resulting mask.
+"""The compiled loop that stacks the regions of an image and finds the runs of the resulting mask.
 
-The mask never exists as a whole. Regions arrive as spans of columns and are painted into a block of a few columns, which fits
-into the fastest cache. A run of a row can only start where a column differs from the one before it, so these pixels are listed
-and sorted by row at the end.
+The mask never exists, and no pixel is painted. Regions arrive as spans of columns. Each has a bit, the higher the further up it
+lies, which is flipped at the pixels where a span starts and where it stops. Down a column, the highest bit that is set tells
+which region is seen, so the column becomes a short list of changes. Where this list differs from that of the column before, a
+run of a row can start; these pixels are sorted by row at the end. The time depends on the spans and the runs.
 """
 
 import numpy as np
 
-from cocolvis.compiled import entry, inner
+from cocolvis.compiled import entry, inner, leading_zeros, trailing_zeros
 from cocolvis.masks.run_kernels import longer, split
 
-_BLOCK = 2**13
-"""Pixels of a block: 16 KiB."""
-
-_WORD = 8
-"""Pixels whose differences are looked at together, a byte each."""
+_BLOCK = 2**12
+"""Words of flipped bits that are kept at a time: 32 KiB."""
 
 _CLASS_BITS = 16
 """The bits of a class at the lower end of a key; the column and then the row follow."""
 
+_NONE, _ONE, _BITS = np.uint64(0), np.uint64(1), np.uint64(64)
+
 
 @entry()
 def merged_runs(starts, stops, bounds, class_ids, height, width):
-    """(classes uint16, lengths uint16) of the row-major runs of a mask on which regions are painted over each other.
+    """(classes uint16, lengths uint16) of the row-major runs of a mask on which regions lie over each other.
 
-    Region i paints class_ids[i], uint16, on the spans [start, stop) from bounds[i] to bounds[i + 1], over those before it.
-    ``starts`` and ``stops`` are int64 column-major pixel numbers, ascending in each region; ``bounds`` is int64. All other
-    pixels are 0. Height and width are at least 1, and the number of pixels has at most 47 bits.
+    Region i has the class class_ids[i], uint16, on the spans [start, stop) from bounds[i] to bounds[i + 1], and covers those
+    before it. ``starts`` and ``stops`` are int64 column-major pixel numbers, ascending in each region; ``bounds`` is int64. All
+    other pixels are 0. Height and width are at least 1, and the number of pixels has at most 47 bits.
     """
     row_bits = _CLASS_BITS  # where the row begins in a key
     while width > 1 << (row_bits - _CLASS_BITS):
         row_bits += 1
-    columns = max(1, _BLOCK // height)
-    block = np.zeros((columns + 1) * height, np.uint16)  # its first column is the last one of the block before
-    differs = np.zeros(-(-height // _WORD) * _WORD, np.uint8)
-    listed = np.empty(len(differs) // _WORD + 1, np.int32)
+    words = max(1, -(-len(class_ids) // 64))
+    columns = max(1, _BLOCK // (height * words))
+    flips = np.zeros((words, columns * height), np.uint64)  # of each pixel of a block: the regions that start or stop there
+    flipped = np.zeros((columns, -(-height // 64)), np.uint64)  # a bit for each pixel that has any
+    upper = np.empty(words, np.uint64)  # the regions that a pixel belongs to, from the 65th on
     following = bounds[:-1].copy()  # the first span of each region that may reach beyond the blocks so far
+    ids = np.zeros(len(class_ids) + 1, np.int64)  # 0 is where no region is
+    ids[1:] = class_ids
+    rows, seen = np.empty((2, height + 1), np.int64), np.empty((2, height + 1), np.int64)  # changes of two columns in turn
+    rows[1, 0], rows[1, 1], seen[1, 0] = 0, height, -1
     keys, count = np.empty(4 * height, np.int64), 0
     for left in range(0, width, columns):
         right = min(left + columns, width)
-        block[:height] = block[columns * height :]
-        block[height:] = 0
-        _paint(block[height:], left * height, right * height, starts, stops, bounds, class_ids, following)
+        _flip(flips, flipped, left * height, right * height, height, starts, stops, bounds, following)
         for column in range(left, right):
+            here, now, before = column - left, column % 2, 1 - column % 2
+            part = flips[:, here * height : (here + 1) * height]
+            rows[now, _changes(part, flipped[here], upper, ids, rows[now], seen[now])] = height
             if count + height > len(keys):
                 keys = longer(keys, 2 * len(keys))
-            here = (column - left + 1) * height
-            shown, before = block[here : here + height], block[here - height : here]
-            _compare(shown, before, column, differs)
-            count = _list(shown, np.int64(column) << _CLASS_BITS, row_bits, differs, listed, keys, count)
+            key = np.int64(column) << _CLASS_BITS
+            count = _list(rows[before], seen[before], rows[now], seen[now], key, row_bits, keys, count)
     return _sorted_by_row(keys[:count], row_bits, height, width)
 
 
 @inner()
-def _paint(block, first, last, starts, stops, bounds, class_ids, following):
-    """Paint the parts of all spans between two pixel numbers, which are the first one of the block and the one after it."""
-    for region in range(len(class_ids)):
-        span, end = following[region], bounds[region + 1]
+def _flip(flips, flipped, first, last, height, starts, stops, bounds, following):
+    """Flip the bits of all regions where their spans start and stop between two pixel numbers.
+
+    These are the first pixel of the block and the one after it. Nothing is flipped at the end of a column: every column starts
+    with no region.
+    """
+    for region in range(len(following)):
+        bits, bit = flips[region // 64], _ONE << np.uint64(region % 64)
+        span, end, column, top = following[region], bounds[region + 1], 0, first
         while span < end and starts[span] < last:
-            block[max(starts[span], first) - first : min(stops[span], last) - first] = class_ids[region]
+            start, stop = max(starts[span], first), min(stops[span], last)
+            while start < stop:
+                while start >= top + height:
+                    column, top = column + 1, top + height
+                bits[start - first] ^= bit
+                _mark(flipped[column], start - top)
+                start = min(stop, top + height)
+                if start < top + height:
+                    bits[start - first] ^= bit
+                    _mark(flipped[column], start - top)
             if stops[span] > last:
                 break
             span += 1
@@ -66,29 +84,56 @@ def _paint(block, first, last, starts, stops, bounds, class_ids, following):
 
 
 @inner()
-def _compare(shown, before, column, differs):
-    """Note in ``differs`` which pixels (H,) of a column differ from those of the one before it: all in the first column."""
-    for row in range(len(shown)):
-        differs[row] = shown[row] != before[row]
-    if column == 0:
-        differs[: len(shown)] = 1
+def _mark(marks, row):
+    """Set the bit of a row."""
+    marks[row // 64] |= _ONE << np.uint64(row % 64)
 
 
 @inner()
-def _list(shown, column_key, row_bits, differs, listed, keys, count):
-    """Append the keys of the pixels that differ; the new number of keys. ``listed`` has room for all words of ``differs``.
+def _changes(flips, flipped, upper, ids, rows, seen):
+    """The number of changes down a column, after writing the row where each begins and the class that is seen from there.
 
-    Both loops store every candidate, and the next one overwrites it unless it counts: processors cannot predict where columns
-    differ.
+    ``flips`` (words, H) and ``flipped`` become zero again, and ``upper`` is overwritten. Every flip stores a change, and the
+    next one overwrites it unless it shows another class: processors cannot predict which are covered.
     """
-    words, some = differs.view(np.uint64), 0
-    for word in range(len(words)):
-        listed[some] = word
-        some += words[word] != 0
-    for word in listed[:some]:
-        for row in range(_WORD * word, min(_WORD * (word + 1), len(shown))):
-            keys[count] = (np.int64(row) << row_bits) | column_key | np.int64(shown[row])
-            count += differs[row]
+    lowest, upper[:] = _NONE, _NONE
+    rows[0], seen[0], count, last = 0, 0, 1, 0
+    for part in range(len(flipped)):
+        left = flipped[part]
+        flipped[part] = _NONE
+        while left:
+            row = 64 * part + np.int64(trailing_zeros(left))
+            left &= left - _ONE
+            lowest ^= flips[0, row]
+            flips[0, row] = _NONE
+            top = _BITS - leading_zeros(lowest)
+            for word in range(1, len(flips)):  # of images with more than 64 regions
+                upper[word] ^= flips[word, row]
+                flips[word, row] = _NONE
+                if upper[word]:
+                    top = np.uint64(64 * word) + _BITS - leading_zeros(upper[word])
+            count -= row == 0
+            rows[count], seen[count] = row, ids[top]
+            count += (count == 0) | (ids[top] != last)
+            last = ids[top]
+    return count
+
+
+@inner()
+def _list(rows_before, seen_before, rows, seen, column_key, row_bits, keys, count):
+    """Append the keys of the pixels of a column that differ from those of the one before it; the new number of keys.
+
+    The columns are given as changes; after the last one, the row is the height.
+    """
+    i, j, row, height = 0, 0, 0, len(rows) - 1
+    while row < height:
+        end_before, end = rows_before[i + 1], rows[j + 1]
+        same = min(end_before, end)
+        if seen_before[i] != seen[j]:
+            for differing in range(row, same):
+                keys[count] = (np.int64(differing) << row_bits) | column_key | seen[j]
+                count += 1
+        i, j, row = i + (end_before == same), j + (end == same), same
     return count
 
 

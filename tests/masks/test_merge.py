@@ -154,15 +154,18 @@ def naively_merged(regions, height, width):
         (7, 3),
         (8, 16),
         (9, 17),
+        (63, 70),
+        (64, 70),
+        (65, 70),
         (90, 200),
         (640, 480),
-        (8192, 3),
-        (8193, 3),
+        (4096, 3),
+        (4097, 3),
     ],
 )
-@pytest.mark.parametrize("count", [0, 1, 3, 40])
+@pytest.mark.parametrize("count", [0, 1, 3, 40, 64, 65, 200])
 def test_runs_are_those_of_a_mask_that_is_painted_whole(height, width, count):
-    """Of all shapes, because the compiled loop paints a few columns at a time and compares eight pixels at a time."""
+    """Of all shapes, because the compiled loop takes a few columns, 64 rows and 64 regions at a time."""
     rng = np.random.default_rng((height, width, count))
     regions = []
     for _ in range(count):
