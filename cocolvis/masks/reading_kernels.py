@@ -11,7 +11,7 @@ from cocolvis.masks.polygon_kernels import outline_length, polygon_spans
 from cocolvis.masks.run_kernels import CORRUPT, FILLED, decompressed, longer
 from cocolvis.sources.json_kernels import after_blank
 
-_COMMA, _MINUS, _POINT, _ZERO, _COLON, _QUOTE = b',-.0:"'
+_COMMA, _COLON, _QUOTE, _ZERO_BYTE = b',:"0'
 _OPEN_LIST, _CLOSE_LIST, _OPEN_OBJECT, _CLOSE_OBJECT = b"[]{}"
 
 _MOST_DIGITS = 18
@@ -19,6 +19,38 @@ _MOST_DIGITS = 18
 
 _POWERS = 10.0 ** np.arange(_MOST_DIGITS + 1)
 """Powers of ten, all of which float64 holds exactly: 1e22 is the largest."""
+
+_ZERO, _DIGIT, _MINUS, _POINT, _BLANK, _NEXT, _END, _OTHER = range(8)
+"""What a byte can be in a list of numbers. From _NEXT on, it ends a number."""
+
+_BEFORE, _SIGNED, _LEADING_ZERO, _WHOLE, _POINTED, _DECIMALS, _AFTER, _CLOSED, _REFUSED = range(9)
+"""How far a list of numbers has been read: before a number, after its sign, and so on; _CLOSED and _REFUSED end it."""
+
+_KINDS = np.full(256, _OTHER, np.uint8)
+for _kind, _bytes in {
+    _ZERO: b"0",
+    _DIGIT: b"123456789",
+    _MINUS: b"-",
+    _POINT: b".",
+    _BLANK: b" \t\n\r",
+    _NEXT: b",",
+    _END: b"]",
+}.items():
+    _KINDS[list(_bytes)] = _kind
+
+_ENDED = {_NEXT: _BEFORE, _END: _CLOSED, _BLANK: _AFTER}
+_STATES = np.full((9, 8), _REFUSED, np.uint8)
+"""The state after a byte, by the state before it and the kind of the byte: the grammar of JSON without exponents."""
+for _state, _rules in {
+    _BEFORE: {_BLANK: _BEFORE, _MINUS: _SIGNED, _ZERO: _LEADING_ZERO, _DIGIT: _WHOLE},
+    _SIGNED: {_ZERO: _LEADING_ZERO, _DIGIT: _WHOLE},
+    _LEADING_ZERO: {_POINT: _POINTED, **_ENDED},
+    _WHOLE: {_ZERO: _WHOLE, _DIGIT: _WHOLE, _POINT: _POINTED, **_ENDED},
+    _POINTED: {_ZERO: _DECIMALS, _DIGIT: _DECIMALS},
+    _DECIMALS: {_ZERO: _DECIMALS, _DIGIT: _DECIMALS, **_ENDED},
+    _AFTER: _ENDED,
+}.items():
+    _STATES[_state, list(_rules)] = list(_rules.values())
 
 _COUNTS, _SIZE = (np.frombuffer(key, np.uint8) for key in (b'"counts"', b'"size"'))
 
@@ -103,22 +135,18 @@ def _after(text, at, symbol):
 @inner()
 def _after_size(text, at, height, width):
     """The offset after the list [height, width], or -1 if another value follows or ``at`` is -1."""
-    at = _after(text, at, _OPEN_LIST)
-    for side, closing in ((height, _COMMA), (width, _CLOSE_LIST)):
-        if at < 0:
-            return at
-        number, at = _number(text, after_blank(text, at))
-        at = _after(text, at, closing) if number == side else -1
-    return at
+    if at < 0:
+        return at
+    numbers = np.empty(len(text) // 2 + 1)
+    count, at = _numbers(text, after_blank(text, at), numbers, 0)
+    return at if count == 2 and numbers[0] == height and numbers[1] == width else -1
 
 
 @inner()
 def read_polygons(text):
     """(points (n, 2) float64, bounds int64) of a JSON list of polygons [x0, y0, x1, y1, ...]; no points unless all are plain.
 
-    A polygon is plain if it has 3 points or more and its numbers are decimals without an exponent, of at most 18 digits which,
-    as a whole number, are at most 2**53. Both this number and the power of ten that divides it are exact in float64, so the
-    quotient is rounded once: it is the float64 nearest to the decimal, which is what any correct parser returns.
+    A polygon is plain if it has 3 points or more and :func:`_numbers` reads it.
     """
     numbers, bounds = np.empty(len(text) // 2 + 1), np.zeros(len(text) // 12 + 2, np.int64)
     none = numbers[:0].reshape(-1, 2), bounds[:1]
@@ -126,17 +154,8 @@ def read_polygons(text):
         return none
     count, polygons, at, after = 0, 0, 1, _COMMA
     while after == _COMMA:
-        at, after = after_blank(text, at), _COMMA
-        if _symbol(text, at) != _OPEN_LIST:
-            return none
-        at += 1
-        while after == _COMMA:
-            numbers[count], at = _number(text, after_blank(text, at))
-            if at < 0:
-                return none
-            at = after_blank(text, at)
-            count, after, at = count + 1, _symbol(text, at), at + 1
-        if after != _CLOSE_LIST or count % 2 or count // 2 - bounds[polygons] < 3:
+        count, at = _numbers(text, after_blank(text, at), numbers, count)
+        if at < 0 or count % 2 or count // 2 - bounds[polygons] < 3:
             return none
         polygons += 1
         bounds[polygons] = count // 2
@@ -154,31 +173,28 @@ def _symbol(text, at):
 
 
 @inner()
-def _number(text, at):
-    """(value, the offset after it) of the plain decimal at an offset; the offset is -1 if there is none."""
-    negative = _symbol(text, at) == _MINUS
-    at += negative
-    first = at
-    at, value = _digits(text, first, 0)
-    whole, decimals = at - first, 0
-    if whole == 0 or (whole > 1 and text[first] == _ZERO):
-        return 0.0, -1
-    if _symbol(text, at) == _POINT:
-        first = at + 1
-        at, value = _digits(text, first, value)
-        decimals = at - first
-        if decimals == 0:
-            return 0.0, -1
-    if whole + decimals > _MOST_DIGITS or value > 2**53:
-        return 0.0, -1
-    number = value / _POWERS[decimals]
-    return -number if negative else number, at
+def _numbers(text, at, numbers, count):
+    """(the new count, the offset after it) of a JSON list at an offset, whose numbers are appended; the offset may be -1.
 
-
-@inner()
-def _digits(text, at, value):
-    """(the offset after the digits at an offset, the number that they continue ``value`` to, modulo 2**64)."""
-    while at < len(text) and _ZERO <= text[at] <= _ZERO + 9:
-        value = 10 * value + (text[at] - _ZERO)
-        at += 1
-    return at, value
+    It is -1 unless all numbers are decimals without an exponent, of at most 18 digits which, as a whole number, are at most
+    2**53. Both this number and the power of ten that divides it are exact in float64, so the quotient is rounded once: it is
+    the float64 nearest to the decimal, which is what any correct parser returns.
+    """
+    if _symbol(text, at) != _OPEN_LIST:
+        return count, -1
+    at, state, fits = at + 1, np.uint8(_BEFORE), True
+    while state < _CLOSED and at < len(text):
+        value, digits, decimals, negative, kind = 0, 0, 0, False, np.uint8(_BLANK)
+        while kind < _NEXT and at < len(text):
+            kind = _KINDS[text[at]]
+            state = _STATES[state, kind]
+            value = 10 * value + (text[at] - _ZERO_BYTE) if kind <= _DIGIT else value
+            digits += kind <= _DIGIT
+            decimals += state == _DECIMALS
+            negative |= kind == _MINUS
+            at += 1
+        fits &= digits <= _MOST_DIGITS and value <= 2**53
+        number = value / _POWERS[min(decimals, _MOST_DIGITS)]
+        numbers[count] = -number if negative else number
+        count += 1
+    return count, (at if state == _CLOSED and fits else -1)

@@ -39,33 +39,35 @@ def compressed_spans(counts, pixels):
 def decompressed(text, at, escaped, pixels):
     """(finding, starts, stops, end) of compressed counts in the text, from ``at`` to ``end``, which is a quote or the end.
 
-    If they are ``escaped``, two backslashes stand for one, as in JSON. Every character stores a span, and the next one
-    overwrites it unless it counts: processors cannot predict where numbers end.
+    If they are ``escaped``, two backslashes stand for one, as in JSON. Every number stores a span, and the next one overwrites
+    it unless it counts.
     """
-    starts, stops = np.empty((len(text) - at) // 2 + 1, np.int64), np.empty((len(text) - at) // 2 + 1, np.int64)
-    value = bits = number = last = last_but_one = covered = count = 0
+    starts, stops = np.empty((len(text) - at) // 2 + 2, np.int64), np.empty((len(text) - at) // 2 + 2, np.int64)
+    number = last = last_but_one = covered = count = 0
     corrupt, unfilled = False, False
     while at < len(text) and text[at] != _QUOTE:
-        if escaped and text[at] == _BACKSLASH:
+        value, bits, symbol = 0, 0, 32
+        while symbol & 32:
+            if at >= len(text):
+                return CORRUPT, starts[:0], stops[:0], at
+            if bits == _MOST_BITS:
+                return (CORRUPT if corrupt else TOO_LONG), starts[:0], stops[:0], at
+            if escaped and text[at] == _BACKSLASH:
+                at += 1
+                corrupt |= at == len(text) or text[at] != _BACKSLASH
+            symbol = int(text[min(at, len(text) - 1)]) - 48
+            corrupt |= symbol < 0 or symbol > 63
+            value |= (symbol & 31) << bits
+            bits += 5
             at += 1
-            corrupt |= at == len(text) or text[at] != _BACKSLASH
-        symbol = int(text[min(at, len(text) - 1)]) - 48
-        corrupt |= symbol < 0 or symbol > 63
-        value |= (symbol & 31) << bits
-        bits += 5
-        if bits > _MOST_BITS:
-            return (CORRUPT if corrupt else TOO_LONG), starts[:0], stops[:0], at
         run = value - (((symbol >> 4) & 1) << bits) + (last_but_one if number > 2 else 0)
         starts[count], stops[count] = covered, covered + run
-        at += 1
-        if symbol & 32 == 0:
-            unfilled |= run < 0 or run > pixels - covered
-            count += number & (run > 0)
-            covered += run
-            last_but_one, last = last, run
-            value = bits = 0
-            number += 1
-    if corrupt or bits or number == 0:
+        unfilled |= run < 0 or run > pixels - covered
+        count += number & (run > 0)
+        covered += run
+        last_but_one, last = last, run
+        number += 1
+    if corrupt or number == 0:
         return CORRUPT, starts[:0], stops[:0], at
     return (UNFILLED if unfilled or covered != pixels else FILLED), starts[:count], stops[:count], at
 
