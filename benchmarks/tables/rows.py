@@ -160,7 +160,7 @@ _SCALE = Table(
     parts=("100", "300", "1000", "3000", "10000"),
     pooled=False,
     choosing="1000",
-    rates=(1e-3, 3e-3, 1e-2),
+    rates=(3e-3, 1e-2, 3e-2),
 )
 
 TABLES = {table.name: table for table in (_REAL, _LONGTAIL, _SCALE)}
