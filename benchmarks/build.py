@@ -29,7 +29,7 @@ from pycocotools import mask as coco_mask
 from cocolvis.building.build import build
 from cocolvis.building.coco_lvis import AnnotatedImage, CocoLvisOptions, CocoLvisPlan, warm_up
 from cocolvis.masks.merge import Region, merge
-from cocolvis.masks.rasterize import rasterize
+from cocolvis.masks.rasterize import rasterize_all
 from cocolvis.memory import keep_freed_memory
 from cocolvis.pictures.encoded import decode_rgb
 from cocolvis.sources.inputs import Sources
@@ -77,11 +77,11 @@ class Bench:
 
 
 def merged(task: AnnotatedImage) -> np.ndarray:
-    """The (H, W) uint16 mask of an image as the builder makes it, from the bytes of its segmentations."""
-    stuff, things = (
-        [Region(s.category_id, rasterize(s.segmentation, task.height, task.width)) for s in source]
-        for source in (task.stuff, task.things)
-    )
+    """The (H, W) uint16 mask of an image, from the bytes of its segmentations, by the functions that the builder calls."""
+    segments = [*task.stuff, *task.things]
+    spans = rasterize_all([segment.segmentation for segment in segments], task.height, task.width)
+    regions = [Region(segment.category_id, found) for segment, found in zip(segments, spans, strict=True)]
+    stuff, things = regions[: len(task.stuff)], regions[len(task.stuff) :]
     return merge(stuff, things, task.height, task.width).mask()
 
 

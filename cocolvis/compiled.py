@@ -12,6 +12,8 @@ from numba.extending import intrinsic
 
 _ROOT = Path(__file__).parents[1]
 
+_FALSE = ir.Constant(ir.IntType(1), 0)
+
 
 def entry(**options) -> Callable:
     """Decorate a function that Python calls: compiled on its first call, cached next to its file or in NUMBA_CACHE_DIR.
@@ -47,16 +49,18 @@ def inlined(**options) -> Callable:
     return numba.njit(nogil=True, forceinline=True, **options)
 
 
-@intrinsic
-def leading_zeros(typing, number):
-    """In compiled functions, the zeros above the highest bit of an integer that is set: one instruction. All bits of 0."""
-    return number(number), lambda context, builder, signature, values: builder.ctlz(values[0], ir.Constant(ir.IntType(1), 0))
+def _zeros(instruction: str) -> Callable:
+    """A function for compiled functions: the zeros at one end of an integer, all its bits if it is 0."""
+
+    @intrinsic
+    def count(typing, number):
+        return number(number), lambda context, builder, signature, values: getattr(builder, instruction)(values[0], _FALSE)
+
+    return count
 
 
-@intrinsic
-def trailing_zeros(typing, number):
-    """In compiled functions, the zeros below the lowest bit of an integer that is set: one instruction. All bits of 0."""
-    return number(number), lambda context, builder, signature, values: builder.cttz(values[0], ir.Constant(ir.IntType(1), 0))
+leading_zeros, trailing_zeros = _zeros("ctlz"), _zeros("cttz")
+"""In compiled functions: the zeros above the highest bit that is set, and those below the lowest, by one instruction each."""
 
 
 @cache

@@ -112,10 +112,11 @@ def _changes(flips, flipped, upper, ids, rows, seen):
                 flips[word, row] = _NONE
                 if upper[word]:
                     top = np.uint64(64 * word) + _BITS - leading_zeros(upper[word])
-            count -= row == 0
-            rows[count], seen[count] = row, ids[top]
-            count += (count == 0) | (ids[top] != last)
-            last = ids[top]
+            shown = ids[top]
+            count -= row == 0  # nothing is above
+            rows[count], seen[count] = row, shown
+            count += (count == 0) | (shown != last)
+            last = shown
     return count
 
 

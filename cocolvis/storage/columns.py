@@ -1,5 +1,6 @@
 """The columns of a shard, in the order in which they are written and hashed; docs/format.md describes them."""
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -31,4 +32,10 @@ INSTANCES, INSTANCES_TYPE = "present/instances", "uint32"
 
 def to_little_endian(values: Any, dtype: str) -> bytes:
     """The bytes of values as a shard stores them; bytes are returned unchanged."""
-    return values if isinstance(values, bytes) else np.asarray(values, np.dtype(dtype).newbyteorder("<")).tobytes()
+    return values if isinstance(values, bytes) else np.asarray(values, stored_type(dtype)).tobytes()
+
+
+@cache
+def stored_type(dtype: str) -> np.dtype:
+    """A type as shards store it: little-endian."""
+    return np.dtype(dtype).newbyteorder("<")

@@ -13,7 +13,16 @@ import numpy as np
 from cocolvis.disk.files import write_aside
 from cocolvis.masks import runlength
 from cocolvis.storage import digest
-from cocolvis.storage.columns import FORMAT, INSTANCES, INSTANCES_TYPE, PACKED, PER_IMAGE, VERSION, to_little_endian
+from cocolvis.storage.columns import (
+    FORMAT,
+    INSTANCES,
+    INSTANCES_TYPE,
+    PACKED,
+    PER_IMAGE,
+    VERSION,
+    stored_type,
+    to_little_endian,
+)
 from cocolvis.storage.samples import Sample
 
 
@@ -117,7 +126,7 @@ class ShardWriter:
 
 
 def _as_array(content: bytearray, dtype: str) -> np.ndarray:
-    return np.frombuffer(content, np.dtype(dtype).newbyteorder("<"))
+    return np.frombuffer(content, stored_type(dtype))
 
 
 def _reserve(group: h5py.Group, column: str, size: int) -> int:
