@@ -104,6 +104,16 @@ def test_flags_of_the_search_need_the_loss_that_searches(sample_dataset, tmp_pat
     ess("train", sample_dataset, "--out", tmp_path / "run", *SMALL, "--steps", 1, "--k", 3, "--loss", "knn")
 
 
+def test_flags_and_variants_of_embeddings_need_a_loss_that_has_some(sample_dataset, tmp_path):
+    arguments = ("train", sample_dataset, "--out", tmp_path / "run", *SMALL, "--steps", 1)
+    told = ess(*arguments, "--loss", "dense", "--dim", 12, code=1).stderr
+    assert "--dim 12 has no effect: loss is 'dense'; choose --loss exact or knn, or leave it out" in told
+    told = ess(*arguments, "--preset", "coco-lvis+no-margin", code=1).stderr
+    assert "the variant no-margin has no effect: loss is 'dense'; choose --loss exact or knn, or leave it out" in told
+    assert not (tmp_path / "run").exists()
+    ess(*arguments, "--preset", "coco-lvis+exact+no-margin")
+
+
 def test_info_prints_settings_and_checkpoints(sample_dataset, tmp_path):
     more = ("--eval-every", 1, "--eval-limit", 1, "--save-every", 1, "--keep", 3)
     ess("train", sample_dataset, "--out", tmp_path / "run", *SMALL, "--steps", 2, *more)

@@ -15,10 +15,13 @@ from cli.options import image_root_option, path_argument, path_option
 from cocolvis.disk.files import is_absent
 from cocolvis.errors import DataError
 from cocolvis.text import escaped
-from ess.config import Config, changed, load
+from ess.config import Config, changed, load, variant
 
-_ONLY_KNN = ("k", "negatives", "search", "query_stride")
+_SEARCH = {"k", "negatives", "search", "query_stride"}
 """The settings that only the k-NN loss uses."""
+
+_EMBEDDINGS = {"dim", "normalize", "temperature", "distance", "margin"}
+"""The settings that only losses of embeddings use, the k-NN and the exact one."""
 
 
 def what_is_kept(given: dict[str, Any]) -> str:
@@ -66,7 +69,7 @@ def train(
 
     log_to_stderr()
     dataset = Dataset.open(data, image_root)
-    _check_effects(given, config, len(dataset.vocabulary))
+    _check_effects(given, preset, config, len(dataset.vocabulary))
     run(dataset, out, config, resume=resume, allow_other_data=allow_other_data, cache_features=cache_features)
     if _is_first_process():
         say(f"The run is in {out}; evaluate it with `ess eval {out} {data}`.")
@@ -79,14 +82,20 @@ def _resumed(out: Path, given: dict[str, Any]) -> Config:
     return changed(Run.open(out).config, given)
 
 
-def _check_effects(given: dict[str, Any], config: Config, classes: int) -> None:
-    """Raise DataError if a flag describes the search of the k-NN loss and the training has another loss."""
+def _check_effects(given: dict[str, Any], preset: str | None, config: Config, classes: int) -> None:
+    """Raise DataError if the training has a loss that does not use a flag, or anything that a variant of the preset sets."""
     from ess.losses.cross_entropy import chosen, named
 
-    useless = next((name for name in _ONLY_KNN if name in given), None)
-    if useless and chosen(config.loss, classes) != "knn":
-        flag = f"--{useless.replace('_', '-')} {given[useless]}"
-        raise DataError(f"{flag} has no effect: loss is {named(config.loss, classes)}; choose --loss knn, or leave it out")
+    loss = chosen(config.loss, classes)
+    unused = set() if loss == "knn" else _SEARCH if loss == "exact" else _SEARCH | _EMBEDDINGS
+    asked = {f"--{name.replace('_', '-')} {value}": {name} for name, value in given.items()}
+    asked |= {f"the variant {name}": {*variant(name)} for name in (preset or "").split("+")[1:]}
+    for what, settings in asked.items():
+        if settings <= unused:
+            other = "exact or knn" if settings <= _EMBEDDINGS else "knn"
+            raise DataError(
+                f"{what} has no effect: loss is {named(config.loss, classes)}; choose --loss {other}, or leave it out"
+            )
 
 
 class _PlainLines(logging.Formatter):
