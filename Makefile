@@ -18,13 +18,13 @@ demo: $(VENV)/.ready
 	$(BIN)/ess eval $(DEMO)/run $(DEMO)/data --top-n 10,50,106 --plot $(DEMO)/curve.png
 	$(BIN)/ess report $(DEMO)/run $(DEMO)/data --out $(DEMO)/report.html
 	$(BIN)/ess predict $(DEMO)/run $(DEMO)/sample/coco/val2017 --out $(DEMO)/predictions
+	$(BIN)/ess predict $(DEMO)/run $(DEMO)/data --format shards --out $(DEMO)/predicted
 	@echo "Add a class that the model has not seen, from the pictures of a second sample (class 1271 there):"
 	$(BIN)/cocolvis sample --out $(DEMO)/more --images 120 --classes 130 --seed 1
 	$(BIN)/cocolvis build --coco $(DEMO)/more/coco --lvis $(DEMO)/more/lvis --out $(DEMO)/more/data
 	$(BIN)/cocolvis export $(DEMO)/more/data --format png --out $(DEMO)/more/masks
 	$(BIN)/ess add-class $(DEMO)/run --name "a new tree" --images $(DEMO)/more/coco --masks $(DEMO)/more/masks/train --value 1271
 	$(BIN)/ess predict $(DEMO)/run $(DEMO)/more/coco/train2017/000000046430.jpg --out $(DEMO)/added
-	$(BIN)/ess predict $(DEMO)/run $(DEMO)/data --format shards --out $(DEMO)/predicted
 	@echo "Pictures: $(DEMO)/stats.png (the long tail), $(DEMO)/curve.png (mIoU of the most frequent classes),"
 	@echo "$(DEMO)/predictions/*_overlay.png (predictions), $(DEMO)/added/*_overlay.png (with the added class)"
 	@echo "Look around in the browser: $(BIN)/cocolvis view $(DEMO)/data --predictions $(DEMO)/predicted --open"
