@@ -12,8 +12,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
-ARGUMENTS += ["--force-renderer-accessibility"]  # as with a screen reader
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-dev-shm-usage",
+    "--force-renderer-accessibility",  # as with a screen reader
+]
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 120
 """Seconds after which a page is given up; tests run on busy machines."""
