@@ -50,7 +50,7 @@ def make(analysis: Analysis, folder: Path) -> Figure:
     ]
     caption = (
         "The predictions of the run next to the embeddings of the pixels. Red, green and blue are the first three principal"
-        f" components of the embeddings of all pixels of these images, which hold {colours.share.sum():.0%} of their variance;"
+        f" components of the embeddings of all pixels of these images, which hold {100 * colours.share.sum():.0f} % of their variance;"
         f" the {_CLIPPED:g} % of pixels at each end are clipped."
     )
     return write_figure(folder, NAME, TITLE, caption, _draw(analysis, embeddings, colours), columns, rows)

@@ -133,3 +133,20 @@ def test_the_english_is_plain():
     found = {path: stiff(path.read_text()) for path in texts if path not in skipped and "__pycache__" not in path.parts}
     lines = [f"{path.relative_to(ROOT)}:{where}" for path, places in sorted(found.items()) for where in places]
     assert not lines, "see CONTRIBUTING.md:\n" + "\n".join(lines)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_no_document_contains_the_marks_of_a_conflict(document):
+    assert re.findall(r"^(?:<{7}|={7}|>{7})(?: .*)?$", document.read_text(), re.MULTILINE) == []
+
+
+def too_long(text: str) -> list[int]:
+    """The numbers of the lines with more than 128 characters, except for rows of tables, pictures and code."""
+    prose = re.sub(r"^```.*?^```", lambda code: "\n" * code.group().count("\n"), text, flags=re.DOTALL | re.MULTILINE)
+    return [n for n, line in enumerate(prose.split("\n"), 1) if len(line) > 128 and not line.startswith(("|", "!", "    "))]
+
+
+def test_lines_of_prose_have_at_most_128_characters():
+    assert too_long("a" * 129 + "\n| " + "b" * 129 + "\n```\n" + "c" * 129 + "\n```\n" + "d" * 129) == [1, 6]
+    written = [document for document in DOCUMENTS if document.name not in ("api.md", "gallery.md")]
+    assert {document.name: found for document in written if (found := too_long(document.read_text()))} == {}

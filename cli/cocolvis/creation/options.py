@@ -75,7 +75,7 @@ def _storage_options(images: Sequence[str], shard_size: int | None) -> tuple[Dec
 def _conduct_options() -> tuple[Decorator, ...]:
     """Options about existing folders and faults of the input."""
     return (
-        click.option("--overwrite", is_flag=True, help="Replace what is in --out."),
+        click.option("--overwrite", is_flag=True, help="Replace the data set or unfinished build in --out; other files stay."),
         click.option("--resume", is_flag=True, help="Complete an interrupted build; finished shards are kept."),
         click.option("--strict", is_flag=True, help="Stop at the first fault of the input instead of reporting it."),
         click.option("--allow-missing", is_flag=True, help=ALLOW_MISSING),

@@ -20,7 +20,7 @@ _KEPT = "the run is unchanged, and the pixels counted so far are kept: run the s
 @run_argument
 @click.argument("data", type=PATH, required=False)
 @click.option("--taus", type=Numbers(float), help="Values of tau to try: N[,N...].  [default: 0,0.05,...,1.5]")
-@click.option("--limit", type=click.IntRange(min=1), help="At most N images instead of a quarter of the training images.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most N images of that quarter of the training images.")
 @click.option("--skip-damaged", is_flag=True, help="Leave out damaged images, and report them.")
 @click.option("--clear", is_flag=True, help="Remove the calibration of the run.")
 @checkpoint_option
