@@ -48,9 +48,10 @@ def make(analysis: Analysis, folder: Path) -> Figure:
         [name, *map(float, found), *weights.tolist()]
         for name, found, weights in zip(("red", "green", "blue"), numbers, colours.components, strict=False)
     ]
+    share = 100 * colours.share.sum()
     caption = (
         "The predictions of the run next to the embeddings of the pixels. Red, green and blue are the first three principal"
-        f" components of the embeddings of all pixels of these images, which hold {100 * colours.share.sum():.0f} % of their variance;"
+        f" components of the embeddings of all pixels of these images, which hold {share:.0f} % of their variance;"
         f" the {_CLIPPED:g} % of pixels at each end are clipped."
     )
     return write_figure(folder, NAME, TITLE, caption, _draw(analysis, embeddings, colours), columns, rows)
