@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from cli import check_system
-from cli.display import say
+from cli.display import printing, say
 from cocolvis.errors import DataError
 from cocolvis.text import escaped
 
@@ -23,7 +23,19 @@ _INTERRUPTED = "cli.interrupted"
 """The key in the click context under which the running command keeps its message."""
 
 
-class Command(click.Command):
+class _Parser(click.Command):
+    """A command or group whose help text is an error in one line if it cannot be printed."""
+
+    def make_context(self, *arguments: Any, **settings: Any) -> click.Context:
+        """Parse the command line, which prints the help text if it asks for that."""
+        try:
+            with printing():
+                return super().make_context(*arguments, **settings)
+        except DataError as error:
+            raise click.ClickException(escaped(str(error))) from None
+
+
+class Command(_Parser):
     """A command with a message that says what Ctrl-C leaves behind."""
 
     def __init__(self, *arguments: Any, interrupted: Interrupted, **settings: Any):
@@ -36,7 +48,7 @@ class Command(click.Command):
         return super().invoke(ctx)
 
 
-class Group(click.Group):
+class Group(_Parser, click.Group):
     """A group that reports errors in one line on stderr: exit 1 for a DataError, 2 for wrong usage, 130 for Ctrl-C."""
 
     command_class = Command

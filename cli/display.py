@@ -6,6 +6,7 @@ otherwise control the terminal.
 
 import json
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -60,11 +61,20 @@ def _echo(text: str, *, err: bool = False) -> None:
 
     The progress of work is not worth its end, so a stderr that cannot be written is ignored.
     """
+    if err:
+        with suppress(OSError):
+            click.echo(text, err=True)
+    else:
+        with printing():
+            click.echo(_fitting(text))
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Turn the OSError of a stdout that cannot be written into a DataError."""
     try:
-        click.echo(text if err else _fitting(text), err=err)
+        yield
     except OSError as error:
-        if err:
-            return
         if error.errno == EPIPE:  # the reader has seen enough, which click handles
             raise
         with suppress(OSError):
@@ -80,6 +90,11 @@ def _fitting(text: str) -> str:
 
 def _json_escape(character: str) -> str:
     return re.sub("....", r"\\u\g<0>", character.encode("utf-16-be", "surrogatepass").hex())
+
+
+def shell(*words: object) -> str:
+    """A command that the user may copy: its words, quoted for a shell where necessary, in backquotes."""
+    return f"`{shlex.join(map(str, words))}`"
 
 
 def counted(count: int, what: str) -> str:

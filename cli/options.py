@@ -1,5 +1,6 @@
 """The arguments and options that commands of both command lines share."""
 
+import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -29,8 +30,9 @@ class _OutputFile(_GivenPath):
         self._check = check
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The path; raises DataError if it cannot be written."""
+        """The path, or the file that a link there leads to; raises DataError if it cannot be written."""
         path = super().convert(value, param, ctx)
+        path = Path(os.path.realpath(path)) if path.is_symlink() else path
         self._check(path)
         return path
 

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -24,7 +24,7 @@ from cocolvis.sources.inputs import Sources
 from cocolvis.storage import dataset
 from cocolvis.text import first_few, human_size
 
-_NO_PARTS = "holds no shards of `cocolvis build --shard I/N`"
+_NO_PARTS = "holds no shards of `cocolvis build --shard I/N`, or `import`"
 
 
 class Mode(Enum):
@@ -88,7 +88,10 @@ class Build:
             self._check_content(out)
             plan = make_plan()
             if self.mode is not Mode.OVERWRITE and (out / dataset.INDEX).exists():
-                return index.resumed(out, plan.description(), self.announce)
+                found = index.resumed(out, plan.description(), self.announce)
+                if self.strict:
+                    _refuse([Fault(**fault) for fault in found["report"]["faults"]], sum(found["report"]["counts"].values()))
+                return found
             return self._run(plan, BuildState(out, lease))
 
     def _check_content(self, out: Path) -> None:
@@ -128,7 +131,9 @@ class Build:
         if self.mode is Mode.OVERWRITE:
             freed = inventory(state.out).bytes
         else:
-            reports = resume.keep_finished(state, plan, names, repaired, self.phase, self.announce)
+            again = {"repaired": repaired, "all_lacking": self.strict}
+            reports = resume.keep_finished(state, plan, names, self.phase, self.announce, **again)
+            self._check_strict(reports.values())
         left = [name for name in names if name not in reports]
         _check_disk(plan, state.out, left, freed, self.announce)
         if self.mode is Mode.OVERWRITE:
@@ -138,9 +143,13 @@ class Build:
         done, total = sum(counts[name] for name in reports), sum(counts[name] for name in names)
         for name, report in self._work(plan, state, left, lambda images: self.progress(done + images, total)):
             reports[name] = state.finish(name, report)
-            if self.strict:
-                _refuse([Fault(*fault) for fault in report["faults"]])
+            self._check_strict([report])
         return reports
+
+    def _check_strict(self, reports: Iterable[Mapping[str, Any]]) -> None:
+        """With ``strict``, raise DataError if reports of shards list faults."""
+        if self.strict:
+            _refuse([Fault(*fault) for report in reports for fault in report["faults"]])
 
     def _work(
         self, plan: ShardPlan, state: BuildState, names: Collection[str], progress: Callable[[int], None]
@@ -187,7 +196,7 @@ def join(out: Path, announce: Announce = ignore, phase: Phase = ignore, *, allow
             missing = [name for name in names if name not in reports]
             if missing:
                 reason = f"{len(missing)} of {len(names)} shards are missing or damaged: {first_few(missing, resume.SHOWN)}"
-                raise DataError(f"{out}: {reason}; run their parts again, with `cocolvis build ... --shard I/N`")
+                raise DataError(f"{out}: {reason}; run their parts again, with `cocolvis build ... --shard I/N`, or `import`")
             advice = "parts that run again read them again, `join --allow-missing` leaves these images out"
             return index.complete(state, reports, announce, advice)
 
@@ -211,13 +220,13 @@ def _check_is_folder(out: Path) -> None:
         raise DataError(f"{out}: cannot be a folder: {reason(error)}") from None
 
 
-def _refuse(faults: list[Fault]) -> None:
-    """Raise DataError if there are faults; the message counts them and describes the first."""
+def _refuse(faults: Sequence[Fault], count: int | None = None) -> None:
+    """Raise DataError if there are faults; the message says how many, ``count`` or those given, and describes the first."""
     if faults:
         fault = faults[0]
         ids = (("image", fault.image_id), ("annotation", fault.annotation_id))
         where = ", ".join(f"{what} {number}" for what, number in ids if number is not None) or fault.source
-        raise DataError(f"--strict: {len(faults)} faults, the first: {fault.kind}: {where}: {fault.reason}")
+        raise DataError(f"--strict: {count or len(faults)} faults, the first: {fault.kind}: {where}: {fault.reason}")
 
 
 def _check_disk(plan: ShardPlan, out: Path, names: Collection[str], freed: int, announce: Announce) -> None:

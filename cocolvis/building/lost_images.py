@@ -9,6 +9,9 @@ from cocolvis.faults import Fault
 LOST = ("missing image", "unreadable image", "missing mask", "unreadable mask")
 """Kinds of faults that lose an image because a file is missing or cannot be read."""
 
+_LEFT_OUT = (*LOST, "wrong image size")
+"""Kinds of faults that leave out an image which other files would bring back."""
+
 _NAMED = 3
 """How many lost images a message names."""
 
@@ -31,11 +34,12 @@ def reasons_to_refuse(
     for split in dict.fromkeys([*map(split_of, planned), *unusable]):
         names = [name for name in planned if split_of(name) == split and name in reports]
         images, kept = sum(planned[name] for name in names), sum(reports[name]["images"] for name in names)
-        lost = [Fault(*fault) for name in names for fault in reports[name]["faults"] if fault[0] in LOST]
+        left_out = [Fault(*fault) for name in names for fault in reports[name]["faults"] if fault[0] in _LEFT_OUT]
+        lost = [fault for fault in left_out if fault.kind in LOST]
         if len(lost) >= _COUNT and len(lost) > _SHARE * images:
             reasons.append(f"split {split} lost {len(lost)} of {images} images to missing or unreadable files{_named(lost)}")
         elif kept == 0 and (images := images + unusable.get(split, 0)) > 0:
-            reasons.append(f"split {split} keeps none of its {images} images{_named(lost + broken.get(split, []))}")
+            reasons.append(f"split {split} keeps none of its {images} images{_named(left_out + broken.get(split, []))}")
     return reasons
 
 
@@ -55,8 +59,8 @@ def _named(lost: Sequence[Fault]) -> str:
 
 
 def incomplete(reports: Reports) -> list[str]:
-    """The names of the finished shards that lack an image because a file was missing or could not be read."""
-    return [name for name, report in reports.items() if any(fault[0] in LOST for fault in report["faults"])]
+    """The names of the finished shards that lack an image because a file was missing, unreadable, or of a wrong size."""
+    return [name for name, report in reports.items() if any(fault[0] in _LEFT_OUT for fault in report["faults"])]
 
 
 def split_of(shard: str) -> str:

@@ -75,13 +75,23 @@ def finished(state: BuildState, names: Collection[str], phase: Phase = ignore) -
 
 
 def keep_finished(
-    state: BuildState, plan: ShardPlan, names: Collection[str], repaired: bool, phase: Phase, announce: Announce
+    state: BuildState,
+    plan: ShardPlan,
+    names: Collection[str],
+    phase: Phase,
+    announce: Announce,
+    *,
+    repaired: bool,
+    all_lacking: bool,
 ) -> dict[str, dict[str, Any]]:
-    """The reports of those named shards that are kept; finished shards that must be built again are announced and marked."""
+    """The reports of those named shards that are kept; finished shards that must be built again are announced and marked.
+
+    ``repaired`` is the result of :func:`check`. With ``all_lacking``, all shards that lack images are built again.
+    """
     reports = finished(state, names, phase)
     if reading.missing_allowed():
         return reports
-    again = _to_build_again(state, reports, repaired)
+    again = _to_build_again(state, reports, repaired or all_lacking)
     if again:
         announce(f"{len(again)} of the finished shards lack images that could not be read; they are built again")
         state.build_again(again, reports)
@@ -90,13 +100,13 @@ def keep_finished(
     return {name: report for name, report in reports.items() if name not in again}
 
 
-def _to_build_again(state: BuildState, reports: Reports, repaired: bool) -> list[str]:
-    """The finished shards that lack images, if files were repaired or too many images are missing to finish the build.
+def _to_build_again(state: BuildState, reports: Reports, all_lacking: bool) -> list[str]:
+    """The finished shards that lack images, if this is wanted or too many images are missing to finish the build.
 
     The shards of other parts are counted as well. Otherwise, only the shards that an earlier process has marked.
     """
     lacking = incomplete(reports)
-    if repaired or not reports or reasons_to_refuse(state.planned(), {**state.reports(), **reports}, {}):
+    if all_lacking or not reports or reasons_to_refuse(state.planned(), {**state.reports(), **reports}, {}):
         return lacking
     return [name for name in lacking if reports[name].get("again")]
 

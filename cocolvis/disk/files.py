@@ -65,6 +65,7 @@ def check_writable(path: Path) -> None:
     folder = next((folder for folder in path.absolute().parents if os.path.lexists(folder)), path)
     refusals = {
         _FOLDER: os.path.isdir(path),
+        "it is not a regular file, and would be replaced by one": os.path.exists(path) and not os.path.isfile(path),
         f"a name has more than {LONGEST_NAME} bytes": any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts),
         f"{folder} is not a directory": not os.path.isdir(folder),
         f"{folder} is read-only, or belongs to another user": not os.access(folder, os.W_OK | os.X_OK),
@@ -185,7 +186,7 @@ def save_figure(figure: Any, path: Path) -> None:
         with write_aside(path) as aside:
             figure.savefig(aside, dpi=160, format=path.suffix[1:] or "png")
     except ValueError as error:
-        raise DataError(f"{path}: the plot cannot be written: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{path}: the plot cannot be written: {one_line(error)}") from None
 
 
 def write_json(path: Path, content: Any, permit: Callable[[], None] = lambda: None) -> None:

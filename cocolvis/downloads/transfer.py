@@ -187,7 +187,7 @@ def _attempt(part: PartialFile, received: Received, timeout: float, whole: bool)
         elif not have or not version or whole or (total := _continued(response, version, have)) is None:
             fault = f"the server answers {response.status} with an unexpected range"
             raise _Retry(f"{fault}; requesting the whole file", whole=True)
-        else:
+        elif response.status != 416:  # whose body is not part of the file, which is complete
             _refuse_coding(part, response)
             _continue(part, response, have, total, received)
 

@@ -98,14 +98,16 @@ def _name_ends(axes: Any, ranked: Rows, quantity: str) -> None:
     ends = (("most", ranked[:_NAMED], 0.06, "left"), ("fewest", ranked[_NAMED:][-_NAMED:], 1.0, "right"))
     for title, rows, place, side in ends:
         if rows:
-            text = "\n".join([f"{title} {quantity}:", *(f"{_short(row['name'])} {row[quantity]:,}" for row in rows)])
+            text = "\n".join([f"{title} {quantity}:", *(f"{plain(row['name'], _LONGEST)} {row[quantity]:,}" for row in rows)])
             box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
             where = {"xycoords": "axes fraction", "ha": side, "va": "top"}
             axes.annotate(text, (place, 1), **where, fontsize=8, color="0.25", bbox=box, zorder=4)
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+def plain(text: str, most: int = 200) -> str:
+    """A text that matplotlib draws as it is, shortened to ``most`` characters."""
+    short = text if len(text) <= most else f"{text[: most - 1]}…"
+    return short.replace("$", r"\$")
 
 
 def _cumulative(axes: Any, classes: Rows, quantities: Sequence[str]) -> None:

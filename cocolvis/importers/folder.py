@@ -125,11 +125,15 @@ def _lines(path: Path) -> Iterator[_Entry]:
 
 
 def _table(path: Path) -> Iterator[_Entry]:
-    """A column "name" and, optionally, "kind", separated by commas, or by the semicolons or tabs of the first line."""
+    """A column "name" and, optionally, "kind", separated by commas, or by the semicolons or tabs of the first line.
+
+    Spaces around the names of columns and before values, and the case of the names of columns, do not matter.
+    """
     text = read_text(path)
     separator = next((one for one in ",;\t" if one in text.partition("\n")[0]), ",")
     try:
-        rows = csv.DictReader(StringIO(text, newline=""), delimiter=separator)
+        rows = csv.DictReader(StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+        rows.fieldnames = [name.strip().casefold() for name in rows.fieldnames or ()]
         if "name" not in (rows.fieldnames or ()):
             raise DataError(f"{path}: has columns {rows.fieldnames}; expected a column 'name', and 'kind' if kinds are known")
         for row in rows:

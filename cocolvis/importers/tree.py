@@ -149,12 +149,18 @@ def listed(
     """The labelled images of each split in the order of its list.
 
     ``lists`` has the path of the list of each split, and the layout of its files. Only the first word of a line counts, without
-    folder and ending. A line that is not one of the ``names``, or repeats one, is a fault; raises DataError if no line is.
+    folder and ending. A line that is not one of the ``names``, or repeats one, is a fault; raises DataError if no line is. An
+    image in two lists is a fault too, but stays in both splits.
     """
     matched: dict[tuple[str, ...], _Matched] = {}
     by_split: dict[str, list[LabelledImage]] = {}
+    split_of: dict[str, str] = {}
     for split, (path, layout) in lists.items():
         ids = _listed_ids(root, path, names, findings)
+        for name in ids:
+            if (other := split_of.setdefault(name, split)) != split:
+                reason = f"{path}: {name} is in split {other} too; it is kept in both"
+                findings.faults.append(Fault("image in two splits", "image", ids[name], None, reason))
         for paths in map(tuple, layout):
             if paths not in matched:
                 matched[paths] = _matching(root, paths, Findings(notes=findings.notes))  # unlisted files may be faulty

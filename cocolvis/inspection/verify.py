@@ -56,10 +56,9 @@ def check_pictures(dataset: Dataset, threads: int = 1, progress: Progress = igno
     """The faults of the pictures, one line each: every embedded or referenced picture is checked and decoded.
 
     :func:`cocolvis.pictures.encoded.check` says which faults are found. ``progress`` counts images. Each thread holds one
-    picture at a time. Raises DataError if the data set was built without pictures.
+    picture at a time. Raises DataError if the data set has no pictures.
     """
-    if dataset.index["options"]["images"] == "none":
-        raise DataError(f"{dataset.folder}: was built with --images none, so it has no pictures to check")
+    require_pictures(dataset)
     encoded.warm_up()
     faults: list[str] = []
     done, total = 0, sum(dataset.splits.values())
@@ -78,6 +77,13 @@ def check_pictures(dataset: Dataset, threads: int = 1, progress: Progress = igno
                     progress(done, total)
                 reader.close()
     return faults
+
+
+def require_pictures(dataset: Dataset) -> None:
+    """Raise DataError if a data set was built without pictures, and was opened without an ``image_root``."""
+    if dataset.index["options"]["images"] == "none" and dataset.image_root is None:
+        reason = "was built with --images none, so it has no pictures to check"
+        raise DataError(f"{dataset.folder}: {reason}; pass the folder of its pictures with --image-root")
 
 
 def _picture_fault(split: Split, reader: ShardReader, row: int) -> str | None:

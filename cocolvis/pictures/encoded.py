@@ -123,6 +123,8 @@ def _check_size(size: tuple[int, int], expected: tuple[int, int] | None) -> None
 def _by_opencv(content: bytes, flags: int, expected: tuple[int, int] | None) -> np.ndarray:
     size = image_size(content)
     _check_size(size, expected)
+    if content.startswith(png.SIGNATURE):
+        content = png.without_profile(content)
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:

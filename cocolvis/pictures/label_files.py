@@ -77,7 +77,7 @@ def _decode(content: bytes, header: png.Header, drawn: bool) -> np.ndarray:
     png.check(content)
     if header.colour not in (_GRAY, _PALETTE):
         return _one_channel(content, header, drawn)
-    with opened(content, ("PNG",)) as image:
+    with opened(png.essential(content), ("PNG",)) as image:  # Pillow refuses large texts and colour profiles
         labels = pixels(image)
     if header.colour == _GRAY and header.bits in (2, 4):  # Pillow spreads grey values over 0..255
         labels = labels // (255 // (2**header.bits - 1))

@@ -2,7 +2,7 @@
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -85,8 +85,20 @@ def essential(content: bytes) -> bytes:
 
     Only the pixels as stored remain: no transparent colour, no gamma, no animation.
     """
-    needed = (chunk for chunk in _chunks(content) if chunk[0][:1].isupper())
-    parts = (struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc) for kind, body, crc in needed)
+    return _with_chunks(content, lambda kind: kind[:1].isupper())
+
+
+def without_profile(content: bytes) -> bytes:
+    """A PNG without its colour profile, which libpng would print warnings about and no decoder here applies.
+
+    Raises ValueError as :func:`read_header` does.
+    """
+    return _with_chunks(content, lambda kind: kind != b"iCCP") if b"iCCP" in content else content
+
+
+def _with_chunks(content: bytes, wanted: Callable[[bytes], bool]) -> bytes:
+    kept = (chunk for chunk in _chunks(content) if wanted(chunk[0]))
+    parts = (struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc) for kind, body, crc in kept)
     return b"".join((SIGNATURE, *parts))
 
 

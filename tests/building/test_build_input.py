@@ -1,5 +1,6 @@
 """Builds of input as it occurs in practice: broken records, odd pictures, missing files, records with few keys."""
 
+import shutil
 from collections import Counter
 
 import cv2
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 from trees import box, faults, five_images
 
-from cocolvis.building.build import build
+from cocolvis.building.build import Mode, build
 from cocolvis.building.coco_lvis import CocoLvisOptions
 from cocolvis.errors import DataError
 from cocolvis.vocabulary import coco_lvis
@@ -67,6 +68,35 @@ def test_strict_refuses_the_first_fault(tree):
     tree.image(6)
     with pytest.raises(DataError, match="no stuff: image 6: has no stuff annotation"):
         tree.build(strict=True)
+
+
+def test_strict_refuses_the_faults_of_shards_that_an_earlier_build_finished(tree):
+    five_images(tree).write()
+    out, aside = tree.root / "data", tree.root / "aside.jpg"
+    tree.picture(2).rename(aside)
+
+    def resumed(strict=True):
+        return build(tree.sources(), out, CocoLvisOptions(), strict=strict, mode=Mode.RESUME)
+
+    refused = pytest.raises(DataError, match="--strict: 1 faults, the first: missing image: image 2: ")
+    for _ in range(2):
+        with refused:
+            resumed()
+    assert not (out / "dataset.json").exists()
+    aside.rename(tree.picture(2))
+    assert resumed()["splits"]["train"]["images"] == 5
+    shutil.rmtree(out)
+    tree.picture(2).rename(aside)
+    resumed(strict=False)
+    with refused:
+        resumed()
+    aside.rename(tree.picture(2))
+    shutil.rmtree(out)
+    tree.thing(4, 5, [[1, 2, 3]])
+    tree.write()
+    for _ in range(2):
+        with pytest.raises(DataError, match="--strict: 1 faults, the first: malformed annotation: image 4"):
+            resumed()
 
 
 def test_an_empty_split_is_valid(tree):

@@ -1,5 +1,7 @@
 """Files that a command writes at its end are checked before it reads anything: here there is nothing to read."""
 
+import os
+
 import pytest
 from click.testing import CliRunner
 
@@ -28,6 +30,18 @@ def test_a_file_that_cannot_be_written_is_refused_first(name, tmp_path, monkeypa
         assert result.stderr.startswith(f"Error: {path}: cannot be written: ") and reason in result.stderr
         assert len(result.stderr.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_pipes_and_devices_are_refused_and_links_are_followed(tmp_path, sample_dataset):
+    os.mkfifo(tmp_path / "pipe.csv")
+    result = CliRunner().invoke(cocolvis, ["stats", "data", "--csv", str(tmp_path / "pipe.csv")])
+    assert result.exit_code == 1 and "it is not a regular file" in result.stderr
+    assert (tmp_path / "pipe.csv").is_fifo()
+    (tmp_path / "table.csv").touch()
+    (tmp_path / "link.csv").symlink_to("table.csv")
+    CliRunner().invoke(cocolvis, ["stats", str(sample_dataset), "--csv", str(tmp_path / "link.csv")], catch_exceptions=False)
+    assert (tmp_path / "link.csv").is_symlink() and (tmp_path / "table.csv").stat().st_size > 100
 
 
 @pytest.mark.parametrize("name", [name for name in OUTPUTS if name.endswith("--plot")])

@@ -48,6 +48,16 @@ def test_a_full_stdout_is_one_line_and_a_full_stderr_ends_nothing(monkeypatch):
         display.say("a")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["import", "--help"], ["images", "--help"]])
+def test_a_help_text_that_cannot_be_printed_is_one_line(arguments):
+    command = [sys.executable, "-m", "cli.cocolvis", *arguments]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1
+    assert done.stderr == b"Error: stdout: cannot be written: No space left on device\n"
+
+
 @pytest.mark.parametrize(
     ("encoding", "said"), [("ascii", r"caf\xe9 \u6f22"), ("latin-1", r"café \u6f22"), ("utf-8", "café 漢")]
 )

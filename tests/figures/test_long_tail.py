@@ -70,6 +70,14 @@ def test_no_text_overlaps_or_leaves_the_figure():
             assert not any(box.overlaps(other) for other in boxes[:index])
 
 
+def test_names_that_look_like_formulas_are_drawn_as_they_are(tmp_path):
+    stats = long_tailed()
+    for row in stats["splits"]["train"]["classes"]:
+        row["name"] = r"a $\frac$ coin"
+    plot(stats, tmp_path / "plot.png")
+    assert cv2.imread(str(tmp_path / "plot.png")) is not None
+
+
 def test_an_empty_split_draws_nothing(tmp_path):
     stats = long_tailed()
     empty = summarise(coco_lvis(), {"val": Counts(*(np.zeros(0, kind) for kind in (int, np.uint16, np.uint32, int)))})

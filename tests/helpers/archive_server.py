@@ -33,6 +33,9 @@ CONTENT = {entry.name: archive(seed) for seed, entry in enumerate(ARCHIVES)}
 STUFF = CONTENT["stuff"]
 SIZE = len(STUFF)
 
+_SORRY = b"<html><body>416 Requested Range Not Satisfiable</body></html>"
+"""What servers say about a range beyond the end."""
+
 
 class Site:
     """A server on this machine: ``script`` holds special responses to the next requests, ``asked`` the requests so far."""
@@ -83,7 +86,9 @@ class Site:
         if asked and ranges and handler.headers["If-Range"] in (self.etag, self.modified):
             start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
             if start >= len(content):
-                return self.headers(handler, 416, Content_Range=f"bytes */{len(content)}", Content_Length=0)
+                self.headers(handler, 416, Content_Range=f"bytes */{len(content)}", Content_Length=len(_SORRY))
+                handler.wfile.write(_SORRY)
+                return
             span = f"bytes {start}-{len(content) - 1}/{len(content)}"
             body = content[start:]
             self.headers(handler, 206, **{"Content_Range": span, "Content_Length": len(body), **headers})

@@ -172,6 +172,31 @@ def test_a_faulty_image_does_no_other_harm(tmp_path):
     assert reason.startswith("Error: --strict: 8 faults, the first: unreadable mask: image 1: annotations/training/")
 
 
+def test_masks_of_a_wrong_size_are_named_and_can_be_repaired(tmp_path):
+    made = folder_of_export(tmp_path)
+    right = {path: path.read_bytes() for path in made.labels.values()}
+    for number, path in made.labels.items():
+        write_labels(path, np.ones((5, 4 + number), "u1"))
+    refused = run(*made.arguments(tmp_path / "data"), code=1).stderr.splitlines()[-1]
+    assert "split train keeps none of its 3 images: image 1: images/train/1.jpg: is " in refused
+    for path, content in right.items():
+        path.write_bytes(content)
+    check(made, imported(made, tmp_path / "data", "--resume"))
+
+
+def test_what_an_import_prints_can_be_copied_and_parsed(tmp_path):
+    made = folder_of_export(tmp_path)
+    out = tmp_path / "my data"
+    for number in (1, 2):
+        printed = json.loads(run(*made.arguments(out, "--shard", f"{number}/2", "--json")).stdout)
+        assert printed == {"part": number, "parts": 2, "out": str(out)}
+    assert f"with `cocolvis join '{out}'`" in run(*made.arguments(out, "--shard", "1/2")).stdout
+    run("join", out)
+    assert json.loads(run(*made.arguments(out, "--shard", "1/2", "--json")).stdout)["splits"]["train"]["images"] == 3
+    assert f"`cocolvis show '{out}' IMAGE_ID`" in run(*made.arguments(out, "--overwrite")).stdout
+    assert "--scheduler is empty" in run(*made.arguments(tmp_path / "x", "--scheduler", ""), code=2).stderr
+
+
 def test_strange_names_are_reported(tmp_path):
     made = folder_of_export(tmp_path)
     for name in (b"\xff.jpg", b"a\nb.jpg"):
@@ -193,6 +218,19 @@ def test_lists_with_faults(tmp_path):
     assert data.index["report"]["counts"] == {"duplicate image": 1, "malformed image": 2, "missing mask": 1}
     reasons = [fault["reason"] for fault in data.index["report"]["faults"] if fault["kind"] == "malformed image"]
     assert all(reason.endswith(": expected a name such as 2007_000032") for reason in reasons)
+
+
+@pytest.mark.parametrize("make", [voc, cocostuff10k])
+def test_an_image_in_two_lists_stays_in_both_and_is_reported(make, tmp_path):
+    made = make(tmp_path)
+    first = next(path for path in made.src.rglob("*.txt") if path.stem == "train")
+    other = next(path for path in made.src.rglob("*.txt") if path.stem == ("val" if make is voc else "test"))
+    other.write_text(first.read_text().splitlines()[0] + "\n" + other.read_text())
+    data = imported(made, tmp_path / "data")
+    (fault,) = data.index["report"]["faults"]
+    twice = next(iter(made.images["train"]))
+    assert (fault["kind"], fault["image_id"]) == ("image in two splits", twice) and "is in split train too" in fault["reason"]
+    assert twice in data.split("train").image_ids() and twice in data.split("val").image_ids()
 
 
 @pytest.mark.parametrize("make", TREES)
@@ -310,10 +348,10 @@ def test_malformed_lists_of_classes(name, content, reason, tmp_path):
     assert said.startswith(f"Error: {made.src}") and reason in said
 
 
-@pytest.mark.parametrize("separator", [";", "\t"])
+@pytest.mark.parametrize("separator", [";", "\t", "; ", ";  "])
 def test_tables_of_classes_may_have_the_separators_of_spreadsheets(separator, tmp_path):
     made = folder_of_export(tmp_path)
-    rows = ("name", "kind"), ("sky", "stuff"), ("cat, tame", "thing"), ("hill", "")
+    rows = ("Name ", "KIND"), ("sky", "stuff"), ("cat, tame", "thing"), ("hill", "")
     (made.src / "classes.csv").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(map(separator.join, rows)).encode())
     data = imported(made, tmp_path / "data")
     check(made, data)

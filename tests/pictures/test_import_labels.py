@@ -110,6 +110,15 @@ def test_optional_chunks_do_not_change_labels_of_several_channels():
     assert np.array_equal(read_labels(start + odd + rest), pixels[..., 0])
 
 
+@pytest.mark.parametrize("colour", [0, 3])
+def test_labels_of_one_channel_may_have_large_texts_and_profiles(colour):
+    values = np.arange(30).reshape(5, 6)
+    large = zlib.compress(bytes(2**21))
+    odd = [(b"iCCP", b"x\0\0" + large), (b"zTXt", b"x\0\0" + large)]
+    palette = [(b"PLTE", bytes(3 * 256))] if colour else []
+    assert np.array_equal(read_labels(png(8, colour, values, *odd, *palette)), values)
+
+
 def encoded(form: str) -> bytes:
     memory = BytesIO()
     Image.new("L", (13, 11), 3).save(memory, form)

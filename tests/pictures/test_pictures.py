@@ -18,6 +18,7 @@ from trees import Tree, box, faults, five_images
 from cli.cocolvis import main
 from cocolvis.errors import DataError
 from cocolvis.masks.runlength import Runs
+from cocolvis.pictures import encoded
 from cocolvis.pictures.label_files import open_labels
 from cocolvis.storage.dataset import Dataset
 from cocolvis.storage.samples import Sample
@@ -242,6 +243,13 @@ except ValueError as error:
     assert peak(code, tmp_path / "a.png")[0] < ALLOWED
 
 
+def test_a_broken_profile_of_a_png_prints_nothing_and_changes_no_pixel(tmp_path, capfd):
+    plain = made(8, 8, bits=8, colour=2)
+    with_profile = join(plain[0], (b"iCCP", b"x\0\0\1"), (b"tRNS", bytes(6)), *plain[1:])
+    assert np.array_equal(encoded.decode_rgb(with_profile), encoded.decode_rgb(join(*plain)))
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("form", ["BMP", "GIF", "PPM", "TIFF", "WEBP"])
 def test_pictures_of_other_formats_are_predicted_as_they_look(form, tmp_path):
     pixels = cv2.resize(np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8), (30, 20))
@@ -376,7 +384,19 @@ def test_verify_with_decode_names_each_damaged_picture(tmp_path, images):
 def test_verify_with_decode_accepts_intact_pictures_and_refuses_data_sets_without(sample_dataset, tree):
     assert "40 pictures: all as recorded" in run("verify", sample_dataset, "--decode").stdout
     data = five_images(tree).build(images="none")
-    assert "so it has no pictures to check" in run("verify", data.folder, "--decode", code=1).stderr
+    refused = run("verify", data.folder, "--decode", code=1)
+    assert "so it has no pictures to check" in refused.stderr and "verify:" not in refused.stderr
+    assert "5 pictures: all as recorded" in run("verify", data.folder, "--decode", "--image-root", tree.coco).stdout
+
+
+def test_verify_prints_what_it_found_before_a_comparison_that_fails_or_is_left_out(tmp_path):
+    data = damaged_tree(tmp_path).build()
+    sources = ("--oracle", "--coco", tmp_path / "nowhere", "--lvis", tmp_path / "nowhere")
+    found = run("verify", data.folder, "--decode", *sources, code=1)
+    assert found.stdout.splitlines()[-1] == "1 shards, 5 pictures: 2 faults" and "nowhere" in found.stderr
+    with (data.folder / "shards" / "train-00000.h5").open("ab") as shard:
+        shard.write(b"x")
+    assert "the masks were not compared" in run("verify", data.folder, *sources, code=1).stderr
 
 
 def test_import_with_decode_leaves_out_damaged_jpegs(tmp_path):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.commands import command
-from cli.display import BYTES, Size, print_json, print_table, progress, say
+from cli.display import BYTES, Size, print_json, print_table, progress, say, shell
 from cli.options import json_option, path_option
 from cocolvis.errors import DataError
 from cocolvis.text import human_size
@@ -55,7 +55,7 @@ def download(out: Path, names: tuple[str, ...], mirror: str | None, yes: bool, a
     print_table(("file", "size", "SHA-256"), [(record.file, Size(record.bytes), record.sha256) for record in records])
     say()
     say(f"This list is stored in {out / official.RECORD}.")
-    say(f"Build with `cocolvis build --coco {out / 'coco'} --lvis {out / 'lvis'} --out DIR`.")
+    say(f"Build with {shell('cocolvis', 'build', '--coco', out / 'coco', '--lvis', out / 'lvis', '--out', 'DIR')}.")
 
 
 def _print_plan(out: Path, jobs: "Sequence[Job]", free: int) -> None:

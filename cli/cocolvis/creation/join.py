@@ -16,7 +16,7 @@ from cli.options import json_option, path_argument
 @click.option("--allow-missing", is_flag=True, help=ALLOW_MISSING)
 @json_option
 def join(dir: Path, allow_missing: bool, as_json: bool) -> None:
-    """Complete a data set whose shards were built in parts with `build --shard I/N`.
+    """Complete a data set whose shards were built in parts, with `build --shard I/N` or `import ... --shard I/N`.
 
     \b
     Example:

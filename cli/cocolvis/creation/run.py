@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.cocolvis.inspection.summary import print_summary
-from cli.display import Progress, progress, say
+from cli.display import Progress, print_json, progress, say, shell
 from cocolvis.limits import cores
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def run_build(
     from cocolvis.building.build import Build, Mode, Part
     from cocolvis.storage.dataset import Dataset
 
+    if scheduler == "":
+        raise click.UsageError("--scheduler is empty; expected tcp://HOST:PORT")
     if scheduler and workers:
         raise click.UsageError("--workers and --scheduler exclude each other: the cluster has its own workers")
     if part and (overwrite or scheduler):
@@ -56,14 +58,22 @@ def run_build(
     how |= {"mode": mode, "workers": scheduler or workers or min(cores(), 8)}
     with progress(label) as show:
         index = Build(progress=show, announce=show.line, phase=show.phase, **how).run(lambda: make_plan(show), out)
-    if index is not None and isinstance(mode, Part):
+    if index is None and part:
+        _print_part(out, *part, as_json)
+    elif part and not as_json:
         say(f"the data set in {out} is already complete; there is nothing left to build or to join")
-        return
-    if isinstance(mode, Part):
-        done = f"part {mode.number} of {mode.count} is built"
-        say(f"{done}; once all parts are, complete the data set with `cocolvis join {out}`")
-        return
-    print_summary(Dataset.open(out), as_json)
-    if not as_json:
-        say()
-        say(f"The data set is in {out}; look at it with `cocolvis stats {out}` and `cocolvis show {out} IMAGE_ID`.")
+    else:
+        print_summary(Dataset.open(out), as_json)
+        if not as_json:
+            say()
+            stats, show_one = shell("cocolvis", "stats", out), shell("cocolvis", "show", out, "IMAGE_ID")
+            say(f"The data set is in {out}; look at it with {stats} and {show_one}.")
+
+
+def _print_part(out: Path, number: int, count: int, as_json: bool) -> None:
+    """Say that a part is built, and what completes the data set."""
+    if as_json:
+        print_json({"part": number, "parts": count, "out": str(out)})
+    else:
+        join = shell("cocolvis", "join", out)
+        say(f"part {number} of {count} is built; once all parts are, complete the data set with {join}")

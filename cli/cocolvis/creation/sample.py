@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from cli.commands import command
-from cli.display import progress, say
+from cli.display import progress, say, shell
 from cli.options import path_option
 from cocolvis.limits import cores
 
@@ -44,9 +44,10 @@ def sample(out: Path, preset: str | None, seed: int, workers: int | None, **numb
     with progress("sample") as show:
         _write(out, preset, given, {"seed": seed, "progress": show}, workers or min(cores(), 8))
     if preset == "scale":
-        say(f"Import it with `cocolvis import folder {out} --out DIR`.")
+        say(f"Import it with {shell('cocolvis', 'import', 'folder', out, '--out', 'DIR')}.")
     else:
-        say(f"Build it with `cocolvis build --coco {out}/coco --lvis {out}/lvis --out DIR`.")
+        build = shell("cocolvis", "build", "--coco", out / "coco", "--lvis", out / "lvis", "--out", "DIR")
+        say(f"Build it with {build}.")
 
 
 def _write(out: Path, preset: str | None, given: dict[str, Any], how: dict[str, Any], workers: int) -> None:

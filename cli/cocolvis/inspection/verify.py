@@ -8,6 +8,7 @@ import click
 from cli.commands import UNCHANGED, command
 from cli.display import BYTES, print_json, progress, say
 from cli.options import image_root_option, json_option, path_argument, source_options
+from cocolvis.errors import DataError
 from cocolvis.limits import cores
 
 if TYPE_CHECKING:
@@ -36,12 +37,15 @@ def verify(
     Example:
       cocolvis verify ~/cocolvis --oracle --coco ~/coco --lvis ~/lvis
     """
+    from cocolvis.inspection.verify import require_pictures
     from cocolvis.inspection.verify import verify as check_shards
     from cocolvis.storage.dataset import Dataset
 
     if oracle != bool(coco):
         raise click.UsageError("--oracle, --coco and --lvis are used together")
     dataset = Dataset.open(dir, image_root)
+    if decode:
+        require_pictures(dataset)
     with progress("verify", BYTES) as show:
         faults = check_shards(dataset, show)
     counts = {"shards": len(dataset.index["shards"])}
@@ -49,8 +53,15 @@ def verify(
     if decode:
         damaged = [fault for fault in _damaged_pictures(dataset) if fault not in faults]
         counts["pictures"] = sum(dataset.splits.values())
-    if oracle and not faults:
-        faults += _wrong_masks(dataset, coco, lvis, counts)
+    if oracle and faults:
+        say("the masks were not compared, because the shards are not as recorded", err=True)
+    elif oracle:
+        try:
+            faults += _wrong_masks(dataset, coco, lvis, counts)
+        except DataError:
+            if damaged:
+                _print_faults(counts, damaged, as_json)
+            raise
     faults += damaged
     _print_faults(counts, faults, as_json)
     click.get_current_context().exit(1 if faults else 0)
