@@ -27,6 +27,7 @@ KEPT_TABLES = 24
 _MAGIC = b"cocolvis-tables\n"
 _ALIGNMENT = 64
 _MAX_HEADER = 2**27
+_DIGEST = 32
 _BUCKETS = 256
 """Thumbnails are spread over this many folders, each of which observes its share of the limit without knowing the others."""
 
@@ -143,29 +144,33 @@ def _keep_newest(folder: Path, pattern: str, most: int) -> None:
 class Thumbnails:
     """Small pictures by key, in files below ``folder``, of at most about ``most`` bytes together.
 
-    A folder that cannot be written keeps nothing. Any number of threads and processes may use it at the same time.
+    Each file ends in a digest of the picture, which reveals damage. A folder that cannot be written keeps nothing. Any number
+    of threads and processes may use it at the same time.
     """
 
     def __init__(self, folder: Path, most: int = THUMBNAIL_BYTES):
         self._folder, self._most = folder, most // _BUCKETS
 
     def get(self, key: str) -> bytes | None:
-        """The picture of a key, or None."""
+        """The picture of a key, or None if there is none or it is damaged."""
         path = self._path(key)
         try:
             content = path.read_bytes()
-            with suppress(OSError):
-                os.utime(path)  # marks it as used
-            return content or None
         except OSError:
             return None
+        picture = content[:-_DIGEST]
+        if content != _with_digest(picture):
+            return None
+        with suppress(OSError):
+            os.utime(path)  # marks it as used
+        return picture
 
     def put(self, key: str, content: bytes) -> None:
         """Keep a picture, and remove the ones of its folder that were used least recently if they are too many."""
         path = self._path(key)
         with suppress(Unwritable):
             with write_aside(path, sync=False) as aside:
-                aside.write_bytes(content)
+                aside.write_bytes(_with_digest(content))
             self._make_room(path.parent)
 
     def _path(self, key: str) -> Path:
@@ -180,3 +185,8 @@ class Thumbnails:
                     break
                 os.unlink(path)
                 excess -= size
+
+
+def _with_digest(content: bytes) -> bytes:
+    """A picture followed by its digest."""
+    return content + key_of(content).encode()

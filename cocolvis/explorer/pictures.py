@@ -40,6 +40,13 @@ class NoPicture(Exception):
     """The picture cannot be shown; the message says why."""
 
 
+class Thumbnail(NamedTuple):
+    """A small JPEG. ``shows_picture`` is False if it was drawn from the mask alone, until there is a usable picture."""
+
+    content: bytes
+    shows_picture: bool
+
+
 class Confused(NamedTuple):
     """The pixels of one true class that a run took for another class."""
 
@@ -50,16 +57,28 @@ class Confused(NamedTuple):
 
 
 def read_sample(workspace: Workspace, image: int) -> Sample:
-    """An image of the catalog; raises DataError if it is damaged or cannot be read."""
+    """An image of the catalog as it is in its shard; raises DataError if it is damaged or cannot be read.
+
+    A picture that is not in the shard may be missing, and is read by :func:`picture`.
+    """
     assert workspace.catalog is not None
     place = workspace.catalog.place(image)
-    return workspace.splits[place.split][place.row]
+    split = workspace.splits[place.split]
+    number = int(np.searchsorted(split.starts, place.row, side="right")) - 1
+    return split.shard(number).sample(place.row - int(split.starts[number]))
 
 
-def picture(sample: Sample) -> tuple[bytes, str]:
-    """The unchanged file of a picture and its media type; raises NoPicture if it must not be sent to a browser."""
+def picture(workspace: Workspace, image: int, sample: Sample) -> tuple[bytes, str]:
+    """The unchanged file of the picture of a ``sample``, image number ``image``, and its media type.
+
+    Raises NoPicture if it cannot be read or must not be sent to a browser.
+    """
+    assert workspace.catalog is not None
     try:
-        size = image_size(sample.content) if sample.content else None
+        content = workspace.splits[workspace.catalog.place(image).split].with_picture(sample).content
+        size = image_size(content) if content else None
+    except DataError as error:
+        raise NoPicture(str(error)) from None
     except ValueError as error:
         raise NoPicture(f"the picture is damaged: {error}") from None
     if size is None:
@@ -68,7 +87,7 @@ def picture(sample: Sample) -> tuple[bytes, str]:
         raise NoPicture(f"the picture is {size[0]} x {size[1]}, its mask {sample.size[0]} x {sample.size[1]}")
     if not is_shown(*size):
         raise NoPicture(f"the picture is too large to be shown here: {size[0]} x {size[1]} pixels")
-    return sample.content, "image/png" if sample.content.startswith(png.SIGNATURE) else "image/jpeg"
+    return content, "image/png" if content.startswith(png.SIGNATURE) else "image/jpeg"
 
 
 def is_shown(height: int, width: int) -> bool:
@@ -86,21 +105,36 @@ def thumbnail_size(height: int, width: int) -> tuple[int, int]:
     return HEIGHT, min(_WIDEST, max(HEIGHT // 2, round(width * HEIGHT / height)))
 
 
-def thumbnail(workspace: Workspace, image: int, marked: tuple[int, ...] = (), confused: Confused | None = None) -> bytes:
+def thumbnail(workspace: Workspace, image: int, marked: tuple[int, ...] = (), confused: Confused | None = None) -> Thumbnail:
     """A small JPEG of an image, with the pixels of some classes marked, or those that a run confused.
 
     Without a usable picture it is drawn from the mask. Raises DataError if the mask is needed and damaged.
     """
-    key = key_of(workspace.key, str(image), str(HEIGHT * _SHARP))
-    small = workspace.thumbnails.get(key)
-    if small is None:
-        sample = read_sample(workspace, image)
-        pixels = _reduced(sample)
-        small = _encoded(_mask_alone(sample.runs) if pixels is None else pixels)
-        workspace.thumbnails.put(key, small)
+    small = _unmarked(workspace, image)
     if not marked and confused is None:
         return small
-    return _encoded(_marked(workspace, image, decode_rgb(small), marked, confused))
+    pixels = _marked(workspace, image, decode_rgb(small.content), marked, confused)
+    return small._replace(content=_encoded(pixels))
+
+
+def _unmarked(workspace: Workspace, image: int) -> Thumbnail:
+    """A thumbnail from the cache, or a new one, which is kept if it shows the picture.
+
+    Its key is the place of the image, because its number depends on which shards can be read.
+    """
+    assert workspace.catalog is not None
+    place = workspace.catalog.place(image)
+    key = key_of(workspace.pictures_key, place.split, str(place.row), str(HEIGHT * _SHARP))
+    kept = workspace.thumbnails.get(key)
+    if kept is not None:
+        return Thumbnail(kept, True)
+    sample = read_sample(workspace, image)
+    pixels = _reduced(workspace, image, sample)
+    if pixels is None:
+        return Thumbnail(_encoded(_mask_alone(sample.runs)), False)
+    content = _encoded(pixels)
+    workspace.thumbnails.put(key, content)
+    return Thumbnail(content, True)
 
 
 def _marked(
@@ -118,13 +152,13 @@ def _marked(
     return _mark(pixels, region, mask)
 
 
-def _reduced(sample: Sample) -> np.ndarray | None:
+def _reduced(workspace: Workspace, image: int, sample: Sample) -> np.ndarray | None:
     """The picture at the size of a thumbnail, (h, w, 3) uint8 RGB; None if it cannot be shown.
 
     A JPEG is decoded at a half, a quarter or an eighth of its size, which takes a fraction of the time.
     """
     try:
-        content, _ = picture(sample)
+        content, _ = picture(workspace, image, sample)
     except NoPicture:
         return None
     height, width = sample.size

@@ -124,9 +124,9 @@ class RunScores:
 
 
 def count_pixels(
-    dataset: Dataset, predictions: Dataset, catalog: Catalog, path: Path, progress: Progress = ignore
+    dataset: Dataset, predictions: Dataset, catalog: Catalog, path: Path | None, progress: Progress = ignore
 ) -> RunScores:
-    """Compare the ``predictions`` with the labels of a data set, and keep the result in the file ``path``.
+    """Compare the ``predictions`` with the labels of a data set, and keep the result in the file ``path``, if there is one.
 
     Predictions that cannot be read are left out and listed; the result is then not kept. ``progress`` counts images.
     """
@@ -145,7 +145,9 @@ def count_pixels(
             unreadable.append(str(error))
     facts, arrays = _tables(counted, len(predictions.vocabulary))
     facts["unreadable"] = unreadable
-    return RunScores(Tables(facts, arrays.__getitem__) if unreadable else write_tables(path, facts, arrays))
+    if path is None or unreadable:
+        return RunScores(Tables(facts, arrays.__getitem__))
+    return RunScores(write_tables(path, facts, arrays))
 
 
 class _Image(NamedTuple):

@@ -11,6 +11,7 @@ from cocolvis.errors import DataError
 from cocolvis.explorer.cache import Tables, Thumbnails, cache_folder, key_of
 from cocolvis.explorer.catalog import Catalog
 from cocolvis.storage.index import INDEX, open_index
+from cocolvis.text import escaped
 from cocolvis.vocabulary import ClassInfo, Vocabulary
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from cocolvis.sources.inputs import Sources
     from cocolvis.storage.dataset import Dataset, Split
 
-_VERSION = "2"
+_VERSION = "3"
 """The version of the tables in the cache; part of their key."""
 
 _LATER = 1.5
@@ -81,7 +82,7 @@ class Workspace:
         self.key = _key(folder)
         self._cache = cache_folder() / "explorer"
         self.thumbnails = Thumbnails(self._cache / "thumbnails")
-        found = Tables.open(self._path())
+        found = Tables.open(self._path()) if self._has_all_shards() else None
         self.catalog = Catalog(found) if found else None
         self.runs: dict[str, Run] = {}
         for path in predictions:
@@ -93,16 +94,37 @@ class Workspace:
         self.explaining = threading.Lock()
 
     def _short_name(self, path: Path) -> str:
-        """The name of a folder, with a number if an earlier one has the same."""
-        name, number = path.resolve().name or "predictions", 2
+        """The name of a folder as addresses can hold it, with a number if an earlier one has the same."""
+        first, number = escaped(path.resolve().name) or "predictions", 2
+        name = first
         while name in self.runs:
-            name, number = f"{path.resolve().name}-{number}", number + 1
+            name, number = f"{first}-{number}", number + 1
         return name
+
+    def _has_all_shards(self) -> bool:
+        """Whether all shards have the size that dataset.json records; the others are reported when all are read again."""
+        try:
+            return all((self.folder / shard["file"]).stat().st_size == shard["bytes"] for shard in self.index["shards"])
+        except OSError:
+            return False
 
     def _path(self, run: Run | None = None) -> Path:
         """The file of the catalog, or of the scores of a run."""
         keys = [_VERSION, self.key] + ([run.key] if run else [])
         return self._cache / f"{key_of(*keys)}.tables"
+
+    @cached_property
+    def pictures_key(self) -> str:
+        """The key of what is drawn from pictures: that of the data set, and the folder of the pictures if one was given."""
+        return key_of(self.key, str(self.image_root.resolve()) if self.image_root else "")
+
+    def version(self, run: Run | None = None) -> str:
+        """What the address of a picture holds of the files that it is drawn from, so that browsers can keep it.
+
+        It depends on the shards that cannot be read, too, because only the images of the others are numbered.
+        """
+        unreadable = self.catalog.unreadable if self.catalog else []
+        return key_of(self.pictures_key, run.key if run else "", *unreadable)[:12]
 
     @property
     def title(self) -> str:
@@ -151,7 +173,10 @@ class Workspace:
             self.failed = "memory ran out"
 
     def prepare(self) -> None:
-        """Make the catalog and the scores of all runs, unless they are in the cache; raises DataError if that fails."""
+        """Make the catalog and the scores of all runs, unless they are in the cache; raises DataError if that fails.
+
+        If a shard cannot be read, the images of the others are numbered without it, and no scores by these numbers are kept.
+        """
         from cocolvis.explorer.counting import count_classes
         from cocolvis.explorer.scores import RunScores, count_pixels
 
@@ -159,8 +184,8 @@ class Workspace:
             report = self._report("Reading the class tables, shard by shard")
             self.catalog = count_classes(self.dataset, self._path(), report)
         for run in self.runs.values():
-            path = self._path(run)
-            found = Tables.open(path)
+            path = None if self.catalog.unreadable else self._path(run)
+            found = Tables.open(path) if path else None
             report = self._report(f"Comparing {run.name} with the labels, image by image")
             run.scores = RunScores(found) if found else count_pixels(self.dataset, run.dataset, self.catalog, path, report)
         self.splits  # noqa: B018 (opens them, so that the first picture does not wait for that)

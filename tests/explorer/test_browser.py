@@ -6,7 +6,11 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 import pytest
 from browser import READY, chromium, explorer, tab, until
+from predictions import new_classes, write_data, write_predictions
 from slow_server import in_two_parts
+
+from cocolvis.storage.dataset import Dataset
+from cocolvis.vocabulary import Vocabulary
 
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 400, "height": 800}
 
@@ -45,6 +49,24 @@ def shown(dataset):
     """The image of val with the most classes."""
     split = dataset.split("val")
     return max(map(split.__getitem__, range(len(split))), key=lambda sample: len(np.unique(sample.mask)))
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory, browser):
+    """The address of an explorer over one image of 2500 classes and two runs, to each of which another class was added."""
+    folder = tmp_path_factory.mktemp("many")
+    images = [(1, "1.jpg", np.arange(1, 2501, dtype=np.uint16).reshape(50, 50))]
+    vocabulary = Vocabulary(new_classes(f"thing{number:05d}" for number in range(2500)))
+    data = Dataset.open(write_data(folder / "data", "val", images, vocabulary))
+    runs = [
+        write_predictions(data, folder / added, lambda _, mask: np.full_like(mask, 2501), added=(added,))
+        for added in ("unicorn", "dragon")
+    ]
+    with explorer(data.folder, "--predictions", runs[0], "--predictions", runs[1], cache=folder / "cache") as address:
+        with tab(browser, address) as page:
+            page.goto("/status.json")
+            until(page, READY)
+        yield address
 
 
 def query(page) -> dict[str, list[str]]:
@@ -112,6 +134,54 @@ def test_menus_and_suggestions_change_what_is_shown(page, workspace):
     assert page.locator(".head .sub").inner_text() != before
     page.get_by_label(f"Remove {chosen}").click()
     until(page, "!document.querySelector('.chips')")
+
+
+def test_suggestions_that_were_closed_cannot_be_chosen(page):
+    page.goto("/pictures")
+    page.locator("#add").press_sequentially("tre")
+    page.wait_for_selector("[role=option]")
+    page.keyboard.press("Escape")
+    page.keyboard.press("ArrowDown")
+    assert page.locator("#add").get_attribute("aria-activedescendant") is None and page.locator("#add").input_value() == "tre"
+
+
+def test_names_complete_themselves_once_the_server_answers_again(browser, site):
+    with tab(browser, site) as page:
+        page.route("**/names.json", lambda route: route.abort())
+        page.goto("/pictures")
+        with page.expect_event("requestfailed"):
+            page.locator("#add").press_sequentially("tr")
+        page.unroute("**/names.json")
+        page.locator("#add").press_sequentially("e")
+        page.wait_for_selector("[role=option]")
+
+
+def test_a_search_among_very_many_classes_is_answered_by_the_server(browser, many):
+    with tab(browser, many) as page:
+        page.goto("/classes")
+        page.locator("#q").fill("thing02400")
+        assert page.locator("#found").inner_text() == "2,500 of 2,500" and page.locator("#empty").is_hidden()
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/classes?q=thing02400")
+        assert visible_classes(page) == ["thing02400"] and page.locator("#found").inner_text() == "1 of 2,500"
+        page.locator("#q").press("Enter")
+        page.wait_for_url("**/pictures?all=thing02400")
+
+
+def test_each_prediction_names_the_classes_that_were_added_to_its_run(browser, many):
+    with tab(browser, many, viewport=WIDE) as page:
+        page.goto("/picture/val/1")
+        page.wait_for_selector(".stage[data-loaded] >> nth=2")
+        page.locator(".stage").first.focus()
+        shown = "x 25, y 25 · Labels: thing01275 · unicorn: unicorn · dragon: dragon"
+        until(page, f"document.getElementById('under').textContent === '{shown}'")
+        assert page.locator(".tag").all_inner_texts() == ["thing01275", "unicorn", "dragon"]
+        page.keyboard.down("n")
+        until(page, "!document.querySelector('.names').hidden")
+        assert [part.locator(".name").all_inner_texts() for part in page.locator(".stage").all()][1:] == [
+            ["unicorn"],
+            ["dragon"],
+        ]
 
 
 def test_the_name_under_the_pointer_is_the_class_that_the_mask_holds(page, shown, workspace):
@@ -188,6 +258,60 @@ def test_a_click_tells_which_annotation_a_pixel_came_from(page, shown, workspace
     page.mouse.click(box["x"] + (x + 0.5) * box["width"] / width, box["y"] + (y + 0.5) * box["height"] / height)
     page.wait_for_selector("#why .shows")
     assert page.locator("#why .shows").inner_text().startswith(workspace.vocabulary.name(shown.mask[y, x]))
+
+
+def place_of(page, mask: np.ndarray, y: int, x: int) -> tuple[float, float]:
+    """The middle of a pixel of the first pane, in CSS pixels of the window."""
+    box, (height, width) = page.locator(".stage").first.bounding_box(), mask.shape
+    return box["x"] + (x + 0.5) * box["width"] / width, box["y"] + (y + 0.5) * box["height"] / height
+
+
+def test_only_the_left_button_asks_for_annotations_and_only_the_last_answer_is_shown(page, shown):
+    page.goto(f"/picture/val/{shown.image_id}")
+    page.wait_for_selector(".stage[data-loaded]")
+    earlier, later = np.argwhere(shown.mask > 0)[[0, -1]].tolist()
+    page.mouse.click(*place_of(page, shown.mask, *earlier), button="right")
+    assert page.locator("#why").inner_text() == "Click a pixel, or press Enter at the pointer."
+    waiting = []
+    page.route("**/why.json?*", lambda route: route.continue_() if waiting else waiting.append(route))
+    for pixel in (earlier, later):
+        page.mouse.click(*place_of(page, shown.mask, *pixel))
+        page.wait_for_timeout(500)  # two clicks, not a double one
+    page.wait_for_selector("#why .shows")
+    with page.expect_response("**/why.json?*") as answer:
+        waiting[0].continue_()
+    answer.value.finished()
+    page.wait_for_timeout(100)
+    assert page.locator("#why p").inner_text().startswith(f"x {later[1]}, y {later[0]}: ")
+
+
+@pytest.mark.parametrize("answer", [{"status": 500, "body": "Internal Server Error"}, None])
+def test_a_server_that_fails_to_explain_a_pixel_is_reported(browser, site, shown, answer):
+    with tab(browser, site) as page:
+        page.route("**/why.json?*", lambda route: route.fulfill(**answer) if answer else route.abort())
+        page.goto(f"/picture/val/{shown.image_id}")
+        page.wait_for_selector(".stage[data-loaded]")
+        page.locator(".stage").first.focus()
+        page.keyboard.press("Enter")
+        until(page, "document.querySelector('#why').textContent.endsWith('did not answer; it has ended or failed.')")
+
+
+def test_a_press_ends_where_its_button_is_released(page, shown):
+    page.goto(f"/picture/val/{shown.image_id}")
+    page.wait_for_selector(".stage[data-loaded]")
+    height, width = shown.mask.shape
+    page.mouse.move(*place_of(page, shown.mask, height // 2, width // 2))
+    page.mouse.down()
+    page.mouse.move(2, 2)
+    page.mouse.up()
+    page.locator(".stage").first.focus()
+    page.keyboard.press("+")
+    page.wait_for_url("**zoom=1.50**")
+    before = page.locator(".layers").first.evaluate("part => part.style.transform")
+    x, y = width // 4, height // 4
+    page.mouse.move(*place_of(page, shown.mask, y, x))
+    page.wait_for_timeout(100)
+    assert page.locator(".layers").first.evaluate("part => part.style.transform") == before
 
 
 def test_predictions_are_beside_the_labels_and_a_confusion_leads_to_them(page):

@@ -211,6 +211,8 @@ def test_a_cell_of_the_confusion_leads_to_its_pictures(app, workspace, dataset):
         ("/pictures?sort=size", 400, "sort is 'size'"),
         ("/classes?bars=length", 400, "bars is 'length'"),
         ("/classes?page=0", 400, "page is '0'"),
+        ("/picture/val/9223372036854775807", 404, "the split val has no image 9223372036854775807"),
+        ("/picture/val/9223372036854775808", 404, "is not a number from 0 to 9223372036854775807"),
         ("/confusion?run=other", 400, "run is 'other'"),
         ("/pictures?truth=tree", 400, "truth, predicted and run belong together"),
     ],
@@ -273,6 +275,8 @@ def test_only_reading_is_possible_and_every_answer_carries_the_policy(app, works
         assert "default-src 'none'" in headers["content-security-policy"] and "unsafe" not in headers["content-security-policy"]
         assert headers["x-content-type-options"] == "nosniff"
     open_to_all = application(workspace, "0.0.0.0")
+    assert "open the explorer as localhost\n" in get(app, "/", host="evil.example").text
+    assert "as localhost, or by an IP address of its machine\n" in get(open_to_all, "/", host="evil.example").text
     hosts = ("192.168.0.7:1", "evil.example", "127.0.0.1")
     assert [get(open_to_all, "/about.json", host=host).status for host in hosts] == [200, 403, 200]
 

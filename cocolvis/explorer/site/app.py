@@ -28,7 +28,9 @@ _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _WEEK = "private, max-age=604800, immutable"
 """How long browsers keep what has the version of its content in its address."""
 
-_NUMBER = re.compile("[0-9]{1,18}")
+_NUMBER = re.compile("[0-9]{1,19}")
+_MOST = 2**63 - 1
+"""The largest id of an image."""
 
 
 def application(workspace: Workspace, host: str = "127.0.0.1") -> App:
@@ -115,7 +117,7 @@ class _Site:
             "named": lambda names, texts: [(name, texts[name]) for name in names],
             "workspace": self._workspace,
             "static": lambda name: f"/static/{name}?v={self._version}",
-            "version": self._workspace.key[:12],
+            "version": lambda run=None: self._workspace.version(self._workspace.runs.get(run)),
         }
         return found
 
@@ -219,10 +221,10 @@ class _Site:
         def found() -> Response:
             image = one_picture.find(self._workspace, *_place(request))
             try:
-                content, kind = picture(read_sample(self._workspace, image))
+                content, kind = picture(self._workspace, image, read_sample(self._workspace, image))
             except NoPicture as error:
                 raise NotFound(str(error)) from None
-            return Response(content, media_type=kind, headers={"cache-control": _WEEK})
+            return self._lasting(content, kind, _query(request))
 
         return _plainly(found)
 
@@ -235,10 +237,16 @@ class _Site:
             if image >= len(ready(workspace)):
                 raise NotFound(f"the data set has {len(ready(workspace))} images, not a number {image}")
             marked = tuple(class_named(workspace, name).id for name in query.all("mark"))
-            content = thumbnail(workspace, image, marked, self._confused(query, image))
-            return Response(content, media_type="image/jpeg", headers={"cache-control": _WEEK})
+            content, shows_picture = thumbnail(workspace, image, marked, self._confused(query, image))
+            return self._lasting(content, "image/jpeg", query, shows_picture)
 
         return _plainly(found)
+
+    def _lasting(self, content: bytes, kind: str, query: Query, lasts: bool = True) -> Response:
+        """A picture that browsers keep, if it lasts and its address has the version of the files that it is drawn from."""
+        current = self._workspace.version(chosen_run(self._workspace, query))
+        kept = lasts and query.text("v") == current
+        return Response(content, media_type=kind, headers={"cache-control": _WEEK if kept else "no-store"})
 
     def _confused(self, query: Query, image: int) -> Any:
         from cocolvis.explorer.pictures import Confused
@@ -265,8 +273,8 @@ def _query(request: Request, path: str | None = None) -> Query:
 
 
 def _number(text: str) -> int:
-    if not _NUMBER.fullmatch(text):
-        raise NotFound(f"{text!r} is not a number")
+    if not _NUMBER.fullmatch(text) or int(text) > _MOST:
+        raise NotFound(f"{text!r} is not a number from 0 to {_MOST}")
     return int(text)
 
 
@@ -301,11 +309,15 @@ def _plainly(make: Callable[[], Response]) -> Response:
     try:
         return make()
     except NotReady:
-        return Response("the data set is being prepared\n", 503, media_type="text/plain")
+        return _line(503, "the data set is being prepared")
     except NotFound as error:
-        return Response(f"{error}\n", 404, media_type="text/plain")
+        return _line(404, error)
     except DataError as error:
-        return Response(f"{error}\n", 400, media_type="text/plain")
+        return _line(400, error)
+
+
+def _line(status: int, reason: object) -> Response:
+    return Response(f"{reason}\n".encode("utf-8", "backslashreplace"), status, media_type="text/plain")
 
 
 def _percent(value: float | None) -> str:

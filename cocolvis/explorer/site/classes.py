@@ -10,11 +10,14 @@ from cocolvis.text import nfc
 from cocolvis.vocabulary import KINDS, Vocabulary
 
 ROWS = 2000
-"""Classes on a page."""
+"""Classes on a page; with more of them, a search is answered by the server instead of the script of the page."""
 
 
 def classes(workspace: Workspace, query: Query) -> View:
-    """Every class with its numbers; the bars show one of them, by which the rows are sorted."""
+    """Every class with its numbers; the bars show one of them, by which the rows are sorted.
+
+    "rows" has the classes that match the search, and the others with "found" false if all fit on one page ("complete").
+    """
     catalog, vocabulary = ready(workspace), workspace.vocabulary
     run = chosen_run(workspace, query)
     bars = query.choice("bars", ["images", "pixels", "instances", "iou"], "iou" if run else "images")
@@ -31,6 +34,10 @@ def classes(workspace: Workspace, query: Query) -> View:
     text = query.text("q")
     for row in rows:
         row["found"] = _matches(text, row)
+    found = [row for row in rows if row["found"]]
+    complete = len(rows) <= ROWS
+    if not complete:
+        rows = found
     pages = max(1, math.ceil(len(rows) / ROWS))
     page = query.number("page", 1, pages)
     return {
@@ -43,7 +50,8 @@ def classes(workspace: Workspace, query: Query) -> View:
         "q": text,
         "instances_recorded": catalog.instances() is not None,
         "classes": len(vocabulary),
-        "found": sum(row["found"] for row in rows),
+        "found": len(found),
+        "complete": complete,
         "page": page,
         "pages": pages,
         "rows": rows[(page - 1) * ROWS : page * ROWS],

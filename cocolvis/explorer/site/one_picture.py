@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from cocolvis.errors import DamagedImage, DataError
+from cocolvis.errors import DataError
 from cocolvis.explorer import queries
 from cocolvis.explorer.pictures import NoPicture, is_shown, picture, read_sample
 from cocolvis.explorer.scores import Pairs, compare, iou
@@ -52,7 +52,7 @@ def predicted_runs(workspace: Workspace, run: Run, image: int) -> Runs | None:
 def view(workspace: Workspace, split: str, image_id: int, query: Query) -> View:
     """Everything that the page shows of one picture; raises NotFound if the data set does not hold it.
 
-    A damaged picture or mask is not an error: "problems" says what is wrong with it.
+    A picture or mask that is damaged or cannot be read is not an error: "problems" says what is wrong with it.
     """
     image = find(workspace, split, image_id)
     catalog = ready(workspace)
@@ -76,9 +76,9 @@ def view(workspace: Workspace, split: str, image_id: int, query: Query) -> View:
     }
     try:
         sample = read_sample(workspace, image)
-    except DamagedImage as error:
+    except DataError as error:
         return found | {"problems": [str(error)], "drawn": False}
-    found |= {"path": sample.path} | _picture_of(sample)
+    found |= {"path": sample.path} | _picture_of(workspace, image, sample)
     found["instances"] = None if sample.instances is None else sum(sample.instances.values())
     for name in ("neg", "not_exhaustive"):
         found[name] = [short(workspace, catalog, None, c) for c in getattr(sample, name).tolist() if _known(workspace, c)]
@@ -106,9 +106,9 @@ def _neighbours(workspace: Workspace, image: int, split: str) -> View:
     }
 
 
-def _picture_of(sample: Sample) -> View:
+def _picture_of(workspace: Workspace, image: int, sample: Sample) -> View:
     try:
-        picture(sample)
+        picture(workspace, image, sample)
     except NoPicture as error:
         return {"has_picture": False, "problems": [str(error)]}
     return {"has_picture": True}
@@ -141,27 +141,32 @@ def _run(run: Run, pairs: Pairs | None) -> View:
 
 
 def _classes(workspace: Workspace, sample: Sample, runs: list[tuple[Run, Any, Any]]) -> list[View]:
-    """The classes in the labels or in a prediction, largest first, with their pixels and IoU in each."""
+    """The classes in the labels or in a prediction, largest first, with their pixels and IoU in each.
+
+    The classes that were added to runs may have the same number and different names; each of them has its row.
+    """
     catalog = ready(workspace)
-    true, counted = _pixels(sample.runs), [_pixels(predicted) for _, predicted, _ in runs]
+    masks = [(None, sample.runs), *((run, predicted) for run, predicted, _ in runs)]
+    counted = [_pixels(workspace, run, mask) for run, mask in masks]
+    owners = {one: run for (run, _), pixels in zip(masks, counted, strict=True) for one in pixels}
     scores = [iou(pairs) for _, _, pairs in runs]
-    ids = sorted({*true, *(c for pixels in counted for c in pixels)} - {0})
     rows = []
-    for c in ids:
-        owner = next((run for run, _, _ in runs if c <= len(run.vocabulary)), None)
-        row = short(workspace, catalog, None if _known(workspace, c) else owner, c)
-        info = workspace.info(c, None if _known(workspace, c) else owner)
+    for (c, name), run in owners.items():
+        labelled, *predicted = (pixels.get((c, name), 0) for pixels in counted)
+        owner = None if _known(workspace, c) else run
+        row = short(workspace, catalog, owner, c) | {"added": owner is not None, "synset": workspace.info(c, owner).synset}
         row["instances"] = None if sample.instances is None else sample.instances.get(c, 0)
-        row |= {"synset": info.synset, "pixels": true.get(c, 0), "share": true.get(c, 0) / (sample.size[0] * sample.size[1])}
-        row["runs"] = [{"pixels": pixels.get(c, 0), "iou": of.get(c)} for pixels, of in zip(counted, scores, strict=True)]
+        row |= {"pixels": labelled, "share": labelled / (sample.size[0] * sample.size[1])}
+        row["runs"] = [{"pixels": pixels, "iou": of.get(c)} for pixels, of in zip(predicted, scores, strict=True)]
         rows.append(row)
     return sorted(rows, key=lambda row: (-row["pixels"], -sum(one["pixels"] for one in row["runs"]), row["class"]))
 
 
-def _pixels(runs: Runs) -> dict[int, int]:
-    """Class -> pixels of a mask, 0 included."""
+def _pixels(workspace: Workspace, run: Run | None, runs: Runs) -> dict[tuple[int, str], int]:
+    """(class, name) -> pixels of a mask, of the labels or a run; without those that have no class."""
     ids, place = np.unique(runs.classes, return_inverse=True)
-    return dict(zip(ids.tolist(), np.bincount(place, runs.lengths, len(ids)).astype(int).tolist(), strict=True))
+    counts = np.bincount(place, runs.lengths, len(ids)).astype(int).tolist()
+    return {(c, workspace.info(c, run).name): count for c, count in zip(ids.tolist(), counts, strict=True) if c}
 
 
 def explain(workspace: Workspace, split: str, image_id: int, x: int, y: int) -> View:

@@ -36,6 +36,7 @@ class Safety:
     def __init__(self, app: App, host: str = "127.0.0.1"):
         self._app, self._host = app, host.lower()
         self._local = host in ("localhost", "::1") or host.startswith("127.")
+        self._names = "localhost" if self._local else "localhost, or by an IP address of its machine"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on a request, or refuse it."""
@@ -60,7 +61,7 @@ class Safety:
             return 405, "only GET is answered"
         host = headers.get("host", "")
         if not self._is_own(host):
-            return 403, "the host of this address is not this machine"
+            return 403, f"the host of this address is refused; open the explorer as {self._names}"
         if "origin" in headers and _host_of(headers["origin"]) != host.lower():
             return 403, "requests of other sites are refused"
         foreign = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")

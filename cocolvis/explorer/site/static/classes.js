@@ -1,5 +1,7 @@
-// Filters the classes as the user types; the address follows, so that it can be shared.
+// Filters the classes as the user types; the address follows, so that it can be shared. If the page has not all classes, the
+// server searches when the form is submitted.
 const field = document.getElementById("q"), table = document.getElementById("classes");
+const complete = "complete" in table.dataset, searched = field.defaultValue;
 const rows = [...table.querySelectorAll("tbody tr")].map((row) => [row, fold(row.cells[0].textContent)]);
 const found = document.getElementById("found"), empty = document.getElementById("empty");
 
@@ -24,10 +26,10 @@ function filter() {
   history.replaceState(null, "", address);
 }
 
-field.addEventListener("input", filter);
+if (complete) field.addEventListener("input", filter);
 field.form.addEventListener("submit", (event) => {
   const first = rows.find(([row]) => !row.hidden);
-  if (!first) return;
+  if (!first || !(complete || (searched && field.value === searched))) return;
   event.preventDefault();
   location.href = first[0].querySelector("a").href;
 });

@@ -13,7 +13,9 @@ document.addEventListener("keydown", (event) => {
 let names = null; // [name, synset, colour, images] of every class, loaded on first use
 
 async function allNames() {
-  names ??= fetch("/names.json").then((response) => response.json()).then((found) => found.names.map((one) => [...one, fold(`${one[0]} ${one[1] ?? ""}`)]));
+  names ??= fetch("/names.json").then((response) => response.json())
+    .then((found) => found.names.map((one) => [...one, fold(`${one[0]} ${one[1] ?? ""}`)]))
+    .catch(() => { names = null; return []; }); // none until the server answers
   return names;
 }
 
@@ -79,6 +81,7 @@ class Combobox {
 
   close() {
     this.list.hidden = true;
+    this.list.replaceChildren(); // the arrow keys must not reach what is not seen
     this.active = -1;
     this.field.setAttribute("aria-expanded", "false");
     this.field.removeAttribute("aria-activedescendant");

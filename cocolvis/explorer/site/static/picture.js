@@ -3,7 +3,7 @@ import { Mask } from "./mask.js";
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const colours = new Map(data.classes.map((c) => [c.class, [1, 3, 5].map((at) => parseInt(c.colour.slice(at, at + 2), 16))]));
-const names = new Map([[0, "unlabelled"], ...data.classes.map((c) => [c.class, c.name])]);
+const names = named(() => true); // the classes that were added to several runs may share a number
 const $ = (id) => document.getElementById(id);
 const query = new URLSearchParams(location.search);
 const PIXEL = 32; // the largest zoom: CSS pixels per pixel of the picture
@@ -22,8 +22,9 @@ const state = {
 };
 
 class Pane {
-  constructor(stage) {
+  constructor(stage, number) {
     this.stage = stage;
+    this.called = named((c) => !c.added || c.runs[number - 1]?.pixels);
     this.layers = stage.querySelector(".layers");
     this.canvas = stage.querySelector("canvas");
     this.title = stage.closest("figure").querySelector("figcaption")?.firstChild.textContent.trim() ?? "";
@@ -88,13 +89,13 @@ class Pane {
     for (const [id, x, y] of this.mask.places()) {
       const [left, top] = this.toStage(x, y);
       if (left < 0 || top < 0 || left > this.stage.clientWidth || top > this.stage.clientHeight) continue;
-      const width = 7 * (names.get(id) ?? "").length + 16, half = width / 2;
+      const width = 7 * (this.called.get(id) ?? "").length + 16, half = width / 2;
       const middle = Math.min(Math.max(left, half + 2), Math.max(half + 2, this.stage.clientWidth - half - 2));
       const place = [0, 1, -1, 2, -2].map((step) => top + step * 22).find((at) => at > 10 && at < this.stage.clientHeight - 10
         && !taken.some(([a, b, w]) => Math.abs(a - middle) < (w + width) / 2 && Math.abs(b - at) < 22));
       if (place === undefined) continue;
       taken.push([middle, place, width]);
-      labels.push(tag(id, middle, place));
+      labels.push(tag(id, this.called.get(id), middle, place));
     }
     this.names.replaceChildren(...labels);
   }
@@ -105,7 +106,7 @@ class Pane {
     if (this.cross.hidden) return;
     const [x, y] = at, [left, top] = this.toStage(x + 0.5, y + 0.5), id = this.mask.at(x, y);
     this.cross.style.transform = `translate(${left}px, ${top}px)`;
-    paintTag(this.tag, id);
+    paintTag(this.tag, id, this.called.get(id));
     const right = left + 14 + this.tag.offsetWidth > this.stage.clientWidth, low = top + 40 > this.stage.clientHeight;
     this.tag.style.transform = `translate(${right ? Math.max(0, left - 14 - this.tag.offsetWidth) : left + 14}px, ${low ? top - 34 : top + 12}px)`;
   }
@@ -124,8 +125,9 @@ class Pane {
     });
     this.stage.addEventListener("pointerleave", () => { if (document.activeElement !== this.stage) point(null); });
     this.stage.addEventListener("pointerdown", (event) => {
+      if (event.button !== 0) return;
       press = { x: event.clientX, y: event.clientY, middle: [state.x, state.y], dragged: false };
-      if (state.zoom > 1) this.stage.setPointerCapture(event.pointerId);
+      this.stage.setPointerCapture(event.pointerId); // the press ends here even if the pointer is released elsewhere
     });
     this.stage.addEventListener("pointerup", (event) => {
       if (press && !press.dragged) { point(...this.toPicture(event.clientX, event.clientY)); explain(); }
@@ -143,6 +145,13 @@ class Pane {
   }
 }
 
+// Class -> name of the classes that are chosen; names of the same number are joined.
+function named(chosen) {
+  const found = new Map([[0, "unlabelled"]]);
+  for (const c of data.classes.filter(chosen)) found.set(c.class, found.has(c.class) ? `${found.get(c.class)} / ${c.name}` : c.name);
+  return found;
+}
+
 function addTo(parent, kind, name) {
   const part = document.createElement(kind);
   part.className = name;
@@ -150,17 +159,17 @@ function addTo(parent, kind, name) {
   return part;
 }
 
-function paintTag(part, id) {
+function paintTag(part, id, name) {
   const [r, g, b] = colours.get(id) ?? [90, 90, 90];
-  part.textContent = names.get(id) ?? `class ${id}`;
+  part.textContent = name ?? `class ${id}`;
   part.style.background = `rgb(${r}, ${g}, ${b})`;
   part.style.color = 0.299 * r + 0.587 * g + 0.114 * b > 140 ? "#111" : "#fff";
 }
 
-function tag(id, left, top) {
+function tag(id, name, left, top) {
   const part = document.createElement("span");
   part.className = "name";
-  paintTag(part, id);
+  paintTag(part, id, name);
   part.style.left = `${left}px`;
   part.style.top = `${top}px`;
   return part;
@@ -243,7 +252,7 @@ function draw() {
   }
   if (!state.pointer) return;
   const [x, y] = state.pointer;
-  const parts = panes.filter((pane) => pane.mask).map((pane) => `${panes.length > 1 ? `${pane.title}: ` : ""}${names.get(pane.mask.at(x, y))}`);
+  const parts = panes.filter((pane) => pane.mask).map((pane) => `${panes.length > 1 ? `${pane.title}: ` : ""}${pane.called.get(pane.mask.at(x, y))}`);
   $("under").textContent = `x ${x}, y ${y} · ${parts.join(" · ")}`;
 }
 
@@ -263,15 +272,23 @@ function writeAddress() {
   history.replaceState(null, "", address);
 }
 
+const line = (text, className = "") => Object.assign(document.createElement("p"), { className, textContent: text });
+
+let asked = 0; // how many pixels were asked about; only the last answer is shown
+
 async function explain() {
   const part = $("why");
   if (!part || !state.pointer) return;
-  const [x, y] = state.pointer;
-  part.replaceChildren(Object.assign(document.createElement("p"), { className: "none", textContent: `Reading the annotations of x ${x}, y ${y} …` }));
+  const [x, y] = state.pointer, number = ++asked;
+  part.replaceChildren(line(`Reading the annotations of x ${x}, y ${y} …`, "none"));
+  const answer = await explanation(x, y).catch(() => [line(`x ${x}, y ${y}: the explorer did not answer; it has ended or failed.`)]);
+  if (number === asked) part.replaceChildren(...answer);
+}
+
+async function explanation(x, y) {
   const response = await fetch(`/picture/${data.split}/${data.id}/why.json?x=${x}&y=${y}`);
   const found = await response.json();
-  const line = (text) => Object.assign(document.createElement("p"), { textContent: text });
-  if (!response.ok) return part.replaceChildren(line(found.error));
+  if (!response.ok) return [line(found.error)];
   const list = document.createElement("ol");
   for (const layer of found.layers) {
     const item = document.createElement("li");
@@ -280,10 +297,10 @@ async function explain() {
     item.textContent = `${layer.class_name || "no class"} · ${layer.source} annotation${id}, category ${layer.category_id} ${layer.category}, ${layer.area.toLocaleString("en")} pixels${layer.shows ? "" : ", hidden"}`;
     list.append(item);
   }
-  part.replaceChildren(line(`x ${x}, y ${y}: ${found.stored_name}${found.layers.length ? "" : "; no annotation covers it"}`), list, ...(found.fault ? [line(found.fault)] : []));
+  return [line(`x ${x}, y ${y}: ${found.stored_name}${found.layers.length ? "" : "; no annotation covers it"}`), list, ...(found.fault ? [line(found.fault)] : [])];
 }
 
-const panes = [...document.querySelectorAll(".stage")].map((stage) => new Pane(stage));
+const panes = [...document.querySelectorAll(".stage")].map((stage, number) => new Pane(stage, number));
 
 if (panes.length) {
   document.querySelector(".tools").hidden = false;
