@@ -16,6 +16,7 @@ from cocolvis.disk.files import read_json, read_versioned, reason, sha256, sweep
 from cocolvis.errors import DataError
 from cocolvis.vocabulary import Vocabulary
 from ess.config import Config
+from ess.setting import NONE
 
 FORMAT = "ess-run"
 VERSION = 1
@@ -23,6 +24,9 @@ VERSION = 1
 _SETTINGS = "settings.toml"
 _NAME = re.compile(r"step-\d{8}")
 """Only folders of such names are checkpoints: whatever else users keep beside them is left alone."""
+_FIXED = ("arch", "encoder", "weights", "output_stride", "features", "norm", "dim", "normalize", "optimizer")
+"""The settings of a run that never change: they describe its tensors, or what those began as."""
+
 _OTHER_TENSORS = {"loss": "dense", "temperature": "learnt"}
 """Setting -> the value that changes which tensors a run has. Between the other values, the setting may change."""
 
@@ -34,13 +38,15 @@ log = logging.getLogger("ess")
 class Checkpoint(NamedTuple):
     """A checkpoint according to its state.json: its folder, the steps done, and the scores of an evaluation at that step.
 
-    ``temperature`` is the learnt one.
+    ``temperature`` is the learnt one. ``evaluated`` says on what: the digest of the data set, and the most images; None if an
+    older version wrote the scores.
     """
 
     folder: Path
     step: int
     scores: dict[str, Any] | None
     temperature: float | None = None
+    evaluated: dict[str, Any] | None = None
 
     def training(self) -> dict[str, torch.Tensor]:
         """Everything except the weights, as :meth:`ess.training.state.TrainingState.tensors` returned it."""
@@ -130,13 +136,18 @@ class Run:
             raise DataError(f"{checkpoint.folder / 'state.json'}: lacks the learnt temperature")
         return set_or_learnt
 
-    def change(self, config: Config) -> None:
-        """Continue with other settings; raises DataError if they describe another model."""
-        for name in ("arch", "encoder", "output_stride", "features", "norm", "dim", "normalize", "optimizer", *_OTHER_TENSORS):
+    def change(self, config: Config) -> list[str]:
+        """Continue with other settings, and return the changes, as "lr 0.1 -> 0.2".
+
+        Raises DataError if they describe another model, or other weights than it began with.
+        """
+        for name in (*_FIXED, *_OTHER_TENSORS):
             old, new = getattr(self.config, name), getattr(config, name)
             if new != old and _OTHER_TENSORS.get(name, new) in (old, new):
                 raise DataError(f"{self.folder}: was begun with {name} {old!r}, not {new!r}; it cannot change on --resume")
-        self.config = config
+        before, self.config = self.config.to_json(), config
+        changes = {name: (before[name], new) for name, new in config.to_json().items() if new != before[name]}
+        return [f"{name} {_shown(old)} -> {_shown(new)}" for name, (old, new) in changes.items()]
 
     def change_data(self, digest: str, steps: int, *, allowed: bool) -> None:
         """Continue after ``steps`` steps with the data set of this digest.
@@ -188,7 +199,8 @@ class Run:
             state |= {} if temperature is None else {"temperature": temperature}
             write_json(aside / "state.json", state | {"sha256": {name: sha256(aside / name) for name in _TENSORS}})
             sync_folder(aside)
-            shutil.rmtree(folder, ignore_errors=True)
+            if os.path.lexists(folder):
+                _remove(folder)
             os.replace(aside, folder)
             sync_folder(folder.parent)
         except OSError as error:
@@ -204,21 +216,28 @@ class Run:
         """Add the scores of an evaluation to checkpoint ``step``, then remove earlier checkpoints as :meth:`save` does."""
         folder = self._checkpoint(step)
         sweep(folder)
-        write_json(folder / "state.json", read_json(folder / "state.json") | {"scores": scores})
+        evaluated = {"dataset": self.dataset, "limit": self.config.eval_limit}
+        write_json(folder / "state.json", read_json(folder / "state.json") | {"scores": scores, "evaluated": evaluated})
         self._tidy(folder)
 
     def _checkpoint(self, step: int) -> Path:
         return self.folder / "checkpoints" / f"step-{step:08d}"
 
     def _tidy(self, newest: Path) -> None:
-        """Remove checkpoints that are not kept; later ones than ``newest``, which were damaged and skipped, stay."""
+        """Remove checkpoints that are not kept; later ones than ``newest``, which were damaged and skipped, stay.
+
+        One that cannot be removed is reported: the new one is complete in any case.
+        """
         best = self.best()
         for folder in [folder for folder in self.checkpoints() if folder <= newest][: -self.config.keep]:
             if best is None or folder != best.folder:
-                shutil.rmtree(folder)
+                try:
+                    _remove(folder)
+                except OSError as error:
+                    log.warning("%s: cannot be removed: %s; the training continues", folder, reason(error))
 
     def load(self, model: torch.nn.Module, which: str = "newest") -> Checkpoint:
-        """Load the weights of the "newest" checkpoint, or of the "best", the one with the highest mIoU, into ``model``.
+        """Load the weights of the "newest" checkpoint, or of the "best" as in :meth:`best`, into ``model``.
 
         A damaged checkpoint is skipped with a warning, and the next one is used. Raises DataError if none is intact, if the
         best is requested and none was evaluated, or if the weights do not fit the model.
@@ -261,12 +280,20 @@ class Run:
         return checkpoints
 
     def best(self) -> Checkpoint | None:
-        """The checkpoint with the highest mIoU, or None if none was evaluated; ties go to the oldest."""
+        """The checkpoint with the highest mIoU, or None if none was evaluated; ties go to the oldest.
+
+        Only checkpoints that were evaluated on the same images as the newest evaluated one are compared.
+        """
         return next(iter(self._scored()), None)
 
     def _scored(self) -> list[Checkpoint]:
-        """Checkpoints that were evaluated, the best first."""
-        return sorted((checkpoint for checkpoint in self.listed() if checkpoint.miou >= 0), key=lambda c: -c.miou)
+        """Checkpoints that were evaluated on the images of the newest evaluated one, the best first.
+
+        Scores of older versions, which do not say on what images, are compared with all others.
+        """
+        scored = [checkpoint for checkpoint in self.listed() if checkpoint.miou >= 0]
+        comparable = (None, scored[-1].evaluated) if scored else ()
+        return sorted((each for each in scored if each.evaluated in comparable), key=lambda c: -c.miou)
 
 
 class _Damaged(DataError):
@@ -279,7 +306,7 @@ def _described(folder: Path) -> tuple[Checkpoint, dict[str, Any]]:
     state = read_json(path)
     if not isinstance(state, dict) or state.get("step") != int(folder.name.removeprefix("step-")) or "scores" not in state:
         raise DataError(f"{path}: is not the state of this checkpoint")
-    checkpoint = Checkpoint(folder, state["step"], state["scores"], state.get("temperature"))
+    checkpoint = Checkpoint(folder, state["step"], state["scores"], state.get("temperature"), state.get("evaluated"))
     if not (checkpoint.scores is None or (isinstance(checkpoint.scores, dict) and isinstance(checkpoint.miou, int | float))):
         raise DataError(f"{path}: holds malformed scores")
     if not isinstance(checkpoint.temperature, int | float | None):
@@ -299,6 +326,19 @@ def _read(folder: Path, vocabulary: Vocabulary) -> Checkpoint:
     if state.get("vocabulary") != vocabulary.digest:
         raise DataError(f"{folder}: was trained with another vocabulary than run.json names")
     return checkpoint
+
+
+def _shown(value: Any) -> str:
+    """The value of a setting, as flags and TOML files name it."""
+    return NONE if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint; of one that was moved elsewhere, only the link that replaces it."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder)
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

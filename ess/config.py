@@ -244,8 +244,8 @@ def load(preset_name: str | None = None, file: Path | None = None, flags: Mappin
     """
     settings: dict[str, Any] = {}
     for where, level in (
-        (f"preset {preset_name}", preset(preset_name) if preset_name else {}),
-        (str(file), _read_toml(file) if file else {}),
+        (f"preset {preset_name}", {} if preset_name is None else preset(preset_name)),
+        (str(file), {} if file is None else _read_toml(file)),
         ("flags", dict(flags or {})),
     ):
         _refuse_unknown(level, where)

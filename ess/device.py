@@ -13,6 +13,10 @@ from cocolvis.errors import DataError
 Network = TypeVar("Network", bound=nn.Module)
 
 
+class OutOfMemory(DataError):
+    """An allocation failed on some device."""
+
+
 def choose_device(name: str) -> torch.device:
     """The device with a name such as "cuda:1"; "auto" is a GPU, or the CPU. Raises DataError if it cannot be used.
 
@@ -73,12 +77,12 @@ class Readback:
 
 @contextmanager
 def explain_out_of_memory(advice: str) -> Iterator[None]:
-    """Raise DataError with ``advice`` if an allocation fails on any device."""
+    """Raise OutOfMemory with ``advice`` if an allocation fails on any device."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError):
-        raise DataError(f"out of memory; {advice}") from None
+        raise OutOfMemory(f"out of memory; {advice}") from None
     except RuntimeError as error:
         if "can't allocate memory" not in str(error) and "out of memory" not in str(error):
             raise
-        raise DataError(f"out of memory; {advice}") from None
+        raise OutOfMemory(f"out of memory; {advice}") from None

@@ -7,6 +7,9 @@ import torch
 
 from cocolvis.vocabulary import GROUPS
 
+LARGEST_MATRIX = 4096
+"""The most classes for which reports and figures count pairs of them: 134 MB."""
+
 
 class Confusion:
     """Counts of pixels by true and predicted class 0..C-1; pixels with ``ignore_index`` in the truth are ignored.

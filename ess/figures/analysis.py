@@ -17,7 +17,7 @@ from cocolvis.storage.samples import Sample
 from cocolvis.vocabulary import Vocabulary
 from ess.checkpoint import Run
 from ess.evaluation.evaluate import image_indices, predictions
-from ess.evaluation.metrics import Confusion
+from ess.evaluation.metrics import LARGEST_MATRIX, Confusion
 from ess.inference.predictor import Predictor
 
 SHOWN = 4
@@ -42,17 +42,19 @@ class Options:
 
     ``only`` are the names of the figures to write, all of them by default. ``also`` are further runs for the curves of mIoU.
     ``baseline`` is the run whose predictions are drawn next to those of the run. ``sources`` are the annotation files that the
-    data set was built from. Scores are those of ``split``, of its first ``limit`` images if that is given. ``counts`` are the
-    pixel counts of the run on these images with a matrix, if they were made before; otherwise they are made if needed.
-    ``images`` are the ids of the images that are shown; by default they are chosen. ``clusters`` is the number of clusters of
-    class embeddings, and ``method`` one of METHODS for showing embeddings in two dimensions; both depend on ``seed``. With
-    ``skip_damaged``, damaged images are left out of the scores.
+    data set was built from. ``predictor`` is the run if it was loaded before; its views are also those of the other runs.
+    Otherwise ``checkpoint`` is loaded on ``device``. Scores are those of ``split``, of its first ``limit`` images if that is
+    given. ``counts`` are the pixel counts of the run on these images, with a matrix unless there are very many classes, if they
+    were made before; otherwise they are made if needed. ``images`` are the ids of the images that are shown; by default they
+    are chosen. ``clusters`` is the number of clusters of class embeddings, and ``method`` one of METHODS for showing embeddings
+    in two dimensions; both depend on ``seed``. With ``skip_damaged``, damaged images are left out of the scores.
     """
 
     only: Sequence[str] = ()
     also: Sequence[Run] = ()
     baseline: Run | None = None
     sources: Sources | None = None
+    predictor: Predictor | None = None
     checkpoint: str = "newest"
     device: str = "auto"
     split: str = "val"
@@ -100,13 +102,16 @@ class Analysis:
     @cached_property
     def predictor(self) -> Predictor:
         """The run without added classes."""
-        return self.predictor_of(self.run)
+        given = self.options.predictor
+        return self.predictor_of(self.run) if given is None else given.without_added_classes()
 
     def predictor_of(self, run: Run) -> Predictor:
-        """Another run at the same checkpoint, newest or best, and on the same device; raises DataError if it does not fit."""
+        """A run at the checkpoint of the options, newest or best, and on their device; raises DataError if it does not fit."""
         if run.vocabulary.digest != self.vocabulary.digest:
             raise DataError(f"{run.folder}: has other classes than {self.run.folder}; compare runs on the same classes")
-        return Predictor.from_run(run.folder, self.options.device, self.options.checkpoint).without_added_classes()
+        given = self.options.predictor
+        inference = None if given is None else given.inference
+        return Predictor.from_run(run.folder, self.options.device, self.options.checkpoint, inference).without_added_classes()
 
     @cached_property
     def raw_embeddings(self) -> np.ndarray:
@@ -163,10 +168,10 @@ class Analysis:
 
     @cached_property
     def confusion(self) -> Confusion:
-        """The pixels of the split by true and predicted class, with a matrix."""
+        """The pixels of the split by true and predicted class, with a matrix unless there are very many classes."""
         if self.options.counts is not None:
             return self.options.counts
-        return self.count(self.run, matrix=True)
+        return self.count(self.run, matrix=len(self.vocabulary) <= LARGEST_MATRIX)
 
     def count(self, run: Run, *, matrix: bool = False) -> Confusion:
         """The pixels of the split by true and predicted class of a run."""

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cocolvis.figures.long_tail import plain
 from ess.figures.analysis import Analysis, LeftOut, scikit_learn
 from ess.figures.figure import Figure, write_figure
-from ess.figures.style import plain
 
 NAME, TITLE = "clusters", "Clusters of the class embeddings"
 COLUMNS = ("cluster", "classes_in_cluster", "class", "name", "group", "distance_to_centre")

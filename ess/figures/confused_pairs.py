@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cocolvis.figures.long_tail import plain
+from ess.evaluation.metrics import LARGEST_MATRIX
 from ess.figures.analysis import Analysis, LeftOut
 from ess.figures.figure import Figure, write_figure
-from ess.figures.style import clean, new_figure, plain
+from ess.figures.style import clean, new_figure
 
 NAME, TITLE = "confused_pairs", "The most confused pairs of classes"
 COLUMNS = ("truth", "truth_name", "predicted", "predicted_name", "pixels", "share_of_truth")
@@ -30,7 +32,11 @@ class Pair(NamedTuple):
 
 
 def make(analysis: Analysis, folder: Path) -> Figure:
-    """Write the figure."""
+    """Write the figure; raises LeftOut if there are very many classes."""
+    if len(analysis.vocabulary) > LARGEST_MATRIX:
+        raise LeftOut(
+            f"pairs of classes are counted for at most {LARGEST_MATRIX:,}, and there are {len(analysis.vocabulary):,}"
+        )
     confusion, names = analysis.confusion, [c.name for c in analysis.vocabulary]
     if confusion.matrix is None:
         raise ValueError("the counts have no matrix")

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from cocolvis.figures.long_tail import plain
 from cocolvis.vocabulary import ClassInfo
 from ess.figures.analysis import Analysis, LeftOut, scikit_learn
 from ess.figures.figure import Figure, write_figure
-from ess.figures.style import colour_of, group_legend, new_figure, plain
+from ess.figures.style import colour_of, group_legend, new_figure
 
 NAME, TITLE = "dendrogram", "Dendrogram of the class embeddings"
 COLUMNS = ("merge", "first", "second", "distance", "classes", "first_name", "second_name")

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from cocolvis.figures.long_tail import plain
 from ess.checkpoint import Run
 from ess.evaluation.metrics import miou_curve
 from ess.figures.analysis import Analysis, LeftOut
 from ess.figures.figure import Figure, write_figure
-from ess.figures.style import RUNS, clean, new_figure, plain
+from ess.figures.style import RUNS, clean, new_figure
 
 NAME, TITLE = "miou_by_frequency", "mIoU of the n most frequent classes"
 COLUMNS = ("run", "n", "class", "name", "training_images", "iou", "miou")

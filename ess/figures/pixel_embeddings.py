@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cocolvis.figures.long_tail import plain
 from cocolvis.palette import palette
 from ess.figures.analysis import Analysis, LeftOut, Shown, scikit_learn
 from ess.figures.figure import Figure, write_figure
-from ess.figures.style import clean, fitted, named_mask, new_figure, plain, show_picture
+from ess.figures.style import clean, fitted, named_mask, new_figure, show_picture
 
 NAME, TITLE = "pixel_embeddings", "Pixel and class embeddings of an image in two dimensions"
 COLUMNS = ("kind", "class", "name", "row", "column", "predicted", "x", "y")

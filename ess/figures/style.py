@@ -6,7 +6,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from cocolvis.figures.long_tail import COLOURS, PLAIN
+from cocolvis.figures.long_tail import COLOURS, PLAIN, plain
 from cocolvis.inspection.render import overlay
 from cocolvis.vocabulary import ClassInfo, Vocabulary
 
@@ -22,12 +22,6 @@ def new_figure(width: float, height: float) -> Any:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
-
-
-def plain(text: str, most: int = 200) -> str:
-    """A text that matplotlib draws as it is, shortened to ``most`` characters."""
-    short = text if len(text) <= most else f"{text[: most - 1]}…"
-    return short.replace("$", r"\$")
 
 
 def colour_of(info: ClassInfo) -> str:

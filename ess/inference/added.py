@@ -1,6 +1,7 @@
 """Classes added to a run without training: the file RUN/added.json, and the pixels that they get in a prediction."""
 
 import logging
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -25,8 +26,8 @@ class AddedClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A class made from examples by :func:`ess.inference.new_class.make_class`.
 
     ``embedding`` is the mean over the pixels of the class, ``pixels`` in number, in the pictures ``examples`` (their files).
-    ``radius`` is the largest distance from it of a pixel of the class. ``checkpoint`` is the SHA-256 of the weights that gave
-    the embeddings.
+    ``radius`` is the largest distance from it of a pixel of the class; with -inf, the class has an id and gets no pixel.
+    ``checkpoint`` is the SHA-256 of the weights that gave the embeddings.
     """
 
     name: str
@@ -61,18 +62,22 @@ def read_added(run: Run) -> list[AddedClass]:
 
 
 def classes_for_checkpoint(run: Run, checkpoint: Checkpoint) -> list[AddedClass]:
-    """The added classes that were made with this checkpoint; the log warns about the others, which are left out."""
+    """The added classes of a run, oldest first, as predictions with a checkpoint use them.
+
+    Those that were made with another checkpoint get no pixel: their radius is -inf, and the log warns about them. They keep
+    their ids, so that no id ever means another class than `ess add-class --list` shows.
+    """
     added = read_added(run)
     digest = checkpoint.weights_digest() if added else ""
     stale = [new.name for new in added if new.checkpoint != digest]
     if stale:
         log.warning(
-            "%s: %s made with another checkpoint than %s and left out; add again with `ess add-class`",
+            "%s: %s made with another checkpoint than %s and not predicted; add again with `ess add-class`",
             run.folder / FILE,
             ", ".join(stale) + (" were" if len(stale) > 1 else " was"),
             checkpoint.folder.name,
         )
-    return [new for new in added if new.checkpoint == digest]
+    return [new if new.checkpoint == digest else msgspec.structs.replace(new, radius=-math.inf) for new in added]
 
 
 def extend_vocabulary(vocabulary: Vocabulary, added: Sequence[AddedClass]) -> Vocabulary:

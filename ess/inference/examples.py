@@ -100,11 +100,12 @@ def _pictures(names: Sequence[str]) -> list[Input]:
     for one in inputs:
         if one.is_video:
             raise DataError(f"{one.path}: is a video; expected pictures")
+    seen: dict[str, Path] = {}
     for one in inputs:
-        same = [other.path for other in inputs if nfc(other.path.stem) == nfc(one.path.stem)]
-        if len(same) > 1:
+        first = seen.setdefault(nfc(one.path.stem), one.path)
+        if first is not one.path:
             raise DataError(
-                f"{same[1]}: has the same stem as {same[0]}; pictures and masks are paired by stem, so each stem must be unique"
+                f"{one.path}: has the same stem as {first}; pictures and masks are paired by stem, so each stem must be unique"
             )
     return inputs
 

@@ -18,7 +18,7 @@ from cocolvis.pictures import remarks
 from cocolvis.pictures.encoded import check_pixels, decode_file
 from cocolvis.text import decoded, nfc
 
-PICTURES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
+PICTURES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pbm", ".pgm", ".ppm", ".webp", ".tif", ".tiff"))
 VIDEOS = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"))
 """Endings, in lower case, of the pictures and of the videos that are taken from folders and globs."""
 
@@ -170,6 +170,55 @@ def frames(path: Path, every: int = 1) -> Iterator[tuple[int, np.ndarray]]:
         video.release()
     if not number:
         raise ValueError("the video has no frame that can be decoded")
+
+
+def check_complete(path: Path) -> None:
+    """Raise ValueError if a video, which can be opened, breaks off before its last frame.
+
+    The number of frames in a header can be too large in a complete video, so it is compared only if the file is shorter than
+    its chunks, as AVI, MP4 and MOV have them.
+    """
+    try:
+        breaks_off = path.stat().st_size < _end_of_chunks(path)
+    except OSError as error:
+        raise ValueError(f"cannot be read: {reason(error)}") from None
+    if not breaks_off:
+        return
+    stated, video, found = video_facts(path)[0], _open(path), 0
+    while video.grab():
+        found += 1
+    video.release()
+    if found < stated:
+        raise ValueError(f"the video breaks off: {found} of the {stated} frames in its header can be read, and are predicted")
+
+
+def _end_of_chunks(path: Path) -> int:
+    """Where the outermost chunks of an AVI, MP4 or MOV end according to their sizes; 0 for other files."""
+    end, size = 0, path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(12)
+        avi, mp4 = (head[:4], head[8:]) == (b"RIFF", b"AVI "), head[4:8] == b"ftyp"
+        while (avi or mp4) and end < size:
+            file.seek(end)
+            length = (_riff_bytes if avi else _box_bytes)(file.read(16))
+            if not length:
+                break
+            end += length
+    return end
+
+
+def _riff_bytes(start: bytes) -> int:
+    """The size of an outermost chunk of an AVI; 0 if it is unknown, as in files that were written to a pipe."""
+    length = int.from_bytes(start[4:8], "little")
+    return 8 + length if start[:4] == b"RIFF" and 0 < length < 2**32 - 1 else 0
+
+
+def _box_bytes(start: bytes) -> int:
+    """The size of an outermost box of an MP4 or MOV; 0 if it extends to the end of the file, or is not a box."""
+    length = int.from_bytes(start[:4])
+    if not start[4:8].isalnum():
+        return 0
+    return int.from_bytes(start[8:]) if length == 1 else length
 
 
 def video_facts(path: Path) -> tuple[int, float]:

@@ -1,7 +1,8 @@
 """Predicts class ids with a trained model; images and results are NumPy arrays."""
 
+import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -12,7 +13,7 @@ from cocolvis import notebook
 from cocolvis.vocabulary import Vocabulary
 from ess.checkpoint import Checkpoint, Run
 from ess.data.loader import to_class_ids
-from ess.device import choose_device, explain_out_of_memory, for_prediction
+from ess.device import OutOfMemory, choose_device, explain_out_of_memory, for_prediction
 from ess.inference.added import AddedClass, assign_added_classes, classes_for_checkpoint, extend_vocabulary
 from ess.inference.calibration import bias_for_checkpoint
 from ess.inference.side_by_side import side_by_side
@@ -36,8 +37,10 @@ class Predictor:
     """A model with the vocabulary that names its classes, and the views of an image that it blends.
 
     ``predictor(image)`` takes one picture of any size, (H, W, 3) uint8 RGB, and returns (H, W) uint16 class ids 1..C. A list of
-    pictures gives a list. ``vocabulary`` has the trained classes first, then those of ``added``. ``bias`` (C,) favours trained
-    classes as in :meth:`SegmentationModel.classify`; added classes have a bias of 0.
+    pictures gives a list. ``vocabulary`` has the trained classes first, then those of ``added``, of which those with a radius
+    of -inf get no pixel. ``bias`` (C,) favours trained classes as in :meth:`SegmentationModel.classify`; added classes have a
+    bias of 0. Images that do not fit the memory together are predicted one at a time. If one alone does not fit, DataError is
+    raised with ``advice`` for the user.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Predictor:
         added: Sequence[AddedClass] = (),
         checkpoint: Checkpoint | None = None,
         bias: torch.Tensor | None = None,
+        advice: str | None = None,
     ):
         self.model = model
         self.vocabulary = extend_vocabulary(vocabulary, added)
@@ -60,6 +64,8 @@ class Predictor:
         self.checkpoint = checkpoint
         self.bias = None if bias is None else bias.to(device)
         self._trained_vocabulary = vocabulary
+        self._advice = _advice(self.inference, device) if advice is None else advice
+        self._adds = any(new.radius > -math.inf for new in added)
 
     @classmethod
     def from_run(
@@ -75,7 +81,7 @@ class Predictor:
 
     def without_added_classes(self) -> "Predictor":
         """The same predictor with its trained classes only."""
-        kept: dict[str, Any] = {"checkpoint": self.checkpoint, "bias": self.bias}
+        kept: dict[str, Any] = {"checkpoint": self.checkpoint, "bias": self.bias, "advice": self._advice}
         return Predictor(self.model, self._trained_vocabulary, self.device, self.inference, **kept)
 
     def _repr_html_(self) -> str:
@@ -132,12 +138,13 @@ class Predictor:
 
         The picture is seen whole and once, for any :class:`Inference`.
         """
-        maps = [torch.from_numpy(each)[None].to(self.device).float() for each in features]
-        return to_class_ids(self._classify_coarse(self.model.coarse(maps), size, None).cpu().numpy())
+        with self._explaining_out_of_memory(1, size):
+            maps = [torch.from_numpy(each)[None].to(self.device).float() for each in features]
+            return to_class_ids(self._classify_coarse(self.model.coarse(maps), size, None).cpu().numpy())
 
     def outputs(self, images: Sequence[np.ndarray]) -> list[torch.Tensor]:
         """The blended embeddings or logits (D, H, W) float32 of images of equal padded size, on the device."""
-        with self._explaining_out_of_memory(images):
+        with self._explaining_out_of_memory(len(images), images[0].shape[:2]):
             return self.inference.outputs(self.model, self._pixels(images))
 
     def _pixels(self, images: Sequence[np.ndarray]) -> list[torch.Tensor]:
@@ -145,16 +152,22 @@ class Predictor:
         own = [np.require(image, requirements=("C", "W")) for image in images]  # PyTorch warns of read-only arrays
         return [torch.from_numpy(image).permute(2, 0, 1).to(self.device) for image in own]
 
-    def _explaining_out_of_memory(self, images: Sequence[np.ndarray]) -> AbstractContextManager:
-        """Raise DataError with advice if an allocation fails on these images."""
-        size = "{} x {}".format(*images[0].shape[:2])
-        what = f"the image is {size}" if len(images) == 1 else f"{len(images)} images of {size}"
-        return explain_out_of_memory(f"{what}; predict with a smaller --batch-size, with --window, or on --device cpu")
+    def _explaining_out_of_memory(self, images: int, size: Sequence[int]) -> AbstractContextManager:
+        """Raise OutOfMemory with advice if an allocation fails on so many images of a ``size`` (H, W)."""
+        height, width = size
+        what = f"the image is {height} x {width}" if images == 1 else f"{images} images of {height} x {width}"
+        return explain_out_of_memory(f"{what}; {self._advice}")
 
     def _predict(self, batch: Sequence[_Chosen[Key]]) -> list[tuple[Key, np.ndarray, np.ndarray]]:
-        """(key, image, class ids) of images of equal padded size."""
+        """(key, image, class ids) of images of equal padded size, one at a time if they do not fit the memory together."""
+        if len(batch) > 1:
+            with suppress(OutOfMemory):
+                return self._predict_together(batch)
+        return [found for each in batch for found in self._predict_together([each])]
+
+    def _predict_together(self, batch: Sequence[_Chosen[Key]]) -> list[tuple[Key, np.ndarray, np.ndarray]]:
         keys, images, chosen = zip(*batch, strict=True)
-        with self._explaining_out_of_memory(images):
+        with self._explaining_out_of_memory(len(images), images[0].shape[:2]):
             labels = self._labels(images, chosen)
             masks = [to_class_ids(labels_HW.cpu().numpy()) for labels_HW in labels]
         return list(zip(keys, images, masks, strict=True))
@@ -170,20 +183,26 @@ class Predictor:
 
     def _classify_coarse(self, coarse_1Dhw: torch.Tensor, size: tuple[int, ...], among: np.ndarray | None) -> torch.Tensor:
         """Labels (H, W) of an image of ``size`` from the output of the decoder."""
-        if among is None and self.added:
+        if among is None and self._adds:
             return self._classify(self.model.upsample(coarse_1Dhw, size)[0], None)
         return self.model.classify_coarse(coarse_1Dhw, size, self.bias, self._chosen(among))[0]
 
     def _classify(self, output_DHW: torch.Tensor, among: np.ndarray | None) -> torch.Tensor:
         """Labels (H, W) of an image from its embeddings or logits."""
         labels_HW = self.model.classify(output_DHW[None], self.bias, self._chosen(among))[0]
-        if among is not None or not self.added:
+        if among is not None or not self._adds:
             return labels_HW
         return assign_added_classes(self.model, output_DHW, labels_HW, self.added, self.bias)
 
     def _chosen(self, among: np.ndarray | None) -> torch.Tensor | None:
         """The classes to compare, None for all."""
         return None if among is None or not len(among) else torch.from_numpy(among).to(self.device, torch.int64)
+
+
+def _advice(inference: Inference, device: torch.device) -> str:
+    """What helps if an image does not fit the memory; only some of the commands that predict have the options for windows."""
+    window = "a --window, where the command has it" if inference.window is None else "a smaller --window or --batch-size"
+    return f"choose {window}" if device.type == "cpu" else f"choose {window}, or --device cpu"
 
 
 def _check(image: np.ndarray) -> None:

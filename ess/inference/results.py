@@ -3,22 +3,25 @@
 import json
 import logging
 import os
+import re
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from cocolvis.ahead import ahead
-from cocolvis.disk.files import LONGEST_NAME, read_json, write_aside
+from cocolvis.disk.files import LONGEST_NAME, check_writable, read_json, write_aside
 from cocolvis.errors import DataError
 from cocolvis.inspection.render import enlarge, overlay
 from cocolvis.pictures import remarks
 from cocolvis.pictures.encoded import write_png
 from cocolvis.progress import Progress, ignore
 from ess.inference.image_ids import ImageId, image_ids, number_of
-from ess.inference.inputs import Input, frames, read_picture, video_facts
+from ess.inference.inputs import Input, check_complete, frames, read_picture, video_facts
 from ess.inference.predictor import Predictor
 
 FORMATS = ("png", "overlay", "rle")
@@ -26,6 +29,12 @@ RLE_FILE = "predictions.json"
 
 _THREADS = 4
 """How many threads read pictures, and how many encode results, while the network computes."""
+
+_SAVED_EVERY = 60.0
+"""Seconds between two saves of the run lengths; more if a save takes long, so that at most 5 % of the time is spent on them."""
+
+_FRAME = re.compile(r"[0-9]{6,}\.png")
+"""The names of the masks of a video's frames."""
 
 log = logging.getLogger("ess")
 
@@ -40,12 +49,12 @@ def predict_files(
     skip_existing: bool = False,
     progress: Progress = ignore,
 ) -> list[str]:
-    """Write the predictions of pictures and videos below ``out``, and return a line for each input that cannot be decoded.
+    """Write the predictions of pictures and videos below ``out``, and return a line for each that cannot be decoded completely.
 
     "png" is ``NAME.png``, (H, W) 16-bit class ids; "overlay" is ``NAME_overlay.png``; "rle" is one ``predictions.json`` of
     :func:`run_lengths`. Every ``every``-th frame of a video is predicted: PNGs are ``NAME/000000.png``, overlays are one silent
-    ``NAME_overlay.mp4``, and run lengths have a "frame". ``skip_existing`` skips inputs that have all of their results. Raises
-    DataError if files cannot be written or would overwrite each other.
+    ``NAME_overlay.mp4``, and run lengths have a "frame". ``skip_existing`` skips inputs that have all of their results, also
+    those of a process that was killed. Raises DataError if files cannot be written or would overwrite each other.
     """
     faults: list[str] = []
     inputs = [*_with_possible_names(inputs, out, formats, faults)]
@@ -59,19 +68,26 @@ def predict_files(
     try:
         for _ in ahead(results.write, predictor.stream(_decoded(missing, faults, noted)), _THREADS):
             done += 1
+            results.save_if_due()
             progress(done + len(faults), total)
         done = len(pictures)
-        for video in videos:
-            try:
-                for _ in results.write_video(video, every):
-                    done += 1
-                    progress(done, max(done, total))
-            except ValueError as error:
-                faults.append(f"{video.path}: {error}")
+        for _ in chain.from_iterable(_predict_video(results, video, every, faults) for video in videos):
+            done += 1
+            results.save_if_due()
+            progress(done, max(done, total))
     finally:
-        results.close()
+        results.save()
         noted.log()
     return faults
+
+
+def _predict_video(results: "_Results", video: Input, every: int, faults: list[str]) -> Iterator[int]:
+    """Yield the numbers of a video's frames when done; ``faults`` gets a line if it cannot be read, or not to its end."""
+    try:
+        yield from results.write_video(video, every)
+        check_complete(video.path)
+    except ValueError as error:
+        faults.append(f"{video.path}: {error}")
 
 
 class _Remarks:
@@ -118,13 +134,16 @@ class _Results:
         self.predictor, self.out, self.formats, self.skip_existing = predictor, out, formats, skip_existing
         self._names = {str(one.path): f"{one.name}{one.path.suffix}" for one in inputs}
         self.entries: dict[tuple[str, int], list[dict]] = {}
+        self._due = time.monotonic() + _SAVED_EVERY
+        if "rle" in formats:
+            check_writable(out / RLE_FILE)
         if "rle" in formats and skip_existing and os.path.exists(out / RLE_FILE):
             for entry in _read_entries(out / RLE_FILE):
                 self.entries.setdefault((entry["file_name"], entry.get("frame", -1)), []).append(entry)
 
     def exist(self, one: Input) -> bool:
-        """Whether an input is skipped because it has all its results."""
-        return self._skipped(_files(one, self.out, self.formats), any(file == str(one.path) for file, _ in self.entries))
+        """Whether a picture is skipped because it has all its results."""
+        return self._skipped(_files(one, self.out, self.formats), (str(one.path), -1))
 
     def write(self, predicted: tuple[Input, np.ndarray, np.ndarray]) -> None:
         """Write the results of one picture."""
@@ -143,7 +162,7 @@ class _Results:
             wanted = (frame for frame in frames(one.path, every) if not self._has(one, frame[0]))
             yield from (self._write_frame(one, *frame) for frame in self.predictor.stream(wanted))
             return
-        if self.exist(one):
+        if self._video_exists(one, film, every):
             return
         seen = self.predictor.stream(frames(one.path, every))
         with write_aside(film) as aside:
@@ -161,27 +180,40 @@ class _Results:
             finally:
                 part.unlink(missing_ok=True)
 
-    def close(self) -> None:
-        """Write the run lengths, sorted by file and frame; only now are all files known, on which the image ids depend."""
-        if self.entries:
-            ids = self._ids()
-            entries = [entry | {"image_id": ids[key[0]]} for key in sorted(self.entries) for entry in self.entries[key]]
+    def save_if_due(self) -> None:
+        """Write the run lengths if the last time was long ago, so that little is lost if the process is killed."""
+        begun = time.monotonic()
+        if begun >= self._due:
+            self.save()
+            ended = time.monotonic()
+            self._due = ended + max(_SAVED_EVERY, 20 * (ended - begun))
+
+    def save(self) -> None:
+        """Write the run lengths, sorted by file and frame; threads may add others meanwhile."""
+        found = dict(self.entries)
+        if found:
+            ids = self._ids(found)
+            entries = [entry | {"image_id": ids[key[0]]} for key in sorted(found) for entry in found[key]]
             with write_aside(self.out / RLE_FILE) as aside:
                 aside.write_text("[\n" + ",\n".join(json.dumps(entry) for entry in entries) + "\n]\n", encoding="utf-8")
 
-    def _ids(self) -> dict[str, ImageId]:
+    def _ids(self, found: Mapping[tuple[str, int], list[dict]]) -> dict[str, ImageId]:
         """File -> id, for all inputs and for the files of an earlier call, whose names are known only if they were ids."""
-        earlier = {file: entries[0].get("image_id") for (file, _), entries in self.entries.items() if file not in self._names}
+        earlier = {file: entries[0].get("image_id") for (file, _), entries in found.items() if file not in self._names}
         named = {file: i if isinstance(i, str) else Path(file).name for file, i in earlier.items()}
         return image_ids(self._names | named)
 
-    def _has(self, one: Input, number: int) -> bool:
-        """:meth:`exist` for one frame of a video without overlays."""
-        files = [self._frame_file(one, number)] if "png" in self.formats else []
-        return self._skipped(files, (str(one.path), number) in self.entries)
+    def _video_exists(self, one: Input, film: Path, every: int) -> bool:
+        """:meth:`exist` for a video with an overlay."""
+        return self.skip_existing and _is_written(film) and all(self._has(one, number) for number, _ in frames(one.path, every))
 
-    def _skipped(self, files: Sequence[Path], listed: bool) -> bool:
-        return self.skip_existing and (listed or "rle" not in self.formats) and all(map(os.path.exists, files))
+    def _has(self, one: Input, number: int) -> bool:
+        """:meth:`exist` for one frame of a video, without its overlay."""
+        files = [self._frame_file(one, number)] if "png" in self.formats else []
+        return self._skipped(files, (str(one.path), number))
+
+    def _skipped(self, files: Sequence[Path], key: tuple[str, int]) -> bool:
+        return self.skip_existing and (key in self.entries or "rle" not in self.formats) and all(map(_is_written, files))
 
     def _frame_file(self, one: Input, number: int) -> Path:
         return self.out / one.name / f"{number:06d}.png"
@@ -219,6 +251,11 @@ def _files(one: Input, out: Path, formats: Sequence[str]) -> list[Path]:
     return [out / f"{one.name}{end}" for kind, end in (("png", png), ("overlay", film)) if kind in formats]
 
 
+def _is_written(file: Path) -> bool:
+    """Whether a result exists; an empty file is what a power cut may leave."""
+    return os.path.isfile(file) and os.path.getsize(file) > 0
+
+
 def _with_possible_names(inputs: Sequence[Input], out: Path, formats: Sequence[str], faults: list[str]) -> Iterator[Input]:
     """Yield the inputs whose results can be named; ``faults`` gets a line for each of the others."""
     for one in inputs:
@@ -245,6 +282,25 @@ def _check_names(inputs: Sequence[Input], out: Path, formats: Sequence[str]) -> 
                 )
             if os.path.realpath(path) in originals:
                 raise DataError(f"{one.path}: its result would overwrite the input {path}; choose another --out")
+    if "png" in formats:
+        _check_frames(files, out)
+
+
+def _check_frames(files: Mapping[Input, Sequence[Path]], out: Path) -> None:
+    """Raise DataError if an input, or one of its ``files``, has the name of a mask of a video's frame."""
+    videos = {os.path.realpath(out / one.name): one.path for one in files if one.is_video}
+
+    def video_with(path: Path) -> Path | None:
+        return videos.get(os.path.realpath(path.parent)) if videos and _FRAME.fullmatch(path.name) else None
+
+    for one, results in files.items():
+        for original in (one.path, Path(os.path.realpath(one.path))):
+            if video := video_with(original):
+                raise DataError(f"{one.path}: a frame of {video} would overwrite it; choose another --out")
+        for path in results:
+            if video := video_with(path):
+                name = path.relative_to(out)
+                raise DataError(f"{one.path}: would be written as {name}, like a frame of {video}; predict it to another --out")
 
 
 def _frames_of(video: Input, every: int) -> int:

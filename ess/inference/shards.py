@@ -50,15 +50,17 @@ def predict_split(
     """Write the predictions for a split to the folder ``out``, and return a line for each damaged image, which is left out.
 
     There is one shard for each shard of the split, and dataset.json is written last. Its key "predictions" has the digest of
-    the data set, the run, the step, the weights and the views. With ``skip_existing``, shards that the same model finished for
-    the same data set are kept. ``announce`` is called with a line if this waits for a sign of life from another process. Raises
-    DataError if the model has other classes than the data set, if ``out`` holds something else, such as predictions for another
-    split, if another process writes there, or if a disk fails.
+    the data set, the run, the step, the weights, the added classes, the calibration and the views. With ``skip_existing``,
+    shards that the same model finished for the same data set are kept, unless they lack an image that can be read now.
+    ``announce`` is called with a line if this waits for a sign of life from another process. Raises DataError if the model has
+    other classes than the data set, if ``out`` holds something else, such as predictions for another split, if no image of the
+    split can be read, if another process writes there, or if a disk fails.
     """
     if predictor.without_added_classes().vocabulary.digest != dataset.vocabulary.digest:
         raise DataError(f"{dataset.folder}: has another vocabulary than the model was trained with; predict its data set")
     images = dataset.split(split)
     _check_folder(out, split)
+    _check_readable(images, dataset.folder)
     with lock.held(out, None, announce, "a prediction") as lease:
         return _Writing(predictor, dataset, images, out, lease, progress).write(skip_existing)
 
@@ -83,30 +85,50 @@ class _Writing:
         faults: list[Fault] = []
         readers = []
         for number, (first, last) in enumerate(itertools.pairwise(self.images.starts.tolist())):
-            path = self.out / "shards" / f"{split}-{number:05d}.h5"
-            ids = self.images.shard(number).image_ids()
-            if not (skip_existing and _is_finished(path, attributes, ids)):
-                self._write_shard(range(first, last), path, attributes)
+            path, ids = self.out / "shards" / f"{split}-{number:05d}.h5", self.images.shard(number).image_ids()
+            damaged = self._damaged_in(range(first, last), ids, path, attributes) if skip_existing else None
+            if damaged is None:
+                damaged = self._write_shard(range(first, last), path, attributes)
             readers.append(ShardReader(path))
-            faults += [_fault(int(image_id)) for image_id in np.setdiff1d(ids, readers[-1].image_ids())]
+            faults += [_fault(int(ids[row - first]), error) for row, error in damaged.items()]
             self.progress(last, len(self.images))
         self._write_index(made_by, readers, faults)
         return [fault.reason for fault in faults]
 
-    def _write_shard(self, rows: range, path: Path, attributes: dict[str, str]) -> None:
-        """Predict the images of one shard; damaged ones are missing from it."""
-        done, total = itertools.count(rows.start + 1), len(self.images)
+    def _damaged_in(
+        self, rows: range, ids: np.ndarray, path: Path, attributes: dict[str, str]
+    ) -> dict[int, DamagedImage] | None:
+        """Row -> the fault of each image that a finished shard lacks; None if the shard must be written.
 
-        def load(row: int) -> tuple[Sample, np.ndarray] | None:
+        ``ids`` are the image ids of the rows. A missing image may be one that could not be reached at that time.
+        """
+        damaged: dict[int, DamagedImage] = {}
+        found = _finished_ids(path, attributes)
+        if found is None or not np.isin(found, ids).all():
+            return None
+        for row in np.asarray(rows)[~np.isin(ids, found)].tolist():
+            fault = _damage(self.images, row)
+            if fault is None:
+                return None
+            damaged[row] = fault
+        return damaged
+
+    def _write_shard(self, rows: range, path: Path, attributes: dict[str, str]) -> dict[int, DamagedImage]:
+        """Predict the images of one shard; row -> the fault of each damaged image, which is missing from it."""
+        done, total = itertools.count(rows.start + 1), len(self.images)
+        damaged: dict[int, DamagedImage] = {}
+
+        def load(row: int) -> tuple[Sample, np.ndarray] | DamagedImage:
             try:
                 sample = self.images[row]
                 return sample, sample.image()
-            except DamagedImage:
-                return None
+            except DamagedImage as error:
+                return error
 
         def pictures() -> Iterator[tuple[tuple[int, Sample], np.ndarray]]:
             for row, loaded in zip(rows, ahead(load, rows, threads=1), strict=True):
-                if loaded is None:
+                if isinstance(loaded, DamagedImage):
+                    damaged[row] = loaded
                     self.progress(next(done), total)
                 else:
                     yield (row, loaded[0]), loaded[1]
@@ -125,6 +147,7 @@ class _Writing:
         with ShardWriter(path, attributes, self.lease.check) as writer:
             for row in sorted(predicted):
                 writer.add(predicted[row])
+        return damaged
 
     def _write_index(self, made_by: dict[str, Any], readers: list[ShardReader], faults: list[Fault]) -> None:
         """Write dataset.json, which makes the folder a data set."""
@@ -160,6 +183,27 @@ def _check_folder(out: Path, split: str) -> None:
         raise DataError(f"{out}: is a file; expected a folder to write the predictions to")
 
 
+def _check_readable(images: Split, folder: Path) -> None:
+    """Raise DataError if no image of the split can be read, before earlier predictions are replaced by none."""
+    first = None
+    for row in range(len(images)):
+        fault = _damage(images, row)
+        if fault is None:
+            return
+        first = first or fault
+    if first is not None:
+        raise DataError(f"{folder}: none of the {len(images)} images of split {images.name} can be read; the first: {first}")
+
+
+def _damage(images: Split, row: int) -> DamagedImage | None:
+    """What is wrong with an image of a split, None if it can be read."""
+    try:
+        images[row].image()
+    except DamagedImage as error:
+        return error
+    return None
+
+
 def _remove(index: Path) -> None:
     """Remove the index of earlier predictions, which will be replaced; raises DataError if that fails."""
     try:
@@ -177,6 +221,7 @@ def _made_by(predictor: Predictor, dataset: Dataset) -> dict[str, Any]:
         "step": checkpoint.step if checkpoint else None,
         "weights": checkpoint.weights_digest() if checkpoint else "",
         "added": _digest([[new.name, new.radius, new.embedding] for new in predictor.added]) if predictor.added else None,
+        "calibration": None if predictor.bias is None else _digest(predictor.bias.tolist()),
         "views": asdict(predictor.inference),
     }
 
@@ -185,18 +230,18 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _is_finished(path: Path, attributes: dict[str, str], ids: np.ndarray) -> bool:
-    """Whether a shard was written completely for these images, by the same model with the same views."""
+def _finished_ids(path: Path, attributes: dict[str, str]) -> np.ndarray | None:
+    """The image ids (N,) in a shard; None unless it was written completely, by the same model with the same views."""
     try:
         with h5py.File(path, "r", locking=False) as file:
             same = all(file.attrs.get(name) == np.bytes_(text.encode()) for name, text in attributes.items())
-        return same and bool(np.isin(ShardReader(path).image_ids(), ids).all())
+        return ShardReader(path).image_ids() if same else None
     except (OSError, DataError):
-        return False
+        return None
 
 
-def _fault(image_id: int) -> Fault:
-    return Fault("damaged image", "image", image_id, None, f"image {image_id}: is damaged; `cocolvis verify --decode` says how")
+def _fault(image_id: int, error: DamagedImage) -> Fault:
+    return Fault("damaged image", "image", image_id, None, str(error))
 
 
 def _entry(reader: ShardReader, split: str) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """The compiled cross entropies as differentiable functions: they choose the kernel, and what the backward pass reuses."""
 
 from collections.abc import Iterable
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
 
 from ess.kernels.distances import DISTANCES
+from ess.kernels.gpu import probe
 
 BACKENDS = ("auto", "fused", "torch")
 
@@ -40,7 +40,7 @@ def on_gpu(embeddings: torch.Tensor) -> bool:
 
 
 def _fits_triton(embeddings: torch.Tensor) -> bool:
-    return embeddings.shape[1] <= 256 and find_spec("triton") is not None
+    return embeddings.shape[1] <= 256 and probe.works()
 
 
 @torch.compiler.disable

@@ -2,11 +2,11 @@
 
 import os
 from functools import lru_cache
-from importlib.util import find_spec
 
 import torch
 
 from ess.kernels.distances import DISTANCES
+from ess.kernels.gpu import probe
 
 BACKENDS = ("auto", "numba", "triton", "faiss", "torch", "clustered")
 """The implementations. All but "clustered" compare a query with every class. "triton" needs a GPU, on which it is "auto".
@@ -18,6 +18,9 @@ With a bias, which faiss does not support, "auto" on the CPU is numba for up to 
 
 FEW = 64
 """The most classes per query that the compiled searches are made for."""
+
+_KEPT_BY_TRITON = FEW + 1
+"""The most classes per query that the kernel finds: FEW negatives and the target, in the registers of a GPU."""
 
 _PROBES = 16
 
@@ -52,14 +55,25 @@ def nearest(
         raise ValueError(f"backend is {backend!r}: expected one of {', '.join(BACKENDS)}")
     if bias is not None:
         _check_bias(bias, classes, backend)
-    if backend == "triton" and not (queries.is_cuda or "TRITON_INTERPRET" in os.environ):
-        raise ValueError(f"backend is 'triton', which searches on a GPU, but the queries are on {queries.device}")
+    if fault := fault_of(backend, k, queries.device):
+        raise ValueError(f"backend is {fault}")
     if backend == "auto":
         backend = _best(queries, k, biased=bias is not None)
     search = {"numba": _numba, "triton": _triton, "faiss": _faiss, "torch": _torch, "clustered": _clustered}[backend]
     with torch.autocast(queries.device.type, enabled=False):
         queries, classes = (x.detach().float().contiguous() for x in (queries, classes))
         return search(queries, classes, k, distance, None if bias is None else bias.detach().to(queries))
+
+
+def fault_of(backend: str, k: int, device: torch.device) -> str:
+    """Why a search for ``k`` classes per query cannot run on a device, as "'triton', which ..."; "" if it can."""
+    if backend != "triton":
+        return ""
+    if device.type != "cuda" and "TRITON_INTERPRET" not in os.environ:
+        return f"'triton', which searches on a GPU, but the device is {device}"
+    if k > _KEPT_BY_TRITON:
+        return f"'triton', which finds at most {_KEPT_BY_TRITON} classes, {FEW} negatives and the target, not {k}"
+    return "" if device.type != "cuda" or probe.works() else "'triton', which cannot run its kernels here"
 
 
 def _check_bias(bias: torch.Tensor, classes: torch.Tensor, backend: str) -> None:
@@ -72,7 +86,7 @@ def _check_bias(bias: torch.Tensor, classes: torch.Tensor, backend: str) -> None
 
 def _best(queries: torch.Tensor, k: int, biased: bool) -> str:
     if queries.is_cuda:
-        return "triton" if k <= FEW and find_spec("triton") else "torch"
+        return "triton" if k <= FEW and probe.works() else "torch"
     if biased:
         return "numba" if k <= FEW else "torch"
     return "numba" if 1 < k <= FEW else "faiss"

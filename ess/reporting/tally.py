@@ -8,12 +8,9 @@ import numpy as np
 
 from ess.data.loader import to_class_ids
 from ess.evaluation.evaluate import Predicted, count_pictures
-from ess.evaluation.metrics import Confusion
+from ess.evaluation.metrics import LARGEST_MATRIX, Confusion
 from ess.evaluation.picture_counts import PictureCounts
 from ess.evaluation.picture_scores import PictureScore, picture_scores
-
-_LARGEST_MATRIX = 4096
-"""The most classes for which pairs of them are counted: 134 MB."""
 
 
 class Kept(NamedTuple):
@@ -41,7 +38,7 @@ def tally(images: Iterable[Predicted], classes: int, shown: int) -> Tally:
 
     No picture is among both, and none without labelled pixels among either.
     """
-    total = Confusion(classes, matrix=classes <= _LARGEST_MATRIX)
+    total = Confusion(classes, matrix=classes <= LARGEST_MATRIX)
     parts, kept = [PictureCounts.of(classes, {})], []
     for image in images:
         total.update(image.labels, image.prediction)

@@ -22,6 +22,7 @@ from ess.config import Config
 from ess.data.damage import with_advice
 from ess.data.feature_store import VERSION, FeatureStore, Maps, SplitFeatures
 from ess.data.transforms import normalize
+from ess.device import explain_out_of_memory
 from ess.models.network import SegmentationModel
 
 ARCHES = ("linear", "deeplabv3plus")
@@ -76,27 +77,23 @@ def store_features(
     store = FeatureStore(folder / encoder_digest(model, config, maps), maps)
     store.find()
     found: dict[str, SplitFeatures] = {}
-    missing: dict[bytes, tuple[int, _Picture]] = {}
-    stored: set[bytes] = set()
-    total = 0
+    wanted: dict[bytes, tuple[int, _Picture]] = {}
     for name, indices in images.items():
         split = dataset.split(name)
         keys: list[bytes | None] = [None] * len(split)
         for index in indices:
             keys[index], size = _digest(split, index, maps, model, config)
-            key = keys[index]
-            if key is not None and key not in missing and key not in stored:
-                total += size
-                if key in store:
-                    stored.add(key)
-                else:
-                    missing[key] = size, _Picture(split, index, key)
+            if (key := keys[index]) is not None:
+                wanted.setdefault(key, (size, _Picture(split, index, key)))
         found[name] = SplitFeatures(store, keys)
-    there = f", {len(stored)} of them are there already" if stored else ""
-    log.info("features of %d pictures: %s in %s%s", len(missing) + len(stored), human_size(total), folder, there)
-    _check_disk(store.folder, sum(size for size, _ in missing.values()))
-    pictures = [picture for _, picture in missing.values()]
-    _compute(pictures[team.process_index :: team.num_processes], store, model, config, team.device)
+    missing = [size for key, (size, _) in wanted.items() if key not in store]
+    there = f", {len(wanted) - len(missing)} of them are there already" if len(missing) < len(wanted) else ""
+    total = sum(size for size, _ in wanted.values())
+    log.info("features of %d pictures: %s in %s%s", len(wanted), human_size(total), folder, there)
+    _check_disk(store.folder, sum(missing))
+    # Shares of all pictures, not of the missing ones: which are missing depends on when a process looks.
+    share = [picture for _, picture in wanted.values()][team.process_index :: team.num_processes]
+    _compute([picture for picture in share if picture.key not in store], store, model, config, team.device)
     team.wait_for_everyone()
     store.find()
     return found
@@ -168,10 +165,15 @@ def _compute(
 
 @torch.inference_mode()
 def _features(split: Split, index: int, maps: Maps, model: SegmentationModel, device: torch.device) -> list[np.ndarray]:
-    """The maps (C, h, w) float16 of one picture; raises DataError if a value does not fit float16."""
+    """The maps (C, h, w) float16 of one picture.
+
+    Raises DataError if a value does not fit float16, or if the picture does not fit the memory of the device.
+    """
     sample = split[index]
-    pixels = torch.from_numpy(np.require(sample.image(), requirements=("C", "W"))).permute(2, 0, 1)[None].to(device)
-    found = [each[0].to(torch.float16).cpu().numpy() for each in model.encode(normalize(pixels))]
+    what = "image {} is {} x {} pixels, and --cache-features encodes it whole".format(sample.image_id, *sample.size)
+    with explain_out_of_memory(f"{what}; choose a smaller --encoder, or leave out --cache-features"):
+        pixels = torch.from_numpy(np.require(sample.image(), requirements=("C", "W"))).permute(2, 0, 1)[None].to(device)
+        found = [each[0].to(torch.float16).cpu().numpy() for each in model.encode(normalize(pixels))]
     if not all(np.isfinite(each).all() for each in found):
         raise DataError(sample.fault_line("its features do not fit float16; train without stored features"))
     return found

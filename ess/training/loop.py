@@ -11,17 +11,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from cocolvis.disk.lock import Lease
 from cocolvis.errors import DamagedImage, DataError
 from cocolvis.storage.dataset import Dataset
 from ess.checkpoint import Checkpoint, Run
-from ess.config import MOST_STEPS, Config
+from ess.config import Config
 from ess.data.batches import Batch, FeatureBatch, RawBatch, RawFeatures, rendered
 from ess.data.feature_batches import feature_batches
 from ess.data.feature_store import SplitFeatures
-from ess.data.loader import epoch_length, training_batches, training_split
-from ess.data.longtail import Tail, tail_of
+from ess.data.loader import training_batches
+from ess.data.longtail import Tail
 from ess.device import Readback, explain_out_of_memory, moved
-from ess.evaluation.evaluate import check_readable, count_pixels, image_indices, predictions, scores_of
+from ess.evaluation.evaluate import count_pixels, image_indices, predictions, scores_of
 from ess.inference.predictor import Predictor
 from ess.inference.views import Inference
 from ess.losses.cross_entropy import chosen
@@ -32,12 +33,16 @@ from ess.training import machine
 from ess.training import team as teams
 from ess.training.features import check_settings, store_features
 from ess.training.journal import Journal
-from ess.training.objective import Objective
+from ess.training.objective import Objective, check_device
+from ess.training.plan import planned
 from ess.training.state import TrainingState, set_learning_rates
 from ess.training.step import Guard, Made, NotFinite, optimise, seed_step
 
 _EVALUATED = 8
 """Images of equal padded size that a GPU predicts together in an evaluation."""
+
+_TOO_LARGE = "the network and its optimiser do not fit this device ({}); choose a smaller --encoder or another --device"
+"""What to do if the memory of a device ends before the first step."""
 
 log = logging.getLogger("ess")
 
@@ -66,45 +71,44 @@ def train(
 
     Several processes, started by torchrun for example, share each batch and make the same steps as one process.
     """
-    run = Run.find(folder)
-    if run and not resume:
-        raise DataError(f"{folder}: already holds a run; continue it with --resume, or choose another --out")
+    _find(folder, resume)
     if cache_features is not None:
         check_settings(config)
-    split = training_split(dataset, config)
-    tail = tail_of(split, dataset.vocabulary, config)
-    epoch = epoch_length(len(split), tail.repeats) // config.batch_size
-    steps = _planned_steps(config, epoch)
-    if config.eval_every is not None:
-        check_readable(dataset, "val", limit=config.eval_limit, skip_damaged=config.skip_damaged)
+    split, tail, epoch, steps = planned(dataset, config)
     team = teams.join(config, folder)
-    config = machine.resolved(config, team.device, run.config if run else None)
-    choices = machine.in_force(config, team.device)
-    objective = _new_objective(team, config, len(dataset.vocabulary), tail, pretrained=run is None)
-    state = TrainingState(objective.model, config, objective.log_temperature, fused=choices.fused)
-    record = {"device": machine.describe(team.device), **choices._asdict()}
-    begun = _resume(team, run, dataset, config, state, steps, allow_other_data, record) if run else None
-    stored = _features(cache_features, dataset, len(split), objective.model, config, team) if cache_features else {}
-    if run is None or begun is None:
-        run, begun = _begin(team, folder, dataset, config, state, resume, record)
-    loss = chosen(config.loss, len(dataset.vocabulary))
-    told = (record["device"], config.precision, loss, len(split), epoch, config.workers)
-    log.info("%s: %s, %s loss, %d images, %d steps an epoch, %s workers", *told)
-    guard = Guard(objective.model, state.optimizer, team.device, fused=choices.fused)
-    wrapped, optimizer = team.prepare(objective.train(), state.optimizer)
-    schedule = (config, steps, begun.step, tail, (team.process_index, team.num_processes))
-    batches: Generator[RawBatch, None, None] | Generator[RawFeatures, None, None]
-    batches = feature_batches(split, stored["train"], *schedule) if stored else training_batches(split, *schedule)
-    advice = f"try a --batch-size below {config.batch_size}, a --crop below {config.crop}, or --accumulate"
-    with (
-        stop_requests(team) as stop,
-        Journal(team, folder, config, begun.step, steps) as journal,
-        closing(batches),
-        explain_out_of_memory(advice),
-        machine.switched(choices),
-    ):
-        training = _Training(team, run, dataset, stored, steps, epoch, state, wrapped, optimizer, guard, journal, stop)
-        training.run_steps(begun, rendered(batches, config.crop, team.device, prefetch=choices.prefetch))
+    with teams.alone(team, folder) as lease:
+        run = _find(folder, resume)  # again: another training may have begun it meanwhile
+        config = machine.resolved(config, team.device, run.config if run else None)
+        check_device(config, len(dataset.vocabulary), team.device)
+        choices = machine.in_force(config, team.device)
+        record = {"device": machine.describe(team.device), **choices._asdict()}
+        with explain_out_of_memory(_TOO_LARGE.format(record["device"])):
+            objective = _new_objective(team, config, len(dataset.vocabulary), tail, pretrained=run is None)
+            objective.check_batch_norm(config.batch_size // (team.num_processes * config.accumulate))
+            state = TrainingState(objective.model, config, objective.log_temperature, fused=choices.fused)
+            begun = _resume(team, run, dataset, config, state, steps, allow_other_data, record) if run else None
+            stored = _features(cache_features, dataset, len(split), objective.model, config, team) if cache_features else {}
+            if run is None or begun is None:
+                run, begun = _begin(team, folder, dataset, config, state, resume, record)
+            guard = Guard(objective.model, state.optimizer, team.device, fused=choices.fused)
+            wrapped, optimizer = team.prepare(objective.train(), state.optimizer)
+        loss = chosen(config.loss, len(dataset.vocabulary))
+        told = (record["device"], config.precision, loss, len(split), epoch, config.workers)
+        log.info("%s: %s, %s loss, %d images, %d steps an epoch, %s workers", *told)
+        schedule = (config, steps, begun.step, tail, (team.process_index, team.num_processes))
+        batches: Generator[RawBatch, None, None] | Generator[RawFeatures, None, None]
+        batches = feature_batches(split, stored["train"], *schedule) if stored else training_batches(split, *schedule)
+        advice = f"try a --batch-size below {config.batch_size}, a --crop below {config.crop}, or --accumulate"
+        with (
+            stop_requests(team) as stop,
+            Journal(team, folder, config, begun.step, steps) as journal,
+            closing(batches),
+            explain_out_of_memory(advice),
+            machine.switched(choices),
+        ):
+            parts = (dataset, stored, steps, epoch, state, wrapped, optimizer, guard, journal, stop)
+            training = _Training(team, lease, run, *parts)
+            training.run_steps(begun, rendered(batches, config.crop, team.device, prefetch=choices.prefetch))
     return run
 
 
@@ -112,11 +116,12 @@ def train(
 class _Training:
     """A running training of ``steps`` steps, ``epoch`` of them per epoch; ``features`` are stored ones by split, if any.
 
-    ``objective`` and ``optimizer`` are wrapped for the ``team`` of processes. The ``guard`` suppresses steps whose loss or
-    gradient is not finite.
+    ``objective`` and ``optimizer`` are wrapped for the ``team`` of processes. ``lease`` is the lock of its first process, None
+    in the others. The ``guard`` suppresses steps whose loss or gradient is not finite.
     """
 
     team: Accelerator
+    lease: Lease | None
     run: Run
     dataset: Dataset
     features: Mapping[str, SplitFeatures]
@@ -190,7 +195,8 @@ class _Training:
 
     def _save(self, done: int) -> None:
         """Write a checkpoint. All processes wait for it, because launchers end all of them when the first one ends."""
-        if self.team.is_main_process:
+        if self.lease is not None:
+            self.lease.check()
             self.run.save(done, self.state.result, self.state.tensors(self.team.scaler), self.state.temperature)
         self.team.wait_for_everyone()
 
@@ -209,7 +215,8 @@ class _Training:
         predictor = self._predictor()
         with machine.searching(False):  # pictures have many sizes
             scores = self._scores(predictor)
-            if self.team.is_main_process:
+            if self.lease is not None:
+                self.lease.check()
                 self.run.score(done, scores)
             self.journal.evaluation(done, scores)
             self.journal.pictures(done, predictor, self.dataset)
@@ -240,21 +247,16 @@ class _Training:
     def _predictor(self) -> Predictor:
         together = _EVALUATED if self.team.device.type == "cuda" else 1
         how = Inference(batch_size=together)
-        return Predictor(self.state.result.eval(), self.dataset.vocabulary, self.team.device, how)
+        advice = "train with --eval-every none, and evaluate the run with `ess eval --window`"
+        return Predictor(self.state.result.eval(), self.dataset.vocabulary, self.team.device, how, advice=advice)
 
 
-def _planned_steps(config: Config, epoch: int) -> int:
-    """The number of steps of the whole training, given those of an epoch.
-
-    Raises DataError if it has more digits than the names of checkpoints.
-    """
-    if config.steps is not None:
-        return config.steps
-    assert config.epochs is not None  # Config has exactly one of the two
-    steps = config.epochs * epoch
-    if steps > MOST_STEPS:
-        raise DataError(f"{config.epochs} epochs are {steps} steps; expected at most {MOST_STEPS}")
-    return steps
+def _find(folder: Path, resume: bool) -> Run | None:
+    """The run in a folder, or None; raises DataError if there is one that is not to be resumed."""
+    run = Run.find(folder)
+    if run and not resume:
+        raise DataError(f"{folder}: already holds a run; continue it with --resume, or choose another --out")
+    return run
 
 
 def _new_objective(team: Accelerator, config: Config, classes: int, tail: Tail, *, pretrained: bool) -> Objective:
@@ -307,7 +309,7 @@ def _resume(
     """Load the newest checkpoint of a run; raises DataError, with the run unchanged, if it does not match the settings."""
     if run.vocabulary.digest != dataset.vocabulary.digest:
         raise DataError(f"{run.folder}: was trained with another vocabulary than that of {dataset.folder}")
-    run.change(config)
+    changes = ", ".join(run.change(config))
     begun = run.load(state.result)
     if begun.step > steps:
         length = f"--steps {steps}" if config.steps else f"--epochs {config.epochs}, which are {steps} steps,"
@@ -321,4 +323,6 @@ def _resume(
     if team.is_main_process:
         run.write()
     log.info("resumed %s at step %d", run.folder, begun.step)
+    if changes:
+        log.info("settings change: %s", changes)
     return begun

@@ -6,11 +6,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from cocolvis.errors import DataError
 from ess.config import Config
 from ess.data.batches import IGNORE_INDEX, Batch, FeatureBatch
 from ess.data.longtail import NO_TAIL, Tail
 from ess.data.transforms import normalize
+from ess.kernels.gpu import probe
 from ess.losses import cross_entropy, interpolated, temperature
+from ess.losses.neighbours import fault_of
 from ess.losses.points import point_cross_entropy
 from ess.models.network import SegmentationModel
 
@@ -19,6 +22,24 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 _LABELS: dict[str, Any] = {"ignore_index": IGNORE_INDEX, "reduction": "sum", "validate": False}
 """What the losses need to know of labels; that these are classes of the vocabulary was checked when the shard was read."""
+
+
+def check_device(config: Config, classes: int, device: torch.device) -> None:
+    """Raise DataError if the device cannot compile the network, or not search in the way that the settings say.
+
+    Only the k-NN loss with this number of ``classes`` searches, unless its negatives are random.
+    """
+    if config.compile and device.type == "cuda" and not probe.works():
+        raise DataError("compile needs Triton, which cannot run its kernels here; leave out --compile")
+    if cross_entropy.chosen(config.loss, classes) != "knn" or config.negatives == "random":
+        return
+    if fault := fault_of(config.search, min(config.k, classes - 1) + 1, device):
+        raise DataError(f"search is {fault}; choose --search auto")
+
+
+def dropouts(model: SegmentationModel) -> list[nn.modules.dropout._DropoutNd]:
+    """The dropout layers of the decoder."""
+    return [layer for layer in model.decoder.modules() if isinstance(layer, nn.modules.dropout._DropoutNd)]
 
 
 class Objective(nn.Module):
@@ -51,9 +72,38 @@ class Objective(nn.Module):
         self._memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         model.to(memory_format=self._memory_format)
         if config.dropout is not None:
-            for layer in model.decoder.modules():
-                if isinstance(layer, nn.modules.dropout._DropoutNd):
-                    layer.p = config.dropout
+            for layer in dropouts(model):
+                layer.p = config.dropout
+
+    @torch.no_grad()
+    def check_batch_norm(self, images: int) -> None:
+        """Raise DataError if a BatchNorm layer would learn from one value per channel, with ``images`` crops at a time.
+
+        That happens to one crop after image pooling, or where a feature map is one pixel. Changes nothing.
+        """
+        if images > 1:
+            return
+        mode = self.training
+        layers = [layer for layer in self.train().modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+        learning = [layer for layer in layers if layer.training and not isinstance(layer, nn.SyncBatchNorm)]
+        single: list[nn.Module] = []
+
+        def look(layer: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+            if inputs[0].numel() == inputs[0].shape[1]:
+                single.append(layer)
+
+        hooks = [layer.register_forward_pre_hook(look) for layer in learning]
+        self.eval().model(torch.zeros(1, 3, self.config.crop, self.config.crop, device=next(self.parameters()).device))
+        self.train(mode)
+        for hook in hooks:
+            hook.remove()
+        if single:
+            encoder = single[0] in {*self.model.encoder.modules()}
+            part, advice = ("encoder", "--freeze-bn") if encoder else ("decoder", "--norm group")
+            raise DataError(
+                f"BatchNorm of the {part} cannot learn from 1 image at a time, of which a layer sees one value per channel;"
+                f" choose a larger --batch-size, a smaller --accumulate, or {advice}"
+            )
 
     def forward(self, batch: Batch | FeatureBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """(the sum of the losses of all labelled pixels, each times its class's weight; the margin penalty), float32 scalars.

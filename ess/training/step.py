@@ -94,15 +94,16 @@ def optimise(
 ) -> torch.Tensor:
     """Make a step on a batch on the device, in ``accumulate`` parts, and return the loss before the step, a float32 scalar.
 
-    The loss is the mean over the labelled pixels of all processes and parts together, plus the margin penalty; all processes
-    return the same. The gradient of the whole step is scaled down to the norm ``clip_norm``, if it is longer. A ``guard``
-    suppresses the update if loss or gradient are not finite. With a loss scale, only the loss counts: infinite gradients are
-    how the scale is found.
+    The loss is the mean over the labelled pixels of all processes and parts together, or 0 if there are none, plus the margin
+    penalty; all processes return the same. The gradient of the whole step is scaled down to the norm ``clip_norm``, if it is
+    longer. A ``guard`` suppresses the update if loss or gradient are not finite. With a loss scale, only the loss counts:
+    infinite gradients are how the scale is found.
     """
     if guard is not None:
         guard.remember()
     weight = team.unwrap_model(objective).total_weight(batch)
-    total = team.reduce(weight, "sum").clamp_min(torch.finfo(weight.dtype).tiny)
+    total = team.reduce(weight, "sum")
+    total = total.masked_fill(total == 0, 1)  # without a labelled pixel, the sum of the losses is 0 too
     summed = torch.zeros_like(weight)
     for number, part in enumerate(batch.parts(accumulate), 1):
         with nullcontext() if number == accumulate else team.no_sync(objective):

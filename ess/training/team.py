@@ -1,5 +1,6 @@
 """Joins the processes that train together through accelerate, one per device, started by torchrun or `accelerate launch`."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +13,13 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs
 from timm.layers import convert_sync_batchnorm
 
+from cocolvis.disk.lock import Lease, held
 from cocolvis.errors import DataError
 from ess.config import Config
 from ess.device import choose_device, take_own_gpu
 from ess.models.network import SegmentationModel
+
+log = logging.getLogger("ess")
 
 
 def join(config: Config, folder: Path) -> Accelerator:
@@ -48,6 +52,19 @@ def join(config: Config, folder: Path) -> Accelerator:
     if config.precision == "fp16":
         team.scaler = torch.amp.GradScaler(team.device.type)
     return team
+
+
+@contextmanager
+def alone(team: Accelerator, folder: Path) -> Iterator[Lease | None]:
+    """Hold the lock of a run's folder inside this context, in the first process; the others of the team get None.
+
+    Raises DataError if another training holds it. That of a killed process is taken over: see :mod:`cocolvis.disk.lock`.
+    """
+    if team.is_main_process:
+        with held(folder, None, log.info, "a training") as lease:
+            yield lease
+    else:
+        yield None
 
 
 def synchronised(model: SegmentationModel, team: Accelerator) -> SegmentationModel:

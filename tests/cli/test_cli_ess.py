@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -112,6 +113,57 @@ def test_flags_and_variants_of_embeddings_need_a_loss_that_has_some(sample_datas
     assert "the variant no-margin has no effect: loss is 'dense'; choose --loss exact or knn, or leave it out" in told
     assert not (tmp_path / "run").exists()
     ess(*arguments, "--preset", "coco-lvis+exact+no-margin")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("--arch fpn --output-stride 8", "--output-stride 8 has no effect: arch is 'fpn', .*; choose --arch deeplabv3plus, or"),
+        ("--arch unet --dropout 0.2", "--dropout 0.2 has no effect: arch is 'unet', whose decoder has no dropout; choose"),
+        ("--loss knn --negatives random --search torch", "--search torch has no effect: negatives is 'random', .*; choose --n"),
+        ("--loss knn --negatives random --query-stride 4", "--query-stride 4 has no effect: negatives is 'random'"),
+        ("--loss dense --embedding-momentum 0.5", "--embedding-momentum 0.5 has no effect: loss is 'dense'; choose --loss ex"),
+        ("--allow-other-data", "--allow-other-data has no effect without --resume; leave it out"),
+        ("--preset ", "no preset ''; there are coco-lvis, demo"),
+        ("--preset coco-lvis+", "no variant ''; there are baseline"),
+    ],
+)
+def test_flags_without_an_effect_are_refused_in_one_line(sample_dataset, tmp_path, arguments, told):
+    how = ("train", sample_dataset, "--out", tmp_path / "run", *SMALL, "--steps", 1, *arguments.split(" "))
+    said = ess(*how, code=1).stderr
+    assert re.search(told, said) and said.strip().count("\n") == 0 and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--arch linear --dropout 0.2 --encoder resnet18",
+        "--preset coco-lvis+random-negatives --k 3",
+        "--preset paper-ade20k+swin-upernet --encoder swin_tiny_patch4_window7_224",
+        "--preset coco-lvis+published+baseline --output-stride 8",
+    ],
+)
+def test_flags_presets_and_variants_that_combine_train(sample_dataset, tmp_path, arguments):
+    ess("train", sample_dataset, "--out", tmp_path / "run", *SMALL, "--steps", 1, "--eval-limit", 1, *arguments.split())
+
+
+def test_weights_cannot_change_on_resume(run, sample_dataset):
+    told = ess("train", sample_dataset, "--out", run, "--resume", "--weights", "other.safetensors", code=1).stderr
+    assert "was begun with weights 'none', not 'other.safetensors'; it cannot change on --resume" in told
+    assert json.loads((run / "run.json").read_text())["settings"]["weights"] == "none"
+
+
+def test_resume_names_the_settings_that_change(sample_dataset, tmp_path):
+    how = ("train", sample_dataset, "--out", tmp_path / "run", "--track", "none")
+    ess(*how, *SMALL, "--steps", 1, "--lr", 0.003)
+    assert "settings change" not in ess(*how, "--resume").stderr
+    told = ess(*how, "--resume", "--steps", 2, "--ema", 0).stderr
+    assert "settings change: steps 1 -> 2" in told.splitlines()
+    (tmp_path / "some.toml").write_text('encoder = "mobilenetv2_100"\nweights = "none"\ncrop = 64\nbatch_size = 3\nsteps = 3\n')
+    told = ess(*how, "--resume", "--config", tmp_path / "some.toml", "--workers", 0).stderr
+    assert "settings change: steps 2 -> 3, batch_size 2 -> 3, lr 0.003 -> 0.01, crop 48 -> 64" in told.splitlines()
+    told = ess(*how, "--resume", "--epochs", 1, "--freeze-bn").stderr
+    assert "settings change: freeze_bn false -> true, steps 3 -> none, epochs none -> 1" in told.splitlines()
 
 
 def test_info_prints_settings_and_checkpoints(sample_dataset, tmp_path):
@@ -225,6 +277,9 @@ def test_models_lists_the_pairs():
     assert {"arch": "deeplabv3plus", "encoder": "mobilenetv2_100"} in pairs
     assert {pair["arch"] for pair in pairs} == {"deeplabv3plus"}
     assert "expected one of" in ess("models", "--arch", "deeplab", code=1).stderr
+    assert "no architecture is named 'bogus'" in ess("models", "--arch", "bogus", "--encoder", "resnet50", code=1).stderr
+    assert "dpt does not work with 'resnet50'" in ess("models", "--arch", "dpt", "--encoder", "resnet50", code=1).stderr
+    assert "resnet50" in ess("models", "--arch", "unet", "--encoder", "resnet50").stdout
 
 
 def test_models_describes_one_encoder():

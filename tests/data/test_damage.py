@@ -314,7 +314,7 @@ def test_an_evaluation_within_a_training_names_a_damaged_image_and_costs_no_step
     ending = config(steps=1, eval_every=1, track="none")
     with pytest.raises(DataError, match=r"image 9 \(.*--skip-damaged leaves such images out; evaluations need this"):
         train(opened(folder), tmp_path / "before", ending)
-    monkeypatch.setattr("ess.training.loop.check_readable", lambda *arguments, **settings: None)
+    monkeypatch.setattr("ess.training.plan.check_readable", lambda *arguments, **settings: None)
     with pytest.raises(DamagedImage, match=r"image 9 \(.*--skip-damaged leaves such images out$"):
         train(opened(folder), tmp_path / "after", ending)
     assert [c.step for c in Run.open(tmp_path / "after").listed()] == [0, 1]

@@ -225,6 +225,15 @@ def test_the_command_calibrates_shows_and_clears(run, sample_dataset):
     ess("calibrate", run, sample_dataset, "--clear", code=2)
 
 
+def test_clearing_prints_json_and_refuses_what_it_would_ignore(run):
+    store_calibration(run, favoured(run, 4))
+    for ignored in (("--taus", "0.5"), ("--limit", 3), ("--skip-damaged",), ("--image-root", "pictures")):
+        said = ess("calibrate", run, "--clear", *ignored, code=2).stderr
+        assert "--clear is used without --taus, --limit, --skip-damaged and --image-root" in said
+    for had_one in (True, False):
+        assert json.loads(ess("calibrate", run, "--clear", "--json").stdout) == {"cleared": had_one}
+
+
 def test_predictions_and_scores_use_it_until_it_is_cleared(run, plain, dataset, sample_dataset):
     image = dataset.split("val")[0].image()
     before = ess("eval", run, sample_dataset, "--limit", 2, "--device", "cpu", "--json").stdout

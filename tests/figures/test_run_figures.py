@@ -24,6 +24,7 @@ from ess.figures.class_lengths import correlations
 from ess.figures.collection import MAKERS, collect
 from ess.figures.confused_pairs import most_confused
 from ess.inference.predictor import Predictor
+from ess.inference.views import Inference
 
 LIMIT, SHOWN, CLUSTERS = 4, 2, 12
 
@@ -363,6 +364,26 @@ def test_counts_that_exist_are_used(run, dataset, tmp_path, monkeypatch):
     collect(run, dataset, tmp_path, options)
     (row,) = read(tmp_path / "confused_pairs.csv")
     assert (row["truth"], row["predicted"], row["pixels"], row["share_of_truth"]) == ("2", "3", "1", "1.0")
+
+
+def test_a_run_that_was_loaded_before_is_used_with_its_views(run, baseline, dataset, monkeypatch):
+    given = Predictor.from_run(run.folder, "cpu", inference=Inference(flip=True))
+    found = Analysis(run, dataset, Options(predictor=given, device="cpu", limit=1))
+    assert found.predictor_of(baseline).inference == given.inference
+    monkeypatch.setattr(Predictor, "from_run", lambda *_: pytest.fail("loaded again"))
+    assert found.predictor.model is given.model and found.predictor.inference == given.inference
+    assert found.confusion.images == 1
+    assert all(np.array_equal(image.prediction, given(image.picture)) for image in found.shown)
+
+
+def test_pairs_of_very_many_classes_are_not_counted(run, dataset, tmp_path, monkeypatch):
+    for module in ("analysis", "confused_pairs"):
+        monkeypatch.setattr(f"ess.figures.{module}.LARGEST_MATRIX", 1283)
+    options, sentences = Options(only=["confused_pairs", "miou_by_frequency"], device="cpu", limit=1), []
+    (figure,) = collect(run, dataset, tmp_path, options, left_out=sentences.append)
+    assert figure.name == "miou_by_frequency" and Analysis(run, dataset, options).confusion.matrix is None
+    said = "confused_pairs was left out, because pairs of classes are counted for at most 1,283, and there are 1,284"
+    assert sentences == [said]
 
 
 def test_the_images_with_the_most_large_classes_come_first(dataset):

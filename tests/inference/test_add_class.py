@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import cv2
@@ -23,7 +24,10 @@ from ess.checkpoint import Run
 from ess.config import Config
 from ess.data.transforms import normalize
 from ess.evaluation.evaluate import evaluate
+from ess.inference import examples as examples_module
+from ess.inference import new_class
 from ess.inference.added import read_added, remove_class, store_class
+from ess.inference.export import Deployed
 from ess.inference.new_class import make_class
 from ess.inference.predictor import Predictor
 from ess.losses.cross_entropy import exact_cross_entropy
@@ -106,6 +110,30 @@ def test_embedding_and_radius_are_those_of_the_definition(trained):
     assert best >= max(iou)
 
 
+def test_embeddings_of_one_example_are_in_memory_at_a_time(trained, monkeypatch):
+    alive, outputs = [], Predictor.outputs
+
+    def noted(self, images):
+        assert [reference for reference in alive if reference() is not None] == []
+        arrays = [output.numpy().copy() for output in outputs(self, images)]  # each lives as long as any view of it
+        alive.extend(map(weakref.ref, arrays))
+        return [torch.from_numpy(array) for array in arrays]
+
+    monkeypatch.setattr(Predictor, "outputs", noted)
+    make_class("unicorn", trained, examples(4))
+    assert len(alive) == 8
+
+
+@pytest.mark.parametrize("function", ["distances", "_best_radius"])
+def test_memory_that_runs_out_is_one_line(function, trained, monkeypatch):
+    def exhausted(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(new_class, function, exhausted)
+    with pytest.raises(DataError, match="out of memory; add the class from fewer or smaller examples, or on --device cpu"):
+        make_class("unicorn", trained, examples(1))
+
+
 def test_two_added_classes_compete_by_distance_within_their_radii(trained):
     made = make_class("unicorn", trained, examples())
     wide = type(made)("horse", made.embedding, made.radius * 2, [], 1, "")
@@ -183,8 +211,8 @@ def test_an_evaluation_is_that_of_the_trained_classes(run, sample_dataset):
     assert evaluate(predictor, Dataset.open(sample_dataset), limit=3) == before
 
 
-def test_another_checkpoint_leaves_the_class_out_with_one_warning(run, caplog):
-    add(run)
+def change_weights(run: Path) -> None:
+    """Give the checkpoint of a run other weights, as more training does."""
     file = Run.open(run).checkpoints()[-1] / "model.safetensors"
     weights = load_file(file)
     weights["class_embeddings"] += 0.1
@@ -192,12 +220,38 @@ def test_another_checkpoint_leaves_the_class_out_with_one_warning(run, caplog):
     state = json.loads(file.with_name("state.json").read_text())
     state["sha256"]["model.safetensors"] = sha256(file)
     file.with_name("state.json").write_text(json.dumps(state))
-    predictor = Predictor.from_run(run, "cpu")
-    assert predictor.added == () and len(predictor.vocabulary) == 1284
-    (warning,) = caplog.records
-    assert "unicorn was made with another checkpoint than step-00000001 and left out; add again" in warning.message
+
+
+def test_another_checkpoint_predicts_no_pixel_of_the_class_and_warns_once(run, caplog):
+    image = cv2.imread(str(run.parent / "images" / "a.png"))[..., ::-1]
     add(run)
-    assert [c.name for c in Predictor.from_run(run, "cpu").added] == ["unicorn"]
+    assert 1285 in Predictor.from_run(run, "cpu")(image)
+    change_weights(run)
+    predictor = Predictor.from_run(run, "cpu")
+    assert np.array_equal(predictor(image), predictor.without_added_classes()(image))
+    (warning,) = caplog.records
+    assert "unicorn was made with another checkpoint than step-00000001 and not predicted; add again" in warning.message
+    add(run)
+    assert 1285 in Predictor.from_run(run, "cpu")(image)
+
+
+def test_every_result_has_the_ids_of_the_list_although_an_older_class_is_not_predicted(run, sample_dataset, tmp_path):
+    add(run, name="old")
+    change_weights(run)
+    listed = json.loads(add(run, "--json").stdout)["added"]
+    assert [(c["class"], c["name"]) for c in listed] == [(1285, "old"), (1286, "unicorn")]
+    picture, out = run.parent / "images" / "b.png", tmp_path / "out"
+    given = ("--out", out, "--format", "png", "--format", "rle", "--device", "cpu")
+    ess("predict", run, picture, *given)
+    mask = cv2.imread(str(out / "b.png"), cv2.IMREAD_UNCHANGED)
+    assert 1286 in mask and 1285 not in mask
+    categories = {entry["category_id"] for entry in json.loads((out / "predictions.json").read_text())}
+    assert categories == {*np.unique(mask).tolist()}
+    ess("predict", run, sample_dataset, "--out", tmp_path / "shards", "--format", "shards", "--device", "cpu")
+    assert [c.name for c in Dataset.open(tmp_path / "shards").vocabulary][1284:] == ["old", "unicorn"]
+    predictor = Predictor.from_run(run, "cpu")
+    image = torch.from_numpy(cv2.imread(str(picture))[..., ::-1].copy())
+    assert np.array_equal(Deployed(predictor).eval()(image).numpy(), predictor(image.numpy()))
 
 
 @pytest.mark.parametrize(
@@ -229,6 +283,18 @@ def test_examples_that_do_not_fit_are_refused(run):
     assert "c.png: the mask cannot be decoded: the PNG breaks off" in add(run, code=1).stderr
     (masks / "c.png").write_bytes(b"no picture")
     assert "c.png: the mask cannot be decoded" in add(run, code=1).stderr
+
+
+def test_pictures_with_the_same_stem_are_found_with_one_look_at_each(run, monkeypatch):
+    calls, nfc = [], examples_module.nfc
+    monkeypatch.setattr(examples_module, "nfc", lambda text: calls.append(text) or nfc(text))
+    for number in range(100):
+        shutil.copy(run.parent / "images" / "a.png", run.parent / "images" / f"other {number}.png")
+    pairs = examples_module.pair([str(run.parent / "images")], [str(run.parent / "masks")])
+    assert [picture.name for picture, _ in pairs] == ["a.png", "b.png"] and len(calls) <= 3 * 104
+    shutil.copy(run.parent / "images" / "a.png", run.parent / "images" / "a.bmp")
+    with pytest.raises(DataError, match=r"a\.png: has the same stem as .*a\.bmp; pictures and masks are paired by stem"):
+        examples_module.pair([str(run.parent / "images")], [str(run.parent / "masks")])
 
 
 PALETTES = {

@@ -155,6 +155,16 @@ def test_other_kinds_of_pixels_are_read(mode, tmp_path):
     assert read_picture(tmp_path / "a.tif").shape == (9, 8, 3)
 
 
+@pytest.mark.parametrize("how", ["", "*", "**/*"])
+def test_every_format_that_is_read_is_taken_from_folders_and_globs(how, tmp_path, small):
+    names = [f"{ending}.{ending}" for ending in ("jpg", "png", "bmp", "gif", "pbm", "pgm", "ppm", "tif", "webp")]
+    (tmp_path / "in").mkdir()
+    for name in names:
+        Image.fromarray(photo(9, 8)).convert({"pbm.pbm": "1", "pgm.pgm": "L"}.get(name, "RGB")).save(tmp_path / "in" / name)
+    assert predict_files(small, find_inputs([str(tmp_path / "in" / how)]), tmp_path / "out", ("png",)) == []
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == {Path(name).stem for name in names}
+
+
 def test_remarks_are_one_line_each_in_the_end(tmp_path, small, caplog):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -171,7 +181,7 @@ def test_remarks_are_one_line_each_in_the_end(tmp_path, small, caplog):
     told = [record.getMessage().replace(f"{tmp_path}/", "") for record in caplog.records]
     assert told[0].startswith("2 pictures (a.jpg, ...) have an EXIF orientation, which is ignored: labels refer to the pixels")
     assert told[1].startswith("2 pictures (c.png, ...) have 16-bit values that do not exceed 4095")
-    several = "3 pictures (d.tif, ...) have several pictures in one file, of which only the first is read"
+    several = "4 pictures (d.tif, ...) have several pictures in one file, of which only the first is read"
     assert told[2] == several and len(told) == 3
     for name in ("f.gif", "g.png", "h.webp"):
         assert remarks.of_picture((tmp_path / name).read_bytes()) == [remarks.PAGES]

@@ -179,11 +179,31 @@ def test_memory_that_runs_out_is_one_line(monkeypatch):
 
     model = PerPixel().eval()
     monkeypatch.setattr(model, "classify", exhausted)
-    with pytest.raises(DataError, match="the image is 9 x 8; predict with a smaller --batch-size, with --window"):
+    with pytest.raises(DataError, match=r"^out of memory; the image is 9 x 8; choose a --window, where the command has it$"):
         Predictor(model, few(5), CPU)(photo(9, 8))
-    monkeypatch.setattr(model, "output", exhausted)
-    with pytest.raises(DataError, match="2 images of 9 x 8"):
-        Predictor(model, few(5), CPU, Inference(batch_size=2))([photo(9, 8), photo(9, 8)])
+    with pytest.raises(DataError, match=r"the image is 9 x 8; choose a smaller --window or --batch-size, or --device cpu$"):
+        Predictor(model, few(5), torch.device("meta"), Inference(window=4)).without_added_classes()(photo(9, 8))
+    with pytest.raises(DataError, match=r"the image is 9 x 8; buy more$"):
+        Predictor(model, few(5), CPU, advice="buy more").without_added_classes()(photo(9, 8))
+    monkeypatch.setattr(model, "coarse", exhausted)
+    with pytest.raises(DataError, match="the image is 9 x 8; choose"):
+        Predictor(model, few(5), CPU).from_features([np.zeros((3, 9, 8), np.float32)], (9, 8))
+
+
+def test_images_that_do_not_fit_the_memory_together_are_predicted_one_at_a_time(monkeypatch):
+    model, passes = PerPixel().eval(), []
+    images, encode = [photo(9, 8), photo(9, 8), photo(9, 8)], model.encode
+    expected = [Predictor(model, few(5), CPU)(image) for image in images]
+
+    def crowded(pixels):
+        passes.append(len(pixels))
+        if len(pixels) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(pixels)
+
+    monkeypatch.setattr(model, "encode", crowded)
+    found = Predictor(model, few(5), CPU, Inference(batch_size=3))(images)
+    assert all(map(np.array_equal, found, expected)) and passes == [3, 1, 1, 1]
 
 
 def test_work_ahead_keeps_its_order_and_is_bounded():

@@ -6,6 +6,7 @@ import shutil
 import h5py
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from cli.ess import main
@@ -60,7 +61,7 @@ def test_a_data_set_of_predictions_is_verified_and_compared_like_any_other(writt
 def note_shards(monkeypatch, made):
     """Append the name of each shard that is written to the list ``made``."""
     write = shards._Writing._write_shard
-    monkeypatch.setattr(shards._Writing, "_write_shard", lambda *a: (made.append(a[2].name), write(*a)))
+    monkeypatch.setattr(shards._Writing, "_write_shard", lambda *a: made.append(a[2].name) or write(*a))
 
 
 def test_finished_shards_are_kept_and_the_rest_is_predicted(written, predictor, dataset, tmp_path, monkeypatch):
@@ -91,6 +92,21 @@ def test_shards_of_other_views_are_not_kept(written, untrained_run, dataset, tmp
     assert open_index(out)["predictions"]["views"]["flip"] is True
 
 
+def test_shards_of_another_calibration_are_not_kept(written, untrained_run, dataset, tmp_path, monkeypatch):
+    out, made, plain = tmp_path / "out", [], Predictor.from_run(untrained_run, "cpu")
+    shutil.copytree(written, out)
+    note_shards(monkeypatch, made)
+    digests, shards_of_all = [], len(dataset.shard_paths("train"))
+    for shift, expected in ((None, 0), (0.1, shards_of_all), (0.2, shards_of_all), (0.2, 0), (None, shards_of_all)):
+        bias = None if shift is None else torch.linspace(-shift, shift, len(dataset.vocabulary))
+        calibrated = Predictor(plain.model, plain.vocabulary, plain.device, checkpoint=plain.checkpoint, bias=bias)
+        made.clear()
+        predict_split(calibrated, dataset, "train", out, skip_existing=True)
+        assert len(made) == expected
+        digests.append(open_index(out)["predictions"]["calibration"])
+    assert digests == [None, digests[1], digests[2], digests[2], None] and len({*digests}) == 3
+
+
 def test_damaged_images_are_left_out_and_reported_even_when_continued(predictor, sample_dataset, tmp_path):
     shutil.copytree(sample_dataset, tmp_path / "data")
     (shard,) = sorted((tmp_path / "data" / "shards").glob("val-*.h5"))[:1]
@@ -102,9 +118,49 @@ def test_damaged_images_are_left_out_and_reported_even_when_continued(predictor,
     dataset, out = Dataset.open(tmp_path / "data"), tmp_path / "out"
     for skip_existing in (False, True):
         faults = predict_split(predictor, dataset, "val", out, skip_existing=skip_existing)
-        assert len(faults) == 1 and faults[0].startswith(f"image {first}: is damaged")
+        assert len(faults) == 1 and f"val-00000.h5: image {first} (" in faults[0] and "it is a GIF" in faults[0]
         assert open_index(out)["report"]["counts"] == {"damaged image": 1}
         assert len(Dataset.open(out).split("val")) == len(dataset.split("val")) - 1
+
+
+@pytest.fixture
+def elsewhere(sample, tmp_path):
+    """A data set of picture paths and the folder of its pictures, which was moved."""
+    shutil.copytree(sample.coco, tmp_path / "coco")
+    moved = tmp_path / "moved"
+    built = sample._replace(coco=tmp_path / "coco").rebuild(tmp_path / "data", images="path", shard_size=4)
+    (tmp_path / "coco").rename(moved)
+    return built.folder, moved
+
+
+def test_images_that_could_not_be_reached_are_predicted_later(predictor, elsewhere, tmp_path, monkeypatch):
+    folder, moved = elsewhere
+    out, made = tmp_path / "out", []
+    note_shards(monkeypatch, made)
+    whole = Dataset.open(folder, moved)
+    hidden = moved / whole.split("val")[0].path
+    hidden.rename(tmp_path / "hidden.jpg")
+    for skip_existing in (False, True):
+        (fault,) = predict_split(predictor, whole, "val", out, skip_existing=skip_existing)
+        assert hidden.name in fault and "pass the folder of the images with --image-root" in fault
+        assert open_index(out)["report"]["faults"][0]["reason"] == fault
+    assert len(made) == len(whole.shard_paths("val")) > 1  # all shards once: the image is as unreachable as before
+    made.clear()
+    (tmp_path / "hidden.jpg").rename(hidden)
+    assert predict_split(predictor, whole, "val", out, skip_existing=True) == []
+    assert made == ["val-00000.h5"] and len(Dataset.open(out).split("val")) == len(whole.split("val"))
+
+
+@pytest.mark.parametrize("skip_existing", [False, True])
+def test_good_predictions_are_not_replaced_if_no_image_can_be_reached(skip_existing, predictor, elsewhere, tmp_path):
+    folder, moved = elsewhere
+    out = tmp_path / "out"
+    predict_split(predictor, Dataset.open(folder, moved), "val", out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    told = r"none of the \d+ images of split val can be read; the first: .*pass the folder of the images with --image-root"
+    with pytest.raises(DataError, match=told):
+        predict_split(predictor, Dataset.open(folder), "val", out, skip_existing=skip_existing)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
 def test_two_predictions_never_write_to_one_folder(predictor, dataset, tmp_path):

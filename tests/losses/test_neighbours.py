@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from ess.kernels.distances import DISTANCES
-from ess.losses.neighbours import BACKENDS, nearest
+from ess.kernels.gpu import probe
+from ess.losses.neighbours import BACKENDS, fault_of, nearest
 
 HERE = [backend for backend in BACKENDS if backend != "triton"]  # "triton" is tested in test_triton.py
 EXACT = [backend for backend in HERE if backend != "clustered"]
@@ -154,8 +155,15 @@ def test_refusals():
 
 @pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="the interpreter searches on the CPU")
 def test_triton_needs_a_gpu():
-    with pytest.raises(ValueError, match="backend is 'triton', which searches on a GPU, but the queries are on cpu"):
+    with pytest.raises(ValueError, match="backend is 'triton', which searches on a GPU, but the device is cpu"):
         nearest(*points(), 1, backend="triton")
+
+
+def test_triton_finds_as_many_classes_as_a_block_of_its_kernel_keeps(monkeypatch):
+    monkeypatch.setattr(probe, "works", lambda: True)
+    gpu = torch.device("cuda")
+    assert (fault_of("triton", 65, gpu), fault_of("auto", 1000, gpu), fault_of("torch", 1000, gpu)) == ("", "", "")
+    assert fault_of("triton", 66, gpu) == "'triton', which finds at most 65 classes, 64 negatives and the target, not 66"
 
 
 @pytest.mark.parametrize("distance", DISTANCES)

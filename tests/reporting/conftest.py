@@ -46,5 +46,6 @@ def reported(dataset, run, made_figures, tmp_path_factory) -> Reported:
     images = predictions(predictor, dataset, indices=image_indices(dataset, "val"))
     tallied = tally(images, len(dataset.vocabulary), 2)
     left_out = ["a figure was left out, because it is a test"]
-    write_report(path, run, predictor, dataset, "val", tallied, figures=made_figures, left_out=left_out)
+    shown = {"weights": predictor.checkpoint.weights_digest(), "figures": made_figures, "left_out": left_out}
+    write_report(path, run, predictor, dataset, "val", tallied, **shown)
     return Reported(path, tallied, dataset)

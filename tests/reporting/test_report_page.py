@@ -21,6 +21,7 @@ from ess.evaluation.compare import class_groups
 from ess.evaluation.evaluate import Predicted
 from ess.evaluation.metrics import Confusion
 from ess.evaluation.picture_scores import picture_scores
+from ess.inference.views import Inference
 from ess.reporting.charts import BOTTOM, HEIGHT, LEFT, WIDTH, line_chart
 from ess.reporting.curves import LOSS, MIOU, training_curves
 from ess.reporting.embedded import SIDE, examples
@@ -238,6 +239,27 @@ def test_the_command_writes_the_page(run, sample_dataset, tmp_path):
     assert result.stdout.startswith(f"{tmp_path / 'new' / 'r.html'}: ") and "opens in any browser" in result.stdout
     assert "3 of split val" in text and "mirrored" in text and text.count("<h4>Image") == 2
     assert "was trained on another data set" in text and 'id="figures"' not in text
+
+
+def test_the_figures_are_those_of_the_scored_weights_although_the_training_goes_on(run, sample_dataset, tmp_path, monkeypatch):
+    """A training that keeps one checkpoint removes the scored one while figures are drawn."""
+    folder, given = shutil.copytree(run.folder, tmp_path / "run"), []
+    weights = Run.open(folder).listed()[-1].weights_digest()
+
+    def collect(run, dataset, out, options, **_):
+        given.append(options)
+        shutil.rmtree(folder / "checkpoints" / "step-00000004")
+        return []
+
+    monkeypatch.setattr("ess.figures.collection.collect", collect)
+    shared = ["--limit", "3", "--flip", "--window", "40", "--batch-size", "2", "--precision", "bf16"]
+    words = ["report", str(folder), str(sample_dataset), "--out", str(tmp_path / "r.html"), "--device", "cpu", *shared]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    assert f"<dd>{weights}</dd>" in (tmp_path / "r.html").read_text()
+    (options,) = given
+    assert options.predictor.inference == Inference(flip=True, window=40, batch_size=2, precision="bf16")
+    assert options.predictor.checkpoint.step == 4 and (options.counts.images, options.limit) == (3, 3)
 
 
 def test_a_missing_package_is_reported_before_anything_else(run, sample_dataset, tmp_path, monkeypatch):

@@ -113,6 +113,7 @@ def test_each_process_draws_random_numbers_of_its_own(dataset, tmp_path, monkeyp
 OTHERS = {
     "arch": "fpn",
     "encoder": "resnet18",
+    "weights": "imagenet",
     "output_stride": 8,
     "features": "8,16",
     "norm": "group",

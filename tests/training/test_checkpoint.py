@@ -1,7 +1,9 @@
 """Checkpoints: which ones are kept, and what happens to damaged ones."""
 
 import dataclasses
+import errno
 import json
+import os
 import resource
 import shutil
 from pathlib import Path
@@ -92,6 +94,68 @@ def test_the_newest_and_the_best_checkpoint_are_kept(run, tmp_path):
     for which, step in (("newest", 9), ("best", 2)):
         assert kept.load(model, which).step == step
         assert (model.class_embeddings == step).all()
+
+
+def test_the_best_is_chosen_among_scores_on_the_same_images(run, tmp_path):
+    """Steps 1 and 2 are scored on one data set, 3 and 4 on another one, 5 and 6 on fewer of its images."""
+    model = model_from_config(run.config, len(run.vocabulary), weights=None)
+    kept = Run(tmp_path, dataclasses.replace(run.config, keep=1), run.vocabulary, "0" * 64)
+    found = []
+    for step, miou in enumerate([0.6, 0.5, 0.3, 0.2, 0.8, 0.9], 1):
+        kept.change_data(("0" if step < 3 else "1") * 64, step, allowed=True)
+        kept.config = dataclasses.replace(kept.config, eval_limit=2 if step > 4 else None)
+        kept.save(step, model, {})
+        found.append([int(path.name[-1]) for path in kept.checkpoints()])
+        kept.score(step, {"miou": miou})
+        assert kept.best().step == [1, 1, 3, 3, 5, 6][step - 1]
+    assert found == [[1], [1, 2], [1, 3], [3, 4], [3, 5], [5, 6]]
+    state = json.loads((kept.checkpoints()[-1] / "state.json").read_text())
+    assert state["evaluated"] == {"dataset": "1" * 64, "limit": 2}
+
+
+def test_scores_of_older_versions_compete_with_all_others(run, tmp_path):
+    model = model_from_config(run.config, len(run.vocabulary), weights=None)
+    kept = Run(tmp_path, dataclasses.replace(run.config, keep=9), run.vocabulary, "0" * 64)
+    for step, miou in enumerate([0.4, 0.7, 0.5]):
+        kept.save(step, model, {})
+        kept.score(step, {"miou": miou})
+    for folder in kept.checkpoints()[:2]:
+        state = json.loads((folder / "state.json").read_text())
+        del state["evaluated"]
+        (folder / "state.json").write_text(json.dumps(state))
+    assert kept.best().step == 1 and kept.load(model, "best").evaluated is None
+    kept.dataset = "1" * 64
+    kept.score(2, {"miou": 0.6})
+    assert kept.best().step == 1
+
+
+def test_a_checkpoint_that_cannot_be_removed_costs_a_warning_and_no_step(run, dataset, tmp_path, monkeypatch, caplog):
+    shutil.copytree(run.folder, tmp_path / "run")
+    rmtree = shutil.rmtree
+
+    def refuse(path, **settings):
+        if Path(path).name == "step-00000002":
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+        rmtree(path, **settings)
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    resumed = train(dataset, tmp_path / "run", config(steps=6, keep=1, save_every=1), resume=True)
+    assert [path.name[-1] for path in resumed.checkpoints()] == ["2", "6"]
+    line = f"{resumed.folder / 'checkpoints' / 'step-00000002'}: cannot be removed: Directory not empty; the training continues"
+    assert caplog.messages == [line] * 2
+
+
+def test_of_a_checkpoint_that_was_moved_elsewhere_only_the_link_is_removed(run, dataset, tmp_path):
+    folder = Path(shutil.copytree(run.folder, tmp_path / "run")) / "checkpoints"
+    for name in ("step-00000002", "step-00000004"):
+        (folder / name).rename(tmp_path / name)
+        (folder / name).symlink_to(tmp_path / name)
+    resumed = train(dataset, tmp_path / "run", config(steps=6, keep=1), resume=True)
+    assert [path.name for path in folder.iterdir()] == ["step-00000006"]
+    assert all(len([*(tmp_path / name).iterdir()]) == 3 for name in ("step-00000002", "step-00000004"))
+    folder.joinpath("step-00000007").symlink_to(tmp_path / "step-00000004")
+    resumed.save(7, model_from_config(run.config, len(run.vocabulary), weights=None), {})
+    assert not folder.joinpath("step-00000007").is_symlink() and len([*(tmp_path / "step-00000004").iterdir()]) == 3
 
 
 def test_the_best_of_none_is_one_line(run):

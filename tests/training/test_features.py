@@ -93,11 +93,12 @@ def test_a_run_is_continued_with_and_without_the_features(dataset, stored, tmp_p
     assert [folder.name for folder in half.checkpoints()] == ["step-00000001", "step-00000002"]
 
 
-def store(dataset, folder, images=range(8), settings=FROZEN):
-    """Store the features of some pictures of ``train``; returns the features and the number of pictures computed."""
+def store(dataset, folder, images=range(8), settings=FROZEN, rank=0, processes=1):
+    """Store the features of some pictures of ``train``, as one of several processes would, and return them."""
     torch.manual_seed(0)
     model = Objective(model_from_config(settings, len(dataset.vocabulary), weights=None), settings).model
-    team = SimpleNamespace(device=torch.device("cpu"), process_index=0, num_processes=1, wait_for_everyone=lambda: None)
+    ranks = {"process_index": rank, "num_processes": processes}
+    team = SimpleNamespace(device=torch.device("cpu"), **ranks, wait_for_everyone=lambda: None)
     return storing.store_features(folder, dataset, {"train": images}, model, settings, team)["train"]
 
 
@@ -138,6 +139,16 @@ def test_a_killed_computation_leaves_whole_files_and_is_continued(dataset, tmp_p
             assert one.dtype == np.float16 and np.array_equal(one, other)
 
 
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_the_pictures_whenever_each_of_them_looks(dataset, tmp_path, computed, processes):
+    """Each process looks for stored features when those before it have written theirs."""
+    for rank in range(processes):
+        found = store(dataset, tmp_path, range(12), rank=rank, processes=processes)
+    assert sorted(computed) == [*range(12)]
+    split = dataset.split("train")
+    assert all(found.of(split[index], index) for index in range(12))
+
+
 def test_damaged_files_are_computed_again(dataset, tmp_path, computed, caplog):
     store(dataset, tmp_path)
     assert computed == [*range(8)]
@@ -173,6 +184,20 @@ def test_a_small_disk_is_refused(dataset, tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"the features need \d+.* kB, but the disk has 1.00 kB free"):
         store(dataset, tmp_path)
     assert not [*tmp_path.rglob("*.h5")]
+
+
+def test_a_picture_that_does_not_fit_the_memory_is_one_line_whose_advice_helps(dataset, tmp_path, monkeypatch):
+    def exhausted(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    sample = dataset.split("train")[0]
+    told = "out of memory; image {} is {} x {} pixels, and --cache-features encodes it whole".format(
+        sample.image_id, *sample.size
+    )
+    monkeypatch.setattr(storing, "normalize", exhausted)
+    with pytest.raises(DataError, match=f"^{told}; choose a smaller --encoder, or leave out --cache-features$"):
+        train(dataset, tmp_path / "run", FROZEN, cache_features=tmp_path / "features")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
+from cocolvis.errors import DataError
 from ess.config import Config
 from ess.data.batches import Batch
 from ess.data.longtail import Tail
@@ -105,6 +106,56 @@ def test_a_batch_without_a_label_is_a_step_without_a_loss(model, batch):
         objective = Objective(ours, Config(loss=loss, margin=0, freeze_bn=True)).train()
         assert optimise(Accelerator(), objective, torch.optim.SGD(ours.parameters(), lr=1.0), empty) == 0
         assert all(torch.equal(value, before[name]) for name, value in ours.state_dict().items() if "num_batches" not in name)
+
+
+@pytest.mark.parametrize("precision", ["float32", "fp16"])
+def test_a_step_without_a_label_has_no_loss_on_any_number_of_processes(model, batch, monkeypatch, precision):
+    empty = batch._replace(labels=torch.full_like(batch.labels, -1), classes=None)
+    objective = Objective(copy.deepcopy(model), Config(loss="exact", margin=0, freeze_bn=True)).train()
+    gradients = []
+    monkeypatch.setattr(
+        torch.optim.SGD,
+        "step",
+        lambda *_: gradients.extend(p.grad for p in objective.parameters() if p.grad is not None),
+    )
+    team = Accelerator(cpu=True)
+    monkeypatch.setattr(Accelerator, "num_processes", 64)
+    monkeypatch.setattr(Accelerator, "reduce", lambda team, tensor, how: tensor)
+    if precision == "fp16":
+        team.scaler = torch.amp.GradScaler("cpu")
+    assert optimise(team, objective, torch.optim.SGD(objective.parameters(), lr=1.0), empty) == 0
+    assert gradients and not any(gradient.any() for gradient in gradients)  # a NaN would be true
+
+
+ONE = r"BatchNorm of the {} cannot learn from 1 image at a time, .*; choose a larger --batch-size, .*, or {}$"
+
+
+@pytest.mark.parametrize(
+    ("arch", "settings", "told"),
+    [
+        ("deeplabv3plus", {}, ONE.format("decoder", "--norm group")),
+        ("deeplabv3plus", {"compile": True}, ONE.format("decoder", "--norm group")),
+        ("deeplabv3plus", {"norm": "group"}, None),
+        ("fpn", {}, None),
+        ("fpn", {"crop": 32}, ONE.format("encoder", "--freeze-bn")),
+        ("fpn", {"crop": 32, "freeze_bn": True}, None),
+    ],
+)
+def test_one_image_at_a_time_is_refused_where_batch_norm_would_see_one_value(arch, settings, told):
+    """Without a message, a step works; the check leaves everything as it was."""
+    config = Config(**{"loss": "exact", "crop": 64, **settings})
+    objective = Objective(build_model(arch, "resnet18", classes=CLASSES, dim=4, norm=config.norm), config)
+    before = copy.deepcopy(objective.state_dict())
+    objective.check_batch_norm(2)
+    if told is not None:
+        with pytest.raises(DataError, match=told):
+            objective.check_batch_norm(1)
+        return
+    objective.check_batch_norm(1)
+    assert objective.training and all(torch.equal(value, before[name]) for name, value in objective.state_dict().items())
+    images = torch.zeros(1, 3, config.crop, config.crop, dtype=torch.uint8)
+    part = Batch(images, torch.zeros(1, config.crop, config.crop, dtype=torch.int16), torch.arange(1))
+    assert objective.train()(part)[0].isfinite()
 
 
 @pytest.mark.parametrize(

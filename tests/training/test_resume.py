@@ -138,7 +138,7 @@ def test_what_a_run_left_that_was_killed_before_its_run_json_is_begun_anew(run, 
     ("length", "told"), [({"steps": 3}, "--steps 3 "), ({"steps": None, "epochs": 1}, "--epochs 1, which are 2 steps,")]
 )
 def test_fewer_steps_than_are_done_are_refused(run, dataset, length, told, monkeypatch):
-    monkeypatch.setattr(training, "epoch_length", lambda *inputs: 6)
+    monkeypatch.setattr("ess.training.plan.epoch_length", lambda *inputs: 6)
     before = contents(run.folder)
     with pytest.raises(DataError, match=f"has done 4 steps already; {told}"):
         train(dataset, run.folder, config(**length), resume=True)
@@ -171,6 +171,60 @@ def test_a_torn_later_checkpoint_does_not_push_out_what_is_trained_after_it(run,
     (tmp_path / "run" / "checkpoints" / "step-00000004" / "model.safetensors").write_bytes(b"torn")
     resumed = train(dataset, tmp_path / "run", config(steps=3, keep=1), resume=True)
     assert resumed.load(model_from_config(run.config, len(run.vocabulary), weights=None)).step == 3
+
+
+def test_a_second_training_in_the_same_folder_is_refused_while_the_first_one_runs(dataset, tmp_path, monkeypatch):
+    out, optimise, told = tmp_path / "run", training.optimise, []
+
+    def other(resume):
+        with pytest.raises(DataError) as caught:
+            train(dataset, out, config(), resume=resume)
+        told.append(str(caught.value))
+
+    def step(*arguments):
+        if len(told) < 2:
+            other(resume=True)
+            before = contents(out)
+            other(resume=False)
+            assert contents(out) == before
+        return optimise(*arguments)
+
+    monkeypatch.setattr(training, "optimise", step)
+    found = train(dataset, out, config(steps=2, track="none"))
+    assert [path.name[-1] for path in found.checkpoints()] == ["0", "2"] and not [*out.glob(".*")]
+    assert told[0].startswith(f"{out}: a training (process {os.getpid()} on ") and "is running there" in told[0]
+    assert "already holds a run" in told[1]
+
+
+def test_a_new_training_is_refused_while_another_one_begins_there(dataset, tmp_path, monkeypatch):
+    """Its run.json does not exist yet."""
+    begin, told = training._begin, []
+
+    def beginning(*arguments):
+        if not told:
+            with pytest.raises(DataError, match=r"a training .* is running there") as caught:
+                train(dataset, tmp_path / "run", config())
+            told.append(caught.value)
+        return begin(*arguments)
+
+    monkeypatch.setattr(training, "_begin", beginning)
+    train(dataset, tmp_path / "run", config(steps=1, track="none"))
+    assert told
+
+
+def test_a_training_that_lost_its_folder_writes_no_more(dataset, tmp_path, monkeypatch):
+    """Another machine takes the folder over when a training was suspended for minutes."""
+    optimise = training.optimise
+
+    def step(*arguments):
+        for lock in (tmp_path / "run").glob(".build-*.lock"):
+            lock.unlink()
+        return optimise(*arguments)
+
+    monkeypatch.setattr(training, "optimise", step)
+    with pytest.raises(DataError, match="this process has lost the folder"):
+        train(dataset, tmp_path / "run", config(steps=2, track="none"))
+    assert [path.name for path in Run.open(tmp_path / "run").checkpoints()] == ["step-00000000"]
 
 
 def started(dataset: Dataset, out: Path, **settings) -> subprocess.Popen:

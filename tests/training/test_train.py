@@ -4,6 +4,7 @@ import copy
 import errno
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from ess.models.build import model_from_config
 from ess.training import journal
 from ess.training import loop as training
 from ess.training.loop import train
+from ess.training.objective import check_device
 
 EXACT = "donot_use_mm_for_euclid_dist"
 SMALL_ENCODER = {"encoder": "mobilenetv2_100"}
@@ -128,6 +130,25 @@ def test_a_run_shows_pictures_embeddings_and_scores_by_group(dataset, tmp_path):
     assert len(labels.read_text().splitlines()) == 1285
 
 
+@pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="the interpreter searches on the CPU")
+@pytest.mark.parametrize("given", [{"loss": "knn"}, {"loss": "knn", "negatives": "published", "query_stride": 4}])
+def test_a_search_that_the_device_does_not_have_is_refused_before_the_run_begins(dataset, tmp_path, given):
+    with pytest.raises(DataError, match=r"search is 'triton', .* but the device is cpu; choose --search auto") as caught:
+        train(dataset, tmp_path / "run", config(search="triton", device="cpu", **given))
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+    train(dataset, tmp_path / "run", config(search="triton", device="cpu", steps=1, loss="exact"))
+
+
+def test_more_negatives_than_a_search_finds_are_refused_unless_there_are_fewer_classes(monkeypatch):
+    monkeypatch.setattr("ess.kernels.gpu.probe.works", lambda: True)
+    gpu, many = torch.device("cuda"), config(loss="knn", search="triton", k=100)
+    with pytest.raises(DataError, match=r"search is 'triton', which finds at most 65 .*, not 101; choose --search auto"):
+        check_device(many, 1284, gpu)
+    check_device(many, 65, gpu)
+    check_device(replace(many, k=64), 1284, gpu)
+    check_device(replace(many, negatives="random"), 1284, gpu)
+
+
 def test_a_loss_that_is_not_finite_stops_with_step_lr_and_images(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "optimise", lambda *inputs: torch.tensor(torch.nan))
     with pytest.raises(DataError, match=r"loss is nan at step 1, lr 0.01, images \[\d+, \d+, \d+\]"):
@@ -141,6 +162,29 @@ def test_out_of_memory_names_batch_and_crop(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "optimise", exhausted)
     with pytest.raises(DataError, match="out of memory; try a --batch-size below 3, a --crop below 48, or --accumulate"):
         train(dataset, tmp_path / "run", config())
+
+
+@pytest.mark.parametrize("settings", [{"compile": True, "batch_size": 1}, {"batch_size": 3, "accumulate": 3}])
+def test_steps_on_one_image_at_a_time_are_refused_before_the_run_begins(dataset, tmp_path, settings):
+    with pytest.raises(DataError, match="BatchNorm of the decoder cannot learn from 1 image at a time"):
+        train(dataset, tmp_path / "run", config(**settings))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("part", ["model_from_config", "TrainingState", "_begin", "_resume", "Guard"])
+def test_a_network_that_does_not_fit_the_memory_is_one_line(dataset, tmp_path, monkeypatch, part):
+    if part == "_resume":
+        train(dataset, tmp_path / "run", config(steps=1))
+    Steps(monkeypatch)
+
+    def exhausted(*arguments, **settings):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training, part, exhausted)
+    told = r"^out of memory; the network and its optimiser do not fit this device \(cpu, .*\); choose a smaller --encoder or an"
+    with pytest.raises(DataError, match=told) as caught:
+        train(dataset, tmp_path / "run", config(steps=2), resume=part == "_resume")
+    assert "--crop" not in str(caught.value) and "\n" not in str(caught.value)
 
 
 def assert_preset_trains(dataset, folder, name, **settings):
@@ -331,6 +375,16 @@ def test_evaluation_during_training_stands_in_the_checkpoint(dataset, tmp_path):
     run = train(dataset, tmp_path / "run", config(steps=1, eval_every=1, eval_limit=2))
     scores = json.loads((run.checkpoints()[-1] / "state.json").read_text())["scores"]
     assert scores["images"] == 2
+
+
+def test_an_evaluation_that_does_not_fit_the_memory_gives_advice_for_a_training(dataset, tmp_path, monkeypatch):
+    def exhausted(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("ess.models.network.SegmentationModel.classify_coarse", exhausted)
+    told = r"the image is \d+ x \d+; train with --eval-every none, and evaluate the run with `ess eval --window`$"
+    with pytest.raises(DataError, match=told):
+        train(dataset, tmp_path / "run", config(steps=1, eval_every=1, track="none"))
 
 
 def test_the_rate_is_that_of_the_steps_without_the_first_and_without_evaluations(monkeypatch, caplog, tmp_path):

@@ -51,7 +51,9 @@ def calibrate(
     if clear == (data is not None):
         raise click.UsageError("expected one of: RUN DATA; RUN --clear")
     if data is None:
-        _clear(run)
+        if taus or limit or skip_damaged or image_root:
+            raise click.UsageError("--clear is used without --taus, --limit, --skip-damaged and --image-root")
+        _clear(run, as_json)
         return
     found = _calibrate(run, data, image_root, taus, limit, skip_damaged, checkpoint, device)
     if as_json:
@@ -60,13 +62,16 @@ def calibrate(
         _print_choice(run, found)
 
 
-def _clear(run: Path) -> None:
+def _clear(run: Path, as_json: bool) -> None:
     """Remove the calibration, and the counts of an unfinished one."""
     from ess.checkpoint import Run
     from ess.evaluation.calibrate import COUNTS
     from ess.inference.calibration import FILE, clear_calibration
 
     had_one = clear_calibration(Run.open(run), (FILE, COUNTS))
+    if as_json:
+        print_json({"cleared": had_one})
+        return
     say(f"{run}: {'predictions are no longer calibrated' if had_one else 'has no calibration'}")
 
 

@@ -65,23 +65,16 @@ def report(
     dataset = Dataset.open(data, image_root)
     opened = Run.open(run)
     with predicted(run, dataset, "report", split=split, **how) as found:
+        weights = found.weights_digest()  # a run in training may remove the checkpoint before the report is complete
         tallied = tally(found.images, len(dataset.vocabulary), pictures)
-    counts = None if tallied.confusion.matrix is None else tallied.confusion
     shared = {name: how[name] for name in ("limit", "skip_damaged", "checkpoint", "device")}
     with TemporaryDirectory() as folder:
-        options = Options(split=split, counts=counts, sources=_sources(coco, lvis), **shared)
-        figures, left_out = ([], []) if no_figures else _figures(opened, dataset, Path(folder), options)
-        size = write_report(
-            out,
-            opened,
-            found.predictor,
-            dataset,
-            split,
-            tallied,
-            figures=figures,
-            left_out=left_out,
-            damaged=found.damaged,
+        options = Options(
+            split=split, predictor=found.predictor, counts=tallied.confusion, sources=_sources(coco, lvis), **shared
         )
+        figures, left_out = ([], []) if no_figures else _figures(opened, dataset, Path(folder), options)
+        shown: dict[str, Any] = {"weights": weights, "figures": figures, "left_out": left_out, "damaged": found.damaged}
+        size = write_report(out, opened, found.predictor, dataset, split, tallied, **shown)
     say(f"{out}: {human_size(size)}, opens in any browser")
 
 

@@ -8,7 +8,7 @@ from cli.options import json_option
 
 
 @command(interrupted=UNCHANGED)
-@click.option("--arch", help="Only the encoders that work with this decoder.")
+@click.option("--arch", help="Only the encoders that work with this decoder; with --encoder, refuse another one.")
 @click.option("--encoder", help="Describe one encoder: size, strides, decoders, licence, and the tags of its weights.")
 @json_option
 def models(arch: str | None, encoder: str | None, as_json: bool) -> None:
@@ -19,9 +19,11 @@ def models(arch: str | None, encoder: str | None, as_json: bool) -> None:
       ess models --arch deeplabv3plus
       ess models --encoder vit_small_patch14_dinov2
     """
-    from ess.models.encoders import decoders_of, encoders_of, pairs, pretrained_tags
+    from ess.models.encoders import check_pair, decoders_of, encoders_of, pairs, pretrained_tags
 
     if encoder is not None:
+        if arch is not None:
+            check_pair(arch, encoder)
         _print_encoder(encoder, as_json)
         return
     found = pairs() if arch is None else [(arch, name) for name in encoders_of(arch)]

@@ -21,11 +21,11 @@ def preset(name: str | None, as_json: bool) -> None:
     Example:
       ess preset coco-lvis+group-norm
     """
-    settings = {each: load(each).to_json() for each in ([name] if name else preset_names())}
+    settings = {each: load(each).to_json() for each in (preset_names() if name is None else [name])}
     variants = {each: variant(each) for each in variant_names()}
     if as_json:
-        print_json({"presets": settings} | ({} if name else {"variants": variants}))
-    elif name:
+        print_json({"presets": settings} | ({"variants": variants} if name is None else {}))
+    elif name is not None:
         print_table(("setting", "value"), [(key, str(value)) for key, value in settings[name].items()])
     else:
         print_table(("preset", *_SHOWN), [(each, *(str(found[key]) for key in _SHOWN)) for each, found in settings.items()])

@@ -20,7 +20,10 @@ from ess.config import Config, changed, load, variant
 _SEARCH = {"k", "negatives", "search", "query_stride"}
 """The settings that only the k-NN loss uses."""
 
-_EMBEDDINGS = {"dim", "normalize", "temperature", "distance", "margin"}
+_NEAREST = {"search", "query_stride"}
+"""The settings that only negatives use that are searched for."""
+
+_EMBEDDINGS = {"dim", "normalize", "temperature", "distance", "margin", "embedding_power", "embedding_momentum"}
 """The settings that only losses of embeddings use, the k-NN and the exact one."""
 
 
@@ -61,9 +64,12 @@ def train(
     Example:
       ess train ~/cocolvis --out run --preset coco-lvis --batch-size 8
     """
+    if allow_other_data and not resume:
+        raise DataError("--allow-other-data has no effect without --resume; leave it out")
     given = {name: value for name, value in flags.items() if value is not None}
     started = resume and not is_absent(out / "run.json")
-    config = _resumed(out, given) if started and not (preset or config_file) else load(preset, config_file, given)
+    recorded = started and preset is None and config_file is None
+    config = _resumed(out, given) if recorded else load(preset, config_file, given)
     from cocolvis.storage.dataset import Dataset
     from ess.training.loop import train as run
 
@@ -83,19 +89,40 @@ def _resumed(out: Path, given: dict[str, Any]) -> Config:
 
 
 def _check_effects(given: dict[str, Any], preset: str | None, config: Config, classes: int) -> None:
-    """Raise DataError if the training has a loss that does not use a flag, or anything that a variant of the preset sets."""
-    from ess.losses.cross_entropy import chosen, named
-
-    loss = chosen(config.loss, classes)
-    unused = set() if loss == "knn" else _SEARCH if loss == "exact" else _SEARCH | _EMBEDDINGS
+    """Raise DataError if a flag, or everything that a variant of the preset sets, has no effect with the other settings."""
     asked = {f"--{name.replace('_', '-')} {value}": {name} for name, value in given.items()}
     asked |= {f"the variant {name}": {*variant(name)} for name in (preset or "").split("+")[1:]}
     for what, settings in asked.items():
-        if settings <= unused:
-            other = "exact or knn" if settings <= _EMBEDDINGS else "knn"
-            raise DataError(
-                f"{what} has no effect: loss is {named(config.loss, classes)}; choose --loss {other}, or leave it out"
-            )
+        if reason := _unused(settings, config, classes):
+            raise DataError(f"{what} has no effect: {reason}, or leave it out")
+
+
+def _unused(settings: set[str], config: Config, classes: int) -> str:
+    """Why a training uses none of these settings, and what would; "" if it uses one."""
+    from ess.losses.cross_entropy import chosen, named
+
+    loss = chosen(config.loss, classes)
+    if settings <= (set() if loss == "knn" else _SEARCH if loss == "exact" else _SEARCH | _EMBEDDINGS):
+        other = "exact or knn" if settings <= _EMBEDDINGS else "knn"
+        return f"loss is {named(config.loss, classes)}; choose --loss {other}"
+    if config.negatives == "random" and settings <= _NEAREST:
+        return "negatives is 'random', which are not searched for; choose --negatives nearest"
+    if config.arch != "deeplabv3plus" and settings == {"output_stride"}:
+        return f"arch is {config.arch!r}, whose encoder has one output stride; choose --arch deeplabv3plus"
+    if settings == {"dropout"} and not _drops(config, classes):
+        return f"arch is {config.arch!r}, whose decoder has no dropout; choose --arch deeplabv3plus"
+    return ""
+
+
+def _drops(config: Config, classes: int) -> bool:
+    """Whether the decoder has dropout."""
+    import torch
+
+    from ess.models.build import model_from_config
+    from ess.training.objective import dropouts
+
+    with torch.device("meta"):
+        return bool(dropouts(model_from_config(config, classes, weights=None)))
 
 
 class _PlainLines(logging.Formatter):

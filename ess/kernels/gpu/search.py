@@ -104,7 +104,7 @@ def search(
     bias: torch.Tensor | None = None,
     roots: bool = False,
 ) -> torch.Tensor:
-    """(P, k) int64, k <= 64: the classes nearest to each query, the nearest first; ties go to the lower id.
+    """(P, k) int64, k <= 65: the classes nearest to each query, the nearest first; ties go to the lower id.
 
     ``queries`` (P, D) and ``classes`` (C, D) are compared in float32, by Euclidean distance, or with ``products`` by inner
     product, the largest first. ``bias`` (C,) is subtracted from the squared distances, from their ``roots``, or from the

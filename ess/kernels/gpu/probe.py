@@ -1,0 +1,44 @@
+"""Whether Triton can run its kernels here, found out by running one: it needs a C compiler and the headers of Python."""
+
+import logging
+import textwrap
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+
+log = logging.getLogger("ess")
+
+
+@cache
+def works() -> bool:
+    """Whether Triton is installed and runs a kernel on the current GPU.
+
+    If it is installed but fails, one warning gives the reason; PyTorch then computes losses and searches.
+    """
+    if find_spec("triton") is None:
+        return False
+    try:
+        _run()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of many types: no compiler, no headers, a GPU that is too old
+        reason = textwrap.shorten(str(error) or type(error).__name__, 200, placeholder="...")
+        log.warning(
+            "Triton cannot run its kernels (%s); PyTorch computes losses and searches instead, which is slower."
+            " Triton needs a C compiler and the headers of Python: apt install gcc python3-dev",
+            reason,
+        )
+        return False
+    return True
+
+
+def _run() -> None:
+    """Run a kernel that does nothing."""
+    import triton  # imported late: optional, and slow to import
+
+    @triton.jit
+    def nothing(place):
+        pass
+
+    nothing[(1,)](torch.zeros(1, device="cuda"))
