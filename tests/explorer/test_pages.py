@@ -270,7 +270,8 @@ def test_requests_of_other_sites_are_refused(app, headers, status):
 
 def test_only_reading_is_possible_and_every_answer_carries_the_policy(app, workspace):
     assert [get(app, "/about", method).status for method in ("POST", "PUT", "DELETE", "OPTIONS")] == [405] * 4
-    for address in ("/", "/about.json", "/nothing", "/static/explorer.css"):
+    (style,) = re.findall(r"/static/\w+/explorer.css", get(app, "/").text)
+    for address in ("/", "/about.json", "/nothing", style):
         headers = get(app, address).headers
         assert "default-src 'none'" in headers["content-security-policy"] and "unsafe" not in headers["content-security-policy"]
         assert headers["x-content-type-options"] == "nosniff"
@@ -279,6 +280,14 @@ def test_only_reading_is_possible_and_every_answer_carries_the_policy(app, works
     assert "as localhost, or by an IP address of its machine\n" in get(open_to_all, "/", host="evil.example").text
     hosts = ("192.168.0.7:1", "evil.example", "127.0.0.1")
     assert [get(open_to_all, "/about.json", host=host).status for host in hosts] == [200, 403, 200]
+
+
+def test_files_of_the_pages_are_kept_by_browsers_under_their_version_only(app):
+    (script,) = re.findall(r"/static/\w+/explorer.js", get(app, "/").text)
+    assert "immutable" in get(app, script).headers["cache-control"]
+    assert get(app, script.replace("explorer.js", "mask.js")).status == 200  # which picture.js imports from its own folder
+    assert get(app, "/static/000000000000/explorer.js").status == get(app, "/static/explorer.js").status == 404
+    assert get(app, "/favicon.ico").headers["location"] == script.replace("explorer.js", "icon.svg")
 
 
 MARKUP = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}"

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from cli.commands import command
-from cli.display import say
+from cli.display import say, shell
 from cli.ess.training.settings import setting_options
 from cli.options import image_root_option, path_argument, path_option
 from cocolvis.disk.files import is_absent
@@ -78,7 +78,7 @@ def train(
     _check_effects(given, preset, config, len(dataset.vocabulary))
     run(dataset, out, config, resume=resume, allow_other_data=allow_other_data, cache_features=cache_features)
     if _is_first_process():
-        say(f"The run is in {out}; evaluate it with `ess eval {out} {data}`.")
+        say(f"The run is in {out}; evaluate it with {shell('ess', 'eval', out, data)}.")
 
 
 def _resumed(out: Path, given: dict[str, Any]) -> Config:

@@ -101,8 +101,8 @@ class _Site:
             Route("/picture/{split}/{id}/file", self._file),
             Route("/picture/{split}/{id}", self._picture),
             Route("/thumbnails/{image}.jpg", self._thumbnail),
-            Route("/static/{name}", self._asset),
-            Route("/favicon.ico", lambda request: RedirectResponse("/static/icon.svg")),
+            Route("/static/{version}/{name}", self._asset),
+            Route("/favicon.ico", lambda request: RedirectResponse(f"/static/{self._version}/icon.svg")),
             Route("/{rest:path}", self._missing),
         ]
         return found
@@ -116,7 +116,7 @@ class _Site:
             "zip_self": lambda values: [(value, value) for value in values],
             "named": lambda names, texts: [(name, texts[name]) for name in names],
             "workspace": self._workspace,
-            "static": lambda name: f"/static/{name}?v={self._version}",
+            "static": lambda name: f"/static/{self._version}/{name}",
             "version": lambda run=None: self._workspace.version(self._workspace.runs.get(run)),
         }
         return found
@@ -258,8 +258,9 @@ class _Site:
         return Confused(run, row, truth.id, predicted.id)
 
     def _asset(self, request: Request) -> Response:
+        """A file of the pages; its folder is their version, so that what it imports is of the same version too."""
         name = request.path_params["name"]
-        if name not in self._static:
+        if name not in self._static or request.path_params["version"] != self._version:
             return self._missing(request)
         return Response(self._static[name], media_type=_TYPES[Path(name).suffix], headers={"cache-control": _WEEK})
 
