@@ -32,7 +32,7 @@ class _OutputFile(_GivenPath):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path, or the file that a link there leads to; raises DataError if it cannot be written."""
         path = super().convert(value, param, ctx)
-        path = Path(os.path.realpath(path)) if path.is_symlink() else path
+        path = Path(os.path.realpath(path)) if os.path.islink(path) else path
         self._check(path)
         return path
 

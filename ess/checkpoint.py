@@ -24,6 +24,7 @@ VERSION = 1
 _SETTINGS = "settings.toml"
 _NAME = re.compile(r"step-\d{8}")
 """Only folders of such names are checkpoints: whatever else users keep beside them is left alone."""
+
 _FIXED = ("arch", "encoder", "weights", "output_stride", "features", "norm", "dim", "normalize", "optimizer")
 """The settings of a run that never change: they describe its tensors, or what those began as."""
 
@@ -39,7 +40,7 @@ class Checkpoint(NamedTuple):
     """A checkpoint according to its state.json: its folder, the steps done, and the scores of an evaluation at that step.
 
     ``temperature`` is the learnt one. ``evaluated`` says on what: the digest of the data set, and the most images; None if an
-    older version wrote the scores.
+    older version wrote the scores. ``weights`` is the SHA-256 of the weights, None if an older version wrote them.
     """
 
     folder: Path
@@ -47,14 +48,15 @@ class Checkpoint(NamedTuple):
     scores: dict[str, Any] | None
     temperature: float | None = None
     evaluated: dict[str, Any] | None = None
+    weights: str | None = None
 
     def training(self) -> dict[str, torch.Tensor]:
         """Everything except the weights, as :meth:`ess.training.state.TrainingState.tensors` returned it."""
         return _load_tensors(self.folder / "training.safetensors")
 
     def weights_digest(self) -> str:
-        """The SHA-256 of the weights."""
-        return sha256(self.folder / "model.safetensors")
+        """The SHA-256 of the weights; a training may have removed their file since they were loaded."""
+        return self.weights or sha256(self.folder / "model.safetensors")
 
     @property
     def miou(self) -> float:
@@ -229,12 +231,13 @@ class Run:
         One that cannot be removed is reported: the new one is complete in any case.
         """
         best = self.best()
-        for folder in [folder for folder in self.checkpoints() if folder <= newest][: -self.config.keep]:
-            if best is None or folder != best.folder:
-                try:
-                    _remove(folder)
-                except OSError as error:
-                    log.warning("%s: cannot be removed: %s; the training continues", folder, reason(error))
+        kept = best and best.folder
+        earlier = [folder for folder in self.checkpoints() if folder <= newest][: -self.config.keep]
+        for folder in (folder for folder in earlier if folder != kept):
+            try:
+                _remove(folder)
+            except OSError as error:
+                log.warning("%s: cannot be removed: %s; the training continues", folder, reason(error))
 
     def load(self, model: torch.nn.Module, which: str = "newest") -> Checkpoint:
         """Load the weights of the "newest" checkpoint, or of the "best" as in :meth:`best`, into ``model``.
@@ -318,14 +321,15 @@ def _read(folder: Path, vocabulary: Vocabulary) -> Checkpoint:
     """Read a checkpoint and compare its files with their digests, which checkpoints of older versions lack."""
     try:
         checkpoint, state = _described(folder)
-        for name, digest in state.get("sha256", {}).items():
+        digests = state.get("sha256", {})
+        for name, digest in digests.items():
             if sha256(folder / name) != digest:
                 raise _Damaged(f"{folder / name}: was changed: its SHA-256 differs from that in state.json")
     except (DataError, AttributeError) as error:
         raise error if isinstance(error, _Damaged) else _Damaged(f"{folder}: cannot be read: {error}") from None
     if state.get("vocabulary") != vocabulary.digest:
         raise DataError(f"{folder}: was trained with another vocabulary than run.json names")
-    return checkpoint
+    return checkpoint._replace(weights=digests.get("model.safetensors"))
 
 
 def _shown(value: Any) -> str:

@@ -99,7 +99,7 @@ def page(groups: Sequence[tuple[str, Sequence[Entry]]]) -> str:
     """The text of the page."""
     lines = [HEAD]
     for command, figures in groups:
-        lines.append(f"The next figures are drawn by:\n\n    {command}\n")
+        lines.append(f"This command draws the figures below:\n\n    {command}\n")
         lines += [f"## {f.title}\n\n![{f.title}](pictures/gallery/{f.name}.webp)\n\n{f.caption}\n" for f in figures]
     return "\n".join(lines)
 

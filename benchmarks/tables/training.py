@@ -4,6 +4,7 @@ import hashlib
 import logging
 import platform
 import shutil
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -56,6 +57,8 @@ def _train(dataset: Dataset, folder: Path, config: Config, how: dict[str, Any]) 
     found = Run.find(folder / "run")
     if found and found.listed()[-1].step == config.steps:  # killed before the measurements were written
         shutil.rmtree(folder / "run")
+    elif found:
+        config = replace(config, weights=found.config.weights)  # the file may have moved; the identity has its digest
     pace = Pace()
     log = logging.getLogger("ess")
     log.setLevel(logging.INFO)

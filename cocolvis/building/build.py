@@ -24,7 +24,7 @@ from cocolvis.sources.inputs import Sources
 from cocolvis.storage import dataset
 from cocolvis.text import first_few, human_size
 
-_NO_PARTS = "holds no shards of `cocolvis build --shard I/N`, or `import`"
+_NO_PARTS = "holds no shards of `cocolvis build --shard I/N` or `cocolvis import ... --shard I/N`"
 
 
 class Mode(Enum):
@@ -90,9 +90,19 @@ class Build:
             if self.mode is not Mode.OVERWRITE and (out / dataset.INDEX).exists():
                 found = index.resumed(out, plan.description(), self.announce)
                 if self.strict:
-                    _refuse([Fault(**fault) for fault in found["report"]["faults"]], sum(found["report"]["counts"].values()))
+                    self._check_finished(out, found["report"])
                 return found
             return self._run(plan, BuildState(out, lease))
+
+    @staticmethod
+    def _check_finished(out: Path, report: Mapping[str, Any]) -> None:
+        """Raise DataError if the report of a finished data set counts faults."""
+        if report["counts"]:
+            first = _described(Fault(**report["faults"][0]))
+            count = sum(report["counts"].values())
+            raise DataError(
+                f"{out}: is a finished data set with {count} faults, the first: {first}; --overwrite builds it again"
+            )
 
     def _check_content(self, out: Path) -> None:
         """Raise DataError if the mode does not allow the contents of the folder."""
@@ -131,8 +141,9 @@ class Build:
         if self.mode is Mode.OVERWRITE:
             freed = inventory(state.out).bytes
         else:
-            again = {"repaired": repaired, "all_lacking": self.strict}
-            reports = resume.keep_finished(state, plan, names, self.phase, self.announce, **again)
+            reports = resume.keep_finished(
+                state, plan, names, self.phase, self.announce, repaired=repaired, all_lacking=self.strict
+            )
             self._check_strict(reports.values())
         left = [name for name in names if name not in reports]
         _check_disk(plan, state.out, left, freed, self.announce)
@@ -196,7 +207,7 @@ def join(out: Path, announce: Announce = ignore, phase: Phase = ignore, *, allow
             missing = [name for name in names if name not in reports]
             if missing:
                 reason = f"{len(missing)} of {len(names)} shards are missing or damaged: {first_few(missing, resume.SHOWN)}"
-                raise DataError(f"{out}: {reason}; run their parts again, with `cocolvis build ... --shard I/N`, or `import`")
+                raise DataError(f"{out}: {reason}; run their parts again, with the same command and `--shard I/N`")
             advice = "parts that run again read them again, `join --allow-missing` leaves these images out"
             return index.complete(state, reports, announce, advice)
 
@@ -220,13 +231,17 @@ def _check_is_folder(out: Path) -> None:
         raise DataError(f"{out}: cannot be a folder: {reason(error)}") from None
 
 
-def _refuse(faults: Sequence[Fault], count: int | None = None) -> None:
-    """Raise DataError if there are faults; the message says how many, ``count`` or those given, and describes the first."""
+def _refuse(faults: Sequence[Fault]) -> None:
+    """Raise DataError if there are faults; the message counts them and describes the first."""
     if faults:
-        fault = faults[0]
-        ids = (("image", fault.image_id), ("annotation", fault.annotation_id))
-        where = ", ".join(f"{what} {number}" for what, number in ids if number is not None) or fault.source
-        raise DataError(f"--strict: {count or len(faults)} faults, the first: {fault.kind}: {where}: {fault.reason}")
+        raise DataError(f"--strict: {len(faults)} faults, the first: {_described(faults[0])}")
+
+
+def _described(fault: Fault) -> str:
+    """The kind, place and reason of a fault."""
+    ids = (("image", fault.image_id), ("annotation", fault.annotation_id))
+    where = ", ".join(f"{what} {number}" for what, number in ids if number is not None) or fault.source
+    return f"{fault.kind}: {where}: {fault.reason}"
 
 
 def _check_disk(plan: ShardPlan, out: Path, names: Collection[str], freed: int, announce: Announce) -> None:

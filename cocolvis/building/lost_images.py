@@ -1,4 +1,4 @@
-"""Images that a build lost to missing or unreadable files: which shards lack some, and whether a split lost too many."""
+"""Images that a build left out because of their files: which shards lack some, and whether a split lost too many."""
 
 from collections.abc import Mapping, Sequence
 from itertools import islice

@@ -89,11 +89,11 @@ def keep_finished(
     ``repaired`` is the result of :func:`check`. With ``all_lacking``, all shards that lack images are built again.
     """
     reports = finished(state, names, phase)
-    if reading.missing_allowed():
+    if reading.missing_allowed() and not all_lacking:
         return reports
     again = _to_build_again(state, reports, repaired or all_lacking)
     if again:
-        announce(f"{len(again)} of the finished shards lack images that could not be read; they are built again")
+        announce(f"{len(again)} of the finished shards lack images; they are built again")
         state.build_again(again, reports)
     if repaired:
         state.write_files_record(plan)

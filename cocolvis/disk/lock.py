@@ -295,11 +295,11 @@ def _read(path: Path) -> bytes | None:
     except OSError as error:
         if error.errno == ESTALE:
             return None
-        raise DataError(f"{path}: cannot be read: {reason(error)}; remove it if no build is running") from None
+        raise DataError(f"{path}: cannot be read: {reason(error)}; remove it if no process works there") from None
 
 
 def _remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise DataError(f"{path}: belongs to a dead build and cannot be removed: {reason(error)}") from None
+        raise DataError(f"{path}: belongs to a process that has ended, and cannot be removed: {reason(error)}") from None

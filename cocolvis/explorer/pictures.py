@@ -63,9 +63,7 @@ def read_sample(workspace: Workspace, image: int) -> Sample:
     """
     assert workspace.catalog is not None
     place = workspace.catalog.place(image)
-    split = workspace.splits[place.split]
-    number = int(np.searchsorted(split.starts, place.row, side="right")) - 1
-    return split.shard(number).sample(place.row - int(split.starts[number]))
+    return workspace.splits[place.split].stored(place.row)
 
 
 def picture(workspace: Workspace, image: int, sample: Sample) -> tuple[bytes, str]:
@@ -161,6 +159,8 @@ def _reduced(workspace: Workspace, image: int, sample: Sample) -> np.ndarray | N
         content, _ = picture(workspace, image, sample)
     except NoPicture:
         return None
+    if content.startswith(png.SIGNATURE):
+        content = png.without_profile(content)
     height, width = sample.size
     shown = _file_size(height, width)
     factor = next((f for f in (8, 4, 2) if height >= f * shown[0] and width >= f * shown[1]), 1)

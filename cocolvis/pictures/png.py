@@ -89,7 +89,7 @@ def essential(content: bytes) -> bytes:
 
 
 def without_profile(content: bytes) -> bytes:
-    """A PNG without its colour profile, which libpng would print warnings about and no decoder here applies.
+    """A PNG without its colour profile, which no decoder here applies; libpng prints warnings about broken ones.
 
     Raises ValueError as :func:`read_header` does.
     """

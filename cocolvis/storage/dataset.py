@@ -125,8 +125,12 @@ class Split:
 
     def __getitem__(self, index: int) -> Sample:
         """Sample ``index``, 0 <= index < len."""
+        return self.with_picture(self.stored(index))
+
+    def stored(self, index: int) -> Sample:
+        """Sample ``index`` as it is in its shard, 0 <= index < len: a picture in ``image_root`` is not read."""
         shard, row = self._locate(index)
-        return self.with_picture(shard.sample(row))
+        return shard.sample(row)
 
     def with_picture(self, sample: Sample) -> Sample:
         """The sample with its picture read from ``image_root``, if the data set stores only paths. Thread-safe.

@@ -1,5 +1,6 @@
 """Predicts class ids with a trained model; images and results are NumPy arrays."""
 
+import logging
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -20,6 +21,8 @@ from ess.inference.side_by_side import side_by_side
 from ess.inference.views import PRECISIONS, Inference
 from ess.models.build import model_from_config
 from ess.models.network import SegmentationModel
+
+log = logging.getLogger("ess")
 
 Key = TypeVar("Key")
 
@@ -65,6 +68,7 @@ class Predictor:
         self.bias = None if bias is None else bias.to(device)
         self._trained_vocabulary = vocabulary
         self._advice = _advice(self.inference, device) if advice is None else advice
+        self._together = True
         self._adds = any(new.radius > -math.inf for new in added)
 
     @classmethod
@@ -159,10 +163,12 @@ class Predictor:
         return explain_out_of_memory(f"{what}; {self._advice}")
 
     def _predict(self, batch: Sequence[_Chosen[Key]]) -> list[tuple[Key, np.ndarray, np.ndarray]]:
-        """(key, image, class ids) of images of equal padded size, one at a time if they do not fit the memory together."""
-        if len(batch) > 1:
+        """(key, image, class ids) of images of equal padded size, one at a time if any did not fit the memory together."""
+        if len(batch) > 1 and self._together:
             with suppress(OutOfMemory):
                 return self._predict_together(batch)
+            self._together = False
+            log.warning("%d images do not fit the memory together; from now on they are predicted one at a time", len(batch))
         return [found for each in batch for found in self._predict_together([each])]
 
     def _predict_together(self, batch: Sequence[_Chosen[Key]]) -> list[tuple[Key, np.ndarray, np.ndarray]]:

@@ -204,8 +204,9 @@ class _Results:
         return image_ids(self._names | named)
 
     def _video_exists(self, one: Input, film: Path, every: int) -> bool:
-        """:meth:`exist` for a video with an overlay."""
-        return self.skip_existing and _is_written(film) and all(self._has(one, number) for number, _ in frames(one.path, every))
+        """:meth:`exist` for a video with an overlay; its frames are read only if they have results of their own."""
+        numbers = () if {*self.formats} == {"overlay"} else (number for number, _ in frames(one.path, every))
+        return self.skip_existing and _is_written(film) and all(self._has(one, number) for number in numbers)
 
     def _has(self, one: Input, number: int) -> bool:
         """:meth:`exist` for one frame of a video, without its overlay."""

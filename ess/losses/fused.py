@@ -40,7 +40,7 @@ def on_gpu(embeddings: torch.Tensor) -> bool:
 
 
 def _fits_triton(embeddings: torch.Tensor) -> bool:
-    return embeddings.shape[1] <= 256 and probe.works()
+    return embeddings.shape[1] <= 256 and probe.works(embeddings.device)
 
 
 @torch.compiler.disable

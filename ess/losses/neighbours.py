@@ -73,7 +73,7 @@ def fault_of(backend: str, k: int, device: torch.device) -> str:
         return f"'triton', which searches on a GPU, but the device is {device}"
     if k > _KEPT_BY_TRITON:
         return f"'triton', which finds at most {_KEPT_BY_TRITON} classes, {FEW} negatives and the target, not {k}"
-    return "" if device.type != "cuda" or probe.works() else "'triton', which cannot run its kernels here"
+    return "" if device.type != "cuda" or probe.works(device) else "'triton', which cannot run its kernels here"
 
 
 def _check_bias(bias: torch.Tensor, classes: torch.Tensor, backend: str) -> None:
@@ -86,7 +86,7 @@ def _check_bias(bias: torch.Tensor, classes: torch.Tensor, backend: str) -> None
 
 def _best(queries: torch.Tensor, k: int, biased: bool) -> str:
     if queries.is_cuda:
-        return "triton" if k <= FEW and probe.works() else "torch"
+        return "triton" if k <= FEW and probe.works(queries.device) else "torch"
     if biased:
         return "numba" if k <= FEW else "torch"
     return "numba" if 1 < k <= FEW else "faiss"

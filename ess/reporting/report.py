@@ -38,7 +38,6 @@ def write_report(
     split: str,
     tallied: Tally,
     *,
-    weights: str,
     figures: Sequence[Figure] = (),
     left_out: Sequence[str] = (),
     damaged: Sequence[DamagedImage] = (),
@@ -46,12 +45,11 @@ def write_report(
     """Write the report of a run as one HTML file, and return its size in bytes.
 
     ``tallied`` are the counts of the predictions of ``predictor``, a checkpoint of the run, for a split; ``damaged`` are the
-    images that are not among them. ``weights`` is the SHA-256 of the checkpoint's weights, which may be gone by now if the run
-    is still in training. ``left_out`` says in a sentence each why a figure is missing. Raises DataError if all images were
-    damaged, or if the file cannot be written.
+    images that are not among them. ``left_out`` says in a sentence each why a figure is missing. Raises DataError if all images
+    were damaged, or if the file cannot be written.
     """
     content = (
-        _head(run, predictor, weights, dataset, split, tallied)
+        _head(run, predictor, dataset, split, tallied)
         | _scores(dataset, tallied, damaged)
         | _training(run)
         | {"notices": _notices(run, predictor, dataset, damaged), "classes": _classes(dataset, tallied)}
@@ -65,7 +63,7 @@ def write_report(
     return len(page)
 
 
-def _head(run: Run, predictor: Predictor, weights: str, dataset: Dataset, split: str, tallied: Tally) -> dict[str, Any]:
+def _head(run: Run, predictor: Predictor, dataset: Dataset, split: str, tallied: Tally) -> dict[str, Any]:
     """The title, and where everything comes from, by name and by digest."""
     checkpoint, config, inference = predictor.checkpoint, run.config, predictor.inference
     assert checkpoint is not None  # a predictor of a run has one
@@ -75,7 +73,7 @@ def _head(run: Run, predictor: Predictor, weights: str, dataset: Dataset, split:
     sources = {
         "run": run.folder,
         "checkpoint": f"step {checkpoint.step:,}",
-        "weights, SHA-256": weights,
+        "weights, SHA-256": checkpoint.weights_digest(),
         "data set": dataset.folder,
         "data set, digest": dataset.index["digest"],
         "vocabulary, digest": dataset.vocabulary.digest,

@@ -88,6 +88,8 @@ def train(
             state = TrainingState(objective.model, config, objective.log_temperature, fused=choices.fused)
             begun = _resume(team, run, dataset, config, state, steps, allow_other_data, record) if run else None
             stored = _features(cache_features, dataset, len(split), objective.model, config, team) if cache_features else {}
+            if lease is not None:
+                lease.check()  # to store features may take hours
             if run is None or begun is None:
                 run, begun = _begin(team, folder, dataset, config, state, resume, record)
             guard = Guard(objective.model, state.optimizer, team.device, fused=choices.fused)

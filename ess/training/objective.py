@@ -29,11 +29,12 @@ def check_device(config: Config, classes: int, device: torch.device) -> None:
 
     Only the k-NN loss with this number of ``classes`` searches, unless its negatives are random.
     """
-    if config.compile and device.type == "cuda" and not probe.works():
+    if config.compile and device.type == "cuda" and not probe.works(device):
         raise DataError("compile needs Triton, which cannot run its kernels here; leave out --compile")
     if cross_entropy.chosen(config.loss, classes) != "knn" or config.negatives == "random":
         return
-    if fault := fault_of(config.search, min(config.k, classes - 1) + 1, device):
+    wanted = min(config.k, classes) if config.negatives == "published" else min(config.k, classes - 1) + 1
+    if fault := fault_of(config.search, wanted, device):
         raise DataError(f"search is {fault}; choose --search auto")
 
 
@@ -93,10 +94,12 @@ class Objective(nn.Module):
                 single.append(layer)
 
         hooks = [layer.register_forward_pre_hook(look) for layer in learning]
-        self.eval().model(torch.zeros(1, 3, self.config.crop, self.config.crop, device=next(self.parameters()).device))
-        self.train(mode)
-        for hook in hooks:
-            hook.remove()
+        try:
+            self.eval().model(torch.zeros(1, 3, self.config.crop, self.config.crop, device=next(self.parameters()).device))
+        finally:
+            self.train(mode)
+            for hook in hooks:
+                hook.remove()
         if single:
             encoder = single[0] in {*self.model.encoder.modules()}
             part, advice = ("encoder", "--freeze-bn") if encoder else ("decoder", "--norm group")

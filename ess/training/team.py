@@ -3,14 +3,14 @@
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from timm.layers import convert_sync_batchnorm
 
 from cocolvis.disk.lock import Lease, held
@@ -58,13 +58,20 @@ def join(config: Config, folder: Path) -> Accelerator:
 def alone(team: Accelerator, folder: Path) -> Iterator[Lease | None]:
     """Hold the lock of a run's folder inside this context, in the first process; the others of the team get None.
 
-    Raises DataError if another training holds it. That of a killed process is taken over: see :mod:`cocolvis.disk.lock`.
+    The others wait until it is held, so that all of them find the same run. Raises DataError in all of them if another training
+    holds it. The lock of a killed process is taken over: see :mod:`cocolvis.disk.lock`.
     """
-    if team.is_main_process:
-        with held(folder, None, log.info, "a training") as lease:
-            yield lease
-    else:
-        yield None
+    lease, refusal = None, [""]
+    with ExitStack() as stack:
+        if team.is_main_process:
+            try:
+                lease = stack.enter_context(held(folder, None, log.info, "a training"))
+            except DataError as error:
+                refusal = [str(error)]
+        broadcast_object_list(refusal)
+        if refusal[0]:
+            raise DataError(refusal[0])
+        yield lease
 
 
 def synchronised(model: SegmentationModel, team: Accelerator) -> SegmentationModel:

@@ -88,7 +88,7 @@ def test_strict_refuses_the_faults_of_shards_that_an_earlier_build_finished(tree
     shutil.rmtree(out)
     tree.picture(2).rename(aside)
     resumed(strict=False)
-    with refused:
+    with pytest.raises(DataError, match=r"a finished data set with 1 faults, the first: missing image: image 2: .*--overwrite"):
         resumed()
     aside.rename(tree.picture(2))
     shutil.rmtree(out)

@@ -123,7 +123,6 @@ def test_flags_and_variants_of_embeddings_need_a_loss_that_has_some(sample_datas
         ("--loss knn --negatives random --search torch", "--search torch has no effect: negatives is 'random', .*; choose --n"),
         ("--loss knn --negatives random --query-stride 4", "--query-stride 4 has no effect: negatives is 'random'"),
         ("--loss dense --embedding-momentum 0.5", "--embedding-momentum 0.5 has no effect: loss is 'dense'; choose --loss ex"),
-        ("--allow-other-data", "--allow-other-data has no effect without --resume; leave it out"),
         ("--preset ", "no preset ''; there are coco-lvis, demo"),
         ("--preset coco-lvis+", "no variant ''; there are baseline"),
     ],
@@ -145,6 +144,11 @@ def test_flags_without_an_effect_are_refused_in_one_line(sample_dataset, tmp_pat
 )
 def test_flags_presets_and_variants_that_combine_train(sample_dataset, tmp_path, arguments):
     ess("train", sample_dataset, "--out", tmp_path / "run", *SMALL, "--steps", 1, "--eval-limit", 1, *arguments.split())
+
+
+def test_other_data_can_only_be_allowed_on_resume(sample_dataset, tmp_path):
+    told = ess("train", sample_dataset, "--out", tmp_path / "run", *SMALL, "--allow-other-data", code=2).stderr
+    assert "--allow-other-data is used with --resume" in told and not (tmp_path / "run").exists()
 
 
 def test_weights_cannot_change_on_resume(run, sample_dataset):

@@ -24,7 +24,12 @@ def test_a_file_that_cannot_be_written_is_refused_first(name, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     main, *arguments = OUTPUTS[name]
-    for path, reason in ((".", "it is a folder; expected the name of a file"), ("file/x", "file is not a directory")):
+    refused = {
+        ".": "it is a folder; expected the name of a file",
+        "file/x": "file is not a directory",
+        "x" * 300: "a name has more than 255 bytes",
+    }
+    for path, reason in refused.items():
         result = CliRunner().invoke(main, [*arguments, path])
         assert (result.exit_code, result.stdout) == (1, "")
         assert result.stderr.startswith(f"Error: {path}: cannot be written: ") and reason in result.stderr

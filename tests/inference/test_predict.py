@@ -190,9 +190,9 @@ def test_memory_that_runs_out_is_one_line(monkeypatch):
         Predictor(model, few(5), CPU).from_features([np.zeros((3, 9, 8), np.float32)], (9, 8))
 
 
-def test_images_that_do_not_fit_the_memory_together_are_predicted_one_at_a_time(monkeypatch):
+def test_images_that_do_not_fit_the_memory_together_are_predicted_one_at_a_time(monkeypatch, caplog):
     model, passes = PerPixel().eval(), []
-    images, encode = [photo(9, 8), photo(9, 8), photo(9, 8)], model.encode
+    images, encode = [photo(9, 8) for _ in range(6)], model.encode
     expected = [Predictor(model, few(5), CPU)(image) for image in images]
 
     def crowded(pixels):
@@ -203,7 +203,9 @@ def test_images_that_do_not_fit_the_memory_together_are_predicted_one_at_a_time(
 
     monkeypatch.setattr(model, "encode", crowded)
     found = Predictor(model, few(5), CPU, Inference(batch_size=3))(images)
-    assert all(map(np.array_equal, found, expected)) and passes == [3, 1, 1, 1]
+    assert all(map(np.array_equal, found, expected)) and passes == [3, *[1] * 6]
+    (record,) = caplog.records
+    assert "3 images do not fit the memory together" in record.getMessage()
 
 
 def test_work_ahead_keeps_its_order_and_is_bounded():

@@ -1,7 +1,9 @@
 """A GPU on which Triton cannot run its kernels: losses and searches by PyTorch after one warning, or a refusal in one line."""
 
 import logging
+import os
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -44,7 +46,7 @@ def choices() -> tuple[bool, str, str]:
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
 def test_a_triton_that_fails_is_replaced_by_torch_with_one_warning(monkeypatch, caplog, fault):
-    def fail():
+    def fail(device):
         raise fault
 
     monkeypatch.setattr(probe, "_run", fail)
@@ -56,7 +58,7 @@ def test_a_triton_that_fails_is_replaced_by_torch_with_one_warning(monkeypatch, 
 
 
 def test_a_triton_that_works_is_chosen_without_a_word(monkeypatch, caplog):
-    monkeypatch.setattr(probe, "_run", lambda: None)
+    monkeypatch.setattr(probe, "_run", lambda device: None)
     assert choices() == (True, "triton", "") and not caplog.records
     monkeypatch.setattr(probe, "find_spec", lambda name: None)
     probe.works.cache_clear()
@@ -64,22 +66,22 @@ def test_a_triton_that_works_is_chosen_without_a_word(monkeypatch, caplog):
 
 
 def test_a_lack_of_memory_is_not_a_fault_of_triton(monkeypatch):
-    def exhausted():
+    def exhausted(device):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(probe, "_run", exhausted)
     with pytest.raises(torch.OutOfMemoryError):
-        probe.works()
-    monkeypatch.setattr(probe, "_run", lambda: None)
-    assert probe.works()
+        probe.works(GPU)
+    monkeypatch.setattr(probe, "_run", lambda device: None)
+    assert probe.works(GPU)
 
 
 @pytest.mark.parametrize("given", [{"compile": True}, {"loss": "knn", "search": "triton"}], ids=str)
 def test_settings_that_need_triton_are_refused_before_the_run_begins(monkeypatch, given):
     chosen = config(**given)
-    monkeypatch.setattr(probe, "_run", lambda: None)
+    monkeypatch.setattr(probe, "_run", lambda device: None)
     check_device(chosen, 1284, GPU)
-    monkeypatch.setattr(probe, "_run", lambda: 1 / 0)
+    monkeypatch.setattr(probe, "_run", lambda device: 1 / 0)
     probe.works.cache_clear()
     with pytest.raises(DataError, match=r"(compile|search) .*, which cannot run its kernels here; (leave out|choose) --"):
         check_device(chosen, 1284, GPU)
@@ -87,6 +89,12 @@ def test_settings_that_need_triton_are_refused_before_the_run_begins(monkeypatch
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="looks at a machine without a GPU")
-def test_the_probe_launches_a_kernel(caplog):
+def test_without_a_gpu_nothing_works(caplog):
     pytest.importorskip("triton")
-    assert not probe.works() and "NVIDIA" in caplog.text
+    assert not probe.works(GPU) and "NVIDIA" in caplog.text
+
+
+def test_the_kernel_of_the_probe_runs():
+    pytest.importorskip("triton")
+    code = "import torch; from ess.kernels.gpu import probe; probe._run(torch.device('cpu'))"
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"TRITON_INTERPRET": "1"})

@@ -46,6 +46,5 @@ def reported(dataset, run, made_figures, tmp_path_factory) -> Reported:
     images = predictions(predictor, dataset, indices=image_indices(dataset, "val"))
     tallied = tally(images, len(dataset.vocabulary), 2)
     left_out = ["a figure was left out, because it is a test"]
-    shown = {"weights": predictor.checkpoint.weights_digest(), "figures": made_figures, "left_out": left_out}
-    write_report(path, run, predictor, dataset, "val", tallied, **shown)
+    write_report(path, run, predictor, dataset, "val", tallied, figures=made_figures, left_out=left_out)
     return Reported(path, tallied, dataset)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from runs import config, flags, weights
 
+from cocolvis.disk.lock import held
 from cocolvis.storage.dataset import Dataset
 from ess.training.loop import train
 
@@ -48,6 +49,13 @@ def test_two_processes_are_one_with_twice_the_batch(sample_dataset, tmp_path, ca
         return
     more = torchrun(sample_dataset, tmp_path / "two", 2, "--resume", loss=loss, **SAME | {"steps": 4})
     assert more.returncode == 0 and "at step 3" in more.stderr, more.stderr
+
+
+def test_a_folder_that_another_training_holds_is_refused_in_all_processes(sample_dataset, tmp_path):
+    with held(tmp_path / "run", None, print, "a training"):
+        done = torchrun(sample_dataset, tmp_path / "run", 2, **SAME)
+    assert done.returncode != 0 and done.stderr.count("Error: ") == 2 and done.stderr.count("is running there") == 2
+    assert done.stderr.count("Traceback") == 1  # of torchrun itself
 
 
 @pytest.mark.long

@@ -29,12 +29,6 @@ class Predictions(NamedTuple):
     images: "Iterable[Predicted]"
     damaged: "list[DamagedImage]"
 
-    def weights_digest(self) -> str:
-        """The SHA-256 of the weights that predict."""
-        checkpoint = self.predictor.checkpoint
-        assert checkpoint is not None  # a predictor of a run has one
-        return checkpoint.weights_digest()
-
 
 def split_options(command: Callable[..., None]) -> Callable[..., None]:
     """--split and --limit, --skip-damaged, the views of an image, --checkpoint and --device, for :func:`predicted`."""

@@ -65,7 +65,6 @@ def report(
     dataset = Dataset.open(data, image_root)
     opened = Run.open(run)
     with predicted(run, dataset, "report", split=split, **how) as found:
-        weights = found.weights_digest()  # a run in training may remove the checkpoint before the report is complete
         tallied = tally(found.images, len(dataset.vocabulary), pictures)
     shared = {name: how[name] for name in ("limit", "skip_damaged", "checkpoint", "device")}
     with TemporaryDirectory() as folder:
@@ -73,7 +72,7 @@ def report(
             split=split, predictor=found.predictor, counts=tallied.confusion, sources=_sources(coco, lvis), **shared
         )
         figures, left_out = ([], []) if no_figures else _figures(opened, dataset, Path(folder), options)
-        shown: dict[str, Any] = {"weights": weights, "figures": figures, "left_out": left_out, "damaged": found.damaged}
+        shown: dict[str, Any] = {"figures": figures, "left_out": left_out, "damaged": found.damaged}
         size = write_report(out, opened, found.predictor, dataset, split, tallied, **shown)
     say(f"{out}: {human_size(size)}, opens in any browser")
 

@@ -65,7 +65,7 @@ def train(
       ess train ~/cocolvis --out run --preset coco-lvis --batch-size 8
     """
     if allow_other_data and not resume:
-        raise DataError("--allow-other-data has no effect without --resume; leave it out")
+        raise click.UsageError("--allow-other-data is used with --resume")
     given = {name: value for name, value in flags.items() if value is not None}
     started = resume and not is_absent(out / "run.json")
     recorded = started and preset is None and config_file is None

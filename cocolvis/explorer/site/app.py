@@ -220,11 +220,12 @@ class _Site:
 
         def found() -> Response:
             image = one_picture.find(self._workspace, *_place(request))
+            sample = read_sample(self._workspace, image)
             try:
-                content, kind = picture(self._workspace, image, read_sample(self._workspace, image))
+                content, kind = picture(self._workspace, image, sample)
             except NoPicture as error:
                 raise NotFound(str(error)) from None
-            return self._lasting(content, kind, _query(request))
+            return self._lasting(content, kind, _query(request), bool(sample.content))  # other files may be repaired
 
         return _plainly(found)
 
@@ -252,7 +253,10 @@ class _Site:
         from cocolvis.explorer.pictures import Confused
 
         run = chosen_run(self._workspace, query)
-        if run is None or run.scores is None or (row := run.scores.row(image)) is None:
+        if run is None:
+            return None
+        ready(self._workspace, run)
+        if run.scores is None or (row := run.scores.row(image)) is None:
             return None
         truth, predicted = (class_named(self._workspace, query.text(name), run) for name in ("truth", "predicted"))
         return Confused(run, row, truth.id, predicted.id)

@@ -36,7 +36,8 @@ class Safety:
     def __init__(self, app: App, host: str = "127.0.0.1"):
         self._app, self._host = app, host.lower()
         self._local = host in ("localhost", "::1") or host.startswith("127.")
-        self._names = "localhost" if self._local else "localhost, or by an IP address of its machine"
+        anywhere = "localhost, or by an IP address of its machine"
+        self._names = "localhost" if self._local else anywhere if host in ("0.0.0.0", "::") else host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on a request, or refuse it."""

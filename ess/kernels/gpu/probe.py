@@ -11,15 +11,15 @@ log = logging.getLogger("ess")
 
 
 @cache
-def works() -> bool:
-    """Whether Triton is installed and runs a kernel on the current GPU.
+def works(device: torch.device) -> bool:
+    """Whether Triton is installed and runs a kernel on a device.
 
     If it is installed but fails, one warning gives the reason; PyTorch then computes losses and searches.
     """
     if find_spec("triton") is None:
         return False
     try:
-        _run()
+        _run(device)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of many types: no compiler, no headers, a GPU that is too old
@@ -33,12 +33,14 @@ def works() -> bool:
     return True
 
 
-def _run() -> None:
-    """Run a kernel that does nothing."""
+def _run(device: torch.device) -> None:
+    """Run a kernel that does nothing on a device."""
     import triton  # imported late: optional, and slow to import
 
     @triton.jit
     def nothing(place):
         pass
 
-    nothing[(1,)](torch.zeros(1, device="cuda"))
+    place = torch.zeros(1, device=device)
+    with torch.cuda.device_of(place):
+        nothing[(1,)](place)
