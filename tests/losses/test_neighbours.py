@@ -160,7 +160,7 @@ def test_triton_needs_a_gpu():
 
 
 def test_triton_finds_as_many_classes_as_a_block_of_its_kernel_keeps(monkeypatch):
-    monkeypatch.setattr(probe, "works", lambda: True)
+    monkeypatch.setattr(probe, "works", lambda device: True)
     gpu = torch.device("cuda")
     assert (fault_of("triton", 65, gpu), fault_of("auto", 1000, gpu), fault_of("torch", 1000, gpu)) == ("", "", "")
     assert fault_of("triton", 66, gpu) == "'triton', which finds at most 65 classes, 64 negatives and the target, not 66"

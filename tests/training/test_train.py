@@ -140,7 +140,7 @@ def test_a_search_that_the_device_does_not_have_is_refused_before_the_run_begins
 
 
 def test_more_negatives_than_a_search_finds_are_refused_unless_there_are_fewer_classes(monkeypatch):
-    monkeypatch.setattr("ess.kernels.gpu.probe.works", lambda: True)
+    monkeypatch.setattr("ess.kernels.gpu.probe.works", lambda device: True)
     gpu, many = torch.device("cuda"), config(loss="knn", search="triton", k=100)
     with pytest.raises(DataError, match=r"search is 'triton', which finds at most 65 .*, not 101; choose --search auto"):
         check_device(many, 1284, gpu)
