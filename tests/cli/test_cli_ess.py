@@ -138,7 +138,7 @@ def test_flags_without_an_effect_are_refused_in_one_line(sample_dataset, tmp_pat
     [
         "--arch linear --dropout 0.2 --encoder resnet18",
         "--preset coco-lvis+random-negatives --k 3",
-        "--preset paper-ade20k+swin-upernet --encoder swin_tiny_patch4_window7_224",
+        pytest.param("--preset paper-ade20k+swin-upernet --encoder swin_tiny_patch4_window7_224", marks=pytest.mark.long),
         "--preset coco-lvis+published+baseline --output-stride 8",
     ],
 )

@@ -51,6 +51,7 @@ def test_two_processes_are_one_with_twice_the_batch(sample_dataset, tmp_path, ca
     assert more.returncode == 0 and "at step 3" in more.stderr, more.stderr
 
 
+@pytest.mark.long
 def test_a_folder_that_another_training_holds_is_refused_in_all_processes(sample_dataset, tmp_path):
     with held(tmp_path / "run", None, print, "a training"):
         done = torchrun(sample_dataset, tmp_path / "run", 2, **SAME)
