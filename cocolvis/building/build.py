@@ -90,19 +90,9 @@ class Build:
             if self.mode is not Mode.OVERWRITE and (out / dataset.INDEX).exists():
                 found = index.resumed(out, plan.description(), self.announce)
                 if self.strict:
-                    self._check_finished(out, found["report"])
+                    _refuse_finished(out, found["report"])
                 return found
             return self._run(plan, BuildState(out, lease))
-
-    @staticmethod
-    def _check_finished(out: Path, report: Mapping[str, Any]) -> None:
-        """Raise DataError if the report of a finished data set counts faults."""
-        if report["counts"]:
-            first = _described(Fault(**report["faults"][0]))
-            count = sum(report["counts"].values())
-            raise DataError(
-                f"{out}: is a finished data set with {count} faults, the first: {first}; --overwrite builds it again"
-            )
 
     def _check_content(self, out: Path) -> None:
         """Raise DataError if the mode does not allow the contents of the folder."""
@@ -121,8 +111,7 @@ class Build:
             raise DataError(f"{out}: is not empty; complete an interrupted build with --resume, replace it with --overwrite")
 
     def _run(self, plan: ShardPlan, state: BuildState) -> dict[str, Any] | None:
-        if self.strict:
-            _refuse(plan.faults)
+        self._refuse(plan.faults)
         repaired = self.mode is not Mode.OVERWRITE and resume.check(state, plan)
         names = [*plan.shard_counts()]
         if isinstance(self.mode, Part):
@@ -144,7 +133,7 @@ class Build:
             reports = resume.keep_finished(
                 state, plan, names, self.phase, self.announce, repaired=repaired, all_lacking=self.strict
             )
-            self._check_strict(reports.values())
+            self._refuse(_faults_of(reports.values()))
         left = [name for name in names if name not in reports]
         _check_disk(plan, state.out, left, freed, self.announce)
         if self.mode is Mode.OVERWRITE:
@@ -154,13 +143,13 @@ class Build:
         done, total = sum(counts[name] for name in reports), sum(counts[name] for name in names)
         for name, report in self._work(plan, state, left, lambda images: self.progress(done + images, total)):
             reports[name] = state.finish(name, report)
-            self._check_strict([report])
+            self._refuse(_faults_of([report]))
         return reports
 
-    def _check_strict(self, reports: Iterable[Mapping[str, Any]]) -> None:
-        """With ``strict``, raise DataError if reports of shards list faults."""
-        if self.strict:
-            _refuse([Fault(*fault) for report in reports for fault in report["faults"]])
+    def _refuse(self, faults: Sequence[Fault]) -> None:
+        """With ``strict``, raise DataError if there are faults; the message counts them and describes the first."""
+        if self.strict and faults:
+            raise DataError(f"--strict: {len(faults)} faults, the first: {_described(faults[0])}")
 
     def _work(
         self, plan: ShardPlan, state: BuildState, names: Collection[str], progress: Callable[[int], None]
@@ -231,10 +220,16 @@ def _check_is_folder(out: Path) -> None:
         raise DataError(f"{out}: cannot be a folder: {reason(error)}") from None
 
 
-def _refuse(faults: Sequence[Fault]) -> None:
-    """Raise DataError if there are faults; the message counts them and describes the first."""
-    if faults:
-        raise DataError(f"--strict: {len(faults)} faults, the first: {_described(faults[0])}")
+def _refuse_finished(out: Path, report: Mapping[str, Any]) -> None:
+    """Raise DataError if the report of a finished data set counts faults."""
+    if report["counts"]:
+        count, first = sum(report["counts"].values()), _described(Fault(**report["faults"][0]))
+        raise DataError(f"{out}: is a finished data set with {count} faults, the first: {first}; --overwrite builds it again")
+
+
+def _faults_of(reports: Iterable[Mapping[str, Any]]) -> list[Fault]:
+    """The faults that reports of shards list."""
+    return [Fault(*fault) for report in reports for fault in report["faults"]]
 
 
 def _described(fault: Fault) -> str:

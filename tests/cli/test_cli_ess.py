@@ -144,6 +144,7 @@ def test_flags_without_an_effect_are_refused_in_one_line(sample_dataset, tmp_pat
 )
 def test_flags_presets_and_variants_that_combine_train(sample_dataset, tmp_path, arguments):
     ess("train", sample_dataset, "--out", tmp_path / "run", *SMALL, "--steps", 1, "--eval-limit", 1, *arguments.split())
+    assert (tmp_path / "run" / "checkpoints" / "step-00000001" / "model.safetensors").exists()
 
 
 def test_other_data_can_only_be_allowed_on_resume(sample_dataset, tmp_path):

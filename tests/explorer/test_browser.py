@@ -154,6 +154,7 @@ def test_names_complete_themselves_once_the_server_answers_again(browser, site):
         page.unroute("**/names.json")
         page.locator("#add").press_sequentially("e")
         page.wait_for_selector("[role=option]")
+        assert "tre" in page.locator("[role=option]").first.inner_text()
 
 
 def test_a_search_among_very_many_classes_is_answered_by_the_server(browser, many):
@@ -294,6 +295,7 @@ def test_a_server_that_fails_to_explain_a_pixel_is_reported(browser, site, shown
         page.locator(".stage").first.focus()
         page.keyboard.press("Enter")
         until(page, "document.querySelector('#why').textContent.endsWith('did not answer; it has ended or failed.')")
+        assert page.locator("#why").inner_text().endswith("the explorer did not answer; it has ended or failed.")
 
 
 def test_a_press_ends_where_its_button_is_released(page, shown):

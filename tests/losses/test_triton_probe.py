@@ -97,4 +97,5 @@ def test_without_a_gpu_nothing_works(caplog):
 def test_the_kernel_of_the_probe_runs():
     pytest.importorskip("triton")
     code = "import torch; from ess.kernels.gpu import probe; probe._run(torch.device('cpu'))"
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"TRITON_INTERPRET": "1"})
+    done = subprocess.run([sys.executable, "-c", code], check=False, env=os.environ | {"TRITON_INTERPRET": "1"})
+    assert done.returncode == 0

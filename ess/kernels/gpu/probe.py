@@ -1,11 +1,12 @@
 """Whether Triton can run its kernels here, found out by running one: it needs a C compiler and the headers of Python."""
 
 import logging
-import textwrap
 from functools import cache
 from importlib.util import find_spec
 
 import torch
+
+from cocolvis.text import one_line
 
 log = logging.getLogger("ess")
 
@@ -23,11 +24,10 @@ def works(device: torch.device) -> bool:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of many types: no compiler, no headers, a GPU that is too old
-        reason = textwrap.shorten(str(error) or type(error).__name__, 200, placeholder="...")
         log.warning(
             "Triton cannot run its kernels (%s); PyTorch computes losses and searches instead, which is slower."
             " Triton needs a C compiler and the headers of Python: apt install gcc python3-dev",
-            reason,
+            one_line(error)[:200],
         )
         return False
     return True
