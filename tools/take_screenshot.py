@@ -54,7 +54,7 @@ def generated(folder: Path) -> Path:
 def main(data: Path | None, predictions: tuple[Path, ...], address: str | None, out: Path) -> None:
     """Take a picture of a page of the explorer over DATA."""
     sys.path.insert(0, str(ROOT / "tests" / "explorer" / "helpers"))
-    from browser import READY, chromium, explorer, tab, until
+    from browser import chromium, explorer, tab, wait_until_ready
 
     arguments = [word for folder in predictions for word in ("--predictions", str(folder))]
     with (
@@ -63,8 +63,7 @@ def main(data: Path | None, predictions: tuple[Path, ...], address: str | None, 
         chromium() as browser,
         tab(browser, site, viewport=SIZE, color_scheme="light") as page,
     ):
-        page.goto("/status.json")
-        until(page, READY)
+        wait_until_ready(page, *(folder.resolve().name for folder in predictions))
         if address is None:
             listed = page.evaluate("fetch('/pictures.json').then((answer) => answer.json())")["pictures"]
             wide = next(one for one in listed if one["width"] > one["height"])

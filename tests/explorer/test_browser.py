@@ -5,7 +5,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
-from browser import READY, chromium, explorer, tab, until
+from browser import chromium, explorer, tab, until, wait_until_ready
 from predictions import new_classes, write_data, write_predictions
 from slow_server import in_two_parts
 
@@ -27,8 +27,7 @@ def site(sample, predictions, tmp_path_factory, browser):
     sources = ["--coco", sample.coco, "--lvis", sample.lvis, "--predictions", predictions]
     with explorer(sample.data, *sources, cache=tmp_path_factory.mktemp("cache")) as address:
         with tab(browser, address) as page:
-            page.goto("/status.json")  # a page would load itself again once everything is ready
-            until(page, READY)
+            wait_until_ready(page, "shifted")
         yield address
 
 
@@ -64,8 +63,7 @@ def many(tmp_path_factory, browser):
     ]
     with explorer(data.folder, "--predictions", runs[0], "--predictions", runs[1], cache=folder / "cache") as address:
         with tab(browser, address) as page:
-            page.goto("/status.json")
-            until(page, READY)
+            wait_until_ready(page, "unicorn", "dragon")
         yield address
 
 
@@ -93,6 +91,19 @@ def test_typing_filters_the_classes_and_the_address_follows(page, dataset):
     page.keyboard.press("Enter")
     page.wait_for_url("**/pictures?**")
     assert query(page)["all"] == [first]
+
+
+def test_what_is_typed_stays_when_the_list_is_sorted_and_what_is_cleared_stays_away(page, dataset):
+    page.goto("/classes")
+    page.locator("#q").press_sequentially("tree ")
+    page.get_by_role("link", name="Name", exact=True).click()
+    page.wait_for_url("**sort=name**")
+    found = {c.name for c in dataset.vocabulary.search("tree")}
+    assert query(page)["q"] == ["tree"] and {*visible_classes(page)} == found
+    page.locator("#q").fill("")
+    page.select_option("select[name=kind]", "thing")
+    page.wait_for_url("**kind=thing**")
+    assert "q" not in query(page) and len(visible_classes(page)) > len(found)
 
 
 def test_rows_far_from_the_window_cost_nothing_and_can_still_be_reached(page, dataset):
@@ -325,6 +336,31 @@ def test_predictions_are_beside_the_labels_and_a_confusion_leads_to_them(page):
     page.wait_for_selector(".stage[data-loaded] >> nth=1")
     assert page.locator("figcaption").all_text_contents()[0].strip() == "Labels"
     assert re.fullmatch(r"\s*shifted\s+mIoU \d+\.\d\s*", page.locator("figcaption").all_text_contents()[1])
+
+
+def test_the_menu_of_a_confusion_offers_only_runs_that_know_its_classes(browser, many):
+    with tab(browser, many, viewport=WIDE) as page:
+        page.goto("/pictures?run=unicorn&truth=thing00000&predicted=unicorn")
+        assert page.locator("select[name=run] option").all_inner_texts() == ["unicorn"]
+        page.goto("/pictures?run=unicorn&truth=thing00000&predicted=thing00001")
+        assert page.locator("select[name=run] option").all_inner_texts() == ["unicorn", "dragon"]
+        page.select_option("select[name=run]", "dragon")
+        page.wait_for_url("**run=dragon**")
+        assert page.locator("h1").inner_text() == "thing00000 taken for thing00001"
+
+
+def test_o_outlines_the_class_of_the_pane_in_which_it_is_pressed(browser, many):
+    with tab(browser, many, viewport=WIDE) as page:
+        page.goto("/picture/val/1")
+        page.wait_for_selector(".stage[data-loaded] >> nth=2")
+        page.locator(".stage").nth(0).focus()
+        page.keyboard.press("o")
+        until(page, "document.getElementById('outline').textContent === 'Outline: thing01275'")
+        page.keyboard.press("o")
+        until(page, "document.getElementById('outline').textContent === 'Outline'")
+        page.locator(".stage").nth(1).focus()
+        page.keyboard.press("o")
+        until(page, "document.getElementById('outline').textContent.startsWith('Outline: unicorn')")
 
 
 def test_an_unknown_picture_is_a_404_page(page):

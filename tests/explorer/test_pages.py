@@ -6,6 +6,7 @@ import re
 import shutil
 from collections import Counter
 from html.parser import HTMLParser
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -19,6 +20,8 @@ from cocolvis.explorer.workspace import Workspace
 from cocolvis.masks.runlength import Runs
 from cocolvis.palette import palette
 from cocolvis.storage.dataset import Dataset
+
+HELPERS = Path(__file__).parent / "helpers"
 
 ADDRESSES = [
     "/",
@@ -377,12 +380,43 @@ def test_before_the_catalog_is_there_the_pages_say_what_is_being_done(sample_dat
     assert page.status == 200 and "Getting ready" in page.text and "preparing.js" in page.text
     assert get(app, "/classes.json").status == 503
     fresh.doing = "Reading the class tables, shard by shard", 3, 9
-    assert get(app, "/status.json").json == {"ready": False, "text": fresh.doing[0], "done": 3, "total": 9, "failed": None}
+    assert get(app, "/status.json").json == {
+        "run": None,
+        "ready": False,
+        "text": fresh.doing[0],
+        "done": 3,
+        "total": 9,
+        "failed": None,
+    }
     fresh.prepare()
     assert get(app, "/status.json").json["ready"] and "Getting ready" not in get(app, "/pictures?all=tree").text
     fresh.catalog, fresh.failed = None, "the disk is gone"
     page = get(app, "/")
     assert page.status == 500 and "the disk is gone" in page.text
+
+
+def test_pages_without_a_run_are_shown_while_runs_are_compared(sample_dataset, predictions, monkeypatch):
+    from cocolvis.explorer import scores
+
+    fresh, seen = Workspace(sample_dataset, [predictions]), []
+    app = application(fresh)
+    count = scores.count_pixels
+
+    def look(*given):
+        seen.append([get(app, address).text for address in ("/pictures", "/pictures?run=shifted")])
+        seen.append([get(app, f"/status.json{query}").json["ready"] for query in ("", "?run=shifted")])
+        return count(*given)
+
+    monkeypatch.setattr(scores, "count_pixels", look)
+    fresh.prepare()
+    assert ["Getting ready" in text for text in seen[0]] == [False, True] and seen[1] == [True, False]
+    assert "/status.json?run=shifted" in seen[0][1] and get(app, "/status.json?run=shifted").json["ready"]
+
+
+def test_every_value_of_a_long_query_counts(app, dataset):
+    others = "".join(f"&any={c.id}" for c in [*dataset.vocabulary][1:])
+    found = get(app, f"/pictures.json?any=1{others}&split=val").json
+    assert found["split"] == "val" and found["found"] == len(dataset.split("val"))
 
 
 def test_the_first_page_needs_neither_numpy_nor_hdf5_nor_torch(sample_dataset, cache):
@@ -391,7 +425,7 @@ def test_the_first_page_needs_neither_numpy_nor_hdf5_nor_torch(sample_dataset, c
 
     Workspace(sample_dataset).prepare()
     code = (
-        "import sys; sys.path.insert(0, 'tests/explorer/helpers'); from asgi import get\n"
+        f"import sys; sys.path.insert(0, {str(HELPERS)!r}); from asgi import get\n"
         "from cocolvis.explorer.site.app import application\nfrom cocolvis.explorer.workspace import Workspace\n"
         "from pathlib import Path\n"
         f"answer = get(application(Workspace(Path({str(sample_dataset)!r}))), '/')\n"

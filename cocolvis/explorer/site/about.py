@@ -33,8 +33,12 @@ def _run_facts(run: Run) -> View:
     return {name: run.scores.facts[name] for name in ("images", "miou", "accuracy", "unreadable")}
 
 
-def preparing(workspace: Workspace) -> View:
-    """What is being prepared: a text, the amount done and the total; ``failed`` is the reason if it ended early."""
+def preparing(workspace: Workspace, run: Run | None) -> View:
+    """What is being prepared: a text, the amount done and the total; ``failed`` is the reason if it ended early.
+
+    "ready" tells whether pages that show the ``run``, or none, can be shown.
+    """
     text, done, total = workspace.doing
-    ready_now = workspace.is_ready() and all(map(workspace.is_ready, workspace.runs.values()))
-    return {"ready": ready_now, "text": text, "done": done, "total": total, "failed": workspace.failed}
+    ready_now = workspace.is_ready(run)
+    name = run.name if run else None
+    return {"run": name, "ready": ready_now, "text": text, "done": done, "total": total, "failed": workspace.failed}

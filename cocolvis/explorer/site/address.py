@@ -7,16 +7,13 @@ from cocolvis.errors import DataError
 
 Value = str | int | Sequence[str] | None
 
-_LONGEST = 200
-"""The most values of one query."""
-
 
 class Query:
     """The query of an address, as (name, value) pairs in order."""
 
     def __init__(self, path: str, pairs: Iterable[tuple[str, str]]):
         self.path = path
-        self.pairs = [(name, value) for name, value in pairs if value][:_LONGEST]
+        self.pairs = [(name, value) for name, value in pairs if value]
 
     def all(self, name: str) -> list[str]:
         """All values of a name, each once."""

@@ -92,7 +92,7 @@ class _Site:
             found += [Route(f"/{name}", self._page(name, view)), Route(f"/{name}.json", self._json(view))]
         found += [
             Route("/names.json", self._json(lambda workspace, query: classes.names(workspace))),
-            Route("/status.json", self._json(lambda workspace, query: about.preparing(workspace))),
+            Route("/status.json", self._json(_status)),
             Route("/picture", self._find),
             Route("/picture/{id}", self._find),
             Route("/picture/{split}/{id}.json", self._picture_json),
@@ -129,8 +129,8 @@ class _Site:
         """What ``make`` returns, or a page that says why there is nothing to show."""
         try:
             return make()
-        except NotReady:
-            found = about.preparing(self._workspace)
+        except NotReady as error:
+            found = about.preparing(self._workspace, error.run)
             return self._render("preparing", query, 500 if found["failed"] else 200, here=name, **found)
         except NotFound as error:
             return self._render("error", query, 404, here=name, title="Not found", reason=str(error))
@@ -275,6 +275,10 @@ class _Site:
 
 def _query(request: Request, path: str | None = None) -> Query:
     return Query(path or request.url.path, request.query_params.multi_items())
+
+
+def _status(workspace: Workspace, query: Query) -> View:
+    return about.preparing(workspace, chosen_run(workspace, query))
 
 
 def _number(text: str) -> int:

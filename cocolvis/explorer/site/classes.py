@@ -31,7 +31,7 @@ def classes(workspace: Workspace, query: Query) -> View:
     rows = [row for row in rows if group in ("", row["group"]) and kind in ("", row["kind"])]
     _sort(rows, bars, sort)
     _add_bars(rows, bars)
-    text = query.text("q")
+    text = query.text("q").strip()
     for row in rows:
         row["found"] = _matches(text, row)
     found = [row for row in rows if row["found"]]

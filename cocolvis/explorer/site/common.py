@@ -23,13 +23,17 @@ class NotFound(Exception):
 
 
 class NotReady(Exception):
-    """What the page shows is still being prepared."""
+    """What the page shows is still being prepared: the catalog, and the scores of ``run`` if one is given."""
+
+    def __init__(self, run: Run | None = None):
+        super().__init__()
+        self.run = run
 
 
 def ready(workspace: Workspace, run: Run | None = None) -> Catalog:
     """The catalog; raises NotReady as long as it, or the scores of a run, are missing."""
     if workspace.catalog is None or not workspace.is_ready(run):
-        raise NotReady
+        raise NotReady(run)
     return workspace.catalog
 
 

@@ -60,6 +60,7 @@ def pictures(workspace: Workspace, query: Query) -> View:
         "mark": query.choice("mark", ["yes", "no"]),
         "chosen": {how: [short(workspace, catalog, None, c) for c in found] for how, found in ids.items()},
         "confused": [c.name for c in confused] if confused else None,
+        "runs": [name for name, one in workspace.runs.items() if not confused or _knows(one, confused[1])],
         "found": len(ordered),
         "page": page,
         "pages": pages,
@@ -108,6 +109,11 @@ def _confused(workspace: Workspace, query: Query, run: Run | None) -> tuple[Clas
     if not (truth and predicted and run):
         raise DataError("truth, predicted and run belong together: give all three or none")
     return class_named(workspace, truth), class_named(workspace, predicted, run)
+
+
+def _knows(run: Run, info: ClassInfo) -> bool:
+    """Whether a run can predict a class, which may have been added to another run."""
+    return any(c.name == info.name for c in run.vocabulary)
 
 
 def _card(catalog: Catalog, image: int, value: float | None) -> View:

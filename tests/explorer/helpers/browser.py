@@ -27,13 +27,22 @@ _MISSING = "there is no Chromium to test the explorer with: `make browser` insta
 
 def executable() -> str:
     """The path of Chromium. Without one, the test is skipped with a warning, or fails if COCOLVIS_BROWSER is "required"."""
-    found = os.environ.get("COCOLVIS_CHROMIUM") or next(filter(None, map(shutil.which, _NAMES)), None)
+    found = os.environ.get("COCOLVIS_CHROMIUM") or next(filter(None, map(shutil.which, _NAMES)), None) or _of_playwright()
     if found:
         return found
     if os.environ.get("COCOLVIS_BROWSER") == "required":
         pytest.fail(_MISSING)
     warnings.warn(_MISSING, stacklevel=2)
     pytest.skip(_MISSING)
+
+
+def _of_playwright() -> str | None:
+    """The browser that `playwright install` put into a cache of its own."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        path = driver.chromium.executable_path
+    return path if Path(path).exists() else None
 
 
 @contextmanager
@@ -68,8 +77,11 @@ def until(page, expression: str) -> None:
     pytest.fail(f"never true: {expression}")
 
 
-READY = "fetch('/status.json').then((answer) => answer.json()).then((state) => state.ready)"
-"""An expression for :func:`until`: whether the explorer has prepared everything."""
+def wait_until_ready(page, *runs: str) -> None:
+    """Wait until the explorer has prepared the data set and these runs. The page does not load itself again meanwhile."""
+    page.goto("/status.json")
+    for address in ("/status.json", *(f"/status.json?run={run}" for run in runs)):
+        until(page, f"fetch('{address}').then((answer) => answer.json()).then((state) => state.ready)")
 
 
 @contextmanager

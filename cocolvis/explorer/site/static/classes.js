@@ -21,9 +21,21 @@ function filter() {
   found.textContent = found.textContent.replace(/^[\d,]+/, count.toLocaleString("en"));
   empty.hidden = count > 0;
   document.getElementById("empty-text").textContent = field.value;
-  const address = new URL(location.href);
-  if (field.value) address.searchParams.set("q", field.value); else address.searchParams.delete("q");
-  history.replaceState(null, "", address);
+  remember(field.value.trim());
+}
+
+// Puts what was typed into the address, and into the links and menus that lead to other states of this page.
+function remember(text) {
+  const changed = (address) => {
+    if (text) address.searchParams.set("q", text); else address.searchParams.delete("q");
+    return address;
+  };
+  history.replaceState(null, "", changed(new URL(location.href)));
+  for (const link of document.querySelectorAll(".bar-of-choices a")) link.href = changed(new URL(link.href));
+  for (const form of document.querySelectorAll(".bar-of-choices form")) {
+    form.querySelector("input[name=q]")?.remove();
+    if (text) form.append(Object.assign(document.createElement("input"), { type: "hidden", name: "q", value: text }));
+  }
 }
 
 if (complete) field.addEventListener("input", filter);

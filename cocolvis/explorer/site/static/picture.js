@@ -72,6 +72,7 @@ class Pane {
     const [left, top] = this.offset;
     this.layers.style.transform = `translate(${left}px, ${top}px) scale(${state.zoom})`;
     this.layers.classList.toggle("pixels", scale >= 2);
+    this.stage.style.touchAction = state.zoom > 1 ? "none" : ""; // a finger moves an enlarged picture, and scrolls the page otherwise
     this.canvas.style.opacity = only === null ? state.opacity / 100 : 1;
     if (this.mask && this.painted !== only) {
       this.mask.paint(this.canvas.getContext("2d"), colours, only);
@@ -140,7 +141,7 @@ class Pane {
       event.preventDefault();
       zoomBy(Math.exp(-event.deltaY / 300), this.toPicture(event.clientX, event.clientY));
     }, { passive: false });
-    this.stage.addEventListener("keydown", key);
+    this.stage.addEventListener("keydown", (event) => key(event, this));
     this.stage.addEventListener("focus", () => { if (!state.pointer) point(state.x, state.y); });
   }
 }
@@ -201,11 +202,11 @@ function outline(id) {
   schedule(true);
 }
 
-function underPointer() {
-  return state.pointer && panes[0].mask ? panes[0].mask.at(...state.pointer) : 0;
+function underPointer(pane = panes[0]) {
+  return state.pointer && pane.mask ? pane.mask.at(...state.pointer) : 0;
 }
 
-function key(event) {
+function key(event, pane) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   if (event.key in steps) {
@@ -216,7 +217,7 @@ function key(event) {
   } else if (event.key === "+" || event.key === "=") zoomBy(1.5);
   else if (event.key === "-") zoomBy(1 / 1.5);
   else if (event.key === "0") zoomBy(0);
-  else if (event.key.toLowerCase() === "o") { if (underPointer()) outline(underPointer()); }
+  else if (event.key.toLowerCase() === "o") { if (underPointer(pane)) outline(underPointer(pane)); }
   else if (event.key.toLowerCase() === "n") { state.held = true; schedule(); }
   else if (event.key === "Enter") explain();
   else if (event.key === "Escape") { state.outline = null; schedule(true); }

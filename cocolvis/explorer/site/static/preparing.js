@@ -3,7 +3,7 @@ const text = document.getElementById("doing"), bar = document.getElementById("ba
 
 async function ask() {
   try {
-    const state = await (await fetch("/status.json", { cache: "no-store" })).json();
+    const state = await (await fetch(text.dataset.source, { cache: "no-store" })).json();
     if (state.ready || state.failed) return location.reload();
     if (text.textContent !== state.text) text.textContent = state.text;
     if (state.total) {
