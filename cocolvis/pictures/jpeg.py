@@ -14,8 +14,8 @@ import numpy as np
 START = b"\xff\xd8"
 
 _END_OF_IMAGE = b"\xff\xd9"
-_MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)
-"""The next marker, found as libjpeg does: bytes before it are skipped."""
+_MARKER = re.compile(rb"\xff([^\x00\xff])", re.DOTALL)
+"""The next marker, found as libjpeg does: bytes before it are skipped. Any number of FF may precede its own."""
 
 _FRAMES = frozenset((0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF))
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1), 0xC2
@@ -150,7 +150,7 @@ def _segment(content: bytes, at: int) -> _Segment:
     match = _MARKER.search(content, at)
     if match is None:
         raise ValueError("the JPEG breaks off")
-    marker, start, at = match[1][0], match.start(), match.end()
+    marker, start, at = match[1][0], at + len(content[at : match.start()].rstrip(b"\xff")), match.end()
     if marker in _BARE:
         return _Segment(marker, b"", start, at)
     length = struct.unpack_from(">H", content, at)[0] if at + 2 <= len(content) else 0

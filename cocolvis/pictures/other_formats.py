@@ -63,6 +63,8 @@ def decode(content: bytes, check_size: Callable[[tuple[int, int]], None]) -> np.
         check_size((image.height, image.width))
         if _tile(image) > MAX_PIXELS:
             raise ValueError(f"its tiles are larger than {MAX_PIXELS} pixels")
+        if image.format == "PPM" and image.mode == "I":  # 16 bits, which Pillow scales to the whole range
+            return pixels(image).astype(np.uint16)
         if image.mode in ("I", "F"):
             raise ValueError(_describe_numbers(content) or "it holds 32-bit numbers; expected pixels of 8 or 16 bits")
         if image.mode.startswith("I;16"):

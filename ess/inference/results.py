@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from cocolvis.ahead import ahead
-from cocolvis.disk.files import LONGEST_NAME, check_writable, read_json, write_aside
+from cocolvis.disk.files import LONGEST_NAME, Unwritable, check_writable, read_json, write_aside
 from cocolvis.errors import DataError
 from cocolvis.inspection.render import enlarge, overlay
 from cocolvis.pictures import remarks
@@ -166,16 +166,19 @@ class _Results:
             return
         seen = self.predictor.stream(frames(one.path, every))
         with write_aside(film) as aside:
-            writer = None
+            writer, count = None, 0
             part = aside.with_suffix(".mp4")  # OpenCV chooses the container by the ending
             try:
                 for number, image, mask in seen:
                     picture = self._overlay(image, mask)
                     writer = writer or _film(part, picture, rate / every)
                     writer.write(picture[: picture.shape[0] & ~1, : picture.shape[1] & ~1, ::-1])
+                    count += 1
                     yield self._write_frame(one, number, image, mask)
                 assert writer is not None  # frames() raised ValueError if the video has none
                 writer.release()
+                if _frame_count(part) != count:
+                    raise Unwritable(f"{film}: cannot be written: the file breaks off, most likely because the disk is full")
                 part.replace(aside)
             finally:
                 part.unlink(missing_ok=True)
@@ -319,6 +322,14 @@ def _film(path: Path, picture: np.ndarray, rate: float) -> cv2.VideoWriter:
     if not writer.isOpened():
         raise DataError(f"{path}: the overlay video cannot be written; choose --format png")
     return writer
+
+
+def _frame_count(film: Path) -> int:
+    """The frames of a video that was just written, 0 if it cannot be read: OpenCV does not report a full disk."""
+    try:
+        return video_facts(film)[0]
+    except ValueError:
+        return 0
 
 
 def _read_entries(path: Path) -> list[dict]:

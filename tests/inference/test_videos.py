@@ -1,5 +1,6 @@
 """Videos: frames never replace other files, all are there when a video is finished, and one that breaks off is reported."""
 
+import resource
 from pathlib import Path
 
 import cv2
@@ -8,6 +9,7 @@ import pytest
 import torch
 from test_predict import CPU, PerPixel, few
 
+from cocolvis.disk.files import Unwritable
 from cocolvis.errors import DataError
 from ess.inference.inputs import check_complete, find_inputs
 from ess.inference.predictor import Predictor
@@ -133,3 +135,18 @@ def test_a_header_that_only_estimates_its_frames_is_not_a_fault(tmp_path):
         content[length] = unknown.to_bytes(4, "little")
         path.write_bytes(content)
         check_complete(path)
+
+
+def test_an_overlay_video_that_the_disk_cuts_off_does_not_get_its_name(tmp_path, small):
+    """OpenCV reports nothing. Files may have 20 kB here, as if the disk were full."""
+    inputs, out = find_inputs([str(film(tmp_path / "street.avi", 20))]), tmp_path / "out"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(Unwritable, match=r"street_overlay\.mp4: cannot be written: the file breaks off"):
+            predict_files(small, inputs, out, ("overlay",))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [*out.iterdir()] == []
+    predict_files(small, inputs, out, ("overlay",), skip_existing=True)
+    assert (out / "street_overlay.mp4").stat().st_size > 20_000

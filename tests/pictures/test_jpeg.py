@@ -137,6 +137,7 @@ HOSTILE = {
     "segments without end": (b"\xff\xd8" + b"\xff\xe0\0\2" * 2**17, "no frame header"),
     "a segment without a length": (b"\xff\xd8\xff\xe0\0\0\xff\xd9", "without a length"),
     "a short frame header": (b"\xff\xd8\xff\xc0\0\4\0\0\xff\xd9", "too short"),
+    "megabytes of FF": (b"\xff\xd8" + b"\xff" * 2**22, "breaks off"),
     "nothing behind its start": (b"\xff\xd8", "breaks off"),
 }
 
