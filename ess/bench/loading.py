@@ -11,7 +11,6 @@ import cv2
 
 from cocolvis.errors import DataError
 from cocolvis.memory import keep_freed_memory
-from cocolvis.pictures.encoded import decode_rgb
 from cocolvis.storage.dataset import Dataset
 from ess.bench.process import Failed, in_fresh_process
 from ess.config import Config
@@ -38,7 +37,7 @@ class LoadingSpeed:
 def measure_loading(folder: Path, config: Config, *, seconds: float = 5.0, rounds: int = 3) -> LoadingSpeed:
     """Measure the loader with ``config.workers`` processes, and plain decoding in one process; medians over the rounds.
 
-    Raises DataError if a process is killed.
+    Raises DataError if a process is killed, or if there are no pictures or one is damaged.
     """
     speeds = []
     for _ in range(rounds):
@@ -59,11 +58,11 @@ def _decodes(folder: Path, config: Config, seconds: float) -> float:
     """Pictures per second that one process decodes."""
     cv2.setNumThreads(0)
     keep_freed_memory()
-    split = Dataset.open(folder).split("train")
-    pictures = [split[index].content for index in range(min(len(split), 200))]
+    split = training_split(Dataset.open(folder), config)
+    samples = [split[index] for index in range(min(len(split), 200))]
     count, start = 0, time.perf_counter()
     while not count or time.perf_counter() - start < seconds:
-        decode_rgb(pictures[count % len(pictures)])
+        samples[count % len(samples)].image()
         count += 1
     return count / (time.perf_counter() - start)
 

@@ -22,6 +22,9 @@ FEW = 64
 _KEPT_BY_TRITON = FEW + 1
 """The most classes per query that the kernel finds: FEW negatives and the target, in the registers of a GPU."""
 
+_KEPT_BY_FAISS = 2048
+"""The most classes per query that faiss finds on a GPU."""
+
 _PROBES = 16
 
 _PAIRS = 1 << 22
@@ -112,13 +115,13 @@ def _triton(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str,
 
 
 def _faiss(queries: torch.Tensor, classes: torch.Tensor, k: int, distance: str, bias: torch.Tensor | None) -> torch.Tensor:
-    """:func:`nearest` without a bias by a flat faiss index, on the GPU if the queries are there and this faiss supports it."""
+    """:func:`nearest` without a bias by a flat faiss index, on the GPU if the queries are there and faiss supports it."""
     import faiss
     import faiss.contrib.torch_utils  # makes indexes accept tensors
 
     index: faiss.Index = (faiss.IndexFlatIP if distance == "cosine" else faiss.IndexFlatL2)(classes.shape[1])
     device = queries.device
-    if queries.is_cuda and hasattr(faiss, "StandardGpuResources"):
+    if queries.is_cuda and k <= _KEPT_BY_FAISS and hasattr(faiss, "StandardGpuResources"):
         index = faiss.index_cpu_to_gpu(_gpu_resources(device.index), device.index, index)
     else:
         queries, classes = queries.cpu(), classes.cpu()

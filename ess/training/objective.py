@@ -1,5 +1,8 @@
 """The objective of a training step: the sum of the pixels' losses, and the margin penalty on the class embeddings."""
 
+import os
+import shutil
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +23,9 @@ from ess.models.network import SegmentationModel
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """The setting ``precision`` -> the type of the network's arithmetic; losses and class embeddings stay float32."""
 
+_CXX = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+"""The C++ compiler that torch.compile calls for a CPU."""
+
 _LABELS: dict[str, Any] = {"ignore_index": IGNORE_INDEX, "reduction": "sum", "validate": False}
 """What the losses need to know of labels; that these are classes of the vocabulary was checked when the shard was read."""
 
@@ -31,6 +37,8 @@ def check_device(config: Config, classes: int, device: torch.device) -> None:
     """
     if config.compile and device.type == "cuda" and not probe.works(device):
         raise DataError("compile needs Triton, which cannot run its kernels here; leave out --compile")
+    if config.compile and device.type == "cpu" and not shutil.which(_CXX):
+        raise DataError(f"compile needs a C++ compiler, and there is no {_CXX}; install it, or leave out --compile")
     if cross_entropy.chosen(config.loss, classes) != "knn" or config.negatives == "random":
         return
     wanted = min(config.k, classes) if config.negatives == "published" else min(config.k, classes - 1) + 1

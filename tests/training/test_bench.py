@@ -10,7 +10,9 @@ import torch
 from click.testing import CliRunner
 
 from cli.ess import main
+from cocolvis.errors import DataError
 from ess.bench import steps
+from ess.bench.loading import measure_loading
 from ess.bench.process import Failed, in_fresh_process
 from ess.bench.steps import Case, Cost, TooLarge, compare, label_blocks, largest, measure, turn_of
 from ess.config import Config
@@ -154,6 +156,12 @@ def test_the_command_measures_everything(sample_dataset):
     assert loading["workers"] == 1 and loading["share"] == pytest.approx(
         loading["crops_per_second"] / loading["decodes_per_second"]
     )
+
+
+def test_pictures_that_cannot_be_decoded_are_one_line(sample, tmp_path):
+    data = sample.rebuild(tmp_path / "data", images="none").folder
+    with pytest.raises(DataError, match="no picture is stored"):
+        measure_loading(data, replace(TINY, batch_size=2, workers=0), seconds=0.0, rounds=1)
 
 
 def test_tables_come_in_order_until_the_budget_is_spent(monkeypatch):

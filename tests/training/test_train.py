@@ -130,6 +130,15 @@ def test_a_run_shows_pictures_embeddings_and_scores_by_group(dataset, tmp_path):
     assert len(labels.read_text().splitlines()) == 1285
 
 
+def test_without_a_compiler_a_network_is_not_compiled_and_the_run_does_not_begin(dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(
+        DataError, match=r"compile needs a C\+\+ compiler, and there is no \S+; install it, or leave out --compile"
+    ):
+        train(dataset, tmp_path / "run", config(compile=True))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="the interpreter searches on the CPU")
 @pytest.mark.parametrize("given", [{"loss": "knn"}, {"loss": "knn", "negatives": "published", "query_stride": 4}])
 def test_a_search_that_the_device_does_not_have_is_refused_before_the_run_begins(dataset, tmp_path, given):
