@@ -39,13 +39,17 @@ from cocolvis.storage.dataset import Dataset
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A table with the rows that were requested, where its results are, and what its data sets are made from."""
+    """A table with the rows that were requested, where its results are, and what its data sets are made from.
+
+    ``against`` is the row that all others are compared with; by default, the table says which.
+    """
 
     table: Table
     rows: tuple[Row, ...]
     seeds: int
     store: Store
     inputs: Inputs
+    against: str | None = None
 
     def jobs(self) -> tuple[list[Job], list[Job]]:
         """The jobs that choose learning rates, and those that need them."""
@@ -104,6 +108,7 @@ def run_one(plan: Plan, job: Job) -> None:
     from tables.training import trained_and_scored
 
     from ess.config import Config
+    from ess.training.step import NotFinite
 
     identity, running = plan.identity(job), plan.store.running(job)
     begin(running, identity)
@@ -112,8 +117,8 @@ def run_one(plan: Plan, job: Job) -> None:
     cache = plan.store.folder / "features" if config.encoder_lr == 0 else None
     try:
         result = trained_and_scored(plan.dataset(job.part), running, config, job.split, show_progress(job.name), cache)
-    except DataError as error:
-        if job.rate is None or not str(error).startswith("loss is "):
+    except NotFinite as error:
+        if job.rate is None:
             raise
         result = {"scores": {"miou": None}, "diverged": str(error)}  # this learning rate is too high
     plan.store.finish(job, {**asdict(job), **identity, "rates": rates, **result})
@@ -155,7 +160,7 @@ def section(plan: Plan, parts: Sequence[str]) -> dict[str, Any]:
         return {"rows": []}
     datasets = [plan.dataset(part) for part in parts]
     groups = scores.groups_of(datasets, terciles=plan.table.name == "real")
-    against = {row.name: row.against for row in plan.table.rows}
+    against = {row.name: plan.against or row.against for row in plan.table.rows}
     every = [result for found in results.values() for result in found]
     pixels = scores.training_pixels(datasets)
     return {
@@ -235,11 +240,12 @@ def with_rates(table: Table, pairs: Sequence[str]) -> Table:
 @click.option("--coco", type=click.Path(path_type=Path), help="For real: COCO.  [default: $COCOLVIS_REAL_DATA/coco]")
 @click.option("--lvis", type=click.Path(path_type=Path), help="For real: LVIS.  [default: $COCOLVIS_REAL_DATA/lvis]")
 @click.option("--weights", type=click.Path(path_type=Path), help="For real and scale.  [default: $COCOLVIS_REAL_WEIGHTS]")
+@click.option("--against", metavar="NAME", help="Compare all rows with this one.")
 @click.option("--show", is_flag=True, help="Print what is finished; run nothing.")
 @click.option("--trial", is_flag=True, help="Two steps of each run, on two parts, in a folder of their own.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--job", hidden=True)
-def main(name, given, rates, seeds, parallel, out, coco, lvis, weights, show, trial, as_json, job) -> None:
+def main(name, given, rates, seeds, parallel, out, coco, lvis, weights, against, show, trial, as_json, job) -> None:
     """Measure one of the tables: real, longtail or scale."""
     table = shortened(TABLES[name]) if trial else TABLES[name]
     try:
@@ -252,6 +258,7 @@ def main(name, given, rates, seeds, parallel, out, coco, lvis, weights, show, tr
             seeds or (1 if trial else table.seeds),
             store,
             inputs,
+            chosen_rows(table, [against], "--against")[0].name if against else None,
         )
         if job:
             run_one(plan, Job(**json.loads(job)))

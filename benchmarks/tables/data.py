@@ -123,7 +123,7 @@ def _sample(out: Path, how: Sequence[str]) -> Path:
         aside = out.with_name(f"{out.name}.unfinished")
         shutil.rmtree(aside, ignore_errors=True)
         command = [sys.executable, "-m", "cli.cocolvis", "sample", "--out", str(aside), *how]
-        if subprocess.run(command, stdout=sys.stderr, cwd=ROOT).returncode:
+        if subprocess.run(command, stdout=subprocess.DEVNULL, cwd=ROOT).returncode:  # it suggests to use the folder now
             raise DataError(f"{out}: the sample was not generated; run the same command to try again")
         aside.rename(out)
     return out

@@ -131,6 +131,7 @@ _LONGTAIL = Table(
     (
         *_losses("exact-d64", 48),
         Row("exact-d64", "wide", "exact", _EXACT | {"dim": 64}),
+        Row("knn-d64", "knn-wide", "exact-d64", _KNN | {"dim": 64}),
         Row("random-negatives", "random", "knn", _KNN | {"negatives": "random"}),
         Row("logit-adjustment", "exact", "exact", _EXACT | {"logit_adjustment": 1.0}),
         Row("repeat-factor", "exact", "exact", _EXACT | {"repeat_threshold": 0.01}),

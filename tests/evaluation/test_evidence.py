@@ -1,6 +1,7 @@
 """The tables of benchmarks/evidence.py: their data, their choices, their scores, and that they continue after being killed."""
 
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +11,7 @@ import evidence
 import numpy as np
 import pytest
 from tables import data, scores
+from tables.data import Inputs
 from tables.jobs import Job, Store, candidates, chosen_rate, evaluations, settings_of
 from tables.rows import TABLES
 
@@ -72,6 +74,24 @@ def test_the_rate_of_a_family_is_the_best_one_on_training_pictures(tmp_path):
     settings = settings_of(REAL, store, job)
     assert (settings["lr"], settings["loss"], settings["seed"], job.split) == (3e-3, "knn", 1, "test")
     assert settings_of(REAL, store, replace(job, rate=0.5))["lr"] == 0.5
+
+
+def test_a_rate_whose_training_diverges_does_not_end_the_table(tmp_path, monkeypatch):
+    """Whether the loss or only its gradient is no longer finite."""
+    from tables import training
+
+    from ess.training.step import NotFinite
+
+    def diverge(*_):
+        raise NotFinite("the gradient of the loss 3 is not finite at step 5, lr 1, images [1]; try a smaller --lr", 5)
+
+    monkeypatch.setattr(training, "trained_and_scored", diverge)
+    plan = evidence.Plan(TABLES["longtail"], (), 1, Store(tmp_path), Inputs(None, None, None))
+    monkeypatch.setattr(evidence.Plan, "identity", lambda plan, job: {"settings": {}})
+    monkeypatch.setattr(evidence.Plan, "dataset", lambda plan, part: None)
+    evidence.run_one(plan, job := candidates(plan.table, [plan.table.row("dense")])[0])
+    assert plan.store.result(job)["scores"] == {"miou": None}
+    assert "the gradient of the loss" in plan.store.result(job)["diverged"]
 
 
 def test_a_given_rate_is_not_chosen(tmp_path):
@@ -228,6 +248,15 @@ time.sleep(600)
 FAILS = "import pathlib, sys, time\nwhile not pathlib.Path(sys.argv[1]).exists(): time.sleep(0.01)\nsys.exit(3)"
 
 
+@pytest.mark.parametrize("name", ["longtail", "scale"])
+def test_the_tables_in_the_documents_are_those_of_the_runs(name):
+    text = (ROOT / "docs/evidence.md").read_text()
+    found = json.loads((ROOT / f"docs/evidence/{name}.json").read_text())["sections"]
+    assert found
+    for part, section in found.items():
+        assert scores.markdown(section["rows"]) in text, part
+
+
 def test_runs_share_the_cores_and_save_their_state_when_one_fails(tmp_path):
     from tables.jobs import Processes
 
@@ -256,13 +285,13 @@ def test_a_killed_table_continues(tmp_path):
     command += ["--seeds", "1", "--out", tmp_path]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
-        if "2/3" in line:  # the learning rate is chosen, the first row is running
+        if "3/4" in line:  # both learning rates are chosen, the first row is running
             process.kill()
             break
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
     process.stderr.close()
     done = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("choices/*.json")}
-    assert len(done) == 1
+    assert len(done) == 2
     while (again := subprocess.run(command, capture_output=True, text=True)).returncode == 1:
         assert "another process works there" in again.stderr  # the run of the killed process holds the lock
     assert again.returncode == 0, again.stderr
