@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,11 @@ def pytest_configure(config):
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell: processes would inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("filterwarnings", "ignore:__array__ implementation:DeprecationWarning:pycocotools")
+
+
+def pytest_runtest_setup(item):
+    if sys.platform != "linux" and item.get_closest_marker("linux"):
+        pytest.skip("needs Linux")
 
 
 class Built(NamedTuple):

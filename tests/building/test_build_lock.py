@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from contextlib import ExitStack, suppress
@@ -28,8 +27,6 @@ from cocolvis.inspection.verify import verify
 from cocolvis.sources.inputs import Sources
 from cocolvis.storage.dataset import Dataset
 from cocolvis.vocabulary import coco_lvis
-
-linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 
 ELSEWHERE = """
 import sys
@@ -69,7 +66,7 @@ def folder_import(root: Path, out: Path) -> list:
     return ["import", "folder", root / "mine", "--split", "train", "--out", out]
 
 
-@linux
+@pytest.mark.linux
 def test_a_second_build_is_refused_while_the_first_lives_and_a_killed_one_can_be_resumed_at_once(sample, whole, tmp_path):
     out = tmp_path / "data"
     first = Victim(sample, out, "--shard-size", 1, "--workers", 1)
@@ -86,7 +83,7 @@ def test_a_second_build_is_refused_while_the_first_lives_and_a_killed_one_can_be
     assert contents(out) == whole
 
 
-@linux
+@pytest.mark.linux
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_build_whose_folder_was_taken_over_writes_nothing_more(sample, whole, tmp_path, monkeypatch, workers):
     out, lines = tmp_path / "data", []
@@ -158,7 +155,7 @@ def ended_process() -> int:
     return process.pid
 
 
-@linux
+@pytest.mark.linux
 @pytest.mark.parametrize("owner", [{"pid": ended_process}, {"started": lambda: "1"}])
 def test_a_dead_owner_on_this_machine_costs_no_time(tmp_path, monkeypatch, owner):
     left_by(tmp_path, entry(**{key: value() for key, value in owner.items()}))
@@ -168,7 +165,7 @@ def test_a_dead_owner_on_this_machine_costs_no_time(tmp_path, monkeypatch, owner
     assert not locks(tmp_path)
 
 
-@linux
+@pytest.mark.linux
 def test_a_zombie_is_dead(tmp_path):
     process = subprocess.Popen(["true"])
     until(lambda: owners._started(process.pid) == "has ended")
@@ -411,7 +408,7 @@ def test_a_lock_that_cannot_be_removed_does_not_block_its_own_process(tmp_path, 
         assert locks(tmp_path) == [lease.path]
 
 
-@linux
+@pytest.mark.linux
 @pytest.mark.parametrize("wins", [True, False])
 def test_a_claim_waits_for_those_that_may_have_looked_before_it_came(tmp_path, monkeypatch, wins):
     claim = entry().replace(b"0" * 32, b"f" * 32).replace(b"held ", b"claim")

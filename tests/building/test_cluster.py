@@ -24,7 +24,7 @@ from cocolvis.storage.dataset import Dataset
 from cocolvis.vocabulary import coco_lvis
 
 pytest.importorskip("distributed")
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+pytestmark = pytest.mark.linux
 
 SHARDS = 40
 HURRIED = """
@@ -174,7 +174,7 @@ def closed_port():
 def web_server():
     """The address of another service, such as the dashboard of a scheduler."""
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
-        threading.Thread(target=server.serve_forever).start()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"tcp://127.0.0.1:{server.server_port}"
         server.shutdown()
         server.block_on_close = False

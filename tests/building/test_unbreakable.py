@@ -3,7 +3,6 @@
 import os
 import random
 import re
-import sys
 import time
 
 import pytest
@@ -21,8 +20,6 @@ from cocolvis.sample.writer import write_sample
 from cocolvis.sources.inputs import Sources
 from cocolvis.storage.dataset import Dataset
 from cocolvis.vocabulary import coco_lvis
-
-linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc, or mounts")
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +115,7 @@ def chased(tree, root, workers: int, kills: int, seed: int) -> list[int]:
     raise AssertionError(f"{len(deaths)} kills where {kills} were wanted")
 
 
-@linux
+@pytest.mark.linux
 @pytest.mark.long
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_build_survives_any_kill(large, tmp_path, workers):
@@ -126,7 +123,7 @@ def test_a_build_survives_any_kill(large, tmp_path, workers):
     assert len([done for done in deaths if 0 < done < 120]) >= len(deaths) / 2, deaths
 
 
-@linux
+@pytest.mark.linux
 @pytest.mark.parametrize(
     ("workers", "whom", "kind"),
     [pytest.param(1, "all", "half a shard", marks=pytest.mark.long), (2, "worker", "shards")],
@@ -177,7 +174,7 @@ def test_half_written_files_are_swept_and_nothing_else(tree, tmp_path):
     assert sorted(path.name for path in out.iterdir()) == [".notes.tmp", "dataset.json", "shards", "sub"]
 
 
-@linux
+@pytest.mark.linux
 def test_a_file_has_its_name_once_it_is_whole_and_synced(tmp_path, monkeypatch):
     path, synced = tmp_path / "file", []
 
@@ -201,7 +198,7 @@ def on_small_disk(scenario: str, tmp_path, built):
     return facts if facts is not None else pytest.skip("nobody may mount here, neither as root nor with unshare")
 
 
-@linux
+@pytest.mark.linux
 def test_a_disk_that_is_too_small_is_refused_before_any_work(sample, tmp_path):
     facts = on_small_disk("too_small", tmp_path, sample)
     sizes = rf"about \d+ kB in {tmp_path}/disk/data, where \d+ kB are free"
@@ -215,7 +212,7 @@ def test_a_disk_that_is_too_small_is_refused_before_any_work(sample, tmp_path):
 FULL = "No space left on device"
 
 
-@linux
+@pytest.mark.linux
 @pytest.mark.parametrize(
     ("scenario", "file", "reason"),
     [
@@ -243,7 +240,7 @@ def test_a_disk_that_fails_in_mid_build_costs_no_finished_work(sample, tmp_path,
         ("file", "is a file; expected a folder to write the data set to"),
         ("file/below", "cannot be written: Not a directory"),
         ("n" * 300, "cannot be a folder: File name too long"),
-        pytest.param("/proc/nowhere", "cannot be written: No such file or directory", marks=linux),
+        pytest.param("/proc/nowhere", "cannot be written: No such file or directory", marks=pytest.mark.linux),
     ],
 )
 def test_an_impossible_out_is_reported_in_one_line(sample, tmp_path, place, reason):
@@ -313,7 +310,7 @@ def test_a_broken_picture_is_reported_and_left_out(tree, how):
 
 
 @pytest.mark.parametrize("name", ["lvis_v1_train", "stuff_train2017"])
-@pytest.mark.parametrize("how", [*DAMAGES, pytest.param("unreadable", marks=linux)])
+@pytest.mark.parametrize("how", [*DAMAGES, pytest.param("unreadable", marks=pytest.mark.linux)])
 def test_a_broken_annotation_file_is_reported_in_one_line_before_any_work(tree, how, name):
     five_images(tree).write()
     damage(tree.path(name), how)

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -21,7 +22,7 @@ def test_no_file_gets_the_number_of_a_closed_stream(closed, tmp_path):
         "import sys, cli; file = open(sys.argv[1], 'w'); print(file.fileno(), file=file, flush=True);"
         "print('x'); print(sys.stdin.read(), file=sys.stderr); sys.stderr.isatty()"
     )
-    command = f'exec {sys.executable} -c "{code}" {tmp_path / "file"} {closed}'
+    command = f"exec {shlex.join([sys.executable, '-c', code, str(tmp_path / 'file')])} {closed}"
     done = subprocess.run(["sh", "-c", command], stdin=subprocess.DEVNULL, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int((tmp_path / "file").read_text()) > 2

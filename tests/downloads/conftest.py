@@ -10,7 +10,8 @@ from cocolvis.downloads.official import ARCHIVES, Archive
 @pytest.fixture
 def site(monkeypatch):
     """A running server; the table of official archives describes what it holds."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")
     sizes = {entry.name: len(CONTENT[entry.name]) if entry.exact else 40_000 for entry in ARCHIVES}
     small = tuple(Archive(entry.name, entry.file, entry.url, sizes[entry.name], entry.exact) for entry in ARCHIVES)
     monkeypatch.setattr(official, "ARCHIVES", small)

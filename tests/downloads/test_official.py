@@ -180,6 +180,7 @@ def test_folders_that_cannot_be_written_are_refused(site, tmp_path):
     assert "cannot be written" in message(download, tmp_path / "coco", ["stuff"], site.url, policy=QUICK)
 
 
+@pytest.mark.linux
 def test_a_full_disk_is_reported(site, stuff):
     begun(site, stuff)
     stuff.part.unlink()

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from ess.config import Config
 
 SMALL = {
+    "device": "cpu",
     "encoder": "mobilenetv2_100",
     "weights": "none",
     "crop": 48,

@@ -1,5 +1,6 @@
 """Imports from failing disks, and of data sets that lost files or got them back; faults of one file and of all files."""
 
+import errno
 import json
 import os
 import shutil
@@ -182,7 +183,7 @@ def test_a_linked_folder_on_a_failing_disk_ends_an_import(tmp_path, monkeypatch)
     shutil.rmtree(made.out)
     with monkeypatch.context() as patch:
         patch.setattr("cocolvis.disk.folders.os.scandir", lambda path: Entries(map(Entry, scandir(path))))
-        said = "images/train/deep: cannot be read: Stale file handle"
+        said = f"images/train/deep: cannot be read: {os.strerror(errno.ESTALE)}"
         assert said in run(*made.command(), code=1) and len(calls) == 5
         run(*made.command())
     assert contents(made.out) == before

@@ -49,7 +49,7 @@ def test_diff_finds_other_numbers_of_instances_under_equal_masks(tree):
         earlier = tree.build("c")
     assert diff(a, earlier).recounted is None
     said = CliRunner().invoke(main, ["diff", str(a.folder), str(b.folder)]).stdout
-    assert "1 images have other numbers of instances" in said
+    assert "1 image with other numbers of instances" in said
     assert "instances" not in CliRunner().invoke(main, ["diff", str(a.folder), str(earlier.folder)]).stdout
 
 

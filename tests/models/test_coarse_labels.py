@@ -66,7 +66,7 @@ def test_ties_go_to_the_lower_class():
 
 
 def test_few_classes_are_interpolated_where_the_scores_are_smooth(monkeypatch):
-    """The bound leaves out classes that cannot win: planted, they would win if the bound were ignored by the loop."""
+    """The bound is the largest of the smallest scores of the classes; those that reach it nowhere cannot win."""
     grid = np.zeros((2, 2, 3), np.float32)
     grid[..., 0] = 1  # wins everywhere
     grid[0, 0, 1], grid[..., 2] = 0.99, -1

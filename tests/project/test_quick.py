@@ -46,7 +46,10 @@ def test_a_change_that_everything_imports_runs_a_few_files_and_a_document_none()
     assert chosen(["docs/format.md"]) == []
 
 
-def test_changed_files_are_those_not_committed_or_else_the_last_commit(tmp_path):
+def test_changed_files_are_those_not_committed_or_else_the_last_commit(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)  # the user may sign commits, or have hooks
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+
     def git(*words):
         subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@localhost", *words], cwd=tmp_path, check=True)
 

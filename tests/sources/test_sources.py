@@ -3,7 +3,6 @@
 import os
 import random
 import shutil
-import sys
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -398,7 +397,7 @@ def test_changing_a_few_bytes_of_a_zip_never_causes_a_traceback(tmp_path, seed):
         shutil.rmtree(tree.root)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+@pytest.mark.linux  # other systems refuse such names
 def test_folders_with_names_that_are_not_utf8_are_read_by_workers(sample, tmp_path):
     odd = tmp_path / os.fsdecode(b"\xff")
     shutil.copytree(sample.coco, odd / "coco")
@@ -407,7 +406,7 @@ def test_folders_with_names_that_are_not_utf8_are_read_by_workers(sample, tmp_pa
     assert contents(tmp_path / "data") == contents(sample.data)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+@pytest.mark.linux  # other systems refuse such names
 def test_pictures_that_stay_in_a_folder_whose_name_is_not_utf8_are_found_again(tree):
     five_images(tree).write()
     odd = tree.root / os.fsdecode(b"donn\xe9es")

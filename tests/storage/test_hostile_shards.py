@@ -99,13 +99,15 @@ class Confined:
         (orders, self_orders), (self_answers, answers) = os.pipe(), os.pipe()
         self._child = os.fork()
         if self._child == 0:
-            os.close(self_orders)
-            pages = int(Path("/proc/self/statm").read_text().split()[0])
-            resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY,) * 2)
-            with os.fdopen(orders) as orders, os.fdopen(answers, "w") as answers:
-                for order in orders:
-                    print(self._answer(*order[:-1].split(" ", 1)), file=answers, flush=True)
-            os._exit(0)
+            try:
+                os.close(self_orders)
+                pages = int(Path("/proc/self/statm").read_text().split()[0])
+                resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY,) * 2)
+                with os.fdopen(orders) as orders, os.fdopen(answers, "w") as answers:
+                    for order in orders:
+                        print(self._answer(*order[:-1].split(" ", 1)), file=answers, flush=True)
+            finally:
+                os._exit(0)  # never return into the tests
         os.close(orders)
         os.close(answers)
         self._orders, self._answers = os.fdopen(self_orders, "w"), os.fdopen(self_answers)

@@ -118,6 +118,7 @@ def own_files() -> set[str]:
     return {name for name in found if name.endswith(".h5")}
 
 
+@pytest.mark.linux
 def test_all_splits_of_a_process_share_one_limit(many, few_files):
     gc.collect()
     before = len(own_files())
@@ -210,6 +211,7 @@ def test_too_many_open_files_are_reported_as_such(many, monkeypatch):
         Dataset.open(many).split("train")[0]
 
 
+@pytest.mark.linux
 def test_a_closed_shard_opens_again_unless_its_file_was_replaced(many, tmp_path):
     path = tmp_path / "one.h5"
     path.write_bytes((many / "shards" / "train-00000.h5").read_bytes())

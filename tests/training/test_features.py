@@ -123,7 +123,7 @@ def test_a_killed_computation_leaves_whole_files_and_is_continued(dataset, tmp_p
 
     with monkeypatch.context() as patch:
         patch.setattr(storing, "_features", killed)
-        child = multiprocessing.get_context("fork").Process(target=store, args=(dataset, tmp_path))
+        child = multiprocessing.get_context("fork").Process(target=store, args=(dataset, tmp_path), daemon=True)
         child.start()
         child.join(120)
     assert child.exitcode == -signal.SIGKILL

@@ -190,7 +190,7 @@ def children(parent: int) -> list[int]:
     return found
 
 
-@pytest.mark.skipif(not Path("/proc").exists(), reason="looks for the processes in /proc")
+@pytest.mark.linux
 @pytest.mark.long
 @pytest.mark.parametrize("whom", ["all", "one"])
 def test_processes_that_train_together_wait_for_the_save(dataset, tmp_path, whom):
@@ -214,6 +214,7 @@ def test_processes_that_train_together_wait_for_the_save(dataset, tmp_path, whom
 
 
 @pytest.mark.long
+@pytest.mark.linux
 def test_processes_that_evaluate_together_stop_together(dataset, tmp_path):
     """The signal goes to one process; both leave the evaluation, and the step is kept without scores."""
     log, out = tmp_path / "log", tmp_path / "run"
