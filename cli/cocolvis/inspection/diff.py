@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.commands import UNCHANGED, command
-from cli.display import print_json, print_table, progress, say
+from cli.display import counted, print_json, print_table, progress, say
 from cli.options import json_option, path_argument
 from cocolvis.text import first_few, nfc
 
@@ -64,11 +64,12 @@ def _print_difference(difference: "Difference", names_a: "Vocabulary", names_b: 
         print_json({"images": images | only, "pixels": pixels, "classes": difference.classes, "pairs": pairs})
         return
     differing, resized = len(difference.differing), len(difference.resized)
-    say(f"{differing} of {difference.common} common images differ, {resized} have different sizes;")
+    say(f"{differing:,} of {difference.common:,} common images differ, and {resized:,} have different sizes")
     share = difference.differing_pixels / max(1, difference.pixels)
-    say(f"{difference.differing_pixels:,} of {difference.pixels:,} pixels ({share:.2%}), {len(difference.classes)} classes")
+    classes = f"{len(difference.classes):,} class{'' if len(difference.classes) == 1 else 'es'}"
+    say(f"{difference.differing_pixels:,} of {difference.pixels:,} pixels differ ({share:.2%}), of {classes}")
     if difference.recounted is not None:
-        say(f"{len(difference.recounted)} images have other numbers of instances")
+        say(f"{counted(len(difference.recounted), 'image')} with other numbers of instances")
     for label, images_of_one in (("only in the first", difference.only_a), ("only in the second", difference.only_b)):
         if images_of_one:
             listed = first_few((f"{split} {image_id}" for split, image_id in images_of_one), _LISTED)

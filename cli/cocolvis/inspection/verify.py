@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.commands import UNCHANGED, command
-from cli.display import BYTES, print_json, progress, say
+from cli.display import BYTES, counted, print_json, progress, say
 from cli.options import image_root_option, json_option, path_argument, source_options
 from cocolvis.errors import DataError
 from cocolvis.limits import cores
@@ -91,5 +91,5 @@ def _print_faults(counts: dict[str, int], faults: list[str], as_json: bool) -> N
         return
     for fault in faults:
         say(fault)
-    checked = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in counts.items())
-    say(f"{checked}: {f'{len(faults)} faults' if faults else 'all as recorded'}")
+    checked = ", ".join(counted(count, what.removesuffix("s").replace("_", " ")) for what, count in counts.items())
+    say(f"{checked}: {counted(len(faults), 'fault') if faults else 'all as recorded'}")
