@@ -45,10 +45,11 @@ TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", t
 
 
 class Launch(NamedTuple):
-    """A call of a kernel; ``name`` says from where."""
+    """A call of a kernel for a ``grid`` of programs; ``name`` says from where."""
 
     name: str
     kernel: triton.JITFunction
+    grid: tuple[int, ...]
     arguments: dict[str, Any]
 
 
@@ -71,7 +72,7 @@ class _Recorder:
         self.name, self.kernel, self.launches = name, kernel, launches
 
     def __getitem__(self, grid):
-        return lambda **arguments: self.launches.append(Launch(self.name, self.kernel, arguments))
+        return lambda **arguments: self.launches.append(Launch(self.name, self.kernel, grid, arguments))
 
 
 @contextmanager
@@ -86,10 +87,12 @@ def recorded() -> Iterator[list[Launch]]:
         yield launches
 
 
-def launches_of(dim: int, distance: int, dtype: torch.dtype = torch.float32) -> list[Launch]:
-    """What the losses and predictions launch for 8 x 512 x 512 pixels and 1284 classes, with each of their options."""
-    o = torch.empty(8, dim, 512 * 512, dtype=dtype, device="meta")
-    labels = torch.empty(8, 512 * 512, dtype=torch.int64, device="meta")
+def launches_of(
+    dim: int, distance: int, dtype: torch.dtype = torch.float32, images: int = 8, pixels: int = 512 * 512
+) -> list[Launch]:
+    """What the losses and predictions launch for ``images`` of so many ``pixels`` and 1284 classes, with all their options."""
+    o = torch.empty(images, dim, pixels, dtype=dtype, device="meta")
+    labels = torch.empty(images, pixels, dtype=torch.int64, device="meta")
     e, weights = torch.empty(1284, dim, dtype=dtype, device="meta"), torch.empty(labels.shape, device="meta")
     how = {"temperature": 20.0, "distance": distance}
     with recorded() as launches:

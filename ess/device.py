@@ -13,6 +13,16 @@ from cocolvis.errors import DataError
 Network = TypeVar("Network", bound=nn.Module)
 
 
+_EXHAUSTED = (
+    "can't allocate memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "unable to find an engine",  # cuDNN tried all its algorithms, and each one needs memory of its own
+)
+"""What the messages of a RuntimeError contain if an allocation failed."""
+
+
 class OutOfMemory(DataError):
     """An allocation failed on some device."""
 
@@ -83,6 +93,6 @@ def explain_out_of_memory(advice: str) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError):
         raise OutOfMemory(f"out of memory; {advice}") from None
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error) and "out of memory" not in str(error):
+        if not any(sign in str(error) for sign in _EXHAUSTED):
             raise
         raise OutOfMemory(f"out of memory; {advice}") from None

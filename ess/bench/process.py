@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A measurement that ran out of memory, or whose process was killed; ``failed`` says which."""
+    """A measurement that ran out of memory, raised another error, or whose process was killed; ``failed`` says which."""
 
     failed: str
 

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cocolvis.errors import DataError
+from cocolvis.text import one_line
 from ess.bench.process import Failed, available_bytes, in_fresh_process, peak_bytes
 from ess.config import Config
 from ess.data.batches import Batch, FeatureBatch
 from ess.data.transforms import normalize
-from ess.device import choose_device, explain_out_of_memory, for_prediction
+from ess.device import OutOfMemory, choose_device, explain_out_of_memory, for_prediction
 from ess.models.build import model_from_config
 from ess.models.network import SegmentationModel
 from ess.training import machine
@@ -157,14 +157,15 @@ def measure(case: Case) -> Measurement:
 
 
 def _measure_here(case: Case, limit: int | None) -> Cost | Failed:
-    """:func:`measure` in this process. Once the model exists, the process can use at most ``limit`` bytes of memory."""
+    """:func:`measure` in this process. Once the model exists, the process can use at most ``limit`` bytes of memory.
+
+    Any RuntimeError is a failure of the case: a batch that is too large for a kernel or a library has many messages.
+    """
     try:
         with explain_out_of_memory("a smaller --batch-size or --crop needs less"):
             return _time_turns(case, choose_device(case.config.device), limit)
-    except DataError as error:
-        if not str(error).startswith("out of memory"):
-            raise
-        return Failed(str(error))
+    except (OutOfMemory, RuntimeError) as error:
+        return Failed(one_line(error))
 
 
 def _time_turns(case: Case, device: torch.device, limit: int | None) -> Cost:
@@ -209,15 +210,18 @@ class _NetworkAlone(Objective):
         return output.sum(), output.new_zeros(())
 
 
-def largest(fits: Callable[[int], bool], least: int = 1) -> int:
-    """The largest number that fits, found by doubling from ``least`` and then bisecting; 0 if ``least`` does not fit."""
+def largest(fits: Callable[[int], bool], least: int = 1, until: float = math.inf) -> int:
+    """The largest number that fits, found by doubling from ``least`` and then bisecting; 0 if ``least`` does not fit.
+
+    It is exact up to 31 and then to a sixteenth, or the largest that was found ``until`` a time of the monotonic clock.
+    """
     if not fits(least):
         return 0
     low = least
-    while fits(2 * low):
+    while time.monotonic() < until and fits(2 * low):
         low *= 2
     high = 2 * low
-    while high - low > 1:
+    while time.monotonic() < until and high - low > max(1, low // 16):
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
@@ -238,17 +242,17 @@ def compare(
     """Compare ours with the dense baseline, in "train" or "predict", for this number of classes; medians over the rounds.
 
     The contestants take turns; no round after the first starts later than ``until``, a time of the monotonic clock. ``crop``
-    None is the paper's size for this number of classes. ``batch_size`` None is the largest that fits a GPU, and 2 parts of a
-    step on the CPU; predictions are of one image.
+    None is the paper's size for this number of classes. ``batch_size`` None is the largest that is found to fit a GPU until
+    then, and 2 parts of a step on the CPU; predictions are of one image.
     """
-    cases = _cases(what, classes, config, crop, batch_size, seconds)
+    cases = _cases(what, classes, config, crop, batch_size, seconds, until)
     measurements: dict[str, list[Measurement]] = {name: [] for name in cases}
     for done in range(rounds):
         if done and time.monotonic() > until:
             break
         for name, case in cases.items():
             if not measurements[name] or isinstance(measurements[name][-1], Cost):
-                measurements[name].append(measure(case) if case.batch_size else Failed("not even two images fit"))
+                measurements[name].append(measure(case))
         progress()
     ratio, network = _ratio(measurements, "ours", "dense"), _ratio(measurements, "network", "ours")
     theirs = getattr(PAPER[classes], what) if classes in PAPER else None
@@ -266,9 +270,9 @@ def compare(
 
 
 def _cases(
-    what: str, classes: int, config: Config, crop: int | None, batch_size: int | None, seconds: float
+    what: str, classes: int, config: Config, crop: int | None, batch_size: int | None, seconds: float, until: float
 ) -> dict[str, Case]:
-    """The contestants' cases by name; in training with their batch sizes, 0 if not even two images fit."""
+    """The contestants' cases by name; in training with their batch sizes, whose searches share the time ``until`` equally."""
     paper = PAPER.get(classes)
     height, width = (crop, crop) if crop else (paper.height, paper.width) if paper else (512, 512)
     ours = Case(
@@ -284,24 +288,29 @@ def _cases(
     dense = replace(ours, contestant="dense")
     if what == "predict":
         return {"ours": ours, "dense": dense}
-    trained = (ours, dense, replace(ours, contestant="points"))
-    ours, dense, points = (replace(case, batch_size=batch_size or _most_images(case)) for case in trained)
+
+    def filled(case: Case, left: int) -> Case:
+        now = time.monotonic()
+        return replace(case, batch_size=batch_size or _most_images(case, now + (until - now) / left))
+
+    ours, dense, points = map(filled, (ours, dense, replace(ours, contestant="points")), (3, 2, 1))
     return {"ours": ours, "network": replace(ours, contestant="network"), "dense": dense, "points": points}
 
 
-def _most_images(case: Case) -> int:
-    """The largest batch that fits a GPU, or 0 if not even two images per part of a step do (BatchNorm needs them).
+def _most_images(case: Case, until: float) -> int:
+    """The largest batch that is found to fit a GPU ``until`` a time of the monotonic clock, which all processes share.
 
-    On the CPU these two per part are the result.
+    These are two images per part of a step, which BatchNorm needs, on the CPU and if not even those fit.
     """
+    least = 2 * case.config.accumulate
     if choose_device(case.config.device).type == "cpu":
-        return 2 * case.config.accumulate
-    found = in_fresh_process(most_images_here, case)
-    return 0 if isinstance(found, Failed) else found
+        return least
+    found = in_fresh_process(most_images_here, case, until)
+    return least if isinstance(found, Failed) else max(least, found)
 
 
-def most_images_here(case: Case) -> int:
-    """The result of :func:`_most_images` on a GPU, in this process."""
+def most_images_here(case: Case, until: float) -> int:
+    """The result of :func:`_most_images` on a GPU, in this process; 0 if nothing fits."""
     parts = case.config.accumulate
 
     def fits(images: int) -> bool:
@@ -311,7 +320,7 @@ def most_images_here(case: Case) -> int:
             torch.cuda.empty_cache()
         return isinstance(found, Cost)
 
-    return parts * largest(fits, 2)
+    return parts * largest(fits, 2, until)
 
 
 def _median(rounds: list[Measurement]) -> Measurement:

@@ -28,13 +28,13 @@ IGNORE_INDEX = -1
 class Batch(NamedTuple):
     """The crops of a step: ``images`` (B, 3, size, size) uint8 RGB, ``labels`` (B, size, size) int16, int32 for many classes.
 
-    ``ids`` (B,) int64 are the images' ids. ``classes`` (B, C) bool marks the classes in the softmax of each image; None means
-    all.
+    ``ids`` (B,) int64 are the images' ids, on the CPU, or None. ``classes`` (B, C) bool marks the classes in the softmax of
+    each image; None means all.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
-    ids: torch.Tensor
+    ids: torch.Tensor | None
     classes: torch.Tensor | None = None
 
     def on_device(self) -> list[torch.Tensor]:
@@ -42,8 +42,8 @@ class Batch(NamedTuple):
         return [self.images, self.labels, *([] if self.classes is None else [self.classes])]
 
     def parts(self, count: int) -> list["Batch"]:
-        """The same crops, in order, as ``count`` batches of equal size."""
-        columns = [[None] * count if column is None else column.chunk(count) for column in self]
+        """The same crops in order, without their ids, which several GPUs would copy, as ``count`` batches of equal size."""
+        columns = [[None] * count if column is None else column.chunk(count) for column in self._replace(ids=None)]
         return [Batch(*part) for part in zip(*columns, strict=True)]
 
 
@@ -105,7 +105,7 @@ class FeatureBatch(NamedTuple):
 
     features: tuple[torch.Tensor, ...]
     labels: torch.Tensor
-    ids: torch.Tensor
+    ids: torch.Tensor | None
     classes: torch.Tensor | None = None
 
     def on_device(self) -> list[torch.Tensor]:
@@ -113,9 +113,9 @@ class FeatureBatch(NamedTuple):
         return [*self.features, self.labels, *([] if self.classes is None else [self.classes])]
 
     def parts(self, count: int) -> list["FeatureBatch"]:
-        """The same crops, in order, as ``count`` batches of equal size."""
+        """The same crops in order, without their ids, which several GPUs would copy, as ``count`` batches of equal size."""
         features = zip(*(each.chunk(count) for each in self.features), strict=True)
-        columns = [[None] * count if column is None else column.chunk(count) for column in self[1:]]
+        columns = [[None] * count if column is None else column.chunk(count) for column in (self.labels, None, self.classes)]
         return [FeatureBatch(*part) for part in zip(features, *columns, strict=True)]
 
 

@@ -31,8 +31,8 @@ _QUERIES = 1 << 18
 _ELEMENTS = 1 << 22
 """The most numbers in the largest intermediate tensor of one chunk of pixels."""
 
-_DISTANCES = 1 << 21
-"""The most distances between class embeddings in memory at once."""
+_DISTANCES, _DISTANCES_ON_GPU = 1 << 21, 1 << 26
+"""The most distances between class embeddings in memory at once; a GPU needs many of them to be busy."""
 
 
 def chosen(loss: str, classes: int) -> str:
@@ -72,13 +72,15 @@ def exact_cross_entropy(
     ``class_mask`` (B, C) bool is False for the classes that are left out of the softmax of an image (federated labels); targets
     never are.
 
-    ``backend`` "fused" computes value and gradients in one pass with a compiled kernel (CPU: float32; CUDA: Triton, D <= 256),
-    "torch" with plain formulas; "auto" is "fused" if that is possible. Raises ValueError if an argument does not fit. To see
-    whether all labels do, the process has to wait for a GPU; ``validate`` False leaves that out, for labels that are known to.
+    ``backend`` "fused" computes value and gradients in one pass with a compiled kernel (CPU: float32; CUDA: Triton, D <= 256
+    and D * H * W up to 2 billion), "torch" with plain formulas; "auto" is "fused" if that is possible. Raises ValueError if an
+    argument does not fit. To see whether all labels do, the process has to wait for a GPU; ``validate`` False leaves that out,
+    for labels that are known to.
     """
     labels = _checked(embeddings, labels, classes, distance, ignore_index, reduction, validate)
     _check_extras(embeddings, classes, bias, class_weight, class_mask)
-    weights = (labels != ignore_index).to(classes.dtype if class_weight is None else class_weight.dtype)
+    dtype = (classes if class_weight is None else class_weight).dtype
+    weights = (labels != ignore_index).to(torch.promote_types(dtype, torch.float32))  # float16 cannot count 65,520 pixels
     if class_weight is not None:
         weights = class_weight.detach()[labels.clamp(0, len(classes) - 1)] * weights
     if reduction == "mean":
@@ -157,7 +159,7 @@ def margin_penalty(classes: torch.Tensor, *, margin: float = 0.2) -> torch.Tenso
 
 def _nearest_others(classes: torch.Tensor) -> torch.Tensor:
     """(C,) int64: the nearest other class of each class; ties go to the lower id."""
-    rows = max(1, _DISTANCES // len(classes))
+    rows = max(1, (_DISTANCES_ON_GPU if classes.is_cuda else _DISTANCES) // len(classes))
     closest = torch.empty(len(classes), dtype=torch.int64, device=classes.device)
     for first in range(0, len(classes), rows):
         part = slice(first, first + rows)

@@ -1,5 +1,6 @@
 """The compiled cross entropies as differentiable functions: they choose the kernel, and what the backward pass reuses."""
 
+import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -9,6 +10,9 @@ from ess.kernels.distances import DISTANCES
 from ess.kernels.gpu import probe
 
 BACKENDS = ("auto", "fused", "torch")
+
+_REACH = 2_000_000_000
+"""The numbers of an image that the kernels for GPUs can address: they compute places within an image in 32 bits."""
 
 
 class Settings(NamedTuple):
@@ -29,7 +33,7 @@ def chosen(backend: str, embeddings: torch.Tensor, classes: torch.Tensor) -> boo
     device, double = embeddings.device.type, torch.float64 in (embeddings.dtype, classes.dtype)
     able = device in ("cpu", "cuda") and not double and (device == "cpu" or _fits_triton(embeddings))
     if backend == "fused" and not able:
-        expected = "float32 on cpu or cuda, there with triton and at most 256 channels"
+        expected = "float32 on cpu or cuda, there with triton, at most 256 channels and 2 billion numbers per image"
         raise ValueError(f"backend is 'fused': no kernel for {embeddings.dtype} on {embeddings.device}; expected {expected}")
     return able and backend != "torch"
 
@@ -40,7 +44,10 @@ def on_gpu(embeddings: torch.Tensor) -> bool:
 
 
 def _fits_triton(embeddings: torch.Tensor) -> bool:
-    return embeddings.shape[1] <= 256 and probe.works(embeddings.device)
+    """Whether Triton works and its kernels can address an image (D, H, W) as it is, and as a copy without gaps."""
+    image = embeddings.shape[1:]
+    last = sum((size - 1) * step for size, step in zip(image, embeddings.stride()[1:], strict=True))
+    return image[0] <= 256 and max(last + 1, math.prod(image)) <= _REACH and probe.works(embeddings.device)
 
 
 @torch.compiler.disable

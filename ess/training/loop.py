@@ -215,7 +215,7 @@ class _Training:
         Raises KeyboardInterrupt if a stop is requested.
         """
         predictor = self._predictor()
-        with machine.searching(False):  # pictures have many sizes
+        with machine.evaluating():
             scores = self._scores(predictor)
             if self.lease is not None:
                 self.lease.check()

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -83,22 +83,25 @@ def describe(device: torch.device) -> str:
 @contextmanager
 def switched(choices: Choices) -> Iterator[None]:
     """Set PyTorch's switches for TF32 and for cuDNN's search for fast algorithms, and restore them at the end."""
-    before = torch.get_float32_matmul_precision()
-    if choices.tf32:
-        torch.set_float32_matmul_precision("high")
-    try:
-        with searching(choices.benchmark):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    with _set("high" if choices.tf32 else torch.get_float32_matmul_precision(), choices.benchmark):
+        yield
+
+
+def evaluating() -> AbstractContextManager[None]:
+    """Set the same switches as they are for ``ess eval``, and restore them at the end.
+
+    Products have all digits of float32, and cuDNN does not search, which pays off only if sizes come again.
+    """
+    return _set("highest", False)
 
 
 @contextmanager
-def searching(wanted: bool) -> Iterator[None]:
-    """Set whether cuDNN tries its algorithms for every new size of its inputs, which pays off only if sizes come again."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = wanted
+def _set(products: str, searches: bool) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    torch.set_float32_matmul_precision(products)
+    torch.backends.cudnn.benchmark = searches
     try:
         yield
     finally:
-        torch.backends.cudnn.benchmark = before
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.benchmark = before[1]

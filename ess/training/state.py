@@ -82,6 +82,7 @@ class TrainingState:
             key, name = path.split("/", 1)
             parameter = parameters[name]
             self.optimizer.state[parameter][key] = self._restored(key, tensor, parameter)
+        self._complete_momentum()
         scale = _below("scaler/", tensors)
         if scaler is not None and scale:
             scaler.load_state_dict(scaler.state_dict() | {key: type_(scale[key]) for key, type_ in _SCALER.items()})
@@ -91,6 +92,18 @@ class TrainingState:
         if key == "step":
             return tensor.to(parameter.device) if self.optimizer.defaults["fused"] else tensor
         return torch.empty_like(parameter).copy_(tensor)  # in the order in memory that the parameter has
+
+    def _complete_momentum(self) -> None:
+        """Give zeros to learnt parameters without momentum if others of their group have some.
+
+        These were frozen until now. Fused SGD wants the momentum of a whole group or of none. Zeros mean the same as none.
+        """
+        state = self.optimizer.state
+        for group in self.optimizer.param_groups:
+            if any("momentum_buffer" in state.get(parameter, ()) for parameter in group["params"]):
+                for parameter in group["params"]:
+                    if parameter.requires_grad:
+                        state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         """Everything that is learnt, by name."""

@@ -330,6 +330,24 @@ def test_layouts_and_types_of_input(loss):
     assert torch.autograd.grad(value, half)[0].dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("backend", ["fused", "torch"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_half_precision_counts_any_number_of_pixels(dtype, backend, weighted):
+    """float16 ends at 65,504, and bfloat16 rounds 65,791 to 65,536."""
+    embeddings, labels, e = problem(5, 3, (1, 257, 256), 0.0)
+    labels[0, 0, 0] = -1
+    halves, found = [embeddings.to(dtype), e.to(dtype)], []
+    for cast in (torch.Tensor.clone, torch.Tensor.float):
+        o, classes = (cast(x).requires_grad_() for x in halves)
+        extra = {"class_weight": cast(torch.ones(5, dtype=dtype))} if weighted else {}
+        value = exact_cross_entropy(o, labels, classes, backend=backend, **extra)
+        value.backward()
+        found.append((value.detach(), o.grad.float(), classes.grad.float()))
+    for mine, theirs, bound in zip(*found, (1e-5, 1e-2, 1e-2), strict=True):
+        assert theirs.norm() > 0 and (mine - theirs).norm() <= bound * theirs.norm()
+
+
 @pytest.mark.parametrize("loss", [exact_cross_entropy, knn_cross_entropy])
 def test_refusals(loss):
     embeddings, labels, e = problem(30)

@@ -228,6 +228,18 @@ def test_parts_add_up(monkeypatch):
 
 
 @kernel
+def test_images_of_one_pixel():
+    o, labels, e = problem(9, 3, 15)
+    weights = extras(9, 15)[0]
+    expected = run(o, labels, weights, e, None, None, 20.0, EUCLIDEAN)
+    alone = (o.transpose(1, 2).reshape(30, 3, 1), labels.view(30, 1), weights.view(30, 1))
+    losses, moves, classes = run(*alone, e, None, None, 20.0, EUCLIDEAN)
+    torch.testing.assert_close(losses.view(2, 15), expected[0])
+    torch.testing.assert_close(moves.view(2, 15, 3).transpose(1, 2), expected[1])
+    torch.testing.assert_close(classes, expected[2], rtol=1e-4, atol=1e-5)
+
+
+@kernel
 def test_the_value_alone_is_the_same():
     o, labels, e = problem(40, 5, 40)
     arguments = (o, labels, *extras(40, 40)[:1], e, *extras(40, 40)[1:], 20.0, EUCLIDEAN)

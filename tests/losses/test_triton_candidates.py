@@ -173,6 +173,22 @@ def test_any_strides():
 
 
 @kernel
+def test_images_of_one_pixel():
+    o, labels, e = problem(9, 3, 15)
+    alone = o.transpose(1, 2).reshape(30, 3, 1)
+    found, expected = (
+        search.candidates(*(x.to(DEVICE) for x in given), 4, products=False).cpu()
+        for given in ((alone, labels.view(30, 1), e), (o, labels, e))
+    )
+    counted = labels.flatten() >= 0
+    assert torch.equal(found[counted], expected[counted]) and torch.equal(found[:, 0], expected[:, 0])
+    losses, moves, classes = run(alone, e, found, signed(30), 10.0, EUCLIDEAN)
+    plain = run(o, e, found, signed(30), 10.0, EUCLIDEAN)
+    assert torch.equal(losses, plain[0]) and torch.equal(moves.view(2, 15, 3).transpose(1, 2), plain[1])
+    assert torch.equal(classes, plain[2])
+
+
+@kernel
 def test_nothing_counted_is_zero():
     o, labels, e = problem(40, 5, 40)
     for found in run(o, e, drawn(labels.fill_(-1), 40, 4), signed(80), 10.0, EUCLIDEAN):

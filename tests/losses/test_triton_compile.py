@@ -3,6 +3,9 @@
 Only beyond 64 dimensions, a few registers may be spilled.
 """
 
+import math
+import time
+
 import pytest
 from triton_cases import INTERPRETED
 
@@ -11,6 +14,7 @@ from ess.kernels.distances import DISTANCES, EUCLIDEAN
 if INTERPRETED:
     pytest.skip("interpreted kernels are not compiled", allow_module_level=True)
 
+import gpu
 import registers
 
 
@@ -39,6 +43,30 @@ def test_the_losses_of_the_presets_fit_into_the_registers_of_a_hopper():
     for name in ("search.nearest", "search.nearest biased"):
         exact_roots = "sqrt.rn.f32" in registers.compiled(seen[name], 90).asm["ptx"]
         assert exact_roots == name.endswith("biased")
+
+
+def test_any_number_of_images_fits_into_a_grid():
+    """CUDA allows 65,535 programs in the second and third dimension."""
+    launches = registers.launches_of(12, EUCLIDEAN, images=70_000, pixels=1)
+    grids = {registers.described(launch): launch.grid for launch in launches}
+    assert all(max(grid[1:], default=1) <= 65_535 for grid in grids.values())
+    for name in ("exact.by_pixel", "candidates.by_pixel", "search.nearest excludes"):
+        assert grids[name] == (70_000,), name
+
+
+@pytest.mark.parametrize(("until", "rounds"), [(math.inf, 5), (25, 3), (-1, 2)])
+def test_a_race_begins_no_round_too_late(monkeypatch, until, rounds):
+    now, seen = [0.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def once(work):
+        now[0] += 10
+        seen.append(work)
+        return 1.0, 0.0
+
+    monkeypatch.setattr(gpu, "once", once)
+    assert gpu.race({"one": ("work", 8)}, 8, 4, until)["one"]["ms"] == 1000
+    assert len(seen) == rounds
 
 
 @pytest.mark.long

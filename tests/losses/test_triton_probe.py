@@ -16,8 +16,14 @@ from ess.losses import fused, neighbours
 from ess.training.objective import check_device
 
 GPU = torch.device("cuda")
-ON_GPU = SimpleNamespace(device=GPU, is_cuda=True, dtype=torch.float32, shape=(2, 12, 9, 9))
-"""What is known of embeddings on a GPU before anything is computed."""
+
+
+def on_gpu(like: torch.Tensor) -> SimpleNamespace:
+    """What is known of embeddings on a GPU before anything is computed."""
+    return SimpleNamespace(device=GPU, is_cuda=True, dtype=like.dtype, shape=like.shape, stride=like.stride)
+
+
+ON_GPU = on_gpu(torch.empty(2, 12, 9, 9))
 
 FAULTS = [
     RuntimeError("Failed to find C compiler. Please specify via CC environment variable."),
@@ -74,6 +80,27 @@ def test_a_lack_of_memory_is_not_a_fault_of_triton(monkeypatch):
         probe.works(GPU)
     monkeypatch.setattr(probe, "_run", lambda device: None)
     assert probe.works(GPU)
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "fits"),
+    [
+        (torch.empty(8, 256, 512, 512, device="meta"), True),
+        (torch.empty(8, 257, 512, 512, device="meta"), False),
+        (torch.empty(2, 64, 5_500, 5_500, device="meta"), True),
+        (torch.empty(2, 64, 5_800, 5_800, device="meta"), False),
+        (torch.empty(2, 5_800, 5_800, 64, device="meta").permute(0, 3, 1, 2), False),
+        (torch.empty(1, 200, 4_000, 4_000, device="meta")[:, ::100], True),
+        (torch.empty(1, 200, 4_000, 4_000, device="meta")[:, ::150], False),
+        (torch.empty(1, 256, 1, 1, device="meta").expand(-1, -1, 3_000, 3_000), False),
+    ],
+)
+def test_images_beyond_the_reach_of_32_bits_are_left_to_torch(monkeypatch, embeddings, fits):
+    monkeypatch.setattr(probe, "_run", lambda device: None)
+    assert fused.chosen("auto", on_gpu(embeddings), ON_GPU) == fits
+    if not fits:
+        with pytest.raises(ValueError, match=r"backend is 'fused': .* at most 256 channels and 2 billion numbers per image"):
+            fused.chosen("fused", on_gpu(embeddings), ON_GPU)
 
 
 @pytest.mark.parametrize("given", [{"compile": True}, {"loss": "knn", "search": "triton"}], ids=str)

@@ -1,6 +1,7 @@
 """What `ess bench` measures, at a tiny size: every figure exists, is sane and consistent; no speed is asserted."""
 
 import json
+import math
 import time
 from dataclasses import replace
 from statistics import median
@@ -16,6 +17,7 @@ from ess.bench.loading import measure_loading
 from ess.bench.process import Failed, in_fresh_process
 from ess.bench.steps import Case, Cost, TooLarge, compare, label_blocks, largest, measure, turn_of
 from ess.config import Config
+from ess.device import OutOfMemory, explain_out_of_memory
 from ess.models.build import model_from_config
 
 TINY = Config(encoder="resnet18", weights="none", loss="exact", device="cpu")
@@ -32,6 +34,45 @@ def test_the_largest_batch_is_found(fitting):
     assert largest(lambda size: tried.append(size) or size <= fitting) == fitting
     assert len(tried) == len(set(tried)) <= 11
     assert largest(lambda size: size <= fitting, fitting + 1) == 0
+
+
+@pytest.mark.parametrize("fitting", [32, 100, 999, 1023])
+def test_the_largest_batch_is_found_to_a_sixteenth_in_few_steps(fitting):
+    tried = []
+    assert fitting * 15 // 16 <= largest(lambda size: tried.append(size) or size <= fitting) <= fitting
+    assert len(tried) <= fitting.bit_length() + 5
+
+
+def test_the_search_for_the_largest_batch_ends_in_time(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def fits(size):
+        now[0] += 10
+        return size <= 13
+
+    found = []
+    for until in (-5, 5, 25, 45, 55, 65):
+        now[0] = 0
+        found.append(largest(fits, 2, until))
+        assert now[0] <= max(10, until + 10)
+    assert found == [2, 2, 8, 12, 12, 13]
+
+
+def test_three_searches_share_the_time(monkeypatch):
+    now, given = [0.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def search(case, until):
+        given.append(until)
+        now[0] += 30
+        return 2
+
+    monkeypatch.setattr(steps, "_most_images", search)
+    monkeypatch.setattr(steps, "measure", lambda case: Cost(1.0, 10))
+    compare("train", 7, TINY, until=90.0)
+    compare("train", 7, TINY)
+    assert given == [30, 60, 90, math.inf, math.inf, math.inf]
 
 
 def test_labels_lie_in_blocks_and_some_are_ignored():
@@ -68,6 +109,39 @@ def test_a_process_out_of_memory_or_killed_says_so():
     assert isinstance(killed, Failed) and "killed" in killed.failed
 
 
+MESSAGES = [
+    "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if you passed in a non-contiguous input.",
+    "CUDA error: invalid configuration argument\nCUDA kernel errors might be asynchronously reported",
+]
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_a_batch_that_fails_in_another_way_says_how(monkeypatch, message):
+    def turn():
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(steps, "turn_of", lambda *arguments: turn)
+    assert steps._measure_here(case(), None) == Failed(message.splitlines()[0])
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "FIND was unable to find an engine to execute this computation after trying 9 plans.",
+        "GET was unable to find an engine to execute this computation",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: out of memory",
+        "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.",
+    ],
+)
+def test_a_lack_of_memory_has_many_messages(message):
+    with pytest.raises(OutOfMemory, match=r"^out of memory; buy some$"), explain_out_of_memory("buy some"):
+        raise RuntimeError(message)
+    with pytest.raises(RuntimeError, match=r"^CUDA error: device-side assert"), explain_out_of_memory("buy some"):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+
 def die():
     import os
     import signal
@@ -100,7 +174,7 @@ def test_no_round_but_the_first_starts_late(monkeypatch):
     assert seen == ["ours", "dense"]
 
 
-@pytest.mark.parametrize(("most", "accumulate", "expected"), [(13, 1, 13), (13, 3, 12), (1, 1, 0), (3, 2, 0)])
+@pytest.mark.parametrize(("most", "accumulate", "expected"), [(13, 1, 13), (13, 3, 12), (1, 1, 2), (3, 2, 4)])
 def test_the_largest_batch_of_a_gpu_is_found_in_one_process(most, accumulate, expected, monkeypatch):
     tried = []
     device, config = torch.device("cuda"), replace(TINY, accumulate=accumulate)
@@ -108,7 +182,7 @@ def test_the_largest_batch_of_a_gpu_is_found_in_one_process(most, accumulate, ex
     monkeypatch.setattr(steps, "in_fresh_process", lambda work, *given: tried.append(work) or work(*given))
     fitting = lambda case, limit: Cost(1.0, 10) if case.batch_size <= most else Failed("out of memory")  # noqa: E731
     monkeypatch.setattr(steps, "_measure_here", fitting)
-    assert steps._most_images(case(config=config)) == expected and len(tried) == 1
+    assert steps._most_images(case(config=config), math.inf) == expected and len(tried) == 1
 
 
 def test_the_json_of_a_comparison_has_an_object_for_each_contestant(monkeypatch):
@@ -179,14 +253,14 @@ def test_tables_come_in_order_until_the_budget_is_spent(monkeypatch):
     titles = [line for line in result.stdout.splitlines() if line.startswith("training")]
     assert titles == [f"training, {n} classes, {size} pixels" for n, size in (("1,284", "512 x 512"), ("150", "512 x 512"))]
     assert "3.00" in result.stdout and "the loss takes 0% of our step" in result.stdout  # 6 images in 2 seconds
-    assert result.stderr.count("not measured, the 100 seconds of --budget are over") == 2
+    assert result.stderr.count("not measured, because the 100 seconds of --budget are over") == 2
 
 
 def test_the_table_also_shows_what_cannot_be_measured(monkeypatch):
-    monkeypatch.setattr(steps, "measure", lambda case: TooLarge(2**40) if case.contestant == "dense" else Failed("x"))
+    monkeypatch.setattr(steps, "measure", lambda case: TooLarge(2**40) if case.contestant == "dense" else Failed("no engine"))
     result = CliRunner().invoke(main, ["bench", "--classes", "150", "--only", "train", "--repeats", "2", "--device", "cpu"])
     assert result.exit_code == 0, result.output
-    assert "needs 1.10 TB" in result.stdout and "out of memory" in result.stdout and "1.59" in result.stdout
+    assert "needs 1.10 TB" in result.stdout and result.stdout.count("no engine") == 3 and "1.59" in result.stdout
 
 
 @pytest.mark.parametrize("given", [("--seconds", "nan"), ("--seconds", "inf"), ("--seconds", "-1"), ("--budget", "nan")])

@@ -4,12 +4,13 @@ import json
 
 import pytest
 import torch
-from effects import CPU, Steps, trained
+from effects import CPU, Steps, tiny, trained
 from runs import config
 
 from ess.checkpoint import Run
 from ess.config import load, preset_names
 from ess.models.build import build_model
+from ess.training import loop as training
 from ess.training import machine, team
 from ess.training.state import TrainingState
 
@@ -88,8 +89,8 @@ def test_switches_are_set_for_the_training_and_restored(monkeypatch):
     before = switches()
     with machine.switched(FAST):
         assert switches() == ("high", True)
-        with machine.searching(False):
-            assert switches() == ("high", False)
+        with machine.evaluating():
+            assert switches() == ("highest", False)
         assert switches() == ("high", True)
     assert switches() == before
     with pytest.raises(ZeroDivisionError), machine.switched(FAST):
@@ -97,6 +98,20 @@ def test_switches_are_set_for_the_training_and_restored(monkeypatch):
     assert switches() == before
     with machine.switched(PLAIN):
         assert switches() == ("highest", False)
+
+
+def test_evaluations_within_a_training_compute_like_those_outside_of_it(dataset, tmp_path, monkeypatch):
+    seen, scores = [], training._Training._scores
+
+    def watched(*arguments):
+        seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark))
+        return scores(*arguments)
+
+    monkeypatch.setattr(training._Training, "_scores", watched)
+    monkeypatch.setattr(training, "model_from_config", tiny)
+    monkeypatch.setattr(machine, "choices_for", lambda device: PLAIN._replace(tf32=True, benchmark=True))
+    trained(dataset, tmp_path / "run", steps=1, eval_every=1, eval_limit=1, precision="bf16")
+    assert seen == [("highest", False)]
 
 
 @pytest.mark.parametrize(("rank", "gpu"), [(None, None), ("0", 0), ("3", 3), ("5", 1)])

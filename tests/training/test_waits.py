@@ -1,5 +1,7 @@
 """A step does not wait for the GPU, and rendering a batch is as many kernels for many images as for few."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from effects import CPU, tiny, trained
@@ -13,6 +15,7 @@ from ess.data.batches import Batch, RawBatch
 from ess.data.loader import training_batches
 from ess.data.rendering import render_together
 from ess.device import moved
+from ess.losses.cross_entropy import margin_penalty
 from ess.training import loop as training
 from ess.training import machine
 from ess.training.objective import Objective
@@ -53,6 +56,18 @@ def test_a_step_waits_for_nothing(dataset, tmp_path, waits, settings):
     assert len(waits) == 2
     for step in waits:
         assert not step.found and step.launched > 100
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_the_parts_of_a_step_hold_nothing_that_is_not_on_the_gpu(dataset, tmp_path, monkeypatch, accumulate):
+    """With several GPUs, DistributedDataParallel would copy it there for every part, and wait."""
+    monkeypatch.setattr(training, "model_from_config", tiny)
+    forward, parts = Objective.forward, []
+    monkeypatch.setattr(Objective, "forward", lambda self, part: parts.append(part) or forward(self, part))
+    trained(dataset, tmp_path / "run", loss="exact", federated=True, steps=1, accumulate=accumulate)
+    assert len(parts) == accumulate
+    for part in parts:
+        assert [id(column) for column in part if column is not None] == [id(tensor) for tensor in part.on_device()]
 
 
 PLANTED = {
@@ -135,6 +150,30 @@ def test_the_network_and_its_losses_copy_from_pinned_memory_alone(monkeypatch):
         assert mode.found == {"_to_copy": 2}
 
 
+def test_a_gpu_searches_for_near_classes_in_few_kernels():
+    with FakeTensorMode(), Waits() as mode:
+        classes = torch.empty(65_000, 12, device=GPU)
+        assert margin_penalty(classes).shape == ()
+    assert mode.launched < 1_000
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_layers_that_are_no_longer_frozen_learn_from_their_first_step_on(dataset, tmp_path, monkeypatch, fused):
+    """Their momentum is not in the checkpoint; fused SGD wants that of all parameters of a group, or of none."""
+    monkeypatch.setattr(training, "model_from_config", tiny)
+    monkeypatch.setattr(machine, "choices_for", lambda device: FUSED._replace(fused=fused))
+    shared = {"loss": "exact", "save_every": 1, "keep": 9}
+    trained(dataset, tmp_path / "run", steps=1, freeze_bn=True, **shared)
+    trained(dataset, tmp_path / "run", steps=2, freeze_bn=False, resume=True, **shared)
+    run = trained(dataset, tmp_path / "run", steps=3, resume=True, **shared)
+    frozen, learnt = ([weights(run.folder, step)["encoder.1.weight"] for step in steps] for steps in ((0, 1), (1, 2, 3)))
+    assert torch.equal(*frozen) and not any(torch.equal(*pair) for pair in pairwise(learnt))
+    momentum = "optimizer/momentum_buffer/encoder.1.weight"
+    first, second = (weights(run.folder, step, "training") for step in (1, 2))
+    assert momentum not in first and second[momentum].any()
+    assert second.keys() - first.keys() == {momentum, momentum.replace("weight", "bias")}
+
+
 @pytest.mark.parametrize(
     ("fused", "fault", "settings"),
     [
@@ -150,10 +189,12 @@ def test_a_step_that_is_not_finite_leaves_everything_as_it_was(dataset, tmp_path
     monkeypatch.setattr(training, "model_from_config", tiny)
     monkeypatch.setattr(machine, "choices_for", lambda device: FUSED._replace(fused=fused))
     whole = trained(dataset, tmp_path / "whole", **shared, save_every=1)
-    ids, forward = [], Objective.forward
+    ids, forward, total_weight = [], Objective.forward, Objective.total_weight
+    monkeypatch.setattr(
+        Objective, "total_weight", lambda self, batch: (ids.append(batch.ids.tolist()), total_weight(self, batch))[1]
+    )
 
     def faulty(self, batch):
-        ids.append(batch.ids.tolist())
         loss, penalty = forward(self, batch)
         if len(ids) == 3 and fault == "gradient":
             self.model.class_embeddings.register_hook(lambda gradient: gradient * torch.inf)

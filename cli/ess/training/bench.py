@@ -26,7 +26,7 @@ _STEPS = {"train": "training", "predict": "prediction of one image"}
 _CLASSES = (1284, 150, 19, 10_000)
 
 _BUDGET = 300.0
-"""The seconds after which a GPU starts nothing new; what runs by then takes up to two minutes more."""
+"""The seconds after which a GPU starts nothing new."""
 
 
 class _Seconds(click.FloatRange):
@@ -123,7 +123,7 @@ def bench(
 
 def _say_skipped(what: str, classes: int, budget: float | None) -> None:
     about = f"{what} with {classes} classes" if classes else what
-    say(f"{about}: not measured, the {budget:g} seconds of --budget are over", err=True)
+    say(f"{about}: not measured, because the {budget:g} seconds of --budget are over", err=True)
 
 
 def _compared(what: str, classes: int, config: "Config", end: float | None, *, rounds: int, **how: Any) -> dict[str, Any]:
@@ -190,8 +190,8 @@ def _print_comparison(what: str, row: dict[str, Any]) -> None:
 def _cells(name: str, result: dict[str, Any], hours: bool) -> tuple[Any, ...]:
     """A row of the table: the figures of one contestant, or the reason why it was not measured."""
     if "seconds" not in result:
-        why = f"needs {human_size(result['needs_bytes'])}" if "needs_bytes" in result else "out of memory"
-        return (_NAMES[name], result["batch_size"], why, *("",) * (2 + hours))
+        why = f"needs {human_size(result['needs_bytes'])}" if "needs_bytes" in result else result["failed"]
+        return (_NAMES[name], result["batch_size"], *("",) * (2 + hours), why)
     epochs = (f"{result['hours_coco_lvis']:,.1f} h",) if hours else ()
     speed, memory = f"{result['images_per_second']:,.2f}", Size(result["peak_bytes"])
     return (_NAMES[name], result["batch_size"], speed, memory, *epochs, f"{result['seconds']:.4f}")

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 
 from ess.kernels.distances import COSINE, EUCLIDEAN, SQUARED
-from ess.kernels.gpu.exact_kernels import own_logits, softmax
+from ess.kernels.gpu.exact_kernels import own_logits, place, softmax
 
 _COSINE = tl.constexpr(COSINE)
 
@@ -68,8 +68,8 @@ def by_pixel(
 ):
     # fmt: on
     """The losses (B, N) of a block of pixels, or their gradients: those of the embeddings, and ``sums`` for the classes."""
-    image = tl.program_id(1).to(tl.int64)
-    at_P = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    image, first = place(size, PIXELS)
+    at_P = first + tl.arange(0, PIXELS)
     inside_P = at_P < size
     index_P = image * size + at_P
     dims_D = tl.arange(0, WIDTH)
@@ -127,8 +127,8 @@ def losses(
     """The losses (B * N,) float32 of all pixels over their ``candidates``, the target first; 0 where the target is negative.
 
     ``embeddings`` (B, D, N), D <= 256, and ``classes`` (C, D) are of any floating type and compared in float32. ``candidates``
-    (B * N, K) are int32. Any strides of the embeddings work, without copying pixels. The logits are those of
-    ``ess.kernels.gpu.exact.exact`` without bias.
+    (B * N, K) are int32. Any strides of the embeddings work as in ``ess.kernels.gpu.exact.exact``, whose logits these are,
+    without bias.
     """
     found = torch.empty(len(candidates), device=embeddings.device)
     unused = {"upstream": found, "unit": found, "scale": found, "sums": found, "copies": 1}
@@ -201,7 +201,7 @@ def _launch(
         for axis, step in zip(("image", "channel", "pixel"), tensor.stride(), strict=True)
     }
     with torch.cuda.device_of(embeddings):
-        by_pixel[triton.cdiv(size, pixels), images](
+        by_pixel[(triton.cdiv(size, pixels) * images,)](
             embeddings=embeddings,
             classes=F.pad(classes.float(), (0, width - channels)).contiguous(),
             candidates=candidates.contiguous(),

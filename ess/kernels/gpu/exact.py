@@ -118,7 +118,7 @@ def exact(
     float16; they are multiplied in the type that torch promotes them to and summed in float32, float32 with all its digits.
     ``labels`` (B, N) are of any integer type, ``weights`` (B, N) float32, ``bias`` (C,) floating or None. ``mask`` (B, C) bool
     or None is False for the classes that are left out of the softmax of an image; targets never are. Any strides work, without
-    copying pixels.
+    copying pixels, if all numbers of an image are less than 2^31 apart.
 
     The gradient of the embeddings has their type, except that for float16 it is float32, in which small numbers do not vanish.
     Those of the classes and of the bias are float32. In products of float16, shares below 6e-8 do vanish; bfloat16 keeps them.
@@ -148,7 +148,7 @@ def exact(
         "enable_fp_fusion": True,
     }
     with torch.cuda.device_of(embeddings):
-        by_pixel[triton.cdiv(size, tiles.by_pixel.pixels), images](
+        by_pixel[(triton.cdiv(size, tiles.by_pixel.pixels) * images,)](
             **common,
             **_options(tiles.by_pixel),
             **{"bias": bias_C, "unit": unit, "losses": losses, "grad_embeddings": grad_embeddings},

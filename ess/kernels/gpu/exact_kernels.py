@@ -33,6 +33,16 @@ _TINY = tl.constexpr(1e-30)
 
 
 @triton.jit
+def place(size, AT_ONCE: tl.constexpr):
+    """(image, first pixel) of this program in a grid that visits ``size`` pixels of each image, ``AT_ONCE`` at a time.
+
+    The grid has one dimension, because CUDA allows at most 65,535 programs in the others.
+    """
+    blocks = tl.cdiv(size, AT_ONCE)
+    return (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks * AT_ONCE
+
+
+@triton.jit
 def _logits(scores, bias, temperature, DISTANCE: tl.constexpr):
     """(logits in base 2, slopes) of inner products or of squared distances > 0.
 
@@ -114,8 +124,8 @@ def by_pixel(
 ):
     # fmt: on
     """Losses (B, N) of a block of pixels; with GRADIENTS also their gradients (B, D, N) and the inputs of by_class."""
-    image = tl.program_id(1).to(tl.int64)
-    at_P = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    image, first = place(size, PIXELS)
+    at_P = first + tl.arange(0, PIXELS)
     inside_P = at_P < size
     dims_D = tl.arange(0, WIDTH)
     label_P = tl.load(labels + image * labels_image_step + at_P * labels_pixel_step, mask=inside_P)

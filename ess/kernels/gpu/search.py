@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ess.kernels.gpu.exact_kernels import place
+
 _LAST = tl.constexpr(2**63 - 1)
 """A key that sorts after every other."""
 
@@ -63,8 +65,8 @@ def _nearest(
 
     If it EXCLUDES the ``targets`` (B, N), a query whose target is negative gets arbitrary ids.
     """
-    image = tl.program_id(1).to(tl.int64)
-    places = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+    image, first = place(size, QUERIES)
+    places = first + tl.arange(0, QUERIES)
     inside = places < size
     rows = image * size + places
     lines = queries + image * image_step + places.to(tl.int64) * query_step
@@ -146,7 +148,7 @@ def _launch(
     inputs["targets"] = table if targets is None else targets
     inputs["bias"] = table if bias is None else bias.float().contiguous()
     with torch.cuda.device_of(queries):
-        _nearest[triton.cdiv(size, at_once), images](
+        _nearest[(triton.cdiv(size, at_once) * images,)](
             **inputs,
             nearest=nearest,
             image_step=queries.stride(0),
