@@ -39,7 +39,8 @@ class Mode(Enum):
 class Part:
     """One of ``count`` jobs that build a data set together: it builds every ``count``-th shard from the ``number``-th on.
 
-    A part that runs again keeps its finished shards. :func:`join` completes the data set. 1 <= ``number`` <= ``count``.
+    A part that runs again keeps its finished shards, except those that lack images because of their files. :func:`join`
+    completes the data set. 1 <= ``number`` <= ``count``.
     """
 
     number: int
@@ -130,9 +131,8 @@ class Build:
         if self.mode is Mode.OVERWRITE:
             freed = inventory(state.out).bytes
         else:
-            reports = resume.keep_finished(
-                state, plan, names, self.phase, self.announce, repaired=repaired, all_lacking=self.strict
-            )
+            how = {"repaired": repaired, "part": isinstance(self.mode, Part), "strict": self.strict}
+            reports = resume.keep_finished(state, plan, names, self.phase, self.announce, **how)
             self._refuse(_faults_of(reports.values()))
         left = [name for name in names if name not in reports]
         _check_disk(plan, state.out, left, freed, self.announce)
