@@ -87,13 +87,13 @@ class Build:
         part = (self.mode.number, self.mode.count) if isinstance(self.mode, Part) else None
         with lock.held(out, part, self.announce) as lease, reading.allowing_missing(self.allow_missing), _advising_to_resume():
             self._check_content(out)
-            plan = make_plan()
+            plan, state = make_plan(), BuildState(out, lease)
             if self.mode is not Mode.OVERWRITE and (out / dataset.INDEX).exists():
-                found = index.resumed(out, plan.description(), self.announce)
+                found = index.resumed(state, plan.description(), self.announce)
                 if self.strict:
                     _refuse_finished(out, found["report"])
                 return found
-            return self._run(plan, BuildState(out, lease))
+            return self._run(plan, state)
 
     def _check_content(self, out: Path) -> None:
         """Raise DataError if the mode does not allow the contents of the folder."""
