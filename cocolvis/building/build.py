@@ -241,10 +241,12 @@ def _described(fault: Fault) -> str:
 
 def _check_disk(plan: ShardPlan, out: Path, names: Collection[str], freed: int, announce: Announce) -> None:
     """Raise DataError if the disk cannot hold the named shards; ``freed`` bytes are added to its free space."""
-    existing = next(path for path in (out, *out.parents) if path.exists())
+    shards = out / "shards"  # may be a link to a larger disk
+    place = shards if shards.exists() else out
+    existing = next(path for path in (place, *place.parents) if path.exists())
     usage, needed = shutil.disk_usage(existing), plan.bytes_needed(names)
     free = usage.free + freed
-    sizes = f"about {human_size(needed)} in {out}, where {human_size(free)} are free"
+    sizes = f"about {human_size(needed)} in {place}, where {human_size(free)} are free"
     if usage.total and needed > free:  # some network file systems report a total of 0
         raise DataError(f"the build needs {sizes}; make room, choose another --out, or store less (--images path)")
     announce(f"needs {sizes}")
