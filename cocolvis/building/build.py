@@ -39,7 +39,8 @@ class Mode(Enum):
 class Part:
     """One of ``count`` jobs that build a data set together: it builds every ``count``-th shard from the ``number``-th on.
 
-    A part that runs again keeps its finished shards. :func:`join` completes the data set. 1 <= ``number`` <= ``count``.
+    A part that runs again keeps its finished shards, except those that lack images because of their files. :func:`join`
+    completes the data set. 1 <= ``number`` <= ``count``.
     """
 
     number: int
@@ -86,13 +87,13 @@ class Build:
         part = (self.mode.number, self.mode.count) if isinstance(self.mode, Part) else None
         with lock.held(out, part, self.announce) as lease, reading.allowing_missing(self.allow_missing), _advising_to_resume():
             self._check_content(out)
-            plan = make_plan()
+            plan, state = make_plan(), BuildState(out, lease)
             if self.mode is not Mode.OVERWRITE and (out / dataset.INDEX).exists():
-                found = index.resumed(out, plan.description(), self.announce)
+                found = index.resumed(state, plan.description(), self.announce)
                 if self.strict:
                     _refuse_finished(out, found["report"])
                 return found
-            return self._run(plan, BuildState(out, lease))
+            return self._run(plan, state)
 
     def _check_content(self, out: Path) -> None:
         """Raise DataError if the mode does not allow the contents of the folder."""
@@ -130,9 +131,8 @@ class Build:
         if self.mode is Mode.OVERWRITE:
             freed = inventory(state.out).bytes
         else:
-            reports = resume.keep_finished(
-                state, plan, names, self.phase, self.announce, repaired=repaired, all_lacking=self.strict
-            )
+            how = {"repaired": repaired, "part": isinstance(self.mode, Part), "strict": self.strict}
+            reports = resume.keep_finished(state, plan, names, self.phase, self.announce, **how)
             self._refuse(_faults_of(reports.values()))
         left = [name for name in names if name not in reports]
         _check_disk(plan, state.out, left, freed, self.announce)
@@ -241,10 +241,12 @@ def _described(fault: Fault) -> str:
 
 def _check_disk(plan: ShardPlan, out: Path, names: Collection[str], freed: int, announce: Announce) -> None:
     """Raise DataError if the disk cannot hold the named shards; ``freed`` bytes are added to its free space."""
-    existing = next(path for path in (out, *out.parents) if path.exists())
+    shards = out / "shards"  # may be a link to a larger disk
+    place = shards if shards.exists() else out
+    existing = next(path for path in (place, *place.parents) if path.exists())
     usage, needed = shutil.disk_usage(existing), plan.bytes_needed(names)
     free = usage.free + freed
-    sizes = f"about {human_size(needed)} in {out}, where {human_size(free)} are free"
+    sizes = f"about {human_size(needed)} in {place}, where {human_size(free)} are free"
     if usage.total and needed > free:  # some network file systems report a total of 0
         raise DataError(f"the build needs {sizes}; make room, choose another --out, or store less (--images path)")
     announce(f"needs {sizes}")

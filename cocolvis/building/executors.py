@@ -36,14 +36,14 @@ Report = dict[str, Any]
 
 @dataclass(frozen=True)
 class Workers:
-    """``submit`` starts a shard task and returns a future of its report; ``count`` tasks run at a time.
+    """``submit`` starts a shard task and returns a future of its report; ``count`` returns how many run at a time, at least 1.
 
     ``images`` returns the number of images done so far, including those of tasks that still run; it is None if the workers
     cannot count them. ``check`` raises TimeoutError if no workers are left.
     """
 
     submit: Callable[[ShardTask, Path, Lease], Future[Report]]
-    count: int
+    count: Callable[[], int]
     images: Callable[[], int] | None = None
     check: Callable[[], None] = lambda: None
 
@@ -84,7 +84,7 @@ def run_in(
     done = 0
     with starting as workers:
         while True:
-            for task in islice(tasks, max(0, _AHEAD * workers.count - len(names))):
+            for task in islice(tasks, max(0, _AHEAD * workers.count() - len(names))):
                 names[workers.submit(task, path(task.name), lease)] = task.name
             if not names:
                 return
@@ -114,7 +114,7 @@ def processes(count: int) -> Iterator[Workers]:
             return pool.submit(_work, task, shard, lease)
 
     try:
-        yield Workers(submit, count, lambda: ticks.value)
+        yield Workers(submit, lambda: count, lambda: ticks.value)
     except BrokenProcessPool:
         raise DataError(f"a worker process died (out of memory?); {KEPT}") from None
     except BaseException:
@@ -126,17 +126,21 @@ def processes(count: int) -> Iterator[Workers]:
 
 @contextmanager
 def interrupts_deferred() -> Iterator[Callable[[], None]]:
-    """Delay Ctrl-C until the yielded function is called, or until the end: compiled code would lose it."""
+    """Delay Ctrl-C until the yielded function is called, or until the end: compiled code would lose it.
+
+    A process that ignores Ctrl-C, as in the background of a script, continues to do so.
+    """
     interrupted = threading.Event()
 
     def check() -> None:
         if interrupted.is_set():
             raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():
+    before = signal.getsignal(signal.SIGINT)  # None if it cannot be restored, because it was not set by Python
+    if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
         yield check
         return
-    before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    signal.signal(signal.SIGINT, lambda *_: interrupted.set())
     try:
         yield check
     finally:
@@ -189,10 +193,9 @@ def cluster(address: str) -> Iterator[Workers]:
         try:
             get_address_host_port(address)
             client = _within(2 * _PATIENCE, partial(Client, address, timeout=_PATIENCE, set_as_default=False))
-        except (OSError, ValueError, OverflowError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+        except (OSError, ValueError, OverflowError, TypeError) as error:  # the last one for tls:// without certificates
             advice = "start one with `dask scheduler`"
-            raise DataError(f"--scheduler {address}: no scheduler answers ({reason}); {advice}") from None
+            raise DataError(f"--scheduler {address}: no scheduler answers ({_reason(error)}); {advice}") from None
         with client:
             executor = client.get_executor(pure=False)
             try:
@@ -200,8 +203,24 @@ def cluster(address: str) -> Iterator[Workers]:
             except (KilledWorker, CancelledError, OSError) as error:
                 reason = str(error) or "the scheduler is gone"
                 raise DataError(f"--scheduler {address}: lost its workers or its connection ({reason}); {KEPT}") from None
+            except Exception as error:
+                if not _is_of_another_version(error):
+                    raise
+                advice = "scheduler and workers need the same version of cocolvis-ess"
+                raise DataError(f"--scheduler {address}: cannot read a task ({_reason(error)}); {advice}") from None
             finally:
                 executor.shutdown(wait=False)
+
+
+def _is_of_another_version(error: Exception) -> bool:
+    """Whether a scheduler or a worker could not unpickle a task, because it has another version of this package, or none."""
+    starts = ("Error during deserialization", "Can't get attribute")
+    return isinstance(error, ImportError) or str(error).strip().startswith(starts)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of a message, or the type of an error without one."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _within(seconds: float, call: Callable) -> Any:
@@ -234,7 +253,10 @@ def _cluster_workers(client: Any, executor: Executor, address: str) -> Workers:
     def submit(task: ShardTask, shard: Path, lease: Lease) -> Future[Report]:
         return executor.submit(run_shard, task, shard, lease)
 
-    return Workers(submit, sum(client.nthreads().values()), check=partial(_check_workers, client, [time.monotonic()]))
+    def count() -> int:
+        return max(1, sum(client.nthreads().values()))  # workers come and go while tasks run
+
+    return Workers(submit, count, check=partial(_check_workers, client, [time.monotonic()]))
 
 
 def _check_workers(client: Any, last_seen: list[float]) -> None:
@@ -242,7 +264,7 @@ def _check_workers(client: Any, last_seen: list[float]) -> None:
     if client.nthreads():
         last_seen[0] = time.monotonic()
     elif time.monotonic() - last_seen[0] > _PATIENCE:
-        raise TimeoutError(f"no worker for {_PATIENCE} s")
+        raise TimeoutError(f"no worker for {_PATIENCE} s; one without this version of cocolvis-ess stops at its first task")
 
 
 @contextmanager

@@ -60,7 +60,7 @@ def write(state: BuildState, reports: Reports) -> dict[str, Any]:
     index = _content(state, reports)
     check_index(state.out / dataset.INDEX, index)
     write_json(state.out / dataset.INDEX, index, state.lease.check)
-    overwrite.remove_state(state.out)
+    overwrite.remove_state(state.out, state.lease.check)
     return index
 
 
@@ -72,17 +72,18 @@ def opened(out: Path) -> dict[str, Any]:
         raise DataError(f"{error}; build it again with `cocolvis build --overwrite`, or `import`") from None
 
 
-def resumed(out: Path, description: Mapping[str, Any], announce: Announce) -> dict[str, Any]:
+def resumed(state: BuildState, description: Mapping[str, Any], announce: Announce) -> dict[str, Any]:
     """The index of a finished data set; one without instances is announced, if the build would record them now.
 
     Raises DataError if it was built from other inputs or options, or by another mask rule.
     """
+    out = state.out
     index = opened(out)
     rule = index.get("mask_rule", "not recorded")
     if rule != description["mask_rule"]:
         reason = f"its {len(index['shards'])} shards have mask rule {rule}, this cocolvis has {description['mask_rule']}"
         raise DataError(f"{out}: is a finished data set, but {reason}; build it again with `cocolvis build --overwrite`")
-    overwrite.remove_state(out)
+    overwrite.remove_state(out, state.lease.check)
     if any(index[key] != description[key] for key in ("options", "inputs")) or (
         index["vocabulary"]["digest"] != description["vocabulary"]
     ):

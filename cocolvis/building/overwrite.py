@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Callable, Collection, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import msgspec
 
 from cocolvis.disk.files import is_absent, parse_json, reason, regular_file
-from cocolvis.disk.lock import is_lock
+from cocolvis.disk.lock import LockLost, is_lock
 from cocolvis.errors import DataError
 from cocolvis.storage import dataset, report
 from cocolvis.storage.index import MAX_INDEX
@@ -54,14 +53,15 @@ class Inventory:
             advice = "move it away, or choose another --out"
             raise DataError(f"{foreign}: does not seem to be cocolvis's own, and the build would replace it; {advice}")
 
-    def remove(self, announce: Callable[[str], None]) -> None:
-        """Remove ``ours``, and announce the files that stay."""
+    def remove(self, announce: Callable[[str], None], permit: Callable[[], None]) -> None:
+        """Remove ``ours``, and announce the files that stay; ``permit`` is called before each file and raises to keep it."""
         if self.others:
             named = ", ".join(one_line(str(path.relative_to(self.out))) for path in self.others[:_NAMED])
             more = f", ... ({len(self.others)} in all)" if len(self.others) > _NAMED else ""
             announce(f"--overwrite leaves alone what cocolvis did not write: {named}{more}")
         try:
             for path in self.ours:
+                permit()
                 path.unlink(missing_ok=True) if path.is_symlink() or not path.is_dir() else path.rmdir()
         except OSError as error:
             raise DataError(f"{self.out}: cannot be written: {reason(error)}") from None
@@ -110,11 +110,18 @@ def is_report(path: Path) -> bool:
     return _REPORT.fullmatch(path.name) is not None
 
 
-def remove_state(out: Path) -> None:
-    """Remove our files from ``.build``, and the folder itself if it is then empty; files that cannot be removed stay."""
-    with suppress(OSError, DataError):
-        Inventory(out, state_files(out), []).remove(lambda line: None)
+def remove_state(out: Path, permit: Callable[[], None]) -> None:
+    """Remove our files from ``.build``, and the folder itself if it is then empty; files that cannot be removed stay.
+
+    ``permit`` is that of :meth:`Inventory.remove`, and may raise LockLost.
+    """
+    try:
+        Inventory(out, state_files(out), []).remove(lambda line: None, permit)
         (out / ".build").rmdir()
+    except LockLost:
+        raise
+    except (OSError, DataError):
+        pass
 
 
 def _inside(folder: Path) -> Iterator[Path]:

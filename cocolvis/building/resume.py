@@ -82,28 +82,30 @@ def keep_finished(
     announce: Announce,
     *,
     repaired: bool,
-    all_lacking: bool,
+    part: bool,
+    strict: bool,
 ) -> dict[str, dict[str, Any]]:
     """The reports of those named shards that are kept; finished shards that must be built again are announced and marked.
 
-    ``repaired`` is the result of :func:`check`. With ``all_lacking``, all shards that lack images are built again.
+    ``repaired`` is the result of :func:`check`. All shards that lack images are built again after a repair, by a ``part``,
+    which cannot know what other parts lacked before, and with ``strict``. Unless ``strict``, none is if images may be missing.
     """
     reports = finished(state, names, phase)
-    if reading.missing_allowed() and not all_lacking:
+    again = _to_build_again(state, reports, repaired or part or strict)
+    state.build_again(again, reports)
+    if repaired:  # after the marks, so that a process that is stopped in between leaves the repair to be found again
+        state.write_files_record(plan)
+    if reading.missing_allowed() and not strict:
         return reports
-    again = _to_build_again(state, reports, repaired or all_lacking)
     if again:
         announce(f"{len(again)} of the finished shards lack images; they are built again")
-        state.build_again(again, reports)
-    if repaired:
-        state.write_files_record(plan)
     return {name: report for name, report in reports.items() if name not in again}
 
 
 def _to_build_again(state: BuildState, reports: Reports, all_lacking: bool) -> list[str]:
     """The finished shards that lack images, if this is wanted or too many images are missing to finish the build.
 
-    The shards of other parts are counted as well. Otherwise, only the shards that an earlier process has marked.
+    Damaged shards are counted as well. Otherwise, only the shards that an earlier process has marked.
     """
     lacking = incomplete(reports)
     if all_lacking or not reports or reasons_to_refuse(state.planned(), {**state.reports(), **reports}, {}):

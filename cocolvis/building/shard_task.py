@@ -102,6 +102,7 @@ def run_shard(task: ShardTask, shard: Path, lease: Lease, tick: Callable[[], Non
     written, if the ``lease`` of the folder was lost, or if input cannot be read for a reason that does not concern a single
     file.
     """
+    lease.check()  # before the work, which a worker that does not see the folder would do in vain
     with reading.allowing_missing(task.allow_missing):
         return _write_shard(task, shard, lease, tick)
 

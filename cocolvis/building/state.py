@@ -134,8 +134,7 @@ class BuildState:
         """Remove the present data set or unfinished build before a new one with the named shards is begun."""
         files = overwrite.inventory(self.out)
         files.refuse_foreign(names)
-        self.lease.check()
-        files.remove(announce)
+        files.remove(announce, self.lease.check)
         self._record = None
 
     def shard(self, name: str) -> Path:

@@ -29,6 +29,9 @@ _BLOCK = 2**20
 LONGEST_NAME = 255
 """The most bytes of the name of a file, without its folders, that file systems accept."""
 
+_NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)
+"""Errors of file systems such as vboxsf, 9p and CIFS that do not sync folders; the renames in them have succeeded."""
+
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 """The escape of a surrogate: half of a character, or a byte of a file name that is not UTF-8."""
 
@@ -143,10 +146,13 @@ def sweep(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> No
 
 
 def sync_folder(folder: Path) -> None:
-    """Sync a folder, so that renames inside it survive a power cut."""
+    """Sync a folder, so that renames inside it survive a power cut; some file systems cannot, and only sync files."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
     finally:
         os.close(handle)
 

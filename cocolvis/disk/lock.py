@@ -14,11 +14,12 @@ exists before it gives an output file its final name. No file ever replaces anot
 On one machine the system says whether a process is alive (owners.py). Across machines only signs of life do: each process
 increments a counter in its file every ``HEARTBEAT`` seconds, and another one takes the folder over after it has seen no change
 for ``TAKEOVER_AFTER`` seconds of its own clock. An owner that was merely suspended then finds its file gone. Its temporary
-files are removed before the successor reads anything, so that even a rename that was about to happen fails.
+files are removed before the successor decides which files stay, so that even a rename that was about to happen fails.
 """
 
 import os
 import re
+import socket
 import threading
 import time
 import uuid
@@ -60,7 +61,7 @@ _Number = Annotated[int, Meta(ge=1)]
 
 
 class LockLost(DataError):
-    """The lock was lost because another process took the folder over: nothing more may be written."""
+    """The lock was lost, for example because another process took the folder over: nothing more may be written."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,16 @@ class Lease:
     token: str
 
     def check(self) -> None:
-        """Raise LockLost if the lock was lost, DataError if its file cannot be read."""
+        """Raise LockLost if the lock was lost, or if its folder does not exist here, DataError if its file cannot be read."""
         content = _read(self.path)
-        if content is None or self.token.encode() not in content:
-            cause = "another process took it over after a silence, or the lock file was removed"
-            raise LockLost(f"{self.path.parent}: this process has lost the folder: {cause}; it stops and writes nothing more")
+        if content is not None and self.token.encode() in content:
+            return
+        folder = self.path.parent
+        if not os.path.isdir(folder):
+            needs = "all workers need it at the same path, until the end"
+            raise LockLost(f"{folder}: does not exist on {socket.gethostname()}; {needs}")
+        cause = "another process took it over after a silence, or the lock file was removed"
+        raise LockLost(f"{folder}: this process has lost the folder: {cause}; it stops and writes nothing more")
 
     def lost(self) -> bool:
         """Whether :meth:`check` would raise."""

@@ -39,8 +39,9 @@ Received = Callable[[int, int | None], None]
 class RetryPolicy:
     """When to retry and when to give up.
 
-    ``attempts`` is the number of consecutive attempts without a new byte, ``backoff`` the seconds before the second attempt,
-    doubled each time, and ``timeout`` the seconds that a server may stay silent.
+    ``attempts`` is the number of consecutive attempts without a new byte, and of attempts in all that begin the file again and
+    get less of it than there was. ``backoff`` is the number of seconds before the second attempt, doubled each time, and
+    ``timeout`` the seconds that a server may stay silent.
     """
 
     attempts: int = 6
@@ -147,11 +148,11 @@ class _Retry(Exception):
 
 
 def fetch(part: PartialFile, received: Received, announce: Announce, policy: RetryPolicy) -> None:
-    """Fetch the missing bytes of a file, in several attempts if necessary; only attempts without a new byte are counted.
+    """Fetch the missing bytes of a file, in several attempts if necessary; ``policy`` says which of them are counted.
 
     Raises DataError if the server refuses, offers a different file, or sends nothing new; the received bytes are kept.
     """
-    furthest, failures, whole = part.resumable()[1], 0, False
+    had, failures, restarts, whole = part.resumable()[1], 0, 0, False
     while True:
         try:
             return _attempt(part, received, policy.timeout, whole)
@@ -160,11 +161,13 @@ def fetch(part: PartialFile, received: Received, announce: Announce, policy: Ret
             raise DataError(f"{part.path}: {fault}; continue with {part.command}") from error
         except _Retry as error:
             whole = error.whole
-            failures = 0 if part.have > furthest else failures + 1
-            furthest = max(furthest, part.have)
-            if failures >= policy.attempts:
-                kept = f"; {part.have:,} bytes are kept in {part.path}" if part.have else ""
-                tried = f"{failures} consecutive attempts brought nothing new"
+            failures = 0 if part.have > had else failures + 1
+            restarts += part.have < had
+            had = part.have
+            if max(failures, restarts) >= policy.attempts:
+                kept = f"; {had:,} bytes are kept in {part.path}" if had else ""
+                begun = f"the server began the file again {restarts} times"
+                tried = f"{failures} consecutive attempts brought nothing new" if failures >= policy.attempts else begun
                 raise DataError(f"{part.url}: {error}; {tried}{kept}; continue with {part.command}") from None
             wait = min(policy.backoff * 2**failures, _LONGEST_WAIT)
             announce(f"{part.target.name}: {error}; trying again in {wait:.0f} s")
@@ -201,7 +204,9 @@ def _start_over(
     the file may be large.
     """
     have = part.have
-    if old and (new.bytes is None or part.published is None):
+    if new.bytes is not None and part.published is not None:
+        old = None
+    if old:
         part.set_aside()
     else:
         part.forget()

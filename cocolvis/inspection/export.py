@@ -9,11 +9,12 @@ import msgspec
 
 from cocolvis.ahead import ahead
 from cocolvis.disk.files import is_absent, read_json, reason, regular_file, sweep, sync_disk, write_json
+from cocolvis.disk.lock import Lease, held
 from cocolvis.errors import DataError
 from cocolvis.masks.runlength import Runs
 from cocolvis.pictures import png
 from cocolvis.pictures.encoded import write_png
-from cocolvis.progress import Progress, ignore
+from cocolvis.progress import Announce, Progress, ignore
 from cocolvis.storage.dataset import Dataset
 
 RECORD = "export.json"
@@ -32,26 +33,35 @@ class _Record(msgspec.Struct):
 
 
 def export_png(
-    dataset: Dataset, out: Path, progress: Progress = ignore, *, workers: int = 1, resume: bool = False, overwrite: bool = False
+    dataset: Dataset,
+    out: Path,
+    progress: Progress = ignore,
+    *,
+    workers: int = 1,
+    resume: bool = False,
+    overwrite: bool = False,
+    announce: Announce = ignore,
 ) -> int:
     """Write each mask to ``out/{split}/{image_id:012d}.png``, 16-bit grayscale with classes as values; return their number.
 
     ``workers`` threads encode and write; no file is ever left half-written. ``resume`` keeps the intact masks of an interrupted
-    export of the same data set. ``overwrite`` replaces masks of another or unknown data set. Raises DataError if there are such
-    masks and ``overwrite`` is not set, and if a file cannot be written.
+    export of the same data set. ``overwrite`` replaces masks of another or unknown data set. ``announce`` is called with a line
+    while this waits for a process that may be writing there. Raises DataError if there are masks of another data set and
+    ``overwrite`` is not set, if another process writes to ``out``, and if a file cannot be written.
     """
-    _begin(dataset, out, resume, overwrite)
     total, done = sum(dataset.splits.values()), 0
+    with held(out, None, announce, "an export") as lease:
+        _begin(dataset, out, resume, overwrite, lease)
 
-    def write(task: tuple[Path, Runs]) -> None:
-        path, runs = task
-        if not (resume and _is_intact(path, (runs.height, runs.width))):
-            write_png(path, runs.mask(), sync=False)
+        def write(task: tuple[Path, Runs]) -> None:
+            path, runs = task
+            if not (resume and _is_intact(path, (runs.height, runs.width))):
+                write_png(path, runs.mask(), lease.check, sync=False)
 
-    progress(0, total)
-    for done, _ in zip(count(1), ahead(write, _tasks(dataset, out), workers), strict=False):
-        progress(done, total)
-    sync_disk(out)
+        progress(0, total)
+        for done, _ in zip(count(1), ahead(write, _tasks(dataset, out), workers), strict=False):
+            progress(done, total)
+        sync_disk(out)
     return done
 
 
@@ -63,7 +73,7 @@ def _tasks(dataset: Dataset, out: Path) -> Iterator[tuple[Path, Runs]]:
                 yield out / name / f"{image_id:012d}.png", shard.runs(row)
 
 
-def _begin(dataset: Dataset, out: Path, resume: bool, overwrite: bool) -> None:
+def _begin(dataset: Dataset, out: Path, resume: bool, overwrite: bool, lease: Lease) -> None:
     """Write the record of this export, unless it is there already; raises DataError if there are masks of another data set."""
     record = _Record(dataset.index["digest"], list(dataset.splits))
     earlier = _read_record(out, overwrite)
@@ -78,10 +88,10 @@ def _begin(dataset: Dataset, out: Path, resume: bool, overwrite: bool) -> None:
         raise DataError(
             f"{out}: holds masks {whose}, such as {masks[0]}; choose another --out, or replace them with --overwrite"
         )
-    _remove(masks)  # before the new record is written, which would make them pass for masks of this data set
+    _remove(masks, lease)  # before the new record is written, which would make them pass for masks of this data set
     for name in others:
         _sweep(out / name)
-    write_json(out / RECORD, msgspec.to_builtins(record))
+    write_json(out / RECORD, msgspec.to_builtins(record), lease.check)
 
 
 def _read_record(out: Path, overwrite: bool) -> _Record | None:
@@ -111,8 +121,9 @@ def _masks(folder: Path) -> list[Path]:
         raise DataError(f"{folder}: cannot be read: {reason(error)}") from None
 
 
-def _remove(masks: list[Path]) -> None:
+def _remove(masks: list[Path], lease: Lease) -> None:
     for path in masks:
+        lease.check()
         try:
             path.unlink(missing_ok=True)
         except OSError as error:

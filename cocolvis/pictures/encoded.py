@@ -3,6 +3,7 @@
 A picture is decoded only after its size has been read and checked, because a few kilobytes can decode to gigabytes of pixels.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -92,15 +93,15 @@ def warm_up() -> None:
     check(cv2.imencode(".jpg", np.zeros((8, 8), np.uint8))[1].tobytes(), (8, 8))
 
 
-def write_png(path: Path, pixels: np.ndarray, *, sync: bool = True) -> None:
+def write_png(path: Path, pixels: np.ndarray, permit: Callable[[], None] = lambda: None, *, sync: bool = True) -> None:
     """Write (H, W) uint16 class ids or (H, W, 3) uint8 RGB as a PNG, whole or not at all; raises DataError if that fails.
 
-    ``sync`` is passed to :func:`cocolvis.disk.files.write_aside`.
+    ``permit`` and ``sync`` are passed to :func:`cocolvis.disk.files.write_aside`.
     """
     done, encoded = cv2.imencode(".png", pixels if pixels.ndim == 2 else pixels[..., ::-1])
     if not done:
         raise DataError(f"{path}: cannot be written: a PNG cannot hold {pixels.shape[0]} x {pixels.shape[1]} pixels")
-    with write_aside(path, sync=sync) as aside:
+    with write_aside(path, permit, sync=sync) as aside:
         aside.write_bytes(encoded.data)
 
 

@@ -71,14 +71,17 @@ def test_an_interrupted_build_resumes_where_it_was(sample, tmp_path, workers):
     assert sum(data.splits.values()) == 40
 
 
-def killed_build(sample, out, ready, workers):
-    """Start a build in another process, kill -9 it when ``ready()`` says so, and complete it in this one."""
+def killed_build(sample, out, ready, workers, codes=(-signal.SIGKILL,)):
+    """Start a build in another process, kill -9 it when ``ready()`` says so, and complete it in this one.
+
+    It must end with one of the exit ``codes``.
+    """
     command = [sys.executable, "-m", "cli.cocolvis", "build", "--coco", sample.coco, "--lvis", sample.lvis, "--out", out]
     process = subprocess.Popen([*command, "--shard-size", "1", "--workers", str(workers)], stderr=subprocess.DEVNULL)
     while not ready() and process.poll() is None:
         time.sleep(0.002)
     process.kill()
-    process.wait()
+    assert process.wait() in codes
     sample.rebuild(out, mode=Mode.RESUME, shard_size=1)
 
 
@@ -94,7 +97,7 @@ def test_a_killed_build_resumes(sample, tmp_path):
 def test_a_build_killed_at_any_time_resumes(sample, tmp_path, delay):
     sample.rebuild(tmp_path / "whole", shard_size=1)
     end = time.monotonic() + delay
-    killed_build(sample, tmp_path / "data", lambda: time.monotonic() > end, workers=2)
+    killed_build(sample, tmp_path / "data", lambda: time.monotonic() > end, workers=2, codes=(-signal.SIGKILL, 0))
     time.sleep(2)  # a worker whose parent is gone ends within a second
     assert contents(tmp_path / "data") == contents(tmp_path / "whole")
 
@@ -173,12 +176,46 @@ def test_shards_that_are_finished_at_the_same_moment_as_one_fails_are_kept(tmp_p
         return future
 
     tasks = [SimpleNamespace(name=f"{kind}-{number}") for number in range(8) for kind in ("bad", "good")]
-    workers = nullcontext(executors.Workers(submit, count=len(tasks)))
+    workers = nullcontext(executors.Workers(submit, lambda: len(tasks)))
     kept = []
     with pytest.raises(DataError, match="bad"):
         for name, _ in executors.run_in(workers, iter(tasks), tmp_path.joinpath, None, lambda images: None):
             kept.append(name)
     assert sorted(kept) == sorted(task.name for task in tasks if task.name.startswith("good"))
+
+
+def test_workers_that_come_later_get_tasks_too_and_a_cluster_without_any_is_waited_for(tmp_path):
+    threads, started, begun = {}, [], []
+
+    def submit(*_):
+        started.append(Future())
+        started[-1].set_result({"images": 1})
+        return started[-1]
+
+    client = SimpleNamespace(wait_for_workers=lambda *_, **__: None, nthreads=lambda: threads)
+    workers = executors._cluster_workers(client, SimpleNamespace(submit=submit), "tcp://scheduler:8786")
+    tasks = (SimpleNamespace(name=f"train-{number:05d}") for number in range(100))
+    for _ in executors.run_in(nullcontext(workers), tasks, tmp_path.joinpath, None, lambda images: None):
+        begun.append(len(started))
+        threads.update(first=1, second=31)
+    assert len(begun) == 100 and begun[:3] == [2, 2, 2 + 64]
+
+
+def test_a_process_that_ignores_ctrl_c_continues_to_do_so(monkeypatch):
+    """As one in the background of a script, which gets the Ctrl-C of every command in the foreground."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with executors.interrupts_deferred() as check:
+            os.kill(os.getpid(), signal.SIGINT)
+            check()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        monkeypatch.setattr(executors.signal, "getsignal", lambda number: None)  # the handler is not one of Python
+        with executors.interrupts_deferred() as check:
+            check()
+    except KeyboardInterrupt:
+        pytest.fail("it was interrupted")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def die(task, shard, lease):

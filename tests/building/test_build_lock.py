@@ -16,7 +16,7 @@ from trees import five_images
 from victims import Victim, contents, reports, until
 
 from cli.cocolvis import main
-from cocolvis.building import executors
+from cocolvis.building import executors, index, shard_task
 from cocolvis.building.build import Mode, Part, build
 from cocolvis.building.coco_lvis import CocoLvisOptions, CocoLvisPlan
 from cocolvis.disk import lock, owners
@@ -112,6 +112,58 @@ def test_a_worker_whose_lease_is_lost_writes_nothing(tree, tmp_path):
     with executors.processes(1) as workers, pytest.raises(LockLost):
         workers.submit(task, tmp_path / "new" / "train-00000.h5", lease).result()
     assert not (tmp_path / "new").exists()
+
+
+def test_a_worker_that_does_not_see_the_folder_says_so_before_any_work(tree, tmp_path, monkeypatch):
+    plan = CocoLvisPlan.make(five_images(tree).write().sources(), CocoLvisOptions())
+    (task,) = plan.tasks(["train-00000"])
+    monkeypatch.setattr(type(task), "sample", lambda *_: pytest.fail("it works"))
+    out = tmp_path / "elsewhere"
+    lease = Lease(out / f".build-{'0' * 32}.lock", "0" * 32)
+    with pytest.raises(LockLost, match=f"{out}: does not exist on .*; all workers need it at the same path"):
+        shard_task.run_shard(task, out / "shards" / "train-00000.h5", lease)
+    assert not out.exists()
+
+
+def taken_over(out):
+    next(path for path in out.iterdir() if lock.is_lock(path)).unlink()
+
+
+@pytest.mark.parametrize("mode", [Mode.FRESH, Mode.RESUME])
+def test_a_build_that_lost_the_folder_at_its_end_leaves_the_state_of_its_successor(tree, tmp_path, monkeypatch, mode):
+    out, plan = tmp_path / "data", tmp_path / "data" / ".build" / "plan.json"
+    name = "write_json" if mode is Mode.FRESH else "opened"
+    before = getattr(index, name)
+
+    def late(*arguments):
+        result = before(*arguments)
+        taken_over(out)
+        return result
+
+    five_images(tree).write()
+    if mode is Mode.RESUME:
+        tree.build()
+        plan.parent.mkdir()
+        plan.touch()
+    monkeypatch.setattr(index, name, late)
+    with pytest.raises(LockLost):
+        build(tree.sources(), out, CocoLvisOptions(), mode=mode)
+    assert (out / "dataset.json").exists() and plan.exists()
+
+
+def test_an_overwrite_that_lost_the_folder_removes_nothing_more(tree, tmp_path):
+    out = tmp_path / "data"
+    five_images(tree).build()
+    (out / "notes.txt").write_text("mine")
+    before = contents(out)
+
+    def late(line):
+        if "leaves alone" in line:  # right before the first file is removed
+            taken_over(out)
+
+    with pytest.raises(LockLost):
+        build(tree.sources(), out, CocoLvisOptions(), mode=Mode.OVERWRITE, announce=late)
+    assert contents(out) == before
 
 
 def test_a_stopped_rename_fails_once_the_folder_was_taken_over(tmp_path):

@@ -35,12 +35,26 @@ executors._PATIENCE = {}
 main(sys.argv[1:])
 """
 
+NO_WORKER = (
+    "Error: --scheduler {}: lost its workers or its connection (no worker for {} s; one without this version of cocolvis-ess"
+    " stops at its first task); finished shards are kept: continue with --resume"
+)
+WITHOUT = """
+import sys
+sys.modules["cocolvis"] = None
+from distributed.cli.{} import main
+main()
+"""
+
 
 class Cluster:
-    """A scheduler and its workers, each in a process of its own, listening only on 127.0.0.1."""
+    """A scheduler and its workers, each in a process of its own, listening only on 127.0.0.1.
 
-    def __init__(self, folder, stack: ExitStack):
-        self._folder, self._stack = folder, stack
+    The module of dask that is ``lacking`` runs without this package.
+    """
+
+    def __init__(self, folder, stack: ExitStack, lacking: str = ""):
+        self._folder, self._stack, self._lacking = folder, stack, lacking
         self._file = folder / "scheduler.json"
         self._log = stack.enter_context((folder / "log").open("wb"))
         self.scheduler = self._start("dask_scheduler", "--port", "0", "--scheduler-file", self._file)
@@ -54,7 +68,8 @@ class Cluster:
         self.workers.append(self._start("dask_worker", self.address, *options))
 
     def _start(self, module, *arguments) -> subprocess.Popen:
-        command = [sys.executable, "-m", f"distributed.cli.{module}", *arguments, "--host", "127.0.0.1", "--no-dashboard"]
+        how = ["-c", WITHOUT.format(module)] if module == self._lacking else ["-m", f"distributed.cli.{module}"]
+        command = [sys.executable, *how, *arguments, "--host", "127.0.0.1", "--no-dashboard"]
         settings = {"DASK_DISTRIBUTED__SCHEDULER__IDLE_TIMEOUT": f"{GUARD} s", "DASK_TEMPORARY_DIRECTORY": str(self._folder)}
         streams = {"stdout": self._log, "stderr": self._log, "env": os.environ | settings}
         process = subprocess.Popen(list(map(str, command)), **streams)
@@ -64,11 +79,11 @@ class Cluster:
 
 
 @contextmanager
-def cluster(folder, workers=0):
+def cluster(folder, workers=0, lacking=""):
     """Start a cluster, and stop it at the end."""
     folder.mkdir()
     with ExitStack() as stack:
-        found = Cluster(folder, stack)
+        found = Cluster(folder, stack, lacking)
         for _ in range(workers):
             found.add_worker()
         yield found
@@ -120,8 +135,7 @@ def test_a_cluster_goes_on_when_a_worker_dies_and_reports_when_all_have_died(sam
         assert all_die.wait_for(lambda: begun(tmp_path / "all"))
         found.workers[1].kill()
         assert all_die.ended() == 1
-        reason = r"lost its workers or its connection \(no worker for 2 s\); finished shards are kept: continue with --resume"
-        assert re.fullmatch(rf"Error: --scheduler {found.address}: {reason}", all_die.error())
+        assert all_die.error() == NO_WORKER.format(found.address, 2)
         completed_here(sample, tmp_path / "all", whole)
 
         none = build_on(found.address, sample, tmp_path / "none", 1)
@@ -161,6 +175,17 @@ def test_a_failing_disk_is_reported_by_the_cluster_in_one_line(sample, tmp_path)
     assert sum(Dataset.open(tmp_path / "data").splits.values()) == SHARDS - 1
 
 
+@pytest.mark.parametrize("lacking", ["dask_scheduler", pytest.param("dask_worker", marks=pytest.mark.long)])
+def test_a_cluster_without_this_package_is_reported_in_one_line(sample, tmp_path, lacking):
+    with cluster(tmp_path / "cluster", workers=1, lacking=lacking) as found:
+        victim = build_on(found.address, sample, tmp_path / "data", 10)
+        assert victim.ended() == 1
+    advice = "scheduler and workers need the same version of cocolvis-ess"
+    unread = rf"Error: --scheduler {found.address}: cannot read a task \(.*\w.*\); {advice}"
+    expected = unread if lacking == "dask_scheduler" else re.escape(NO_WORKER.format(found.address, 10))
+    assert re.fullmatch(expected, victim.error())
+
+
 @contextmanager
 def closed_port():
     """An address where nothing listens."""
@@ -189,7 +214,9 @@ def test_no_scheduler_is_reported_in_one_line(sample, tmp_path, listener):
     assert victim.error().endswith("); start one with `dask scheduler`")
 
 
-@pytest.mark.parametrize("address", ["nowhere", "tcp://", "tcp://127.0.0.1", "tcp://127.0.0.1:x", "127.0.0.1:99999", "x://y:1"])
+@pytest.mark.parametrize(
+    "address", ["nowhere", "tcp://", "tcp://127.0.0.1", "tcp://127.0.0.1:x", "127.0.0.1:99999", "x://y:1", "tls://127.0.0.1:1"]
+)
 def test_an_invalid_address_is_reported_in_one_line(sample, tmp_path, monkeypatch, address):
     monkeypatch.setattr(executors, "_PATIENCE", 0.5)
     with pytest.raises(DataError, match=f"--scheduler {address}: no scheduler answers"):

@@ -4,6 +4,7 @@ import os
 import random
 import re
 import time
+from types import SimpleNamespace
 
 import pytest
 import small_disk
@@ -201,12 +202,33 @@ def on_small_disk(scenario: str, tmp_path, built):
 @pytest.mark.linux
 def test_a_disk_that_is_too_small_is_refused_before_any_work(sample, tmp_path):
     facts = on_small_disk("too_small", tmp_path, sample)
-    sizes = rf"about \d+ kB in {tmp_path}/disk/data, where \d+ kB are free"
-    assert re.fullmatch(rf"Error: the build needs {sizes}; make room, .*\n", facts["said"])
+    sizes = r"about \d+ kB in {}, where \d+ kB are free"
+    assert re.fullmatch(rf"Error: the build needs {sizes.format(tmp_path / 'disk/data')}; make room, .*\n", facts["said"])
     assert (facts["code"], facts["there"]) == (1, [])
     facts = on_small_disk("overwrites", tmp_path, sample)
-    assert re.match(rf"the build needs {sizes}", facts.pop("small"))
+    assert re.match(rf"the build needs {sizes.format(tmp_path / 'disk/data/shards')}", facts.pop("small"))
     assert facts == {"same": True, "first": None, "room for two": False, "second": None}
+
+
+def test_the_disk_that_must_have_room_is_that_of_the_shards(tree, tmp_path, monkeypatch):
+    out, lines = tmp_path / "data", []
+    (tmp_path / "large").mkdir()
+
+    def usage(path):
+        return SimpleNamespace(total=10**9, free=10**9 if path.resolve() == tmp_path / "large" else 10)
+
+    def resumed():
+        build(tree.sources(), out, CocoLvisOptions(), mode=Mode.RESUME, announce=lines.append)
+
+    five_images(tree).write()
+    monkeypatch.setattr("cocolvis.building.build.shutil.disk_usage", usage)
+    with pytest.raises(DataError, match=rf"the build needs about .* in {out}, where 10 bytes are free"):
+        resumed()
+    out.mkdir()
+    (out / "shards").symlink_to(tmp_path / "large")
+    resumed()
+    assert re.fullmatch(rf"needs about .* in {out}/shards, where 1\.0+ GB are free", lines[0])
+    assert (tmp_path / "large" / "train-00000.h5").exists()
 
 
 FULL = "No space left on device"

@@ -15,6 +15,7 @@ from cli import cocolvis, ess
 from cli.cocolvis.creation.run import what_is_kept
 from cli.commands import UNCHANGED, Command, Group
 from cli.ess.training.train import what_is_kept as what_a_run_keeps
+from cocolvis.building.build import Mode
 
 ROOT = Path(__file__).parents[2]
 
@@ -94,6 +95,34 @@ def test_what_a_build_leaves(tmp_path):
     assert what_is_kept(given | {"overwrite": True}).endswith("--resume instead of --overwrite")
     (tmp_path / "dataset.json").touch()
     assert what_is_kept(given | {"overwrite": True}) == f"the data set in {tmp_path} is unchanged"
+
+
+def test_what_an_interrupted_overwrite_leaves(sample, tmp_path, monkeypatch):
+    out = tmp_path / "data"
+    words = ["build", "--coco", sample.coco, "--lvis", sample.lvis, "--out", out, "--workers", 1, "--overwrite"]
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    def said(place, *more):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, interrupt)
+            result = CliRunner().invoke(cocolvis.main, [str(word) for word in (*words, *more)])
+        assert result.exit_code == 130
+        return result.stderr.splitlines()[-1].removeprefix("interrupted; ")
+
+    planning, replaced, begun = (
+        f"cocolvis.building.{place}" for place in ("coco_lvis.CocoLvisPlan.make", "state.create_json", "executors.run_here")
+    )
+    not_begun = f"the new build was not begun, and what it replaces in {out} may be gone in part: run the same command again"
+    assert said(planning) == f"nothing was written to {out} yet"
+    sample.rebuild(out)
+    assert said(planning) == f"the data set in {out} is unchanged"
+    assert said(begun) == "finished shards are kept: continue with --resume instead of --overwrite"
+    assert said(planning, "--shard-size", 3) == not_begun  # an unfinished build of other options is still there
+    assert said(replaced) == not_begun
+    sample.rebuild(out, mode=Mode.OVERWRITE)
+    assert said(replaced) == not_begun and not (out / "dataset.json").exists()
 
 
 def test_what_a_training_leaves(tmp_path):

@@ -1,11 +1,13 @@
 """Files that are written: any name that a file may have is possible, and impossible places are refused before any work."""
 
+import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
 
-from cocolvis.disk.files import LONGEST_NAME, Unwritable, check_figure, check_writable, write_aside
+from cocolvis.disk.files import LONGEST_NAME, Unwritable, check_figure, check_writable, create_json, write_aside, write_json
 from cocolvis.errors import DataError
 
 LONG = ["x" * LONGEST_NAME, "x" * 250 + ".json", "\u0436" * 127, "\u6f22" * 80 + ".png"]
@@ -47,6 +49,27 @@ def test_places_that_cannot_be_written_are_found_without_writing(tmp_path, monke
     with pytest.raises(Unwritable, match="is read-only, or belongs to another user"):
         check_writable(tmp_path / "new" / "file")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(("name", "fine"), [("EINVAL", True), ("EBADF", True), ("ENOTSUP", True), ("EIO", False)])
+def test_a_file_system_need_not_sync_folders(name, fine, tmp_path, monkeypatch):
+    sync, synced = os.fsync, []
+
+    def fsync(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(getattr(errno, name), os.strerror(getattr(errno, name)))
+        synced.append(sync(handle))
+
+    monkeypatch.setattr("cocolvis.disk.files.os.fsync", fsync)
+    for write in (write_json, create_json):
+        path = tmp_path / f"{write.__name__}.json"
+        if fine:
+            write(path, [1])
+        else:
+            with pytest.raises(Unwritable, match="Input/output error"):
+                write(path, [1])
+        assert path.exists()
+    assert len(synced) == 2
 
 
 def test_a_figure_needs_a_known_format(tmp_path):

@@ -4,9 +4,9 @@ import json
 import socket
 
 import pytest
-from archive_server import SIZE, STUFF, archive, begun, hold, message, whole
+from archive_server import CONTENT, QUICK, SIZE, STUFF, archive, begun, hold, message, whole
 
-from cocolvis.downloads.official import plan
+from cocolvis.downloads.official import download, plan
 from cocolvis.downloads.transfer import RetryPolicy
 
 
@@ -48,6 +48,38 @@ def test_a_server_that_ignores_ranges_starts_over(site, stuff):
 def test_a_server_that_ignores_ranges_and_drops_every_connection_is_given_up(site, stuff):
     site.script = [lambda handler: site.serve(handler, 1000, ranges=False)] * 9
     assert "nothing new" in message(stuff) and len(site.asked) == 4
+
+
+def test_a_connection_that_drops_after_a_new_beginning_keeps_the_new_bytes(site, tmp_path):
+    """The size is published, so the old bytes were not set aside."""
+    content, part = CONTENT["val2017"], tmp_path / "coco/val2017.zip.part"
+    for size, ranges in ((1000, True), (500, False)):
+        site.script = [lambda handler, cut=size, ranges=ranges: site.serve(handler, cut, ranges), site.status(404)]
+        assert "404" in message(download, tmp_path, ["val2017"], site.url, policy=QUICK)
+        assert part.read_bytes() == content[:size]
+    download(tmp_path, ["val2017"], site.url, policy=QUICK)
+    assert (tmp_path / "coco/val2017.zip").read_bytes() == content
+    assert site.ranges == [None, "bytes=1000-", "bytes=1000-", "bytes=500-", "bytes=500-"]
+
+
+def test_the_bytes_of_a_new_version_count_from_its_beginning(site, stuff):
+    begun(site, stuff, 10_000)
+    site.files["/stuff_trainval2017.zip"], site.etag = archive("new"), '"2"'
+    site.script = site.cuts(*[1000] * 8)
+    stuff()
+    assert whole(stuff, archive("new")) and site.ranges == [f"bytes={have}-" for have in (10_000, *range(1000, 9000, 1000))]
+
+
+def test_a_server_that_always_begins_again_is_given_up(site, stuff):
+    """Each answer is of another version, as from machines that do not agree, and every second one has more bytes."""
+
+    def answer(handler):
+        site.etag = f'"{len(site.asked)}"'
+        site.serve(handler, 500 + 500 * (len(site.asked) % 2))
+
+    site.script = [answer] * 20
+    assert "; the server began the file again 3 times; 500 bytes are kept in " in message(stuff)
+    assert len(site.asked) == 6
 
 
 def test_two_versions_of_a_file_are_never_mixed(site, stuff):

@@ -59,8 +59,20 @@ def until(true: Callable[[], object], interval: float = 0.001) -> None:
         time.sleep(interval)
 
 
+_started: list[subprocess.Popen] = []
+
+
+def kill_those_left() -> None:
+    """Kill the builds that still run, or are stopped, and their workers: a test that failed has left them."""
+    while _started:
+        process = _started.pop()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
 class Victim:
-    """A ``cocolvis build`` in a session of its own."""
+    """A ``cocolvis build`` in a session of its own, which :func:`kill_those_left` ends if a test does not."""
 
     def __init__(self, built, out: Path, *options: object, command: tuple[str, ...] = ("-m", "cli.cocolvis")):
         self.out, self._log = out, out.with_name(f"{out.name}-{uuid.uuid4().hex}.log")
@@ -68,6 +80,7 @@ class Victim:
         with self._log.open("wb") as log:
             whole = [sys.executable, *map(str, arguments)]
             self._process = subprocess.Popen(whole, stdout=log, stderr=log, start_new_session=True)
+        _started.append(self._process)
 
     def wait_for(self, ready: Callable[[], object]) -> bool:
         """Wait until ``ready()`` or until the build ends; whether it still runs."""

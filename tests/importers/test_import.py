@@ -282,16 +282,27 @@ def test_a_split_without_any_class_is_reported(tmp_path):
     assert told.format("val") in stderr and told.format("train") not in stderr
 
 
+SLOWLY = """
+import time
+from cli.cocolvis import main
+from cocolvis.building import executors
+run_shard = executors.run_shard
+executors.run_shard = lambda *task: (run_shard(*task), time.sleep(0.1))[0]
+main()
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_import_is_resumed(number, tmp_path):
     made = nine_images(tmp_path)
     out, options = tmp_path / "data", ("--shard-size", 1, "--workers", 1)
     imported(made, tmp_path / "whole", "--shard-size", 1)
-    command = [sys.executable, "-m", "cli.cocolvis", *map(str, made.arguments(out, *options))]
+    command = [sys.executable, "-c", SLOWLY, *map(str, made.arguments(out, *options))]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     until(lambda: len(list((out / ".build").glob("*-*.json"))) >= 2 or process.poll() is not None)
     process.send_signal(number)
-    process.wait(60)
+    assert process.wait(60) == {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}[number]
+    assert 2 <= len(list((out / ".build").glob("*-*.json"))) < 11
     resumed = run(*made.arguments(out, *options, "--resume"))
     assert "import: " in resumed.stderr and contents(out) == contents(tmp_path / "whole")
 

@@ -9,10 +9,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from disks import SHARDS, emptied, of_number, run, stamps
 from import_trees import make_picture, voc, write_labels
 from victims import contents
 
+from cli.cocolvis import main
 from cocolvis.disk import reading
 from cocolvis.importers import voc as voc_layout
 from cocolvis.pictures import encoded
@@ -74,6 +76,53 @@ def test_an_import_that_lost_files_is_refused_allowed_or_mended(tmp_path, kind, 
     assert {name for name, stamp in stamps(made.out).items() if before[name] == stamp} == {
         f"val-{number:05d}.h5" for number in range(4)
     }
+
+
+def test_parts_of_an_import_that_run_again_read_repaired_files(tmp_path):
+    """The first part records the sizes of all repaired files, so that the second one sees no change."""
+    made = Folder(tmp_path)
+    run(*made.command())
+    whole = contents(made.out)
+    shutil.rmtree(made.out)
+    made.harm("images", "truncated")
+    for part in ("1/2", "2/2"):
+        run(*made.command("--shard", part))
+    made.mend("images")
+    for part in ("1/2", "2/2"):
+        assert "2 of the finished shards lack images" in run(*made.command("--shard", part))
+    run("join", made.out)
+    assert contents(made.out) == whole
+
+
+def test_an_import_that_may_lack_images_records_the_repaired_files_that_it_reads(tmp_path, monkeypatch):
+    made = Folder(tmp_path)
+    run(*made.command())
+    whole = contents(made.out)
+    shutil.rmtree(made.out)
+    made.harm("images", "truncated")
+
+    def stopped(*options):
+        with monkeypatch.context() as patch:
+            patch.setattr("cocolvis.building.index.complete", interrupted)
+            assert CliRunner().invoke(main, list(map(str, made.command(*options)))).exit_code == 130
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    stopped()
+    made.mend("images")
+    (made.out / ".build/train-00001.json").unlink()  # three images whose shard is not finished
+    shutil.copytree(made.out, tmp_path / "again")
+    run(*made.command("--resume", "--allow-missing"))
+    data = Dataset.open(made.out)
+    assert (data.splits["train"], data.index["inputs"]) == (2 + 3, json.loads(whole["dataset.json"])["inputs"])
+    run(*made.command("--resume"))
+    shutil.rmtree(made.out)
+    (tmp_path / "again").rename(made.out)
+    stopped("--resume", "--allow-missing")
+    assert (made.out / ".build/train-00001.json").exists()
+    run(*made.command("--resume"))
+    assert contents(made.out) == whole
 
 
 def test_an_import_whose_files_vanish_after_it_began_is_still_the_same(tmp_path):

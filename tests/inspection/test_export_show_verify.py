@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from trees import five_images
 
+from cocolvis.disk import lock
 from cocolvis.errors import DataError
 from cocolvis.inspection import export, render
 from cocolvis.inspection.export import export_png
@@ -52,12 +53,40 @@ def test_workers_write_the_same_files_and_the_record_is_written_first(sample, tm
     data, synced = Dataset.open(sample.data), []
     export_png(data, tmp_path / "one")
     monkeypatch.setattr(export, "sync_disk", lambda folder: synced.append((folder, len(masks(folder)))))
-    monkeypatch.setattr("cocolvis.disk.files._sync", lambda path: synced.append(path.name.split(".")[1]))
+    monkeypatch.setattr("cocolvis.disk.files._sync", lambda path: lock.is_lock(path) or synced.append(path.name.split(".")[1]))
     assert export_png(data, tmp_path / "three", workers=3) == 40
     assert masks(tmp_path / "one") == masks(tmp_path / "three")
     assert synced == ["export", (tmp_path / "three", 40)]  # nothing else is synced on its own
     record = json.loads((tmp_path / "three" / "export.json").read_text())
     assert record == {"digest": data.index["digest"], "splits": ["train", "val"], "format": "png"}
+
+
+def test_one_export_at_a_time_writes_to_a_folder(sample, tmp_path):
+    data, out = Dataset.open(sample.data), tmp_path / "out"
+    with lock.held(out, None, print, "an export"):
+        for how in ({}, {"resume": True}, {"overwrite": True}):
+            with pytest.raises(DataError, match=r"an export \(process \d+ on .*\) is running there; wait until it ends"):
+                export_png(data, out, **how)
+        assert all(lock.is_lock(path) for path in out.iterdir())
+    assert export_png(data, out) == 40 and not any(lock.is_lock(path) for path in out.iterdir())
+
+
+def test_an_export_whose_folder_was_taken_over_writes_and_removes_nothing_more(sample, tree, tmp_path):
+    data, out = Dataset.open(sample.data), tmp_path / "out"
+
+    def lost(done, total):
+        if done == 5:
+            next(out.glob(".build-*.lock")).unlink()
+
+    with pytest.raises(lock.LockLost):
+        export_png(data, out, lost)
+    assert 5 <= len(masks(out)) < 40 and not list(out.rglob(".*.tmp"))
+    before, other = masks(out), five_images(tree).build()
+    with lock.held(out, None, print) as lease:
+        lost(5, 40)
+        with pytest.raises(lock.LockLost):
+            export._begin(other, out, resume=False, overwrite=True, lease=lease)
+    assert masks(out) == before
 
 
 def interrupted(data, out, after):

@@ -61,7 +61,10 @@ def executor_in_order(order):
         def work():
             for number in order(list(range(SHARDS))):
                 future, arguments = waiting[number]
-                future.set_result(executors.run_shard(*arguments))
+                try:
+                    future.set_result(executors.run_shard(*arguments))
+                except BaseException as error:  # the build would wait for it forever
+                    future.set_exception(error)
 
         def submit(*arguments):
             waiting.append((Future(), arguments))
@@ -69,7 +72,7 @@ def executor_in_order(order):
                 threading.Thread(target=work).start()
             return waiting[-1][0]
 
-        yield executors.Workers(submit, SHARDS)
+        yield executors.Workers(submit, lambda: SHARDS)
 
     return processes
 

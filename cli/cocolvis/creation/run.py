@@ -16,14 +16,29 @@ if TYPE_CHECKING:
 
 
 def what_is_kept(given: dict[str, Any]) -> str:
-    """The message after Ctrl-C: what --out contains, and how to continue."""
+    """The message after Ctrl-C: what --out contains, and how to continue.
+
+    ``given`` are the parameters of the command, and "before", the records in --out that :func:`run_build` found.
+    """
     out = given["out"]
     if os.path.exists(out / "dataset.json"):
         return f"the data set in {out} is unchanged"
+    index, plan = given.get("before", (None, None))
+    if given["overwrite"] and (index or plan) and _identity(out / ".build/plan.json") in (None, plan):
+        return f"the new build was not begun, and what it replaces in {out} may be gone in part: run the same command again"
     if not os.path.exists(out / ".build"):
         return f"nothing was written to {out} yet"
     same = "the same command" if given["part"] else "--resume instead of --overwrite" if given["overwrite"] else "--resume"
     return f"finished shards are kept: continue with {same}"
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """The inode of a file and the time of its last change; None if there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def run_build(
@@ -56,6 +71,7 @@ def run_build(
         raise click.UsageError("--resume and --overwrite exclude each other")
     mode = Part(*part) if part else Mode.OVERWRITE if overwrite else Mode.RESUME if resume else Mode.FRESH
     how |= {"mode": mode, "workers": scheduler or workers or min(cores(), 8)}
+    click.get_current_context().params["before"] = _identity(out / "dataset.json"), _identity(out / ".build/plan.json")
     with progress(label) as show:
         index = Build(progress=show, announce=show.line, phase=show.phase, **how).run(lambda: make_plan(show), out)
     if index is None and part:

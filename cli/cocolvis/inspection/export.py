@@ -29,5 +29,6 @@ def export(dir: Path, form: str, out: Path, workers: int | None, resume: bool, o
 
     dataset, threads = Dataset.open(dir), workers or min(cores(), 8)
     with progress("export") as show:
-        count = export_png(dataset, out, show, workers=threads, resume=resume, overwrite=overwrite)
+        how = {"resume": resume, "overwrite": overwrite}
+        count = export_png(dataset, out, show, workers=threads, announce=show.line, **how)
     say(f"{count} masks in {out}")
