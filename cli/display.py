@@ -97,11 +97,6 @@ def shell(*words: object) -> str:
     return f"`{shlex.join(map(str, words))}`"
 
 
-def counted(count: int, what: str) -> str:
-    """A number of things, such as "1 image" or "2,000 images"."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, err: bool = False) -> None:
     """Print a table to stdout or stderr: numbers right-aligned with thousands separators, everything else left-aligned."""
 

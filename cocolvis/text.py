@@ -106,6 +106,11 @@ def replace_unprintable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
+def counted(count: int, what: str) -> str:
+    """A number of things, such as "1 image" or "2,000 images"."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def one_line(error: Exception | str) -> str:
     """The first line of a message, printable and at most ``LINE`` characters long; an empty one becomes its type's name."""
     text = str(error)

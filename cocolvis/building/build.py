@@ -22,7 +22,7 @@ from cocolvis.faults import Fault
 from cocolvis.progress import Announce, Phase, Progress, ignore
 from cocolvis.sources.inputs import Sources
 from cocolvis.storage import dataset
-from cocolvis.text import first_few, human_size
+from cocolvis.text import counted, first_few, human_size
 
 _NO_PARTS = "holds no shards of `cocolvis build --shard I/N` or `cocolvis import ... --shard I/N`"
 
@@ -149,7 +149,7 @@ class Build:
     def _refuse(self, faults: Sequence[Fault]) -> None:
         """With ``strict``, raise DataError if there are faults; the message counts them and describes the first."""
         if self.strict and faults:
-            raise DataError(f"--strict: {len(faults)} faults, the first: {_described(faults[0])}")
+            raise DataError(f"--strict: {counted(len(faults), 'fault')}, the first: {_described(faults[0])}")
 
     def _work(
         self, plan: ShardPlan, state: BuildState, names: Collection[str], progress: Callable[[int], None]
@@ -223,8 +223,8 @@ def _check_is_folder(out: Path) -> None:
 def _refuse_finished(out: Path, report: Mapping[str, Any]) -> None:
     """Raise DataError if the report of a finished data set counts faults."""
     if report["counts"]:
-        count, first = sum(report["counts"].values()), _described(Fault(**report["faults"][0]))
-        raise DataError(f"{out}: is a finished data set with {count} faults, the first: {first}; --overwrite builds it again")
+        faults, first = counted(sum(report["counts"].values()), "fault"), _described(Fault(**report["faults"][0]))
+        raise DataError(f"{out}: is a finished data set with {faults}, the first: {first}; --overwrite builds it again")
 
 
 def _faults_of(reports: Iterable[Mapping[str, Any]]) -> list[Fault]:

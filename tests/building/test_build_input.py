@@ -63,7 +63,7 @@ def test_a_nan_literal_costs_only_its_record(tree):
 def test_strict_refuses_the_first_fault(tree):
     five_images(tree).build(strict=True)
     bad = tree.thing(4, 5, [[1, 2, 3]])
-    with pytest.raises(DataError, match=f"--strict: 1 faults, the first: malformed annotation: image 4, annotation {bad}: "):
+    with pytest.raises(DataError, match=f"--strict: 1 fault, the first: malformed annotation: image 4, annotation {bad}: "):
         tree.build(strict=True)
     tree.image(6)
     with pytest.raises(DataError, match="no stuff: image 6: has no stuff annotation"):
@@ -78,7 +78,7 @@ def test_strict_refuses_the_faults_of_shards_that_an_earlier_build_finished(tree
     def resumed(strict=True):
         return build(tree.sources(), out, CocoLvisOptions(), strict=strict, mode=Mode.RESUME)
 
-    refused = pytest.raises(DataError, match="--strict: 1 faults, the first: missing image: image 2: ")
+    refused = pytest.raises(DataError, match="--strict: 1 fault, the first: missing image: image 2: ")
     for _ in range(2):
         with refused:
             resumed()
@@ -88,14 +88,14 @@ def test_strict_refuses_the_faults_of_shards_that_an_earlier_build_finished(tree
     shutil.rmtree(out)
     tree.picture(2).rename(aside)
     resumed(strict=False)
-    with pytest.raises(DataError, match=r"a finished data set with 1 faults, the first: missing image: image 2: .*--overwrite"):
+    with pytest.raises(DataError, match=r"a finished data set with 1 fault, the first: missing image: image 2: .*--overwrite"):
         resumed()
     aside.rename(tree.picture(2))
     shutil.rmtree(out)
     tree.thing(4, 5, [[1, 2, 3]])
     tree.write()
     for _ in range(2):
-        with pytest.raises(DataError, match="--strict: 1 faults, the first: malformed annotation: image 4"):
+        with pytest.raises(DataError, match="--strict: 1 fault, the first: malformed annotation: image 4"):
             resumed()
 
 

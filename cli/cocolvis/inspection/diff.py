@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.commands import UNCHANGED, command
-from cli.display import counted, print_json, print_table, progress, say
+from cli.display import print_json, print_table, progress, say
 from cli.options import json_option, path_argument
-from cocolvis.text import first_few, nfc
+from cocolvis.text import counted, first_few, nfc
 
 if TYPE_CHECKING:
     from cocolvis.inspection.diff import Difference

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from cli.display import counted, print_table, say
+from cli.display import print_table, say
+from cocolvis.text import counted
 
 _QUANTILES = {
     "images per class": "image_quantiles_all",

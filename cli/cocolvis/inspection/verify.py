@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.commands import UNCHANGED, command
-from cli.display import BYTES, counted, print_json, progress, say
+from cli.display import BYTES, print_json, progress, say
 from cli.options import image_root_option, json_option, path_argument, source_options
 from cocolvis.errors import DataError
 from cocolvis.limits import cores
+from cocolvis.text import counted
 
 if TYPE_CHECKING:
     from cocolvis.storage.dataset import Dataset

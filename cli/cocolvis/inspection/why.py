@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.commands import UNCHANGED, command
-from cli.display import counted, print_json, print_table, progress, say
+from cli.display import print_json, print_table, progress, say
 from cli.options import json_option, path_argument, source_options
 from cocolvis.errors import DataError
+from cocolvis.text import counted
 
 if TYPE_CHECKING:
     from cocolvis.inspection.why import Explanation
