@@ -11,7 +11,11 @@ from cli.options import path_argument
 run_argument = path_argument("run")
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")
 checkpoint_option = click.option(
-    "--checkpoint", default="newest", show_default=True, type=click.Choice(["newest", "best"]), help="Best by mIoU on val."
+    "--checkpoint",
+    default="newest",
+    show_default=True,
+    type=click.Choice(["newest", "best"]),
+    help="The newest checkpoint, or the best by mIoU on val.",
 )
 
 _TTA_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)

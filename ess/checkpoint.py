@@ -25,8 +25,8 @@ _SETTINGS = "settings.toml"
 _NAME = re.compile(r"step-\d{8}")
 """Only folders of such names are checkpoints: whatever else users keep beside them is left alone."""
 
-_FIXED = ("arch", "encoder", "weights", "output_stride", "features", "norm", "dim", "normalize", "optimizer")
-"""The settings of a run that never change: they describe its tensors, or what those began as."""
+_FIXED = ("arch", "encoder", "weights", "output_stride", "features", "norm", "dim", "normalize", "distance", "optimizer")
+"""The settings of a run that never change: they describe its tensors, what those began as, or how embeddings are compared."""
 
 _OTHER_TENSORS = {"loss": "dense", "temperature": "learnt"}
 """Setting -> the value that changes which tensors a run has. Between the other values, the setting may change."""
@@ -255,22 +255,30 @@ class Run:
 
     def _first_intact(self, which: str) -> tuple[Checkpoint, dict[str, torch.Tensor]]:
         """The first candidate whose files are unchanged since they were written, and its weights."""
-        folders = self.checkpoints()[::-1]
-        if which == "best":
-            folders = [checkpoint.folder for checkpoint in self._scored()]
-            if not folders:
-                raise DataError(f"{self.folder}: no checkpoint was evaluated; train with --eval-every, or take the newest")
         fault: DataError | None = None
-        for folder in folders:
+        for folder in self.candidates(which):
             try:
                 checkpoint = _read(folder, self.vocabulary)
                 return checkpoint, _load_tensors(folder / "model.safetensors")
             except _Damaged as error:
                 log.warning("%s; looking for another checkpoint", error)
                 fault = error
-        raise fault or DataError(
-            f"{self.folder}: holds no checkpoint yet; `ess train` writes one every save_every steps and at the end"
-        )
+        assert fault is not None  # there is a candidate
+        raise fault
+
+    def candidates(self, which: str = "newest") -> list[Path]:
+        """The folders, at least one, of which :meth:`load` takes the first intact one; nothing is read of their weights.
+
+        Raises DataError if there are none.
+        """
+        if which == "best":
+            folders = [checkpoint.folder for checkpoint in self._scored()]
+            if not folders:
+                raise DataError(f"{self.folder}: no checkpoint was evaluated; train with --eval-every, or take the newest")
+            return folders
+        if folders := self.checkpoints()[::-1]:
+            return folders
+        raise DataError(f"{self.folder}: holds no checkpoint yet; `ess train` writes one every save_every steps and at the end")
 
     def listed(self) -> list[Checkpoint]:
         """The checkpoints with a readable state.json, oldest first; their tensors are not read."""

@@ -35,7 +35,7 @@ class Config:
 
     arch: str = setting("deeplabv3plus", "Decoder; `ess models` lists the encoders that it works with.")
     encoder: str = setting("resnet50.tv_in1k", "Encoder, by its timm name; a tag after the dot selects its weights.")
-    weights: str = setting("imagenet", "Weights of the encoder: imagenet, none, or a safetensors file.")
+    weights: str = setting("imagenet", "Weights of the encoder: imagenet, none, or a safetensors or torch file.")
     output_stride: Literal[8, 16] = setting(16, "Output stride of the encoder.")
     features: str | None = setting(
         None,

@@ -85,14 +85,20 @@ class Dataset:
         """The files of the shards of a split, in order."""
         return [self.folder / shard["file"] for shard in self.index["shards"] if shard["split"] == split]
 
-    def find(self, image_id: int) -> Sample:
-        """The sample with this image id, in any split; raises DataError if there is none."""
-        split, row = self.locate(image_id)
+    def find(self, image_id: int, first: str | None = None) -> Sample:
+        """The sample with this image id, in any split; raises DataError if there is none.
+
+        Several splits may have an image of this id: the split ``first`` is searched before the others.
+        """
+        split, row = self.locate(image_id, first)
         return split[row]
 
-    def locate(self, image_id: int) -> tuple["Split", int]:
-        """The split that holds an image, and the image's number in it; raises DataError if no split holds it."""
-        for name in self.splits:
+    def locate(self, image_id: int, first: str | None = None) -> tuple["Split", int]:
+        """The split that holds an image, and the image's number in it; raises DataError if no split holds it.
+
+        The split ``first`` is searched before the others.
+        """
+        for name in sorted(self.splits, key=lambda name: name != first):
             if name not in self._searched:
                 split = self.split(name)
                 self._searched[name] = split, split.image_ids()

@@ -1,6 +1,6 @@
 """Damaged images: the error that names one, which image replaces it in a batch, and how skipped ones are reported."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -20,12 +20,13 @@ def with_advice(error: DamagedImage) -> DamagedImage:
 
 
 def replace_damaged(
-    split: Split, items: Sequence[tuple[int, int]], seed: int
+    split: Split, items: Sequence[tuple[int, int]], seed: int, check: Callable[[int], object]
 ) -> tuple[list[tuple[int, int]], list[DamagedImage]]:
     """The (index, draw) items of a batch with another image in place of each damaged one, and the damaged images found.
 
-    The replacement is random but depends only on ``seed`` and the draw, so it is the same in any process and after a resume.
-    Raises DataError if a thousand images in a row are damaged, or all of the split.
+    ``check`` raises DamagedImage if the image with an index is damaged. The replacement is random but depends only on ``seed``
+    and the draw, so it is the same in any process and after a resume. Raises DataError if a thousand images in a row are
+    damaged, or all of the split.
     """
     sound: list[tuple[int, int]] = []
     damaged: list[DamagedImage] = []
@@ -35,7 +36,7 @@ def replace_damaged(
         found_before = len(damaged)
         for candidate in candidates:
             try:
-                split[candidate].image()
+                check(candidate)
             except DamagedImage as error:
                 damaged.append(error)
             else:

@@ -30,6 +30,9 @@ class TrainingFeatures(TrainingItems):
         ids = np.array([sample.image_id for sample in samples], np.int64)
         return RawFeatures(features, labels, ids, self._classes(samples))
 
+    def _check(self, index: int) -> None:
+        self._features.of(self._split[index], index)
+
     def _crop(self, sample: Sample, index: int, draw: int) -> tuple[list[np.ndarray], np.ndarray]:
         """(the features in a random window, each (C, h, w); the mask in it, (size, size) uint16)."""
         rng, size, strides = (

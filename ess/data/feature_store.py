@@ -17,7 +17,7 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from cocolvis.disk.files import reason, sha256, write_aside
+from cocolvis.disk.files import is_absent, reason, sha256, write_aside
 from cocolvis.errors import DamagedImage, DataError
 from cocolvis.storage.samples import Sample
 
@@ -88,7 +88,13 @@ class FeatureStore:
         for path in sorted(self.folder.glob("*.h5")):
             if path in known or not _NAME.fullmatch(path.name):
                 continue
-            if sha256(path) == path.stem:
+            try:
+                intact = sha256(path) == path.stem
+            except DataError:
+                if is_absent(path):  # it was damaged, and another process has removed it meanwhile
+                    continue
+                raise
+            if intact:
                 self._places |= self._located(path)
             else:
                 log.warning("%s: is damaged; its features are computed again", path)

@@ -75,10 +75,14 @@ class TrainingItems(TorchDataset):
         except DamagedImage as error:
             if not self._config.skip_damaged:
                 raise with_advice(error) from None
-        sound, damaged = replace_damaged(self._split, items, self._config.seed)
+        sound, damaged = replace_damaged(self._split, items, self._config.seed, self._check)
         return self._read(sound)._replace(damaged=damaged)
 
     def _read(self, items: Sequence[tuple[int, int]]) -> Any:
+        raise NotImplementedError
+
+    def _check(self, index: int) -> None:
+        """Raise DamagedImage if :meth:`_read` cannot use an image."""
         raise NotImplementedError
 
     def _rare_pixel(self, sample: Sample, rng: np.random.Generator) -> tuple[int, int] | None:
@@ -116,6 +120,9 @@ class TrainingImages(TrainingItems):
         lengths = np.concatenate([lengths for _, lengths in runs])
         ids = np.array([sample.image_id for sample in samples], np.int64)
         return RawBatch(*self._buffers.hand_over(), labels, lengths, crops, ids, self._classes(samples))
+
+    def _check(self, index: int) -> None:
+        self._split[index].image()
 
     def _crop(self, sample: Sample, rng: np.random.Generator) -> Crop:
         config, around = self._config, self._rare_pixel(sample, rng)

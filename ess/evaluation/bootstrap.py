@@ -4,8 +4,8 @@ The bootstrap (Efron, 1979) draws as many pictures as were evaluated, with repla
 many times. The interval says how much of a score is due to the choice of pictures: it contains the middle 95 % of the draws,
 after these are shifted so that their mean is the score. The shift is needed because a draw repeats pictures and therefore shows
 fewer different ones, in which a class has fewer false positives: with many classes, draws score higher than the pictures that
-they are drawn from. For the difference of two models, both are scored on the same draws, which cancels what is difficult for
-both.
+they are drawn from. What it moves below 0 or above 1, where no mIoU can be, is cut off. For the difference of two models, both
+are scored on the same draws, which cancels what is difficult for both.
 """
 
 from collections.abc import Mapping, Sequence
@@ -73,11 +73,11 @@ def miou_intervals(
     """Group -> its mIoU and bootstrap interval over pictures.
 
     ``runs`` are evaluations on the same pictures, for example of models trained with different seeds; the score is the mean of
-    theirs. Raises ValueError if there are none, or if their pictures or classes differ.
+    theirs. Intervals end at 0 and 1. Raises ValueError if there are no runs, or if their pictures or classes differ.
     """
     _check_same_pictures(runs)
     drawn = draws(len(runs[0].ids), resamples, seed)
-    return {name: _interval(scores) for name, scores in _mean_scores(runs, drawn, groups).items()}
+    return {name: _of_scores(_interval(scores)) for name, scores in _mean_scores(runs, drawn, groups).items()}
 
 
 def difference_intervals(
@@ -111,6 +111,11 @@ def _interval(scores: np.ndarray) -> Interval:
         return Interval(np.nan, np.nan, np.nan)
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) + value - drawn.mean()
     return Interval(value, float(low), float(high))
+
+
+def _of_scores(interval: Interval) -> Interval:
+    """The part of an interval where scores can be: 0..1."""
+    return Interval(interval.value, *np.clip(interval[1:], 0, 1).tolist())
 
 
 def _check_same_pictures(runs: Sequence[PictureCounts]) -> None:

@@ -29,6 +29,7 @@ from ess.data.longtail import Frequencies, class_bias
 from ess.evaluation.metrics import Confusion
 from ess.inference.calibration import Calibration, Trial, store_calibration
 from ess.inference.predictor import Predictor
+from ess.inference.views import Inference
 
 TAUS = tuple(n / 20 for n in range(31))
 """The values of tau that are tried by default."""
@@ -71,8 +72,9 @@ def calibrate(
     of ``limit`` images of it. Images are seen whole, without the predictor's views and added classes. ``damaged`` and
     ``progress`` are those of :func:`ess.evaluation.evaluate.predictions`.
 
-    If it is interrupted in any way, the images counted so far are kept, and a call with the same arguments continues. Raises
-    DataError if the data set has another vocabulary, or if no pixel has a class.
+    If it is interrupted in any way, the images counted so far are kept, and a call with the same arguments continues; the
+    damaged images that the earlier calls left out are appended to ``damaged`` too. Raises DataError if the data set has another
+    vocabulary, or if no pixel has a class.
     """
     taus = _checked(taus, run, dataset)
     split, checkpoint = dataset.split("train"), predictor.checkpoint
@@ -81,8 +83,10 @@ def calibrate(
     biases_GC = torch.tensor(taus, dtype=torch.float32)[:, None] * _favour(split, scale, dataset)
     indices = calibration_images(len(split), limit)
     digest, data = checkpoint.weights_digest(), dataset.index["digest"]
-    made_from = [digest, data, taus, scale, len(indices), PIXELS, _SHARE, _SEED]
+    whole = Inference(precision=predictor.inference.precision)
+    made_from = [digest, data, taus, scale, whole.precision, len(indices), PIXELS, _SHARE, _SEED]
     file = _CountsFile(run.folder / COUNTS, json.dumps(made_from))
+    predictor = Predictor(predictor.model, run.vocabulary, predictor.device, whole)
     counts = _count(predictor, biases_GC.to(predictor.device), split, indices, file, damaged, progress)
     if not counts.images:
         first = f"; the first damaged one: {damaged[0]}" if damaged else ""
@@ -146,11 +150,15 @@ def _favour(split: Split, scale: float, dataset: Dataset) -> torch.Tensor:
 
 
 class _Counts(NamedTuple):
-    """Images done, those of them that had labelled pixels, and (G, 3, C) int64 of :class:`Confusion` for each of G taus."""
+    """Images done, those of them that had labelled pixels, and (G, 3, C) int64 of :class:`Confusion` for each of G taus.
+
+    ``damaged`` are the messages about those of the images done that were left out.
+    """
 
     done: int
     images: int
     pixels: torch.Tensor
+    damaged: tuple[str, ...] = ()
 
 
 class _Sampled(NamedTuple):
@@ -170,8 +178,16 @@ def _count(
     damaged: list[DamagedImage] | None,
     progress: Progress,
 ) -> _Counts:
-    """Count the sampled pixels of all images with every bias, from where the file ends; always write there what is done."""
-    counts = file.read() or _Counts(0, 0, torch.zeros(len(biases_GC), 3, biases_GC.shape[1], dtype=torch.int64))
+    """Count the sampled pixels of all images with every bias, from where the file ends; always write there what is done.
+
+    Counts that leave out damaged images are not continued if ``damaged`` is None.
+    """
+    none = _Counts(0, 0, torch.zeros(len(biases_GC), 3, biases_GC.shape[1], dtype=torch.int64))
+    counts = file.read() or none
+    if damaged is not None:
+        damaged.extend(map(DamagedImage, counts.damaged))
+    elif counts.damaged:
+        counts = none
     saved = counts.done
     progress(counts.done, len(indices))
     try:
@@ -180,11 +196,11 @@ def _count(
                 if damaged is None:
                     raise with_advice(found)
                 damaged.append(found)
-                counts = counts._replace(done=counts.done + 1)
+                counts = counts._replace(done=counts.done + 1, damaged=(*counts.damaged, str(found)))
             else:
                 some = len(found.places) > 0
                 pixels = _counts_of(predictor, biases_GC, found) if some else 0
-                counts = _Counts(counts.done + 1, counts.images + some, counts.pixels + pixels)
+                counts = _Counts(counts.done + 1, counts.images + some, counts.pixels + pixels, counts.damaged)
             progress(counts.done, len(indices))
             if counts.done - saved >= _SAVED_EVERY:
                 file.write(counts)
@@ -237,10 +253,11 @@ class _CountsFile:
             return None
         try:
             with safe_open(self._path, "pt") as file:
-                if (file.metadata() or {}).get("made_from") != self._made_from:
+                about = file.metadata() or {}
+                if about.get("made_from") != self._made_from:
                     return None
                 done, images = file.get_tensor("done").tolist()
-                return _Counts(done, images, file.get_tensor("pixels"))
+                return _Counts(done, images, file.get_tensor("pixels"), tuple(json.loads(about["damaged"])))
         except (OSError, SafetensorError, ValueError) as error:
             log.warning("%s: cannot be read (%s); the calibration begins again", self._path, error)
             return None
@@ -248,9 +265,10 @@ class _CountsFile:
     def write(self, counts: _Counts) -> None:
         """Replace the file, whole or not at all."""
         tensors = {"done": torch.tensor([counts.done, counts.images]), "pixels": counts.pixels}
+        about = {"made_from": self._made_from, "damaged": json.dumps(counts.damaged)}
         try:
             with write_aside(self._path) as aside:
-                save_file(tensors, aside, metadata={"made_from": self._made_from})
+                save_file(tensors, aside, metadata=about)
         except SafetensorError as error:  # a full disk, too
             raise DataError(f"{self._path}: cannot be written: {error}") from error
 

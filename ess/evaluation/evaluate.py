@@ -88,15 +88,16 @@ def check_readable(dataset: Dataset, split: str, *, limit: int | None = None, sk
         if not len(images):
             raise DataError(f"{dataset.folder}: split {split} has no images")
         images.sizes()
-        damaged: list[DamagedImage] = []
+        wanted, damaged = min(len(images), limit or len(images)), list[DamagedImage]()
         for index in range(min(_CHECKED, len(images))):
             try:
                 images[index].image()
             except DamagedImage as error:
                 if not skip_damaged:
                     raise with_advice(error) from None
-                damaged.append(error)
-        if damaged and len(damaged) >= min(len(images), limit or len(images)):
+                if index < wanted:
+                    damaged.append(error)
+        if len(damaged) == wanted:
             raise DataError(_none_of(damaged))
     except DataError as error:
         raise DataError(f"{error}; evaluations need this; repair it, or train with --eval-every none") from None

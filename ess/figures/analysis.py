@@ -45,9 +45,10 @@ class Options:
     data set was built from. ``predictor`` is the run if it was loaded before; its views are also those of the other runs.
     Otherwise ``checkpoint`` is loaded on ``device``. Scores are those of ``split``, of its first ``limit`` images if that is
     given. ``counts`` are the pixel counts of the run on these images, with a matrix unless there are very many classes, if they
-    were made before; otherwise they are made if needed. ``images`` are the ids of the images that are shown; by default they
-    are chosen. ``clusters`` is the number of clusters of class embeddings, and ``method`` one of METHODS for showing embeddings
-    in two dimensions; both depend on ``seed``. With ``skip_damaged``, damaged images are left out of the scores.
+    were made before; otherwise they are made if needed. ``images`` are the ids of the images that are shown, for which
+    ``split`` is searched before the other splits; by default images are chosen. ``clusters`` is the number of clusters of class
+    embeddings, and ``method`` one of METHODS for showing embeddings in two dimensions; both depend on ``seed``. With
+    ``skip_damaged``, damaged images are left out of the scores.
     """
 
     only: Sequence[str] = ()
@@ -80,6 +81,8 @@ class Analysis:
     """One run, and what its figures need; everything is computed on first use.
 
     ``dataset`` is None if there is none: :attr:`data` and all that follows from it then raise :class:`LeftOut`.
+
+    Raises DataError if the data set or another run of the options has other classes, or if that run lacks the checkpoint.
     """
 
     def __init__(
@@ -92,6 +95,10 @@ class Analysis:
     ):
         if dataset is not None and dataset.vocabulary.digest != run.vocabulary.digest:
             raise DataError(f"{dataset.folder}: has another vocabulary than {run.folder}; analyse a run with its own data set")
+        for other in [*options.also, *filter(None, [options.baseline])]:
+            if other.vocabulary.digest != run.vocabulary.digest:
+                raise DataError(f"{other.folder}: has other classes than {run.folder}; compare runs on the same classes")
+            other.candidates(options.checkpoint)
         self.run = run
         self.options = options
         self.vocabulary: Vocabulary = run.vocabulary
@@ -106,9 +113,7 @@ class Analysis:
         return self.predictor_of(self.run) if given is None else given.without_added_classes()
 
     def predictor_of(self, run: Run) -> Predictor:
-        """A run at the checkpoint of the options, newest or best, and on their device; raises DataError if it does not fit."""
-        if run.vocabulary.digest != self.vocabulary.digest:
-            raise DataError(f"{run.folder}: has other classes than {self.run.folder}; compare runs on the same classes")
+        """A run at the checkpoint of the options, newest or best, and on their device."""
         given = self.options.predictor
         inference = None if given is None else given.inference
         return Predictor.from_run(run.folder, self.options.device, self.options.checkpoint, inference).without_added_classes()
@@ -192,7 +197,7 @@ class Analysis:
         """The images that are shown, at least one."""
         dataset = self.pictures
         if self.options.images:
-            samples = [dataset.find(image) for image in self.options.images]
+            samples = [dataset.find(image, self.options.split) for image in self.options.images]
             return [self._shown(sample) for sample in samples]
         split, found, fault = dataset.split(self.options.split), list[Shown](), None
         for row in busiest(self.counts[self.options.split]):

@@ -65,7 +65,8 @@ def _draw(ious: Mapping[str, np.ndarray], order: np.ndarray, counted: str) -> An
     for number, (name, iou) in enumerate(ious.items()):
         curve = miou_curve(iou, order)
         last = curve[-1]
-        label = f"{plain(name, 40)}: {last:.3f} at n = {len(order):,}" if not np.isnan(last) else plain(name, 40)
+        label = f" {plain(name, 40)}"  # the space, because matplotlib leaves out labels that begin with an underscore
+        label += f": {last:.3f} at n = {len(order):,}" if not np.isnan(last) else ""
         style = {"color": RUNS[number % len(RUNS)], "linestyle": ("solid", "dashed", "dotted")[number // len(RUNS) % 3]}
         axes.plot(np.arange(1, len(order) + 1), curve, linewidth=1.8, label=label, clip_on=False, zorder=3, **style)
     axes.set(xlabel="n most frequent classes, by training images", ylabel="mIoU", ylim=(0, None), xlim=(1, max(2, len(order))))

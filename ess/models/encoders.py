@@ -1,10 +1,9 @@
 """The encoders, the decoders that work with each, and the facts that timm provides about their weights."""
 
-import difflib
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from cocolvis.errors import DataError
+from cocolvis.text import did_you_mean
 
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg
@@ -61,7 +60,8 @@ def pairs() -> list[tuple[str, str]]:
 def encoders_of(arch: str) -> tuple[str, ...]:
     """The timm encoders listed for an architecture. Raises DataError, listing all architectures, if it is unknown."""
     if arch not in ENCODERS:
-        raise DataError(f"no architecture is named {arch!r}{_meant(arch, ENCODERS)}: expected one of {', '.join(ENCODERS)}")
+        known = f"expected one of {', '.join(ENCODERS)}{did_you_mean(arch, ENCODERS)}"
+        raise DataError(f"no architecture is named {arch!r}: {known}")
     return ENCODERS[arch]
 
 
@@ -88,7 +88,7 @@ def describe(encoder: str) -> dict[str, Any]:
     listed = list(dict.fromkeys(name for _, name in pairs()))
     name = encoder.partition(".")[0]
     if name not in listed:
-        raise DataError(f"no encoder is named {encoder!r}{_meant(name, listed)}: `ess models` lists all")
+        raise DataError(f"no encoder is named {encoder!r}: `ess models` lists all{did_you_mean(name, listed)}")
     cfg = check_pair(decoders_of(encoder)[0], encoder)
     with torch.device("meta"):
         model: Any = timm.create_model(encoder, num_classes=0)
@@ -115,16 +115,11 @@ def check_pair(arch: str, encoder: str) -> "PretrainedCfg":
     if name not in listed and not (arch == "deeplabv3plus" and timm.is_model(name)):
         known = dict.fromkeys(name for names in ENCODERS.values() for name in names)
         wrong = f"{arch} does not work with {encoder!r}" if name in known else f"no encoder is named {encoder!r}"
-        raise DataError(f"{wrong}{_meant(name, listed)}: {arch} works with {', '.join(listed)}")
+        raise DataError(f"{wrong}: {arch} works with {', '.join(listed)}{did_you_mean(name, listed)}")
     if tag and tag not in pretrained_tags(name):
         tags = pretrained_tags(name)
-        raise DataError(f"{name} has no weights tagged {tag!r}{_meant(tag, tags)}: there are {', '.join(tags)}")
+        raise DataError(f"{name} has no weights tagged {tag!r}: there are {', '.join(tags)}{did_you_mean(tag, tags)}")
     cfg = timm.get_pretrained_cfg(encoder)
     if cfg is None:
         raise DataError(f"timm describes no weights of {encoder!r}: {arch} works with {', '.join(listed)}")
     return cfg
-
-
-def _meant(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, [*known])
-    return f"; did you mean {', '.join(near)}?" if near else ""

@@ -1,4 +1,7 @@
-"""Loads pretrained weights of encoders from the hub, its cache or a file, without unpickling."""
+"""Loads pretrained weights of encoders from the hub, its cache or a file.
+
+Those of the hub are safetensors. A torch file is a pickle, which only PyTorch's restricted unpickler reads.
+"""
 
 import os
 import sys
@@ -17,7 +20,8 @@ _SAFE_FILES = {"open_clip_pytorch_model.bin": "open_clip_model.safetensors"}
 def encoder_weights(encoder: str, weights: str | Path) -> dict[str, torch.Tensor]:
     """The state dict of a whole timm model, name -> tensor, from the hub or its cache ("imagenet") or from a file.
 
-    Nothing is unpickled. Raises DataError, without long retries, if the hub cannot be reached or the file does not fit.
+    A file that does not end in .safetensors is read by ``torch.load(weights_only=True)``. Raises DataError, without long
+    retries, if the hub cannot be reached or the file does not fit.
     """
     path = _hub_file(encoder) if weights == "imagenet" else Path(weights)
     state = _read_weights(path)

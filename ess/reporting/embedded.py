@@ -52,14 +52,14 @@ class Drawn(NamedTuple):
     numbers: str | None
 
 
-def examples(kept: Sequence[Kept], dataset: Dataset) -> list[Example]:
-    """Pictures with the names of their largest classes, at most :data:`SIDE` pixels wide and high."""
+def examples(kept: Sequence[Kept], dataset: Dataset, split: str) -> list[Example]:
+    """Pictures of a split with the names of their largest classes, at most :data:`SIDE` pixels wide and high."""
     found = []
     for one in kept:
         size = _within(one.truth.shape, (SIDE, SIDE))
         truth, prediction = (cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST) for mask in (one.truth, one.prediction))
         masks = [_fitted(mask_alone(mask, dataset.vocabulary)) for mask in (truth, np.where(truth > 0, prediction, 0))]
-        panels = [("image", webp(_fitted(dataset.find(one.score.image_id).image()), exact=False))]
+        panels = [("image", webp(_fitted(dataset.find(one.score.image_id, split).image()), exact=False))]
         panels += [(name, webp(mask, exact=True)) for name, mask in zip(("truth", "prediction"), masks, strict=True)]
         found.append(Example(one.score, panels))
     return found

@@ -53,7 +53,7 @@ def write_report(
         | _scores(dataset, tallied, damaged)
         | _training(run)
         | {"notices": _notices(run, predictor, dataset, damaged), "classes": _classes(dataset, tallied)}
-        | {"worst": examples(tallied.worst, dataset), "best": examples(tallied.best, dataset)}
+        | {"worst": examples(tallied.worst, dataset, split), "best": examples(tallied.best, dataset, split)}
         | {"figures": [drawn(figure) for figure in figures], "left_out": [*left_out], "vocabulary": dataset.vocabulary}
         | _settings(run)
     )

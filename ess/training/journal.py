@@ -4,8 +4,9 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from cocolvis.disk.files import Unwritable, reason
 from cocolvis.errors import DamagedImage
 from cocolvis.inspection.render import enlarge, overlay
 from cocolvis.storage.dataset import Dataset
+from cocolvis.text import one_line
 from ess.config import Config
 from ess.data.damage import describe_skipped, with_advice
 from ess.inference.predictor import Predictor
@@ -58,7 +60,8 @@ class _Pace:
 class Journal:
     """Reports the progress of a run of ``steps`` steps, from the main process only. Leaving it closes the trackers.
 
-    Curves that cannot be written, because the disk is full for example, end with a warning; the training continues.
+    Raises DataError if a tracker cannot start. Curves that can no longer be written, because the disk is full for example, end
+    with a warning; the training continues.
     """
 
     def __init__(self, team: Accelerator, folder: Path, config: Config, start: int, steps: int):
@@ -76,8 +79,8 @@ class Journal:
                     tracker.writer.add_text("settings", "    " + config.to_toml().replace("\n", "\n    "), start)
                 else:
                     tracker.store_init_configuration({k: v for k, v in config.to_json().items() if v is not None})
-        except OSError as error:
-            raise Unwritable(f"{folder}: the curves of --track {config.track} cannot be written: {reason(error)}") from None
+        except Exception as error:  # each tracker has its own kinds
+            raise Unwritable(f"{folder}: the curves of --track {config.track} cannot be written: {_why(error)}") from None
         self._report_thread = threading.excepthook
 
     def __enter__(self) -> "Journal":
@@ -153,7 +156,7 @@ class Journal:
         names = [(c.name, c.kind, c.group or "") for c in predictor.vocabulary]
         with torch.no_grad():
             vectors = predictor.model.classes().float().cpu()
-        with self._curves():
+        with self._curves(), redirect_stdout(StringIO()):  # torch prints a warning if a finished run is resumed
             board.add_embedding(vectors, names, tag="classes", global_step=done, metadata_header=["name", "kind", "group"])
 
     def _note(self, damaged: Sequence[DamagedImage]) -> None:
@@ -177,9 +180,9 @@ class Journal:
         """Inside this context, a tracker that cannot write ends the curves, with one warning."""
         try:
             yield
-        except OSError as error:
+        except Exception as error:  # each tracker has its own kinds
             if not self._lost_curves:
-                log.warning("the curves end here: %s; the training continues without them", reason(error))
+                log.warning("the curves end here: %s; the training continues without them", _why(error))
             self._lost_curves = True
 
     def _on_failed_thread(self, failure: Any) -> None:
@@ -192,3 +195,8 @@ class Journal:
         if not self._team.is_main_process or self._lost_curves:
             return None
         return next((tracker.writer for tracker in self._team.trackers if tracker.name == "tensorboard"), None)
+
+
+def _why(error: Exception) -> str:
+    """The message of a tracker's failure, on one line."""
+    return reason(error) if isinstance(error, OSError) else one_line(error)

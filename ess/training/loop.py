@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def train(
         check_settings(config)
     split, tail, epoch, steps = planned(dataset, config)
     team = teams.join(config, folder)
-    with teams.alone(team, folder) as lease:
+    with teams.alone(team, folder) as lease, ExitStack() as opened:
         run = _find(folder, resume)  # again: another training may have begun it meanwhile
         config = machine.resolved(config, team.device, run.config if run else None)
         check_device(config, len(dataset.vocabulary), team.device)
@@ -86,10 +86,14 @@ def train(
             objective = _new_objective(team, config, len(dataset.vocabulary), tail, pretrained=run is None)
             objective.check_batch_norm(config.batch_size // (team.num_processes * config.accumulate))
             state = TrainingState(objective.model, config, objective.log_temperature, fused=choices.fused)
-            begun = _resume(team, run, dataset, config, state, steps, allow_other_data, record) if run else None
+            how = (steps, allow_other_data, cache_features is not None, record)
+            begun = _resume(team, run, dataset, config, state, *how) if run else None
             stored = _features(cache_features, dataset, len(split), objective.model, config, team) if cache_features else {}
             if lease is not None:
                 lease.check()  # to store features may take hours
+            stop = opened.enter_context(stop_requests(team))
+            start = begun.step if begun else 0
+            journal = opened.enter_context(Journal(team, folder, config, start, steps))  # a tracker may refuse to start
             if run is None or begun is None:
                 run, begun = _begin(team, folder, dataset, config, state, resume, record)
             guard = Guard(objective.model, state.optimizer, team.device, fused=choices.fused)
@@ -101,13 +105,7 @@ def train(
         batches: Generator[RawBatch, None, None] | Generator[RawFeatures, None, None]
         batches = feature_batches(split, stored["train"], *schedule) if stored else training_batches(split, *schedule)
         advice = f"try a --batch-size below {config.batch_size}, a --crop below {config.crop}, or --accumulate"
-        with (
-            stop_requests(team) as stop,
-            Journal(team, folder, config, begun.step, steps) as journal,
-            closing(batches),
-            explain_out_of_memory(advice),
-            machine.switched(choices),
-        ):
+        with closing(batches), explain_out_of_memory(advice), machine.switched(choices):
             parts = (dataset, stored, steps, epoch, state, wrapped, optimizer, guard, journal, stop)
             training = _Training(team, lease, run, *parts)
             training.run_steps(begun, rendered(batches, config.crop, team.device, prefetch=choices.prefetch))
@@ -306,9 +304,13 @@ def _resume(
     state: TrainingState,
     steps: int,
     allow_other_data: bool,
+    cached: bool,
     record: Mapping[str, Any],
 ) -> Checkpoint:
-    """Load the newest checkpoint of a run; raises DataError, with the run unchanged, if it does not match the settings."""
+    """Load the newest checkpoint of a run; raises DataError, with the run unchanged, if it does not match the settings.
+
+    ``cached`` says that steps and evaluations will read the same stored features.
+    """
     if run.vocabulary.digest != dataset.vocabulary.digest:
         raise DataError(f"{run.folder}: was trained with another vocabulary than that of {dataset.folder}")
     changes = ", ".join(run.change(config))
@@ -320,6 +322,11 @@ def _resume(
         )
     run.change_data(dataset.index["digest"], begun.step, allowed=allow_other_data)
     state.load(begun.training(), team.scaler)
+    if cached and not _same_tensors(state.model.encoder, state.result.encoder):
+        raise DataError(
+            f"{run.folder}: ema has averaged an encoder that was trained, so that steps and evaluations need other features;"
+            " leave out --cache-features"
+        )
     team.wait_for_everyone()  # until all processes have read the checkpoint
     run.machine = record
     if team.is_main_process:
@@ -328,3 +335,9 @@ def _resume(
     if changes:
         log.info("settings change: %s", changes)
     return begun
+
+
+def _same_tensors(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    """Whether two modules of the same kind have equal parameters and buffers."""
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(*pair) for pair in pairs)

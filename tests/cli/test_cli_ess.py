@@ -123,6 +123,7 @@ def test_flags_and_variants_of_embeddings_need_a_loss_that_has_some(sample_datas
         ("--loss knn --negatives random --search torch", "--search torch has no effect: negatives is 'random', .*; choose --n"),
         ("--loss knn --negatives random --query-stride 4", "--query-stride 4 has no effect: negatives is 'random'"),
         ("--loss dense --embedding-momentum 0.5", "--embedding-momentum 0.5 has no effect: loss is 'dense'; choose --loss ex"),
+        ("--eval-limit 9", "--eval-limit 9 has no effect: eval_every is none, .*; choose --eval-every epoch, or"),
         ("--preset ", "no preset ''; there are coco-lvis, demo"),
         ("--preset coco-lvis+", "no variant ''; there are baseline"),
     ],
@@ -137,13 +138,15 @@ def test_flags_without_an_effect_are_refused_in_one_line(sample_dataset, tmp_pat
     "arguments",
     [
         "--arch linear --dropout 0.2 --encoder resnet18",
-        "--preset coco-lvis+random-negatives --k 3",
-        pytest.param("--preset paper-ade20k+swin-upernet --encoder swin_tiny_patch4_window7_224", marks=pytest.mark.long),
-        "--preset coco-lvis+published+baseline --output-stride 8",
+        "--preset coco-lvis+random-negatives --k 3 --eval-limit 1",
+        pytest.param(
+            "--preset paper-ade20k+swin-upernet --encoder swin_tiny_patch4_window7_224 --eval-limit 1", marks=pytest.mark.long
+        ),
+        "--preset coco-lvis+published+baseline --output-stride 8 --eval-limit 1",
     ],
 )
 def test_flags_presets_and_variants_that_combine_train(sample_dataset, tmp_path, arguments):
-    ess("train", sample_dataset, "--out", tmp_path / "run", *SMALL, "--steps", 1, "--eval-limit", 1, *arguments.split())
+    ess("train", sample_dataset, "--out", tmp_path / "run", *SMALL, "--steps", 1, *arguments.split())
     assert (tmp_path / "run" / "checkpoints" / "step-00000001" / "model.safetensors").exists()
 
 

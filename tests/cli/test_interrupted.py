@@ -126,9 +126,12 @@ def test_what_an_interrupted_overwrite_leaves(sample, tmp_path, monkeypatch):
 
 
 def test_what_a_training_leaves(tmp_path):
-    assert "no step was finished yet" in what_a_run_keeps({"out": tmp_path})
+    given = {"out": tmp_path, "cache_features": None}
+    assert what_a_run_keeps(given) == "no step was finished yet; run the same command to start over"
+    told = what_a_run_keeps(given | {"cache_features": tmp_path / "features"})
+    assert told == "no step was finished yet, but the features stored so far are kept: continue with the same command"
     (tmp_path / "run.json").touch()
-    assert what_a_run_keeps({"out": tmp_path}) == "the last checkpoint is kept: continue with --resume"
+    assert what_a_run_keeps(given) == "the last checkpoint is kept: continue with --resume"
 
 
 def test_an_interrupted_export_says_how_to_continue_and_does(sample, tmp_path):

@@ -24,6 +24,7 @@ from ess.checkpoint import Run
 from ess.data.loader import TrainingImages, training_batches
 from ess.evaluation.evaluate import count_pixels, evaluate, predictions, scores_of
 from ess.inference.predictor import Predictor
+from ess.training import loop as training
 from ess.training.journal import Journal
 from ess.training.loop import train
 from ess.training.team import join
@@ -246,6 +247,23 @@ def test_a_resumed_training_replaces_damaged_images_bit_identically(folder, tmp_
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / "step-00000004")
     train(opened(folder), tmp_path / "parts", config(**settings), resume=True)
     assert same(weights(tmp_path / "whole", 4), weights(tmp_path / "parts", 4))
+
+
+def test_a_picture_that_is_repaired_while_stored_features_lack_it_stays_left_out(built, folder, tmp_path, monkeypatch, caplog):
+    scrambled(folder, 2)
+    begin = training._begin
+
+    def repaired(*arguments):
+        shutil.copy(picture(built, 2), picture(folder, 2))
+        return begin(*arguments)
+
+    monkeypatch.setattr(training, "_begin", repaired)
+    how = {"scale_min": 1.0, "scale_max": 1.0, "flip": 0.0, "encoder_lr": 0.0, "crop": 64, "arch": "linear", "loss": "exact"}
+    with caplog.at_level(logging.INFO, "ess"):
+        settings = config(**how, steps=6, skip_damaged=True, track="none")
+        train(opened(folder), tmp_path / "run", settings, cache_features=tmp_path / "features")
+    (told,) = [line for line in caplog.messages if line.startswith("skipped a damaged image: ")]
+    assert "image 2 (" in told and told.endswith("no features of it are stored")
 
 
 def test_the_command_ends_with_one_line_or_skips_damaged_images(folder, tmp_path):

@@ -153,3 +153,16 @@ def test_evaluations_that_cannot_be_compared_are_refused():
             difference_intervals([whole], others, groups())
     with pytest.raises(ValueError, match="no pictures"):
         miou_intervals([], groups())
+
+
+def test_an_interval_has_no_impossible_scores_but_a_difference_may_be_negative():
+    """A class in two pictures, with many false positives in another one: the draws without that picture score much higher."""
+    seen, wrong, none = ([[100], [60], [60]], [[0], [1000], [0]], [[0], [0], [0]])
+    counts = PictureCounts.of(1, {n: np.array(([seen, seen, wrong] + 37 * [none])[n]) for n in range(40)})
+    nothing = PictureCounts.of(1, {n: np.array([[100 * (n < 2)], [0], [0]]) for n in range(40)})
+    everything = {"all": np.ones(1, bool), "none": np.zeros(1, bool)}
+    found = miou_intervals([counts], everything)
+    value, low, high = found["all"]
+    assert (value, low) == (pytest.approx(0.1), 0) and 0.3 < high < 0.6 and np.isnan(found["none"]).all()
+    difference = difference_intervals([counts], [nothing], everything)["all"]
+    assert difference.low < -0.1 and difference.high == pytest.approx(high)

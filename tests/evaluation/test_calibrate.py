@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import re
 import shutil
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -13,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from cli.ess import main
+from cli.ess.evaluation.calibrate import _print_choice as print_choice
 from cocolvis.disk.files import sha256
 from cocolvis.errors import DamagedImage, DataError
 from cocolvis.storage.dataset import Dataset
@@ -22,6 +25,7 @@ from ess.evaluation import calibrate as calibrating
 from ess.evaluation.calibrate import COUNTS, calibrate, calibration_images, sampled_pixels
 from ess.inference.calibration import FILE, Calibration, Trial, read_calibration, store_calibration
 from ess.inference.predictor import Predictor
+from ess.inference.views import Inference
 from ess.models.network import SegmentationModel
 
 TAUS = (-0.1, 0.0, 0.05, 0.1, 0.3, 0.6, 1.2)
@@ -171,6 +175,32 @@ def test_damaged_images_are_left_out_or_end_it(run, plain, dataset, monkeypatch)
         calibrate(run, plain, dataset, taus=TAUS, limit=1, damaged=[])
 
 
+@pytest.mark.parametrize("skips", [True, False])
+def test_a_continued_calibration_reports_what_was_left_out_or_begins_again(run, plain, dataset, monkeypatch, skips):
+    """The picture that was damaged before the interruption is repaired after it."""
+    images = calibration_images(dataset.splits["train"])
+    load = calibrating._load
+
+    def stop(done, total):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(calibrating, "_load", lambda split, n: DamagedImage("image 7") if n == images[1] else load(split, n))
+        calibrate(run, plain, dataset, taus=TAUS, damaged=[], progress=stop)
+    damaged, shown = [], []
+    how = {"damaged": damaged if skips else None, "progress": lambda *done: shown.append(done)}
+    found = calibrate(run, plain, dataset, taus=TAUS, **how)
+    assert found.images == len(images) - skips and [*map(str, damaged)] == ["image 7"] * skips
+    assert shown[0] == (3 * skips, len(images))
+
+
+def test_images_are_seen_without_the_views_of_the_predictor(run, plain, dataset):
+    views = Inference(flip=True, scales=(0.5, 1.0), window=40)
+    blending = Predictor.from_run(run.folder, "cpu", inference=views)
+    assert calibrate(run, blending, dataset, taus=TAUS) == calibrate(run, plain, dataset, taus=TAUS)
+
+
 def test_what_cannot_be_calibrated_is_refused(run, plain, dataset, monkeypatch):
     for taus in ([101], [float("nan")], [float("-inf")]):
         with pytest.raises(DataError, match=r"expected -100\.\.100"):
@@ -216,13 +246,25 @@ def test_the_command_calibrates_shows_and_clears(run, sample_dataset):
     store_calibration(run, favoured(run, 4))
     assert "calibrated with tau 0.5 for checkpoint 1" in ess("info", run).stdout
     said = ess("calibrate", run, sample_dataset, "--taus", "0", "--limit", "2", "--device", "cpu").stdout
-    assert "tau 0 is the best of 1 values: mIoU 0." in said and "sampled from 2 training images" in said
+    assert re.search(r"tau 0 is the best of 1 values: the mIoU of [\d,]+ pixels sampled from 2 training images is 0\.", said)
     assert Predictor.from_run(run.folder, "cpu").bias is None
     assert "predictions are no longer calibrated" in ess("calibrate", run, "--clear").stdout
     assert "has no calibration" in ess("calibrate", run, "--clear").stdout
     assert json.loads(ess("info", run, "--json").stdout)["calibration"] is None
     ess("calibrate", run, code=2)
     ess("calibrate", run, sample_dataset, "--clear", code=2)
+
+
+@pytest.mark.parametrize("tau", [-0.5, 0.25, 0.5])
+def test_the_command_says_what_it_chose_and_how_to_undo_it(run, capsys, tau):
+    trials = [Trial(tried, 0.2 if tried == tau else 0.15) for tried in (-0.5, 0.0, 0.25, 0.5)]
+    found = msgspec.structs.replace(favoured(run, 4, tau), trials=trials, pixels=5000)
+    print_choice(Path("my run"), found)
+    first, *more, last = capsys.readouterr().out.splitlines()
+    what = "the mIoU of 5,000 pixels sampled from 3 training images"
+    assert first == f"tau {tau:g} is the best of 4 values: it raises {what}, from 0.1500 to 0.2000."
+    assert more == ["It is the smallest or largest value that was tried; try more with --taus."] * (tau != 0.25)
+    assert last.endswith("undo this with `ess calibrate 'my run' --clear`.")
 
 
 def test_clearing_prints_json_and_refuses_what_it_would_ignore(run):

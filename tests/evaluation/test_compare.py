@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from cli.ess import main
 from cocolvis.vocabulary import ClassInfo, Vocabulary
+from ess.checkpoint import Run
 from ess.evaluation.bootstrap import draws
 from ess.evaluation.compare import FEWEST, class_groups, compare
 from ess.evaluation.evaluate import Predicted, count_pictures
@@ -166,3 +167,12 @@ def test_a_run_with_another_vocabulary_is_refused_before_anything_is_predicted(u
     (copy / "run.json").write_text(json.dumps(content))
     result = ess_compare(untrained_run, copy, sample_dataset, code=1)
     assert "another vocabulary" in result.stderr and "baseline:" not in result.stderr
+
+
+def test_a_best_checkpoint_that_the_second_run_lacks_is_missed_before_anything_is_predicted(
+    untrained_run, sample_dataset, tmp_path
+):
+    copy = shutil.copytree(untrained_run, tmp_path / "copy")
+    Run.open(copy).score(1, {"miou": 0.5})
+    result = ess_compare(copy, untrained_run, sample_dataset, "--checkpoint", "best", code=1)
+    assert f"Error: {untrained_run}: no checkpoint was evaluated" in result.stderr and "baseline:" not in result.stderr

@@ -1,6 +1,7 @@
 """`ess analyze`: the numbers next to each figure compared with naive recomputations from weights, masks and predictions."""
 
 import csv
+import dataclasses
 import json
 import shutil
 import sys
@@ -12,13 +13,15 @@ import pytest
 import runs
 import scipy.stats
 from click.testing import CliRunner
+from trees import box
 
 from cli.ess import main
+from cocolvis.errors import DataError
 from cocolvis.storage.dataset import Dataset
-from cocolvis.vocabulary import coco_lvis
+from cocolvis.vocabulary import Vocabulary, coco_lvis
 from ess.checkpoint import Run
 from ess.evaluation.metrics import Confusion
-from ess.figures import analysis, clusters, dendrogram, pixel_embeddings
+from ess.figures import analysis, clusters, dendrogram, miou_curves, pixel_embeddings
 from ess.figures.analysis import Analysis, Options, busiest
 from ess.figures.class_lengths import correlations
 from ess.figures.collection import MAKERS, collect
@@ -407,6 +410,35 @@ def test_named_images_are_shown(run, dataset):
     found = Analysis(run, dataset, Options(device="cpu", images=[sample.image_id for sample in samples])).shown
     assert [image.sample.path for image in found] == [sample.path for sample in samples]
     assert all(np.array_equal(image.picture, sample.image()) for image, sample in zip(found, samples, strict=True))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_of_two_images_with_the_same_id_that_of_the_split_is_shown(run, tree, split):
+    for folder in ("train", "val"):
+        tree.image(1, folder, f"{folder}2017")
+        tree.stuff(1, 92, box(0, 0, 8, 4), f"{folder}2017")
+    (shown,) = Analysis(run, tree.build(), Options(device="cpu", split=split, images=[1])).shown
+    assert shown.sample.path == f"{split}2017/000000000001.jpg"
+
+
+def test_another_run_that_does_not_fit_is_refused_before_anything_is_predicted(run, baseline, dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(Predictor, "from_run", lambda *_: pytest.fail("loads a model"))
+    renamed = dataclasses.replace(run.vocabulary[1284], name="timber")
+    other = Run(baseline.folder, baseline.config, Vocabulary([*run.vocabulary.classes[:-1], renamed]))
+    for options in (Options(also=[baseline, other]), Options(baseline=other)):
+        with pytest.raises(DataError, match=f"{other.folder}: has other classes than {run.folder}"):
+            collect(run, dataset, tmp_path / "out", options)
+    for options in (Options(also=[baseline], checkpoint="best"), Options(baseline=baseline, checkpoint="best")):
+        with pytest.raises(DataError, match=f"{baseline.folder}: no checkpoint was evaluated"):
+            collect(run, dataset, tmp_path / "out", options)
+
+
+def test_the_legend_of_the_curves_names_every_run():
+    """Matplotlib leaves out labels that begin with an underscore."""
+    ious = {"_old": np.array([0.5, 0.25]), "new": np.array([0.125, np.nan]), "_none": np.full(2, np.nan)}
+    (axes,) = miou_curves._draw(ious, np.arange(2), "2 images").axes
+    labels = [text.get_text().strip() for text in axes.get_legend().get_texts()]
+    assert labels == ["_old: 0.375 at n = 2", "new: 0.125 at n = 2", "_none"]
 
 
 def test_the_names_of_1284_classes_have_room():

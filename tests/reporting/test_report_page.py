@@ -13,9 +13,12 @@ import pytest
 from click.testing import CliRunner
 from runs import config
 from torch.utils.tensorboard import SummaryWriter
+from trees import box
 
 from cli.ess import main
+from cocolvis.storage.dataset import Dataset
 from ess.checkpoint import Run
+from ess.data.loader import to_labels
 from ess.evaluation.bootstrap import miou_intervals
 from ess.evaluation.compare import class_groups
 from ess.evaluation.evaluate import Predicted
@@ -151,7 +154,7 @@ def test_the_page_names_its_sources_and_changed_settings(reported, run, page, te
 
 
 def test_pictures_are_the_right_ones_and_unlabelled_pixels_are_black(reported, text):
-    for one in examples(reported.tallied.worst, reported.dataset):
+    for one in examples(reported.tallied.worst, reported.dataset, "val"):
         for name, embedded in one.panels:
             assert f'alt="{name} of image {one.score.image_id}"' in text and embedded.source in text
             pixels = cv2.imdecode(np.frombuffer(base64.b64decode(embedded.source.split(",")[1]), np.uint8), cv2.IMREAD_COLOR)
@@ -159,11 +162,24 @@ def test_pictures_are_the_right_ones_and_unlabelled_pixels_are_black(reported, t
     one = reported.tallied.worst[0]
     truth, half = one.truth.copy(), one.truth.shape[1] // 2
     truth[:, :half], truth[:, half:] = 0, 7
-    (shown,) = examples([Kept(one.score, truth, np.full_like(truth, 1200))], reported.dataset)
+    (shown,) = examples([Kept(one.score, truth, np.full_like(truth, 1200))], reported.dataset, "val")
     for _, embedded in shown.panels[1:]:
         pixels = cv2.imdecode(np.frombuffer(base64.b64decode(embedded.source.split(",")[1]), np.uint8), cv2.IMREAD_COLOR)
         edge = round(half * embedded.width / truth.shape[1])
         assert not pixels[:, : edge - 2].any() and pixels[:, edge + 2 :].any(axis=2).mean() > 0.9
+
+
+def test_a_picture_is_that_of_the_evaluated_split_where_another_one_has_its_id(tree):
+    for split in ("train", "val"):
+        tree.image(1, split, f"{split}2017")
+        tree.stuff(1, 92, box(0, 0, 8, 4), f"{split}2017")
+    cv2.imwrite(str(tree.picture(1, "val2017")), np.full((8, 8, 3), 200, np.uint8))
+    mask = tree.build().split("val").mask(0)
+    kept = Kept(picture_scores(tally([Predicted(1, to_labels(mask), to_labels(mask))], 1284, 1).pictures)[0], mask, mask)
+    (shown,) = examples([kept], Dataset.open(tree.root / "data"), "val")
+    content = base64.b64decode(shown.panels[0][1].source.split(",")[1])
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    assert np.abs(pixels.astype(int) - 200).max() < 20
 
 
 def events(run: Run, points: dict[str, dict[int, float]], purge: int | None = None):

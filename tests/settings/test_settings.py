@@ -119,6 +119,7 @@ OTHERS = {
     "norm": "group",
     "dim": 6,
     "normalize": "none",
+    "distance": "cosine",
     "optimizer": "adamw",
     "loss": "dense",
     "temperature": "learnt",

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from runs import config, same, weights
+from victims import contents
 
 from cocolvis.errors import DataError
 from ess.checkpoint import Run
@@ -162,6 +163,21 @@ def test_damaged_files_are_computed_again(dataset, tmp_path, computed, caplog):
     assert len(computed) - 8 < 8
 
 
+def test_a_damaged_file_that_another_process_removes_first_is_computed_again(dataset, tmp_path, computed, monkeypatch):
+    store(dataset, tmp_path)
+    hashed, removed = feature_store.sha256, []
+
+    def late(path):
+        if not removed:
+            removed.append(path.unlink())
+        return hashed(path)
+
+    monkeypatch.setattr(feature_store, "sha256", late)
+    found = store(dataset, tmp_path)
+    split = dataset.split("train")
+    assert 1 <= len(computed) - 8 < 8 and all(found.of(split[index], index) for index in range(8))
+
+
 def test_data_sets_share_the_features_of_their_common_pictures(sample, dataset, tmp_path, computed):
     fold = sample.rebuild(tmp_path / "fold", shard_size=7)
     store(dataset, tmp_path / "features", range(6))
@@ -215,6 +231,18 @@ def test_settings_that_change_the_features_are_refused(dataset, tmp_path, change
     with pytest.raises(DataError, match=message) as refusal:
         train(dataset, tmp_path / "run", replace(FROZEN, **changed), cache_features=tmp_path / "features")
     assert "\n" not in str(refusal.value) and not [*tmp_path.rglob("*")]
+
+
+def test_averaged_weights_with_another_encoder_than_the_steps_are_refused(dataset, tmp_path):
+    """The encoder was trained before it was frozen."""
+    run = train(dataset, tmp_path / "run", replace(FROZEN, steps=1, ema=0.5, encoder_lr=0.1))
+    before = contents(run.folder)
+    with pytest.raises(DataError, match=r"ema has averaged an encoder .*; leave out --cache-features$") as told:
+        train(dataset, run.folder, replace(FROZEN, ema=0.5), resume=True, cache_features=tmp_path / "features")
+    assert "\n" not in str(told.value) and contents(run.folder) == before and not (tmp_path / "features").exists()
+    for steps in (1, 2):
+        settings = replace(FROZEN, ema=0.5, steps=steps)
+        train(dataset, tmp_path / "frozen", settings, resume=True, cache_features=tmp_path / "features")
 
 
 def test_windows_begin_at_multiples_of_the_stride_and_contain_the_pixel():

@@ -87,12 +87,12 @@ def test_an_interruption_saves_the_step_and_can_be_resumed(run, dataset, tmp_pat
     assert same(weights(train(dataset, tmp_path / "run", config(), resume=True).folder, 4), weights(run.folder, 4))
 
 
-def test_resuming_an_absent_run_begins_it_and_a_finished_one_ends_at_once(run, dataset, tmp_path):
+def test_resuming_an_absent_run_begins_it_and_a_finished_one_ends_at_once(run, dataset, tmp_path, capsys):
     begun = train(dataset, tmp_path / "new", config(), resume=True)
     assert same(weights(begun.folder, 4), weights(run.folder, 4))
     stamp = begun.checkpoints()[-1].stat().st_mtime_ns
     train(dataset, tmp_path / "new", config(), resume=True)
-    assert begun.checkpoints()[-1].stat().st_mtime_ns == stamp
+    assert begun.checkpoints()[-1].stat().st_mtime_ns == stamp and capsys.readouterr().out == ""
 
 
 def test_resume_refuses_another_model(run, dataset):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from click.testing import CliRunner
 from effects import Steps
 from import_trees import make_picture, write_labels
@@ -292,7 +293,18 @@ def test_what_an_evaluation_needs_is_looked_at_before_the_first_step(dataset, tm
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("limit", "damaged", "trains"), [(2, (0, 1), False), (None, (0, 1), True), (3, (0, 1), True)])
+@pytest.mark.parametrize(
+    ("limit", "damaged", "trains"),
+    [
+        (2, (0, 1), False),
+        (1, (0, 3), False),
+        (None, (0, 1), True),
+        (3, (0, 1), True),
+        (1, (3,), True),
+        (2, (1, 2, 3), True),
+        (9, (0, 1, 2, 3), True),
+    ],
+)
 def test_an_evaluation_that_would_skip_all_its_images_is_refused_before_the_first_step(dataset, limit, damaged, trains):
     images = dataset.split("val")
     contents = [images[index].content for index in damaged]
@@ -305,9 +317,8 @@ def test_an_evaluation_that_would_skip_all_its_images_is_refused_before_the_firs
         if trains:
             check_readable(dataset, "val", limit=limit, skip_damaged=True)
             return
-        with pytest.raises(
-            DataError, match=r"none of the 2 images to evaluate on can be read; the first: .*evaluations need this"
-        ):
+        told = rf"none of the {limit} images to evaluate on can be read; the first: .*evaluations need this"
+        with pytest.raises(DataError, match=told):
             check_readable(dataset, "val", limit=limit, skip_damaged=True)
 
 
@@ -316,6 +327,29 @@ def test_a_tracker_that_cannot_write_is_one_line(dataset, tmp_path):
     (tmp_path / "run" / "tensorboard").write_text("a file")
     with pytest.raises(DataError, match=r"run: the curves of --track tensorboard cannot be written: .+$"):
         train(dataset, tmp_path / "run", config(steps=1))
+
+
+def test_a_tracker_that_cannot_start_is_one_line_before_the_run_begins(dataset, tmp_path, monkeypatch):
+    def refuse(*arguments, **settings):
+        raise RuntimeError("No API key configured.\nUse `wandb login` to log in.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Accelerator, "init_trackers", refuse)
+        with pytest.raises(DataError, match=r"the curves of --track tensorboard cannot be written: No API key configured\.$"):
+            train(dataset, tmp_path / "run", config(steps=1))
+    assert not [*tmp_path.rglob("run.json"), *tmp_path.rglob("checkpoints")]
+    train(dataset, tmp_path / "run", config(steps=1))
+
+
+def test_a_tracker_that_fails_costs_no_step(dataset, tmp_path, monkeypatch, caplog):
+    def fail(*arguments, **settings):
+        raise ValueError("the server\nis gone")
+
+    monkeypatch.setattr(Accelerator, "log", fail)
+    run = train(dataset, tmp_path / "run", config(steps=2, log_every=1))
+    assert [path.name for path in run.checkpoints()][-1] == "step-00000002"
+    said = [record.getMessage() for record in caplog.records if "curves" in record.getMessage()]
+    assert said == ["the curves end here: the server; the training continues without them"]
 
 
 def test_curves_that_can_no_longer_be_written_cost_no_step(dataset, tmp_path, monkeypatch, caplog, capfd):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.commands import command
-from cli.display import print_json, progress, say
+from cli.display import print_json, progress, say, shell
 from cli.options import PATH, image_root_option, json_option
 from cli.run_options import Numbers, checkpoint_option, device_option, run_argument
 
@@ -20,7 +20,7 @@ _KEPT = "the run is unchanged, and the pixels counted so far are kept: run the s
 @run_argument
 @click.argument("data", type=PATH, required=False)
 @click.option("--taus", type=Numbers(float), help="Values of tau to try: N[,N...].  [default: 0,0.05,...,1.5]")
-@click.option("--limit", type=click.IntRange(min=1), help="At most N images of that quarter of the training images.")
+@click.option("--limit", type=click.IntRange(min=1), help="Use at most N images of the random quarter of train.")
 @click.option("--skip-damaged", is_flag=True, help="Leave out damaged images, and report them.")
 @click.option("--clear", is_flag=True, help="Remove the calibration of the run.")
 @checkpoint_option
@@ -115,11 +115,13 @@ def _as_json(found: "Calibration") -> dict:
 
 def _print_choice(run: Path, found: "Calibration") -> None:
     before, after = found.miou(0.0), found.miou(found.tau)
-    where = f"{found.pixels:,} pixels sampled from {found.images:,} training images"
+    what = f"the mIoU of {found.pixels:,} pixels sampled from {found.images:,} training images"
+    best = f"tau {found.tau:g} is the best of {len(found.trials)} values"
     if not found.tau:
-        say(f"tau 0 is the best of {len(found.trials)} values: mIoU {before:.4f} of {where}. Predictions stay as they are.")
+        say(f"{best}: {what} is {before:.4f}. Predictions stay as they are.")
         return
-    say(f"tau {found.tau:g} is the best of {len(found.trials)} values: mIoU {after:.4f}, {before:.4f} without, of {where}.")
+    say(f"{best}: it raises {what}, from {before:.4f} to {after:.4f}.")
     if found.tau in (found.trials[0].tau, found.trials[-1].tau):
-        say("It is the last of the values that were tried; try more with --taus.")
-    say(f"Predictions of checkpoint step-{found.step:08d} use it from now on; undo this with: ess calibrate {run} --clear")
+        say("It is the smallest or largest value that was tried; try more with --taus.")
+    undo = shell("ess", "calibrate", run, "--clear")
+    say(f"Predictions of checkpoint step-{found.step:08d} use it from now on; undo this with {undo}.")

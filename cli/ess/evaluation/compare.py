@@ -46,8 +46,9 @@ def compare(
     from ess.evaluation.evaluate import check_vocabulary, count_pictures, scores_of
 
     dataset, counts, skipped = Dataset.open(data, image_root), [], 0
-    for folder in (baseline, run):
-        check_vocabulary(Run.open(folder).vocabulary, dataset)
+    for opened in map(Run.open, (baseline, run)):
+        check_vocabulary(opened.vocabulary, dataset)
+        opened.candidates(how["checkpoint"])
     for folder, label in ((baseline, "baseline"), (run, "run")):
         with predicted(folder, dataset, label, **how) as found:
             counts.append(count_pictures(found.images, len(dataset.vocabulary)))

@@ -8,7 +8,9 @@ from cli.options import json_option
 
 
 @command(interrupted=UNCHANGED)
-@click.option("--arch", help="Only the encoders that work with this decoder; with --encoder, refuse another one.")
+@click.option(
+    "--arch", help="Only the encoders that work with this decoder; with --encoder: fail unless the two work together."
+)
 @click.option("--encoder", help="Describe one encoder: size, strides, decoders, licence, and the tags of its weights.")
 @json_option
 def models(arch: str | None, encoder: str | None, as_json: bool) -> None:

@@ -30,6 +30,8 @@ _EMBEDDINGS = {"dim", "normalize", "temperature", "distance", "margin", "embeddi
 def what_is_kept(given: dict[str, Any]) -> str:
     """The message after Ctrl-C: what --out contains, and how to continue."""
     if not os.path.exists(given["out"] / "run.json"):
+        if given["cache_features"]:
+            return "no step was finished yet, but the features stored so far are kept: continue with the same command"
         return "no step was finished yet; run the same command to start over"
     return "the last checkpoint is kept: continue with --resume"
 
@@ -39,7 +41,12 @@ def what_is_kept(given: dict[str, Any]) -> str:
 @path_option("--out", required=True, help="Folder of the run.")
 @click.option("--preset", metavar="NAME[+VARIANT...]", help="Preset to start from; see `ess preset`.")
 @path_option("--config", "config_file", help="TOML file of settings, which override the preset.")
-@click.option("--resume", is_flag=True, help="Continue from the newest checkpoint in --out; other flags need not be repeated.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Continue from the newest checkpoint in --out. Without --preset and --config, no other flag needs to be repeated; with"
+    " one of them, repeat all.",
+)
 @click.option("--allow-other-data", is_flag=True, help="With --resume: continue even if the data set is another one.")
 @path_option("--cache-features", help="Folder in which the features of a frozen encoder are stored, to compute them once.")
 @image_root_option
@@ -109,6 +116,8 @@ def _unused(settings: set[str], config: Config, classes: int) -> str:
         return "negatives is 'random', which are not searched for; choose --negatives nearest"
     if config.arch != "deeplabv3plus" and settings == {"output_stride"}:
         return f"arch is {config.arch!r}, whose encoder has one output stride; choose --arch deeplabv3plus"
+    if settings == {"eval_limit"} and config.eval_every is None:
+        return "eval_every is none, so that nothing is evaluated; choose --eval-every epoch"
     if settings == {"dropout"} and not _drops(config, classes):
         return f"arch is {config.arch!r}, whose decoder has no dropout; choose --arch deeplabv3plus"
     return ""
