@@ -23,7 +23,7 @@ IMAGES = 100_170
 """Images of LVIS v1's training split."""
 
 CLASSES = 1284
-PRESETS = ("paper-coco-lvis", "coco-lvis+convnext-upernet", "coco-lvis+dinov2-linear")
+PRESETS = ("coco-lvis", "paper-coco-lvis", "coco-lvis+convnext-upernet", "coco-lvis+dinov2-linear")
 
 REACHED = (0.25, 0.5)
 """Shares of a GPU's peak arithmetic that trainings of such networks reach, low and high."""
@@ -89,7 +89,7 @@ def estimate(preset: str, batch_size: int | None = None) -> Estimate:
     peaks = {name: gpu.float32 if config.precision == "float32" else gpu.bf16 for name, gpu in GPUS.items()}
     return Estimate(
         preset=preset,
-        precision=config.precision,
+        precision=config.precision.replace("auto", "bf16"),  # as these GPUs choose
         parameters=parameters,
         batch_size=config.batch_size,
         steps=steps,
