@@ -9,7 +9,7 @@ from cocolvis.disk.files import save_figure
 _PANELS = {
     "mIoU": lambda row: row["miou"]["all"]["value"],
     "seconds per step": lambda row: row["seconds_per_step"],
-    "peak memory of the process, GiB": lambda row: row["peak_bytes"] / 2**30,
+    "peak memory, GiB": lambda row: row["peak_bytes"] / 2**30,
 }
 
 
@@ -28,7 +28,13 @@ def draw_scale(sections: Mapping[str, Mapping[str, Any]], path: Path) -> None:
                 if row["row"] == name and row["miou"]["all"]
             ]
             axes.plot(*zip(*points, strict=True), "o-", label=name)
-        axes.set(xscale="log", xlabel="classes", title=label, yscale="linear" if label == "mIoU" else "log")
+        axes.set(xscale="log", xlabel="classes", title=label)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        if label == "seconds per step":
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+        else:
+            axes.set_ylim(0, None)
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False)
     save_figure(figure, path)
