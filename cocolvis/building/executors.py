@@ -21,6 +21,7 @@ from cocolvis.disk.lock import Lease
 from cocolvis.errors import DataError
 from cocolvis.memory import keep_freed_memory
 from cocolvis.signals import signals_held
+from cocolvis.text import one_line
 
 _PATIENCE = 30
 """Seconds to wait until a scheduler answers, and until it has a worker, at the start and when it has lost all of them."""
@@ -220,7 +221,7 @@ def _is_of_another_version(error: Exception) -> bool:
 
 def _reason(error: Exception) -> str:
     """The first line of a message, or the type of an error without one."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return one_line(str(error).strip() or type(error).__name__)
 
 
 def _within(seconds: float, call: Callable) -> Any:
