@@ -81,7 +81,13 @@ _REAL = Table(
         Row("t10", "exact", "exact", _EXACT | {"temperature": 10.0}),
         Row("t40", "exact", "exact", _EXACT | {"temperature": 40.0}),
         Row("t-learnt", "exact", "exact", _EXACT | {"temperature": "learnt"}),
-        Row("fine-tuned", "wide", "exact-d64", _EXACT | {"dim": 64, "encoder_lr": 0.1, "crop": 256}, only_on_request=True),
+        Row(
+            "fine-tuned",
+            "dense",
+            "dense-points",
+            _DENSE | {"points": 16384, "encoder_lr": 0.1, "crop": 256},
+            only_on_request=True,
+        ),
     ),
     _COMMON
     | {

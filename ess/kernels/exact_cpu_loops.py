@@ -11,20 +11,18 @@ The steps for one block of pixels, in the order of this file from bottom to top:
 The rows stay in the cache throughout. Logits are in base 2, exp z = 2^(z / ln 2): temperature and bias were divided by ln 2.
 The loops take whole arrays and indices, because making a slice costs as much as a hundred entries of a row.
 
-All these functions are in one file because numba recompiles what it has cached when the file of the entry point changes, and
-only then. The axes of arrays are those listed in ``ess.kernels``.
+The axes of arrays are those listed in ``ess.kernels``.
 """
 
 import math
 from typing import NamedTuple
 
 import numpy as np
-from llvmlite import ir
-from numba import float32, int32
-from numba.extending import intrinsic
+from numba import float32
 
 from cocolvis.compiled import entry, inlined
 from ess.kernels.distances import COSINE, EUCLIDEAN, SQUARED
+from ess.kernels.softmax_cpu import FAST, LN_2, STRICT, exp2, exponentials, fast, larger, loss, smaller, strict
 
 _NEAR = np.float32(1e-2)
 """Below this distance the gradient uses o - e itself, because o * sum(w) - sum(w * e) would cancel."""
@@ -32,64 +30,11 @@ _NEAR = np.float32(1e-2)
 _TINY = np.float32(1e-37)
 """The smallest squared distance. Its root has a finite inverse, which is multiplied by o - e = 0 if a pixel is on its class."""
 
-_STRICT = {"contract"}
-_FAST = _STRICT | {"reassoc", "nsz", "arcp", "nnan"}
-_strict = inlined(fastmath=_STRICT, error_model="numpy")
-"""Keeps infinities, NaN and the order of additions."""
-_fast = inlined(fastmath=_FAST, error_model="numpy")
-"""May reorder additions, as wide instructions must."""
-_estimate = inlined(fastmath=(_FAST - {"nnan"}) | {"afn", "ninf"}, error_model="numpy")
+_estimate = inlined(fastmath=(FAST - {"nnan"}) | {"afn", "ninf"}, error_model="numpy")
 """May replace a reciprocal root by the processor's estimate and one Newton step."""
 
 
-@intrinsic
-def _bits(context, number):
-    """The bits of a float32 as int32."""
-    return int32(float32), lambda context, builder, signature, values: builder.bitcast(values[0], ir.IntType(32))
-
-
-@intrinsic
-def _number(context, bits):
-    """The float32 with these bits, given as int32."""
-    return float32(int32), lambda context, builder, signature, values: builder.bitcast(values[0], ir.FloatType())
-
-
-def _extreme(name):
-    """LLVM's own maximum or minimum of two float32, which it vectorises over a row; a comparison in Python it does not."""
-
-    def call(context, builder, signature, values):
-        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType()] * 2)
-        function = builder.module.declare_intrinsic(name, [ir.FloatType()], kind)
-        return builder.call(function, values, fastmath=("nnan", "nsz", "reassoc"))
-
-    return intrinsic(lambda context, a, b: (float32(float32, float32), call))
-
-
-_larger, _smaller = _extreme("llvm.maxnum"), _extreme("llvm.minnum")
-
-_LN_2 = math.log(2)
-_ROUND = np.float32(1.5 * 2**23)
-"""Adding this to a small float32 rounds it to an integer, which is then in the lowest bits."""
-_LEAST = np.float32(-126)
-"""The smallest exponent of a normal float32."""
-_FIT = np.polynomial.Chebyshev.interpolate(np.exp2, 6, domain=[-0.5, 0.5]).convert(kind=np.polynomial.Polynomial).coef
-_C0, _C1, _C2, _C3, _C4, _C5, _C6 = _FIT.astype(np.float32)
-
-
-@_strict
-def _exp2(x):
-    """2^x for x <= 0, float32 within 2 units in the last place, and 2^-126 for x < -126. Free of branches.
-
-    With x = n + f, n an integer and |f| <= 1/2, a polynomial gives 2^f, and n is added to the bits of its exponent.
-    """
-    x = max(x, _LEAST)
-    shifted = x + _ROUND
-    f = x - (shifted - _ROUND)
-    y = (((((_C6 * f + _C5) * f + _C4) * f + _C3) * f + _C2) * f + _C1) * f + _C0
-    return _number(int32(_bits(y) + int32(_bits(shifted) << 23)))  # type: ignore[call-arg]  # numba adds the context
-
-
-@_fast
+@fast
 def _add_squares(rows, i, at, table, tile, d, x0, x1, x2, x3, y0, y1, y2, y3):
     for c in range(table.shape[2]):
         e, f, g, h = table[tile, d, c], table[tile, d + 1, c], table[tile, d + 2, c], table[tile, d + 3, c]
@@ -97,7 +42,7 @@ def _add_squares(rows, i, at, table, tile, d, x0, x1, x2, x3, y0, y1, y2, y3):
         rows[i + 1, at, c] += (y0 - e) * (y0 - e) + (y1 - f) * (y1 - f) + (y2 - g) * (y2 - g) + (y3 - h) * (y3 - h)
 
 
-@_fast
+@fast
 def _add_products(rows, i, at, table, tile, d, x0, x1, x2, x3, y0, y1, y2, y3):
     for c in range(table.shape[2]):
         e, f, g, h = table[tile, d, c], table[tile, d + 1, c], table[tile, d + 2, c], table[tile, d + 3, c]
@@ -105,7 +50,7 @@ def _add_products(rows, i, at, table, tile, d, x0, x1, x2, x3, y0, y1, y2, y3):
         rows[i + 1, at, c] += y0 * e + y1 * f + y2 * g + y3 * h
 
 
-@_fast
+@fast
 def _scores(rows, i, at, table, tile, points, distance):
     """Squared distances, or inner products, of the pixels i and i + 1 and the classes of one tile, into rows[i : i + 2, at].
 
@@ -133,14 +78,14 @@ def _roots(row, inverses, i):
         row[c] = square * inverse
 
 
-@_fast
+@fast
 def _scale_and_add(row, slope, bias, start):
     """row = slope * row + bias[start:]."""
     for c in range(len(row)):
         row[c] = slope * row[c] + bias[start + c]
 
 
-@_fast
+@fast
 def _multiply(row, inverses, i):
     """row *= inverses[i]; returns the sum."""
     total = float32(0)
@@ -151,43 +96,32 @@ def _multiply(row, inverses, i):
     return total
 
 
-@_fast
+@fast
 def _near(inverses, i, count):
     """Whether any of the pixel's first ``count`` distances is below _NEAR."""
     largest = float32(0)
     for c in range(count):
-        largest = _larger(largest, inverses[i, c])
+        largest = larger(largest, inverses[i, c])
     return largest * _NEAR > 1
 
 
-@_fast
+@fast
 def _largest(row):
     largest = row[0]
     for c in range(len(row)):
-        largest = _larger(largest, row[c])
+        largest = larger(largest, row[c])
     return largest
 
 
-@_fast
+@fast
 def _smallest(row):
     smallest = row[0]
     for c in range(len(row)):
-        smallest = _smaller(smallest, row[c])
+        smallest = smaller(smallest, row[c])
     return smallest
 
 
-@_fast
-def _exponentials(row, slope, shift):
-    """row = 2^(slope * row - shift); returns the sum."""
-    total = float32(0)
-    for c in range(len(row)):
-        value = _exp2(slope * row[c] - shift)
-        row[c] = value
-        total += value
-    return total
-
-
-@_fast
+@fast
 def _dots(table, tile, d, rows, at, i):
     """Sums over the classes of a tile of weight times coordinate, for four pixels and the dimensions d and d + 1."""
     a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = float32(0)
@@ -205,7 +139,7 @@ def _dots(table, tile, d, rows, at, i):
     return a0, a1, a2, a3, b0, b1, b2, b3
 
 
-@_fast
+@fast
 def _add_outer(sums, tile, d, rows, at, i, x0, x1, x2, x3, y0, y1, y2, y3):
     """Add the weights of four pixels times their coordinates x (dimension d) and y (d + 1) to the sums of the classes."""
     for c in range(sums.shape[2]):
@@ -214,7 +148,7 @@ def _add_outer(sums, tile, d, rows, at, i, x0, x1, x2, x3, y0, y1, y2, y3):
         sums[tile, d + 1, c] += w0 * y0 + w1 * y1 + w2 * y2 + w3 * y3
 
 
-@_fast
+@fast
 def _subtract_weights(column, tile, rows, at, i, x0, x1, x2, x3):
     """Subtract the weights of four pixels, each times a factor, from the sums of the classes."""
     for c in range(column.shape[1]):
@@ -269,7 +203,7 @@ class Sums(NamedTuple):
     slopes: np.ndarray
 
 
-@_strict
+@strict
 def _gather(problem, image, at, end, block):
     """Fill the block with the next pixels at:end of an image that count; returns (their number, where to continue).
 
@@ -288,7 +222,7 @@ def _gather(problem, image, at, end, block):
     return filled, at
 
 
-@_strict
+@strict
 def _leave_out(row, mask, image, start, target, value):
     """Set the entries of classes that the mask excludes from an image, except the target's."""
     for c in range(len(row)):
@@ -296,7 +230,7 @@ def _leave_out(row, mask, image, start, target, value):
             row[c] = value
 
 
-@_strict
+@strict
 def _logits(problem, image, block, filled, tile, start, stop):
     """Fill the rows for the classes start:stop; returns the slope for which slope * row are the logits."""
     table, distance, bias, mask = problem.table, problem.distance, problem.bias, problem.mask
@@ -318,7 +252,7 @@ def _logits(problem, image, block, filled, tile, start, stop):
     return steep
 
 
-@_strict
+@strict
 def _join(row, slope, target, own, best, others):
     """Add a group of classes to a pixel's online softmax; returns the new (own, best, others). row = 2^(slope * row - best).
 
@@ -328,17 +262,10 @@ def _join(row, slope, target, own, best, others):
     if 0 <= target < len(row):
         own = slope * row[target]
         row[target] = -np.inf if slope > 0 else np.inf
-    return own, best, others * _exp2(before - best) + _exponentials(row, slope, best)
+    return own, best, others * exp2(before - best) + exponentials(row, slope, best)
 
 
-@_strict
-def _loss(own, best, others):
-    """(loss, factor) of a pixel. The factor turns a row of exponentials into the derivatives by the logits, s_c - [c = t]."""
-    whole = others + _exp2(own - best)
-    return math.log1p(others) if own == best else math.log(whole) - _LN_2 * (own - best), float32(1) / whole
-
-
-@_strict
+@strict
 def _take_near(table, tile, row, inverses, factor, points, moves, i, sums):
     """Add the gradients of classes that nearly coincide with a pixel from o - e, and set their weights to 0."""
     width = table.shape[2]
@@ -352,7 +279,7 @@ def _take_near(table, tile, row, inverses, factor, points, moves, i, sums):
             row[c] = 0
 
 
-@_strict
+@strict
 def _weigh(problem, image, block, filled, tile, start, stop, steep, sums):
     """Turn rows of exponentials into the weights w_c of the gradient, sum of w_c (o - e_c), up to a factor of each row."""
     labels, mask, table, distance = problem.labels, problem.mask, problem.table, problem.distance
@@ -375,7 +302,7 @@ def _weigh(problem, image, block, filled, tile, start, stop, steep, sums):
                 moves[i, d] += whole * points[i, d]
 
 
-@_strict
+@strict
 def _spread(problem, block, filled, tile, steep, sums):
     """Add weights times class embeddings to the gradients of the block's pixels, and weights times pixels to the classes'."""
     table, rows, points, moves, factors = problem.table, block.rows, block.points, block.moves, block.factors
@@ -402,7 +329,7 @@ def _spread(problem, block, filled, tile, steep, sums):
                 _subtract_weights(sums.weights, tile + at, rows, at, i, f0, f1, f2, f3)
 
 
-@_strict
+@strict
 def _forward(problem, image, block, filled, losses):
     """Write the losses of a block and leave the last group's exponentials in the rows; returns the slope of :func:`_logits`."""
     width, flat, where, labels, weights = problem.table.shape[2], block.flat, block.where, problem.labels, problem.weights
@@ -416,23 +343,23 @@ def _forward(problem, image, block, filled, losses):
             target = labels[image, where[i]] - start
             own[i], best[i], others[i] = _join(flat[i, : stop - start], slope, target, own[i], best[i], others[i])
     for i in range(filled):
-        losses[image, where[i]], factor = _loss(own[i], best[i], others[i])
+        losses[image, where[i]], factor = loss(own[i], best[i], others[i])
         factors[i] = factor * weights[image, where[i]]
     return slope
 
 
-@_strict
+@strict
 def _backward(problem, image, block, filled, slope, gradients, sums):
     """Write the gradients of a block after :func:`_forward`. Several groups of classes are each computed a second time."""
     width, flat, where, best, moves = problem.table.shape[2], block.flat, block.where, block.best, block.moves
-    steep = -problem.temperature * float32(2 * _LN_2 if problem.distance == SQUARED else _LN_2)
+    steep = -problem.temperature * float32(2 * LN_2 if problem.distance == SQUARED else LN_2)
     moves[:] = 0
     for tile in range(0, len(problem.table), block.rows.shape[1]):
         start, stop = tile * width, min(tile * width + flat.shape[1], problem.classes)
         if flat.shape[1] < problem.classes:
             _logits(problem, image, block, filled, tile, start, stop)
             for i in range(filled):
-                _exponentials(flat[i, : stop - start], slope, best[i])
+                exponentials(flat[i, : stop - start], slope, best[i])
         _weigh(problem, image, block, filled, tile, start, stop, steep, sums)
         _spread(problem, block, filled, tile, steep, sums)
     for d in range(gradients.shape[1]):
@@ -440,7 +367,7 @@ def _backward(problem, image, block, filled, slope, gradients, sums):
             gradients[image, d, where[i]] = moves[i, d]
 
 
-@entry(fastmath=_STRICT, error_model="numpy")
+@entry(fastmath=STRICT, error_model="numpy")
 def run_chunk(problem, image, first, end, block, losses, gradients, sums):
     """Write losses[image, first:end], and unless ``gradients`` (B, D, N) is empty also the gradients, adding to ``sums``."""
     at = first

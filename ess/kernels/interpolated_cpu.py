@@ -6,103 +6,40 @@ the logits of all pixels, which need hundreds of times as much memory as the gri
 ``torch.nn.functional.cross_entropy`` after ``interpolate``.
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from llvmlite import ir
-from numba import float32, int32
-from numba.extending import intrinsic
+from numba import float32
 
-from cocolvis.compiled import entry, inlined
+from cocolvis.compiled import entry
 from ess.kernels.coarse_cpu import axis
+from ess.kernels.softmax_cpu import LN_2, fast, larger, probabilities, strict
 from ess.kernels.threads import parallel_for
 from ess.kernels.tiles import zeros
 
-_strict = inlined(fastmath={"contract"}, error_model="numpy")
-_fast = inlined(fastmath={"contract", "reassoc", "nsz", "arcp", "nnan"}, error_model="numpy")
-
-_LN_2 = np.float32(math.log(2))
-_PER_LN_2 = np.float32(1 / math.log(2))
+_PER_LN_2 = np.float32(1 / LN_2)
 
 
-# The next functions resemble those of exact_cpu_loops. They cannot be shared, because numba's cache of what is compiled from
-# this file would not notice a change in another one.
-
-
-@intrinsic
-def _bits(context, number):
-    """The bits of a float32 as int32."""
-    return int32(float32), lambda context, builder, signature, values: builder.bitcast(values[0], ir.IntType(32))
-
-
-@intrinsic
-def _number(context, bits):
-    """The float32 with these bits, given as int32."""
-    return float32(int32), lambda context, builder, signature, values: builder.bitcast(values[0], ir.FloatType())
-
-
-@intrinsic
-def _larger(context, a, b):
-    """LLVM's own maximum of two float32, which it vectorises over a row."""
-
-    def call(context, builder, signature, values):
-        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType()] * 2)
-        function = builder.module.declare_intrinsic("llvm.maxnum", [ir.FloatType()], kind)
-        return builder.call(function, values, fastmath=("nnan", "nsz", "reassoc"))
-
-    return float32(float32, float32), call
-
-
-_ROUND = np.float32(1.5 * 2**23)
-"""Adding this to a small float32 rounds it to an integer, which is then in the lowest bits."""
-_LEAST = np.float32(-126)
-"""The smallest exponent of a normal float32."""
-_FIT = np.polynomial.Chebyshev.interpolate(np.exp2, 6, domain=[-0.5, 0.5]).convert(kind=np.polynomial.Polynomial).coef
-_C0, _C1, _C2, _C3, _C4, _C5, _C6 = _FIT.astype(np.float32)
-
-
-@_strict
-def _exp2(x):
-    """2^x for x <= 0, float32 within 2 units in the last place, and 2^-126 for x < -126. Free of branches."""
-    x = max(x, _LEAST)
-    shifted = x + _ROUND
-    f = x - (shifted - _ROUND)
-    y = (((((_C6 * f + _C5) * f + _C4) * f + _C3) * f + _C2) * f + _C1) * f + _C0
-    return _number(int32(_bits(y) + int32(_bits(shifted) << 23)))  # type: ignore[call-arg]  # numba adds the context
-
-
-@_fast
+@fast
 def _between(row, a, b, share):
     """row = a + share * (b - a)."""
     for c in range(len(row)):
         row[c] = a[c] + share * (b[c] - a[c])
 
 
-@_fast
+@fast
 def _logits(row, left, right, share):
     """Write the logits of a pixel for base 2, and return the largest: left + share * (right - left), divided by ln 2."""
     largest = float32(-np.inf)
     for c in range(len(row)):
         value = _PER_LN_2 * (left[c] + share * (right[c] - left[c]))
         row[c] = value
-        largest = _larger(largest, value)  # type: ignore[call-arg]  # numba adds the context
+        largest = larger(largest, value)
     return largest
 
 
-@_fast
-def _exponentials(row, best):
-    """row = 2^(row - best); returns the sum."""
-    total = float32(0)
-    for c in range(len(row)):
-        value = _exp2(row[c] - best)
-        row[c] = value
-        total += value
-    return total
-
-
-@_fast
+@fast
 def _add_to_two(first, second, row, a, b):
     """first += a * row, second += b * row."""
     for c in range(len(row)):
@@ -110,22 +47,7 @@ def _add_to_two(first, second, row, a, b):
         second[c] += b * row[c]
 
 
-@_strict
-def _pixel(row, best, target):
-    """Turn the logits of a pixel into its probabilities, less 1 for the target and up to a factor; returns (loss, factor).
-
-    The target does not enter the sum over the others, so that a loss near 0 keeps all its digits.
-    """
-    own = row[target]
-    row[target] = -np.inf
-    others = _exponentials(row, best)
-    whole = others + _exp2(own - best)
-    row[target] = -others
-    loss = math.log1p(others) if own == best else math.log(whole) - _LN_2 * (own - best)
-    return loss, float32(1) / whole
-
-
-@_strict
+@strict
 def _run_row(above, below, down, starts, right, labels, ignore_index, losses, moves, scratch):
     """Write the losses (rows, W) of the pixels between two rows of the grid, (w, C) each, and add gradients to moves (2, w, C).
 
@@ -144,7 +66,7 @@ def _run_row(above, below, down, starts, right, labels, ignore_index, losses, mo
                 if labels[y, x] == ignore_index:
                     continue
                 best = _logits(row, at_left, at_right, right[x])
-                losses[y, x], factor = _pixel(row, best, labels[y, x])
+                losses[y, x], factor = probabilities(row, best, labels[y, x])
                 if len(moves):
                     _add_to_two(to_left, to_right, row, factor * (float32(1) - right[x]), factor * right[x])
             if len(moves):

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ess.device import moved
+from ess.losses.fused import BACKENDS
 
 OVERSAMPLED = 3
 """How many random points are drawn for each point of the result."""
@@ -17,41 +18,116 @@ UNCERTAIN = 0.75
 
 
 def point_cross_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, points: int, *, extent: tuple[int, int] | None = None, ignore_index: int = -1
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    points: int,
+    *,
+    extent: tuple[int, int] | None = None,
+    ignore_index: int = -1,
+    backend: str = "auto",
 ) -> torch.Tensor:
-    """The mean cross entropy over the labelled ones of ``points`` points of each image, (B,), 0 for images without any.
+    """The mean cross entropy over the labelled ones of ``points`` points of each image, (B,) float32, 0 for images without any.
 
     ``logits`` (B, C, h, w) floating with C >= 2, ``labels`` (B, H, W) integer, 0..C-1 or ``ignore_index``. The logits cover an
     area of ``extent`` pixels (height, width), which is larger than H x W if images were padded at the bottom and the right; by
     default both are the same. The points are within H x W. Their logits are interpolated bilinearly, as if the map had first
     been resized to its extent, and their labels are those of the pixels that contain them. Random numbers are those of torch's
     global generator on the device.
+
+    ``backend`` "fused" uses compiled kernels that never store the logits of all points (CPU), "torch" stores those of one
+    image at a time, and "auto" is "fused" if that is possible. Raises ValueError if the backend does not fit.
     """
+    if backend not in BACKENDS or (backend == "fused" and logits.device.type != "cpu"):
+        raise ValueError(f"backend is {backend!r} on {logits.device}: expected auto, torch or, on a CPU, fused")
     extent = extent or (labels.shape[1], labels.shape[2])
-    losses = []
-    for image, mask in zip(logits.float(), labels.long(), strict=True):  # one at a time: points x classes numbers are many
-        places = choose_points(image, mask, points, extent=extent, ignore_index=ignore_index)
-        targets = labels_at(mask, places)
-        summed = F.cross_entropy(logits_at(image, places, extent), targets, ignore_index=ignore_index, reduction="sum")
-        losses.append(summed / (targets != ignore_index).sum().clamp_min(1))
-    return torch.stack(losses)
+    fused = logits.device.type == "cpu" and backend != "torch"
+    logits, labels = logits.float(), labels.long()
+    if fused:
+        logits = logits.contiguous(memory_format=torch.channels_last)
+    images = [*zip(logits, labels, strict=True)]
+    places = [choose_points(*image, points, extent=extent, ignore_index=ignore_index, fused=fused) for image in images]
+    targets = [labels_at(mask, each) for (_, mask), each in zip(images, places, strict=True)]
+    if fused:
+        sums = _summed(logits, torch.stack(places), torch.stack(targets), extent, ignore_index)
+    else:
+        sums = torch.stack([_sum(*each, extent, ignore_index) for each in zip(logits, places, targets, strict=True)])
+    return sums / (torch.stack(targets) != ignore_index).sum(dim=1).clamp_min(1)
 
 
 @torch.no_grad()
 def choose_points(
-    logits: torch.Tensor, labels: torch.Tensor, points: int, *, extent: tuple[int, int], ignore_index: int = -1
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    points: int,
+    *,
+    extent: tuple[int, int],
+    ignore_index: int = -1,
+    fused: bool = False,
 ) -> torch.Tensor:
-    """(points, 2) float32 places (y, x) in pixels, of one image: ``logits`` (C, h, w), ``labels`` (H, W).
+    """(points, 2) float32 places (y, x) in pixels, of one image: ``logits`` (C, h, w) float32, ``labels`` (H, W).
 
     Of three times as many uniformly random places, those with the smallest difference between the two largest logits are 75 %
     of the result. Places without a label count as certain, because nothing can be learned there. The rest is uniformly random.
     """
     size = moved(torch.tensor(labels.shape, dtype=torch.float32), logits.device)
     drawn = torch.rand(OVERSAMPLED * points, 2, device=logits.device) * size
-    largest = logits_at(logits, drawn, extent).topk(2, dim=1).values
-    uncertainty = (largest[:, 1] - largest[:, 0]).masked_fill(labels_at(labels, drawn) == ignore_index, -torch.inf)
+    margins = (_fused_margins if fused else _margins)(logits, drawn, extent)
+    uncertainty = (-margins).masked_fill(labels_at(labels, drawn) == ignore_index, -torch.inf)
     uncertain = drawn[uncertainty.topk(int(UNCERTAIN * points)).indices]
     return torch.cat([uncertain, torch.rand(points - len(uncertain), 2, device=logits.device) * size])
+
+
+def _margins(logits: torch.Tensor, places: torch.Tensor, extent: tuple[int, int]) -> torch.Tensor:
+    """(P,): the largest logit less the second largest at each place."""
+    largest = logits_at(logits, places, extent).topk(2, dim=1).values
+    return largest[:, 0] - largest[:, 1]
+
+
+@torch.compiler.disable
+def _fused_margins(logits: torch.Tensor, places: torch.Tensor, extent: tuple[int, int]) -> torch.Tensor:
+    from ess.kernels.points_cpu import margins  # imported late: numba is slow to import
+
+    grid = logits.permute(1, 2, 0).numpy()
+    return torch.from_numpy(margins(grid, places.numpy(), extent, threads=torch.get_num_threads()))
+
+
+@torch.compiler.disable
+def _summed(
+    logits: torch.Tensor, places: torch.Tensor, targets: torch.Tensor, extent: tuple[int, int], ignore_index: int
+) -> torch.Tensor:
+    return _Summed.apply(logits, places, targets, extent, ignore_index)
+
+
+def _sum(
+    logits: torch.Tensor, places: torch.Tensor, targets: torch.Tensor, extent: tuple[int, int], ignore_index: int
+) -> torch.Tensor:
+    return F.cross_entropy(logits_at(logits, places, extent), targets, ignore_index=ignore_index, reduction="sum")
+
+
+class _Summed(torch.autograd.Function):
+    """The sums (B,) of the losses at the places of each image; the forward pass computes the gradient too."""
+
+    @staticmethod
+    def forward(ctx, logits, places, targets, extent, ignore_index):
+        from ess.kernels.points_cpu import losses  # imported late: numba is slow to import
+
+        found = losses(
+            logits.detach().permute(0, 2, 3, 1).numpy(),
+            places.numpy(),
+            targets.numpy(),
+            extent,
+            ignore_index=ignore_index,
+            gradient=ctx.needs_input_grad[0],
+            threads=torch.get_num_threads(),
+        )
+        if found.grid is not None:
+            ctx.save_for_backward(torch.from_numpy(found.grid).permute(0, 3, 1, 2))
+        return torch.from_numpy(found.losses).sum(dim=1, dtype=torch.float64).float()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream):
+        return ctx.saved_tensors[0] * upstream[:, None, None, None], None, None, None, None
 
 
 def logits_at(logits: torch.Tensor, places: torch.Tensor, extent: tuple[int, int]) -> torch.Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ess.kernels import points_cpu
 from ess.losses import points as module
 from ess.losses.points import choose_points, labels_at, logits_at, point_cross_entropy
 
@@ -61,11 +62,12 @@ def test_logits_in_the_middles_of_pixels_are_those_of_the_resized_map(maps):
     torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-5)
 
 
-def test_the_uncertain_points_are_the_most_uncertain_of_three_times_as_many(maps, monkeypatch):
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_uncertain_points_are_the_most_uncertain_of_three_times_as_many(maps, monkeypatch, fused):
     logits, labels = maps[0][0].float(), maps[1][0]
     drawn, rand = [], torch.rand
     monkeypatch.setattr(torch, "rand", lambda *a, **k: drawn.append(rand(*a, **k)) or drawn[-1])
-    chosen = choose_points(logits, labels, 41, extent=EXTENT)
+    chosen = choose_points(logits, labels, 41, extent=EXTENT, fused=fused)
     size = torch.tensor([18.0, 21.0])
     assert [len(each) for each in drawn] == [123, 11] and torch.equal(chosen[30:], drawn[1] * size)
     places = drawn[0] * size
@@ -74,17 +76,18 @@ def test_the_uncertain_points_are_the_most_uncertain_of_three_times_as_many(maps
     best = places[margins.argsort()[:30]]
     assert {*map(tuple, chosen[:30].tolist())} == {*map(tuple, best.tolist())}
     assert margins.isinf().sum() > 10
-    few = choose_points(logits, maps[1][1], 400, extent=EXTENT)  # more than there are labelled ones
+    few = choose_points(logits, maps[1][1], 400, extent=EXTENT, fused=fused)  # more than there are labelled ones
     assert len(few) == 400 and (few >= 0).all() and (few <= size).all()
 
 
-def test_the_loss_and_its_gradient_are_the_means_over_the_labelled_points(maps, monkeypatch):
+@pytest.mark.parametrize("backend", ["torch", "fused"])
+def test_the_loss_and_its_gradient_are_the_means_over_the_labelled_points(maps, monkeypatch, backend):
     logits, labels = maps
     kept, original = [], module.choose_points
     monkeypatch.setattr(module, "choose_points", lambda *a, **k: kept.append(original(*a, **k)) or kept[-1])
     ours, truth = logits.float().requires_grad_(), logits.clone().requires_grad_()
     torch.manual_seed(0)
-    found = point_cross_entropy(ours, labels, 60, extent=EXTENT)
+    found = point_cross_entropy(ours, labels, 60, extent=EXTENT, backend=backend)
     targets = [pixels_of(mask, places) for mask, places in zip(labels, kept, strict=True)]
     pairs = [(interpolated(z, places), t) for z, places, t in zip(truth, kept, targets, strict=True)]
     expected = [F.cross_entropy(z, t, ignore_index=-1) if (t >= 0).any() else z.sum() * 0 for z, t in pairs]
@@ -104,3 +107,58 @@ def test_bf16_maps_are_computed_in_float32(maps):
     assert half.dtype == torch.float32 and torch.equal(
         half, point_cross_entropy(logits.bfloat16().float(), labels, 50, extent=EXTENT)
     )
+
+
+def many(classes=40, points=300):
+    """Logits (2, 40, 5, 6) float32, places (2, P, 2) on an extent of 20 x 24 pixels, targets (2, P) some of which are -1."""
+    g = torch.Generator().manual_seed(2)
+    logits = 3 * torch.randn(2, classes, 5, 6, generator=g)
+    places = torch.rand(2, points, 2, generator=g) * torch.tensor([20.0, 24.0])
+    places[:, :2] = torch.tensor([[0.0, 0.0], [20.0, 24.0]])
+    return logits, places, torch.randint(-1, classes, (2, points), generator=g)
+
+
+def test_compiled_margins_are_those_of_torch():
+    logits, places, _ = many()
+    logits[0, 7] = logits[0, 9]  # where both are largest, the margin is 0
+    logits[0, 7, 2, 2], logits[0, 9, 2, 2] = 50, 50
+    for image, each in zip(logits, places, strict=True):
+        found = points_cpu.margins(image.permute(1, 2, 0).numpy(), each.numpy(), EXTENT, threads=2)
+        wanted = module._margins(image.double(), each.double(), EXTENT)
+        torch.testing.assert_close(torch.from_numpy(found).double(), wanted, rtol=1e-4, atol=2e-5)
+    assert (points_cpu.margins(logits[0].permute(1, 2, 0).numpy(), places[0].numpy(), EXTENT, threads=1) == 0).sum() > 5
+
+
+def test_the_number_of_threads_changes_no_bit():
+    logits, places, targets = many()
+    grid = logits.permute(0, 2, 3, 1).numpy()
+    one, three = (
+        points_cpu.losses(grid, places.numpy(), targets.numpy(), EXTENT, ignore_index=-1, gradient=True, threads=threads)
+        for threads in (1, 3)
+    )
+    assert (one.losses == three.losses).all() and (one.grid == three.grid).all() and one.grid.any()
+    rest = points_cpu.losses(grid, places.numpy(), targets.numpy(), EXTENT, ignore_index=-1, gradient=False, threads=1)
+    assert rest.grid is None and (rest.losses == one.losses).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("backend", ["torch", "fused"])
+def test_a_logit_that_is_not_finite_shows_in_the_loss(maps, backend, value):
+    logits = maps[0].float()
+    logits[0, 3, 2, 2] = value
+    found = point_cross_entropy(logits, maps[1], 300, extent=EXTENT, backend=backend)
+    assert found.isfinite().tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize("backend", ["torch", "fused"])
+def test_logits_far_apart_do_not_overflow(maps, backend):
+    logits = (1e4 * maps[0]).float().requires_grad_()
+    found = point_cross_entropy(logits, maps[1], 60, extent=EXTENT, backend=backend)
+    found.sum().backward()
+    assert found.isfinite().all() and found[0] > 1000 and logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("device", "backend"), [("cpu", "triton"), ("meta", "fused")])
+def test_a_backend_that_does_not_exist_there_is_refused(maps, device, backend):
+    with pytest.raises(ValueError, match=f"backend is '{backend}' on {device}: expected auto, torch or, on a CPU, fused"):
+        point_cross_entropy(maps[0].to(device), maps[1].to(device), 60, extent=EXTENT, backend=backend)
