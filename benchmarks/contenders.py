@@ -6,6 +6,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from ess.losses.interpolated import interpolated_cross_entropy
 from ess.losses.points import point_cross_entropy
 
 TEMPERATURE, NEIGHBOURS = 20.0, 7
@@ -48,6 +49,11 @@ def small_logits(images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
 def dense(images: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
     """The baseline's loss."""
     return F.cross_entropy(dense_logits(images, classes), labels)
+
+
+def fused_dense(images: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """The baseline's loss as the trainer computes it on a CPU, without its logits at full resolution."""
+    return interpolated_cross_entropy(small_logits(images, classes), labels)
 
 
 def dense_at_points(images: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:

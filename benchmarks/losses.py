@@ -4,9 +4,9 @@
 
 Embeddings and class embeddings are random unit vectors, and labels are random. "published" is the arithmetic of the published
 code: a flat search by faiss, a gather of k + 1 class embeddings per pixel, norms, cross entropy. "dense" computes logits at a
-quarter of the resolution and upsamples them; "dense at points" interpolates them at one of 21 pixels. Contenders that would not
-fit into memory, or exceed --seconds per round, get fewer pixels and are marked. Times are per pixel. Memory is that of a new
-process beyond the inputs and their gradients.
+quarter of the resolution and upsamples them; "dense, fused" interpolates them in the loss, as the trainer does on a CPU; "dense
+at points" interpolates them at one of 21 pixels. Contenders that would not fit into memory, or exceed --seconds per round, get
+fewer pixels and are marked. Times are per pixel. Memory is that of a new process beyond the inputs and their gradients.
 """
 
 import json
@@ -23,7 +23,7 @@ import faiss
 import faiss.contrib.torch_utils
 import torch
 import torch.nn.functional as F
-from contenders import MOST, NEIGHBOURS, dense, dense_at_points, linear, linear_losses, published
+from contenders import MOST, NEIGHBOURS, dense, dense_at_points, fused_dense, linear, linear_losses, published
 
 from ess.losses.cross_entropy import exact_cross_entropy, knn_cross_entropy
 
@@ -43,6 +43,7 @@ CONTENDERS: dict[str, tuple[Callable, Callable[[int], int]]] = {
     "k-NN, query_stride 4": (partial(knn_cross_entropy, query_stride=4), lambda count: 1),
     "k-NN, clustered": (partial(knn_cross_entropy, search="clustered"), lambda count: 1),
     "dense": (dense, lambda count: count),
+    "dense, fused": (fused_dense, lambda count: count // 16 + 1),
     "dense at points": (dense_at_points, lambda count: count // 16 + 1),
     **{name: (partial(linear, loss), lambda count: 1) for name, loss in linear_losses().items()},
 }

@@ -212,6 +212,7 @@ def test_the_benchmarks_measure_every_contender(tmp_path):
         "k-NN, query_stride 4",
         "k-NN, clustered",
         "dense",
+        "dense, fused",
         "dense at points",
     }
     assert names <= found["time"]["9"].keys()
