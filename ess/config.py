@@ -203,7 +203,7 @@ def preset_names() -> list[str]:
 
 
 def variant_names() -> list[str]:
-    """The variants that can be added to a preset, as in "coco-lvis+baseline": systems and ablations of the paper, networks."""
+    """The variants that can be added to a preset, as in "coco-lvis+exact": systems of the paper, losses, networks."""
     return _names("ess.presets.variants")
 
 

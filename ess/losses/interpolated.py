@@ -32,10 +32,7 @@ def interpolated_cross_entropy(
         raise ValueError(f"backend is {backend!r}: expected one of {', '.join(BACKENDS)}")
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction is {reduction!r}: expected mean or sum")
-    if logits.ndim != 4 or labels.ndim != 3 or len(labels) != len(logits):
-        raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)}: expected (B, C, h, w) and (B, H, W)")
-    if extent[0] < labels.shape[1] or extent[1] < labels.shape[2]:
-        raise ValueError(f"extent is {extent}: expected at least {tuple(labels.shape[1:])}, the size of the labels")
+    check_sizes(logits, labels, extent)
     able = logits.device.type == "cpu" and logits.dtype == torch.float32
     if backend == "fused" and not able:
         raise ValueError(f"backend is 'fused': no kernel for {logits.dtype} on {logits.device}; expected float32 on cpu")
@@ -45,6 +42,14 @@ def interpolated_cross_entropy(
         return dense_cross_entropy(whole, labels, ignore_index=ignore_index, reduction=reduction, validate=validate)
     total = _summed(logits, as_labels(labels, logits.shape[1], ignore_index, validate), extent, ignore_index)
     return total / (labels != ignore_index).sum().clamp_min(1) if reduction == "mean" else total
+
+
+def check_sizes(logits: torch.Tensor, labels: torch.Tensor, extent: tuple[int, int]) -> None:
+    """Raise ValueError unless the logits are (B, C, h, w) and the labels (B, H, W), which lie within the extent."""
+    if logits.ndim != 4 or labels.ndim != 3 or len(labels) != len(logits):
+        raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)}: expected (B, C, h, w) and (B, H, W)")
+    if extent[0] < labels.shape[1] or extent[1] < labels.shape[2]:
+        raise ValueError(f"extent is {extent}: expected at least {tuple(labels.shape[1:])}, the size of the labels")
 
 
 @torch.compiler.disable

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from ess.device import moved
+from ess.losses.cross_entropy import as_labels
 from ess.losses.fused import BACKENDS
+from ess.losses.interpolated import check_sizes
 
 OVERSAMPLED = 3
 """How many random points are drawn for each point of the result."""
@@ -25,6 +27,7 @@ def point_cross_entropy(
     extent: tuple[int, int] | None = None,
     ignore_index: int = -1,
     backend: str = "auto",
+    validate: bool = True,
 ) -> torch.Tensor:
     """The mean cross entropy over the labelled ones of ``points`` points of each image, (B,) float32, 0 for images without any.
 
@@ -35,13 +38,15 @@ def point_cross_entropy(
     global generator on the device.
 
     ``backend`` "fused" uses compiled kernels that never store the logits of all points (CPU), "torch" stores those of one
-    image at a time, and "auto" is "fused" if that is possible. Raises ValueError if the backend does not fit.
+    image at a time, and "auto" is "fused" if that is possible. Raises ValueError if an argument does not fit; ``validate``
+    includes the labels, which a GPU must be waited for.
     """
     if backend not in BACKENDS or (backend == "fused" and logits.device.type != "cpu"):
         raise ValueError(f"backend is {backend!r} on {logits.device}: expected auto, torch or, on a CPU, fused")
-    extent = extent or (labels.shape[1], labels.shape[2])
+    extent = extent or (labels.shape[-2], labels.shape[-1])
+    check_sizes(logits, labels, extent)
     fused = logits.device.type == "cpu" and backend != "torch"
-    logits, labels = logits.float(), labels.long()
+    logits, labels = logits.float(), as_labels(labels, logits.shape[1], ignore_index, validate)
     if fused:
         logits = logits.contiguous(memory_format=torch.channels_last)
     images = [*zip(logits, labels, strict=True)]

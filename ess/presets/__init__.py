@@ -1,1 +1,1 @@
-"""Shipped settings, one TOML file each: the paper's runs, and the demo."""
+"""Shipped settings, one TOML file each: the recommended run, the paper's runs, and the demo."""

@@ -26,7 +26,7 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _CXX = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
 """The C++ compiler that torch.compile calls for a CPU."""
 
-_LABELS: dict[str, Any] = {"ignore_index": IGNORE_INDEX, "reduction": "sum", "validate": False}
+_LABELS: dict[str, Any] = {"ignore_index": IGNORE_INDEX, "validate": False}
 """What the losses need to know of labels; that these are classes of the vocabulary was checked when the shard was read."""
 
 
@@ -163,8 +163,10 @@ class Objective(nn.Module):
         height, width = map(self.model.padded, batch.labels.shape[1:])
         extent = (height, width)
         if self.config.points is None:
-            return interpolated.interpolated_cross_entropy(coarse.float(), batch.labels, extent=extent, **_LABELS)
-        means = point_cross_entropy(coarse, batch.labels, self.config.points, extent=extent, ignore_index=IGNORE_INDEX)
+            return interpolated.interpolated_cross_entropy(
+                coarse.float(), batch.labels, extent=extent, reduction="sum", **_LABELS
+            )
+        means = point_cross_entropy(coarse, batch.labels, self.config.points, extent=extent, **_LABELS)
         return (means * (batch.labels != IGNORE_INDEX).sum(dim=(1, 2))).sum()  # the points stand for all labelled pixels
 
     def _embedding_loss(self, embeddings: torch.Tensor, classes: torch.Tensor, batch: Batch | FeatureBatch) -> torch.Tensor:
@@ -182,6 +184,7 @@ class Objective(nn.Module):
                 bias=self.bias,
                 class_weight=self.weight,
                 class_mask=batch.classes,
+                reduction="sum",
                 **_LABELS,
             )
         return cross_entropy.knn_cross_entropy(
@@ -194,6 +197,7 @@ class Objective(nn.Module):
             negatives=config.negatives,
             search=config.search,
             query_stride=config.query_stride,
+            reduction="sum",
             **_LABELS,
         )
 

@@ -158,6 +158,22 @@ def test_logits_far_apart_do_not_overflow(maps, backend):
     assert found.isfinite().all() and found[0] > 1000 and logits.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("backend", ["torch", "fused"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": torch.full((3, 18, 21), 5)}, "labels hold 5: expected 0..4"),
+        ({"labels": torch.zeros(3, 18, 21)}, "labels"),
+        ({"labels": torch.zeros(2, 18, 21, dtype=torch.long)}, r"logits \(3, 5, 5, 6\) and labels \(2, 18, 21\)"),
+        ({"extent": (17, 24)}, r"extent is \(17, 24\): expected at least \(18, 21\)"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(maps, backend, change, message):
+    arguments = {"logits": maps[0], "labels": maps[1], "points": 9, "extent": EXTENT, "backend": backend} | change
+    with pytest.raises(ValueError, match=message):
+        point_cross_entropy(**arguments)
+
+
 @pytest.mark.parametrize(("device", "backend"), [("cpu", "triton"), ("meta", "fused")])
 def test_a_backend_that_does_not_exist_there_is_refused(maps, device, backend):
     with pytest.raises(ValueError, match=f"backend is '{backend}' on {device}: expected auto, torch or, on a CPU, fused"):

@@ -62,7 +62,7 @@ def train(
     image_root: Path | None,
     **flags: Any,
 ) -> None:
-    """Train a model on a data set that `cocolvis build` wrote.
+    """Train a model on a data set that `cocolvis build` or `cocolvis import` wrote.
 
     Flags override --config, which overrides --preset, which overrides the defaults: an embedding
     model for COCO+LVIS.

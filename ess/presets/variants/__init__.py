@@ -1,1 +1,1 @@
-"""What can be added to a shipped preset, one TOML file each: the systems and ablations of the paper, and other networks."""
+"""What can be added to a shipped preset, one TOML file each: systems and ablations of the paper, other losses and networks."""
