@@ -215,6 +215,9 @@ def _advising_to_resume() -> Iterator[None]:
 def _check_is_folder(out: Path) -> None:
     try:
         if out.exists() and not out.is_dir():
+    except reading.UnreadableInput as error:
+        advice = "when it can be read again, or with --resume --allow-missing to leave out what cannot be read"
+        raise reading.UnreadableInput(f"{error}; {executors.KEPT} {advice}") from None
             raise DataError(f"{out}: is a file; expected a folder to write the data set to")
     except OSError as error:
         raise DataError(f"{out}: cannot be a folder: {reason(error)}") from None
