@@ -78,6 +78,9 @@ def _check_figure(path: Path) -> None:
 image_root_option = path_option("--image-root", help="Folder of the pictures, for a data set built with --images path.")
 
 
+first_split_option: Decorator = click.option("--split", help="Split to search first; several may have an image of this id.")
+
+
 def source_options(required: bool = True) -> Decorator:
     """--coco and --lvis; commands receive a tuple of paths for each. Either both are given or, unless ``required``, none."""
     coco = "COCO folder or zip file: train2017, val2017, annotations/stuff_{train,val}2017.json. May be repeated."

@@ -142,6 +142,7 @@ class Build:
         counts = plan.shard_counts()
         done, total = sum(counts[name] for name in reports), sum(counts[name] for name in names)
         for name, report in self._work(plan, state, left, lambda images: self.progress(done + images, total)):
+            plan.check_inputs()  # before the shard counts as finished
             reports[name] = state.finish(name, report)
             self._refuse(_faults_of([report]))
         return reports
@@ -161,10 +162,14 @@ class Build:
         with executors.interrupts_deferred():
             plan.warm_up()
         tasks = (replace(task, allow_missing=reading.missing_allowed()) for task in plan.tasks(names))
-        if self.workers == 1:
-            yield from executors.run_here(tasks, state.shard, state.lease, progress)
-        else:
-            yield from executors.run_in(self._workers(), tasks, state.shard, state.lease, progress)
+        try:
+            if self.workers == 1:
+                yield from executors.run_here(tasks, state.shard, state.lease, progress)
+            else:
+                yield from executors.run_in(self._workers(), tasks, state.shard, state.lease, progress)
+        except Exception:
+            plan.check_inputs()  # annotations that were overwritten can cause any error
+            raise
 
     def _workers(self) -> AbstractContextManager[executors.Workers]:
         return executors.cluster(self.workers) if isinstance(self.workers, str) else executors.processes(self.workers)
@@ -210,6 +215,9 @@ def _advising_to_resume() -> Iterator[None]:
         raise DataError(f"memory ran out; try fewer --workers; {executors.KEPT}") from None
     except Unwritable as error:
         raise DataError(f"{error}; {executors.KEPT}") from None
+    except reading.UnreadableInput as error:
+        advice = "when it can be read again, or with --resume --allow-missing to leave out what cannot be read"
+        raise reading.UnreadableInput(f"{error}; {executors.KEPT} {advice}") from None
 
 
 def _check_is_folder(out: Path) -> None:

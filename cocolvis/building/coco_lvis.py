@@ -244,6 +244,10 @@ class CocoLvisPlan(ShardPlan[_Row]):
         """File name -> SHA-256 of each annotation file that was read."""
         return self.sources.digests()
 
+    def check_inputs(self) -> None:
+        """Raise DataError if an annotation file was overwritten since it was read."""
+        self.sources.check_unchanged()
+
     def image_root(self) -> Path | None:
         """The folder that the recorded paths start from if the data set refers to its pictures.
 

@@ -80,6 +80,10 @@ class ShardPlan(ABC, Generic[Row]):
             made_by["instances"] = True
         return {"options": options, "inputs": self.inputs(), "vocabulary": self.vocabulary.digest} | made_by
 
+    def check_inputs(self) -> None:
+        """Raise DataError if the inputs that were read at the start have changed since, so that shards may be wrong."""
+        return
+
     def unusable(self) -> dict[str, int]:
         """Split -> number of image records that are too malformed to be planned."""
         return {}

@@ -20,11 +20,6 @@ _NO_SUCH_OFFSET = (errno.EINVAL, errno.EFBIG, errno.EOVERFLOW)
 _OF_ONE_FILE = {*_NAMES, *_DENIED, *_NO_SUCH_OFFSET}
 """Errors that concern only the requested file; all others concern the disk, the network or this machine."""
 
-ADVICE = (
-    "finished shards are kept: continue with --resume when it can be read again, or with --resume --allow-missing to leave out"
-    " what cannot be read"
-)
-
 _T = TypeVar("_T")
 _allowed: ContextVar[bool] = ContextVar("allow_missing", default=False)
 _worn_out = False
@@ -78,7 +73,7 @@ def with_retries(read: Callable[[], _T], name: str, reason: Callable[[OSError], 
 def unreadable(name: str, error: OSError | MemoryError, why: str | None = None) -> Exception:
     """The exception to raise when ``name`` cannot be read or decoded for a reason other than its own content."""
     error = _as_os_error(error)
-    return error if _allowed.get() else UnreadableInput(f"{name}: cannot be read: {why or strerror(error)}; {ADVICE}")
+    return error if _allowed.get() else UnreadableInput(f"{name}: cannot be read: {why or strerror(error)}")
 
 
 @contextmanager

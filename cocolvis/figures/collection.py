@@ -37,8 +37,13 @@ def write_figures(
     left_out = []
     write_table(folder / "images_per_class.csv", COLUMNS, _images_per_class(splits))
     save_both(long_tail.draw(stats, ("images",)), folder / "images_per_class")
+    name, classes = next(iter(splits.items()))
     try:
-        word_cloud.write(next(iter(splits.values())), folder / "word_cloud")
+        if any(row["pixels"] for row in classes):
+            word_cloud.write(classes, folder / "word_cloud")
+        else:
+            found = f"the shards of split {name} record no pixel of any class; `cocolvis verify` checks them"
+            left_out.append(f"word_cloud was left out, because {found}")
     except ImportError:
         left_out.append("word_cloud was left out, because wordcloud is not installed: pip install 'cocolvis-ess[figures]'")
     reason = no_shared_classes(dataset, sources)

@@ -22,7 +22,7 @@ _LONGEST = 60
 
 
 def write(classes: list[Mapping[str, Any]], stem: Path) -> None:
-    """Write ``stem`` with .png, .svg and .csv for the ``classes`` of a split in the result of ``statistics``, at least one.
+    """Write ``stem`` with .png, .svg and .csv for the ``classes`` of a split in the result of ``statistics``, one with pixels.
 
     The height of a name is proportional to the square root of its pixel ratio. Names that would be too small to read are left
     out. Names are drawn smaller if not even small ones have room. The same input gives the same picture.

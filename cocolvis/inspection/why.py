@@ -8,7 +8,7 @@ from cocolvis.faults import Fault
 from cocolvis.masks.merge import Region, stacked
 from cocolvis.masks.rasterize import Spans
 from cocolvis.sources.inputs import Sources
-from cocolvis.storage.dataset import Dataset
+from cocolvis.storage.dataset import Dataset, Split
 from cocolvis.vocabulary import UNLABELLED, coco_lvis
 
 
@@ -75,17 +75,18 @@ class Explanation:
         return asdict(self) | computed | {"left_out": [fault._asdict() for fault in self.left_out]}
 
 
-def why(dataset: Dataset, sources: Sources, image_id: int, x: int, y: int) -> Explanation:
-    """Explain the pixel in column ``x`` and row ``y``, counted from 0 at the top left.
+def why(dataset: Dataset, sources: Sources, place: tuple[Split, int], x: int, y: int) -> Explanation:
+    """Explain the pixel in column ``x`` and row ``y``, counted from 0 at the top left, of the image at a ``place``.
 
-    Reads the LVIS file of the image's split and the stuff file of its folder. Raises DataError if the data set does not hold
-    the image, if the pixel is outside the image, or if the data set was built with another vocabulary or other annotation
-    files.
+    The place is a split of the data set and the image's number in it, as :meth:`Dataset.locate` returns them. Only the shard of
+    the image is opened. Reads the LVIS file of the split and the stuff file of the image's folder. Raises DataError if the
+    pixel is outside the image, or if the data set was built with another vocabulary or other annotation files.
     """
     if not dataset.is_coco_lvis:
         raise DataError(f"{dataset.folder}: does not have the vocabulary of COCO+LVIS; only COCO+LVIS masks can be explained")
-    split, row = dataset.locate(image_id)
-    mask = split.mask(row)
+    split, row = place
+    sample = split.stored(row)
+    image_id, mask = sample.image_id, sample.mask
     height, width = mask.shape
     if not (0 <= x < width and 0 <= y < height):
         raise DataError(f"image {image_id} has no pixel x {x}, y {y}: x is 0..{width - 1}, y is 0..{height - 1}")
@@ -102,7 +103,7 @@ def why(dataset: Dataset, sources: Sources, image_id: int, x: int, y: int) -> Ex
         x=x,
         y=y,
         stored=int(mask[y, x]),
-        instances=(split.instances_of(row) or {}).get(int(mask[y, x])),
+        instances=(sample.instances or {}).get(int(mask[y, x])),
         layers=[_layer(region, source, place == 0) for place, (region, source) in enumerate(covering)],
         left_out=left_out,
     )

@@ -1,10 +1,12 @@
 """The input of a COCO+LVIS build: the annotation files, read once, and the picture and stuff annotations of each image."""
 
 import hashlib
+import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import PurePosixPath
 
+from cocolvis.disk import reading
 from cocolvis.disk.archives import Place
 from cocolvis.errors import DataError
 from cocolvis.progress import Announce, Phase, ignore
@@ -32,6 +34,7 @@ class Sources:
         self._things: dict[str, AnnotationFile] = {}
         self._stuff: dict[str, AnnotationFile] = {}
         self._pictures: dict[str, Pictures] = {}
+        self._mapped: list[tuple[Place, os.stat_result]] = []
         self._digests: dict[str, Future[str]] = {}
         self._hashing = ThreadPoolExecutor(1, "sha256")
 
@@ -77,11 +80,27 @@ class Sources:
         """File name -> SHA-256 of the JSON, for each annotation file that was read."""
         return {name: digest.result() for name, digest in sorted(self._digests.items())}
 
+    def check_unchanged(self) -> None:
+        """Raise DataError if an annotation file was overwritten since it was read: segments refer to the file, not to a copy.
+
+        A file that was replaced by another one, or removed, is still there for those who have opened it.
+        """
+        for place, before in self._mapped:
+            now = reading.status(place.path)
+            if now is None or not os.path.samestat(now, before):
+                continue
+            if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+                advice = "restore the file and continue with --resume, or build again with --overwrite"
+                raise DataError(f"{place}: was changed after the build had begun to read it; {advice}")
+
     def _read(self, place: Place, source: str) -> AnnotationFile:
         name = PurePosixPath((place.member or "").replace("\\", "/") or place.path).name
         progress = partial(self._phase, f"reading {name}")
         progress(0, 0)  # before the file is unpacked, which may take a long time
+        status = reading.status(place.path) if place.member is None else None  # members of a zip are copied
         content = place.map()
+        if status is not None:
+            self._mapped.append((place, status))
         self._digests[name] = self._hashing.submit(lambda: hashlib.sha256(content).hexdigest())
         annotations = AnnotationFile(content, str(place), source, self._announce, progress)
         if annotations.categories:

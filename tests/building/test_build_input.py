@@ -1,5 +1,6 @@
 """Builds of input as it occurs in practice: broken records, odd pictures, missing files, records with few keys."""
 
+import os
 import shutil
 from collections import Counter
 
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from trees import box, faults, five_images
+from victims import contents, kept
 
+from cocolvis.building import executors
 from cocolvis.building.build import Mode, build
 from cocolvis.building.coco_lvis import CocoLvisOptions
 from cocolvis.errors import DataError
@@ -180,3 +183,58 @@ def test_negative_categories_become_classes(tree):
     tree.json["lvis_v1_train"]["images"][0] |= {"neg_category_ids": [9, 4, 4, 5000], "not_exhaustive_category_ids": [7]}
     found = tree.build().find(1)
     assert (found.neg.tolist(), found.not_exhaustive.tolist()) == ([4, 9], [7])
+
+
+@pytest.fixture
+def exchanged(tree):
+    """The stuff annotations of five images: their path, their content, and another one of equal length."""
+    path = five_images(tree).write().path("stuff_train2017")
+    os.utime(path, (1, 1))
+    before = path.read_text()
+    return path, before, before.replace('"category_id": 9', '"category_id": 1')
+
+
+def in_shards_of_two(tree, out="data", **how):
+    return build(tree.sources(), tree.root / out, CocoLvisOptions(shard_size=2), **how)
+
+
+CHANGED = r"stuff_train2017\.json: was changed after the build .*; restore the file and continue with --resume, or build again"
+
+
+def test_annotations_that_are_overwritten_during_a_build_end_it_before_a_shard_has_them(tree, exchanged):
+    path, before, after = exchanged
+    with pytest.raises(DataError, match=CHANGED):
+        in_shards_of_two(tree, progress=lambda done, total: done == 3 and path.write_text(after))
+    assert list(kept(tree.root / "data")) == ["train-00000"] and not (tree.root / "data/dataset.json").exists()
+    with pytest.raises(DataError, match="begun with other inputs"):
+        in_shards_of_two(tree, mode=Mode.RESUME)
+    path.write_text(before)
+    in_shards_of_two(tree, mode=Mode.RESUME)
+    in_shards_of_two(tree, "whole")
+    assert contents(tree.root / "data") == contents(tree.root / "whole")
+
+
+def test_an_error_that_overwritten_annotations_cause_names_them(tree, exchanged, monkeypatch):
+    def fail(*_):
+        exchanged[0].write_text(exchanged[2])
+        raise ValueError("not JSON")
+
+    monkeypatch.setattr(executors, "run_here", fail)
+    with pytest.raises(DataError, match=CHANGED):
+        in_shards_of_two(tree)
+
+
+def test_annotations_that_are_replaced_by_another_file_or_removed_disturb_no_build(tree, exchanged):
+    path, _, after = exchanged
+    in_shards_of_two(tree, "whole")
+
+    def replaced(done, total):
+        if done == 3:
+            path.with_suffix(".new").write_text(after)
+            path.with_suffix(".new").rename(path)
+
+    in_shards_of_two(tree, progress=lambda done, total: done == 3 and tree.path("lvis_v1_train").unlink(missing_ok=True))
+    assert contents(tree.root / "data") == contents(tree.root / "whole")
+    tree.write()
+    in_shards_of_two(tree, progress=replaced, mode=Mode.OVERWRITE)
+    assert path.read_text() == after and contents(tree.root / "data") == contents(tree.root / "whole")

@@ -197,6 +197,7 @@ def test_images_none_needs_no_pictures_and_small_on_top_is_recorded(tree):
         (("verify", "absent", "--oracle"), 2, "--oracle, --coco and --lvis are used together"),
         (("verify", "absent", "--coco", "x", "--lvis", "y"), 2, "--oracle, --coco and --lvis are used together"),
         (("verify", "absent", "--coco", "x"), 2, "--coco and --lvis are used together"),
+        (("verify", "absent", "--image-root", "x"), 2, "--image-root needs --decode"),
         (("stats", "absent", "--coco", "x", "--lvis", "y"), 2, "--coco and --lvis are only used with --figures"),
         (("show", "absent", "one", "--out", "x"), 2, "'one' is not a valid int"),
         (("images", "absent", "--any"), 2, "--any needs --class"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from asgi import get
 from predictions import write_predictions
+from trees import box
 
 from cocolvis.explorer.pictures import sampled
 from cocolvis.explorer.site.app import application
@@ -181,3 +182,22 @@ def test_thumbnails_of_a_confusion_have_the_predictions_in_their_address(dataset
     folders = [write_predictions(dataset, tmp_path / change.__name__ / "run", change) for change in (taken, taken_but_once)]
     first, second = ({*thumbnails(opened(sample_dataset, folder), query)} for folder in folders)
     assert first and second and not first & second
+
+
+def test_a_click_explains_the_image_that_is_shown_whatever_other_shards_are_like(tree):
+    tree.image(1), tree.image(1, "val", listed=False), tree.image(2, "val", listed=False)
+    things = {("train", 1): 3, ("val", 1): 793, ("val", 2): 5}
+    for (split, image_id), category in things.items():
+        tree.thing(image_id, category, box(0, 0, 8, 8), split)
+    data = tree.build(shard_size=1)
+
+    def explained(split: str, image_id: int) -> tuple[str, int]:
+        app = application(opened(data.folder, sources=tree.sources()))
+        found = get(app, f"/picture/{split}/{image_id}/why.json?x=2&y=2")
+        assert found.status == 200, found.text
+        return found.json["split"], found.json["layers"][0]["category_id"]
+
+    assert all(explained(*place) == (place[0], category) for place, category in things.items())
+    for path in (*data.shard_paths("train"), data.shard_paths("val")[0]):
+        path.unlink()
+    assert explained("val", 2) == ("val", 5)

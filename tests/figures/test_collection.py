@@ -2,10 +2,12 @@
 
 import csv
 import json
+import re
 import sys
 from collections import defaultdict
 
 import cv2
+import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -123,6 +125,18 @@ def test_what_cannot_be_drawn_is_left_out_with_a_sentence(sample, tmp_path, monk
     assert write_figures(tmp_path, data, counts, nothing, None) == [
         "all figures were left out, because no class occurs in any split"
     ]
+
+
+def test_zeros_of_a_damaged_shard_are_dashes_and_leave_out_the_word_cloud(sample, tmp_path):
+    data = sample.rebuild(tmp_path / "data", splits=("train",))
+    with h5py.File(data.shard_paths("train")[0], "r+") as file:
+        file["present/pixels"][...] = 0
+    result = CliRunner().invoke(main, ["stats", str(data.folder), "--figures", str(tmp_path / "figures")])
+    assert result.exit_code == 0, result.output
+    for measure in ("Gini coefficient of all classes", "largest class / smallest present"):
+        assert re.search(rf"^{measure} +[\d.]+ +-$", result.stdout, re.MULTILINE)
+    assert "word_cloud was left out, because the shards of split train record no pixel of any class" in result.stderr
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {"images_per_class"}
 
 
 def test_annotations_of_another_data_set_are_refused(sample, tree, tmp_path):

@@ -412,10 +412,12 @@ def test_a_split_whose_file_names_are_all_unusable_says_so(tmp_path):
 
 def test_what_the_augmented_list_needs(tmp_path):
     made = voc(tmp_path)
+    assert "train_aug.txt is not used" not in run(*made.arguments(tmp_path / "val", "--split", "val")).stderr
     (made.src / "VOC2012/ImageSets/Segmentation/train_aug.txt").unlink()
     said = run(*made.arguments(tmp_path / "data", "--augmented"), code=1).stderr
     assert "holds no SegmentationClassAug/ with ImageSets/Segmentation/train_aug.txt or " in said
     check(made, imported(made, tmp_path / "data"))
+    assert imported(made, tmp_path / "other", "--augmented", "--split", "val").splits == {"val": 2}
 
 
 def test_an_ignored_label_cannot_be_that_of_a_class(tmp_path):

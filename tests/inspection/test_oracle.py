@@ -7,8 +7,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from disks import of_number, run
 from trees import box
 
+from cocolvis.disk import reading
+from cocolvis.disk.archives import Place
 from cocolvis.disk.files import sha256
 from cocolvis.errors import DataError
 from cocolvis.inspection import oracle
@@ -159,3 +162,19 @@ def test_it_shares_no_code_with_the_build():
 def test_it_is_silent(sample, capsys):
     oracle.check(Dataset.open(sample.data), sample.coco, sample.lvis)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_disk_that_fails_is_reported_without_the_options_of_builds(tree, monkeypatch):
+    tree.image(1)
+    data = tree.build()
+
+    def fail(place):
+        raise of_number("EIO")
+
+    monkeypatch.setattr(reading, "PAUSES", ())
+    monkeypatch.setattr(reading, "_worn_out", False)
+    monkeypatch.setattr(Place, "_mapped", fail)
+    where = ("--coco", tree.coco, "--lvis", tree.lvis)
+    for command in (("why", data.folder, 1, 0, 0), ("verify", data.folder, "--oracle")):
+        assert run(*command, *where, code=1).endswith(".json: cannot be read: Input/output error")
+    assert "continue with --resume when" in run("build", *where, "--out", tree.root / "other", "--workers", 1, code=1)

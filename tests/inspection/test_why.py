@@ -14,13 +14,18 @@ from trees import box
 
 from cli.cocolvis import main
 from cocolvis.errors import DataError
-from cocolvis.inspection.why import why
+from cocolvis.inspection import why as module
 from cocolvis.sources.inputs import Sources
 from cocolvis.storage.dataset import Dataset
 from cocolvis.vocabulary import coco_lvis
 
 TREE, SKY, OTHER = 169, 157, 183
 """Stuff categories: tree and sky-other, which are the classes 1271 and 1261, and "other", which has no class."""
+
+
+def why(data, sources, image_id, x, y):
+    """The explanation of a pixel of the first image with this id."""
+    return module.why(data, sources, data.locate(image_id), x, y)
 
 
 def covering(found):
@@ -179,10 +184,11 @@ def test_an_image_without_annotations_record_is_refused(tree, overlapping):
 
 def test_another_vocabulary_is_refused(tree, overlapping):
     data = tree.build()
+    place = data.locate(1)
     data.vocabulary.classes = data.vocabulary.classes[:-1]
     del data.vocabulary.__dict__["digest"]
     with pytest.raises(DataError, match="does not have the vocabulary of COCO"):
-        why(data, tree.sources(), 1, 0, 0)
+        module.why(data, tree.sources(), place, 0, 0)
 
 
 def repainted(data):

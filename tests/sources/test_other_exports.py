@@ -116,7 +116,7 @@ def test_masks_need_no_annotation_ids(tree, clean, change, expected):
     without_ids(tree, change)
     check(tree, clean, *expected)
     data = tree.build()
-    found = why(data, tree.sources(), 3, 0, 0)
+    found = why(data, tree.sources(), data.locate(3), 0, 0)
     assert [layer.source for layer in found.layers] == ["lvis", "stuff"] and found.fault is None and found.left_out == []
     command = ["why", tree.root / "data", 3, 0, 0, "--coco", tree.coco, "--lvis", tree.lvis]
     said = CliRunner().invoke(main, [str(word) for word in command])

@@ -23,7 +23,7 @@ _NUMBERS = {"images", "classes", "size"}
 @click.option("--preset", type=click.Choice(PRESETS), help="A benchmark of fixed size instead of the small sample.")
 @click.option("--images", type=int, help="Images in both splits together.  [default: 120]")
 @click.option("--classes", type=int, help="How many classes occur.  [default: 120; with --preset scale 1000, at most 10000]")
-@click.option("--size", type=int, help="Side length of the pictures in pixels.  [default: 96]")
+@click.option("--size", type=int, help="Average side length in pixels; each side is within 25 % of it.  [default: 96]")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed writes the same bytes.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes for a preset. Default: the number of cores, at most 8.")
 def sample(out: Path, preset: str | None, seed: int, workers: int | None, **numbers: int | None) -> None:

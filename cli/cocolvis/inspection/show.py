@@ -7,22 +7,31 @@ import click
 
 from cli.commands import command
 from cli.display import say
-from cli.options import image_root_option, path_argument, path_option
+from cli.options import first_split_option, image_root_option, path_argument, path_option
 from cocolvis.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from cocolvis.storage.dataset import Dataset
+    from cocolvis.storage.samples import Sample
 
 
 @command(interrupted="the pictures that were drawn are kept; the same command draws all of them again")
 @path_argument("dir")
 @click.argument("image_ids", metavar="IMAGE_ID...", type=int, nargs=-1, required=True)
 @path_option("--out", required=True, help="Folder to write the pictures to.")
+@first_split_option
 @click.option("--class", "outlined", metavar="NAME", help="Outline this class, given by its name or its number.")
 @image_root_option
-def show(dir: Path, image_ids: tuple[int, ...], out: Path, outlined: str | None, image_root: Path | None) -> None:
+def show(
+    dir: Path,
+    image_ids: tuple[int, ...],
+    out: Path,
+    split: str | None,
+    outlined: str | None,
+    image_root: Path | None,
+) -> None:
     """Draw the image, its mask, an overlay, and a legend of all classes in the mask: one PNG per image.
 
     The legend gives the pixels of each class, and the classes that LVIS verified to be absent or did not annotate exhaustively.
@@ -37,6 +46,8 @@ def show(dir: Path, image_ids: tuple[int, ...], out: Path, outlined: str | None,
     from cocolvis.storage.dataset import Dataset
 
     dataset = Dataset.open(dir, image_root)
+    if split is not None:
+        dataset.split(split)  # raises DataError if there is none of this name
     if _has_no_pictures(dataset):
         say(f"{dir}: was built with --images none, so only the masks are drawn; --image-root adds the pictures", err=True)
     classes = class_ids(dataset.vocabulary, [] if outlined is None else [outlined])
@@ -46,7 +57,7 @@ def show(dir: Path, image_ids: tuple[int, ...], out: Path, outlined: str | None,
     for image_id in dict.fromkeys(image_ids):
         path = out / f"{image_id:012d}.png"
         try:
-            picture = _drawn(dataset, image_id, *classes)
+            picture = _drawn(dataset, dataset.find(image_id, split), *classes)
         except DataError as error:
             faults.append(str(error))
             continue
@@ -61,12 +72,11 @@ def _has_no_pictures(dataset: "Dataset") -> bool:
     return dataset.index["options"]["images"] == "none" and dataset.image_root is None
 
 
-def _drawn(dataset: "Dataset", image_id: int, outlined: int = 0) -> "np.ndarray":
+def _drawn(dataset: "Dataset", sample: "Sample", outlined: int = 0) -> "np.ndarray":
     """The picture to write for an image, (h, w, 3) uint8 RGB."""
     from cocolvis.inspection.legend import with_legend
     from cocolvis.inspection.render import mask_alone, side_by_side
 
-    sample = dataset.find(image_id)
     if _has_no_pictures(dataset):
         drawn = mask_alone(sample.mask, dataset.vocabulary, outlined)
     else:

@@ -109,11 +109,16 @@ def _print_imbalance(split: dict[str, Any]) -> None:
     if split["gini"]["images"] is None:
         return
     rows = [
-        ("Gini coefficient of all classes", *(f"{split['gini'][what]:10.3f}" for what in ("images", "pixels"))),
-        ("largest class / smallest present", *(f"{split['imbalance'][what]:10,.0f}" for what in ("images", "pixels"))),
+        ("Gini coefficient of all classes", *(_or_dash(split["gini"][what], "10.3f") for what in ("images", "pixels"))),
+        ("largest class / smallest present", *(_or_dash(split["imbalance"][what], "10,.0f") for what in ("images", "pixels"))),
     ]
     say()
     print_table(("imbalance", "    images", "    pixels"), rows)
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    """A measure of imbalance; "-" for one that the zeros of a damaged shard leave undefined."""
+    return f"{'-':>10}" if value is None else format(value, form)
 
 
 def _print_quantiles(labels: dict[str, str], split: dict[str, Any]) -> None:

@@ -42,6 +42,8 @@ def verify(
     from cocolvis.inspection.verify import verify as check_shards
     from cocolvis.storage.dataset import Dataset
 
+    if image_root is not None and not decode:
+        raise click.UsageError("--image-root needs --decode")
     if oracle != bool(coco):
         raise click.UsageError("--oracle, --coco and --lvis are used together")
     dataset = Dataset.open(dir, image_root)

@@ -7,7 +7,7 @@ import click
 
 from cli.commands import UNCHANGED, command
 from cli.display import print_json, print_table, progress, say
-from cli.options import json_option, path_argument, source_options
+from cli.options import first_split_option, json_option, path_argument, source_options
 from cocolvis.errors import DataError
 from cocolvis.text import counted
 
@@ -20,9 +20,19 @@ if TYPE_CHECKING:
 @click.argument("image_id", type=int)
 @click.argument("x", type=int)
 @click.argument("y", type=int)
+@first_split_option
 @source_options()
 @json_option
-def why(dir: Path, image_id: int, x: int, y: int, coco: tuple[Path, ...], lvis: tuple[Path, ...], as_json: bool) -> None:
+def why(
+    dir: Path,
+    image_id: int,
+    x: int,
+    y: int,
+    split: str | None,
+    coco: tuple[Path, ...],
+    lvis: tuple[Path, ...],
+    as_json: bool,
+) -> None:
     """Print which annotation gave a pixel its class, and which ones it hides; exit 1 if the mask disagrees.
 
     X is the column of the pixel and Y its row, counted from 0 at the top left.
@@ -36,8 +46,12 @@ def why(dir: Path, image_id: int, x: int, y: int, coco: tuple[Path, ...], lvis: 
     from cocolvis.storage.dataset import Dataset
     from cocolvis.vocabulary import coco_lvis
 
+    dataset = Dataset.open(dir)
+    if split is not None:
+        dataset.split(split)  # raises DataError if there is none of this name
+    place = dataset.locate(image_id, split)
     with progress("why") as show:
-        explanation = explain(Dataset.open(dir), Sources(coco, lvis, coco_lvis(), show.line, show.phase), image_id, x, y)
+        explanation = explain(dataset, Sources(coco, lvis, coco_lvis(), show.line, show.phase), place, x, y)
     if as_json:
         print_json(explanation.to_json())
     else:

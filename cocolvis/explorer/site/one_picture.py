@@ -176,8 +176,8 @@ def explain(workspace: Workspace, split: str, image_id: int, x: int, y: int) -> 
     """
     if workspace.sources is None:
         raise NotFound("annotations were not given; start the explorer with --coco DIR --lvis DIR")
-    find(workspace, split, image_id)
+    place = ready(workspace).place(find(workspace, split, image_id))
     from cocolvis.inspection.why import why  # imported late: it needs the code of builds, which is slow to import
 
     with workspace.explaining:
-        return why(workspace.dataset, workspace.sources, image_id, x, y).to_json()
+        return why(workspace.dataset, workspace.sources, (workspace.splits[split], place.row), x, y).to_json()
