@@ -1,5 +1,6 @@
 """The base classes of all commands: one-line errors, exit codes, and a message that says what Ctrl-C left behind."""
 
+import errno
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import click
 from cli import check_system
 from cli.display import printing, say
 from cocolvis.errors import DataError
-from cocolvis.text import escaped
+from cocolvis.text import escaped, one_line
 
 _LIBRARIES = {"libGL.so.1": "libgl1", "libgthread": "libglib2.0-0", "libglib": "libglib2.0-0"}
 """System libraries that opencv-python needs -> the Debian package that contains each."""
@@ -76,6 +77,10 @@ class Group(_Parser, click.Group):
                 raise
             reason = f"a system library is missing ({error}); on Debian and Ubuntu: apt-get install {package}"
             raise click.ClickException(reason) from None
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # click ends the process without a word
+                raise
+            raise click.ClickException(one_line(error)) from None
 
 
 def command(name: str | None = None, *, interrupted: Interrupted) -> Callable[[Callable[..., None]], Command]:

@@ -2,12 +2,14 @@
 
 import ast
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
 import numba
 from llvmlite import ir
+from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
 
 _ROOT = Path(__file__).parents[1]
@@ -28,11 +30,39 @@ def entry(**options) -> Callable:
     def decorate(function: Callable) -> Callable:
         try:
             function.__qualname__ += f"_{_digest(function.__module__)}"
-            return numba.njit(cache=True, nogil=True, **options)(function)
+            compiled = numba.njit(nogil=True, **options)(function)
+            compiled._cache = _Cache(function)
+            return compiled
         except (OSError, RuntimeError):  # no source, or no writable folder for the cache: each process compiles for itself
             return numba.njit(nogil=True, **options)(function)
 
     return decorate
+
+
+class _Cache(FunctionCache):
+    """Numba's cache, without which each process compiles for itself: no failure of it ends a process.
+
+    Files are truncated after a power cut, and cannot be written on a full disk. The index is then removed, so that it neither
+    stays damaged nor names a file that was not written.
+    """
+
+    def load_overload(self, *arguments):
+        """The compiled function, None if it is not cached or cannot be read."""
+        with self._index_removed_on_failure():
+            return super().load_overload(*arguments)
+
+    def save_overload(self, *arguments):
+        """Cache a compiled function if possible."""
+        with self._index_removed_on_failure():
+            super().save_overload(*arguments)
+
+    @contextmanager
+    def _index_removed_on_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception:  # damaged files raise almost anything when they are unpickled
+            with suppress(OSError):
+                Path(self._cache_file._index_path).unlink()
 
 
 def inner(**options) -> Callable:

@@ -135,6 +135,8 @@ class Build:
             reports = resume.keep_finished(state, plan, names, self.phase, self.announce, **how)
             self._refuse(_faults_of(reports.values()))
         left = [name for name in names if name not in reports]
+        if not state.is_this_build:
+            state.check_size(plan)
         _check_disk(plan, state.out, left, freed, self.announce)
         if self.mode is Mode.OVERWRITE:
             state.replace(names, self.announce)

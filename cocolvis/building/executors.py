@@ -20,7 +20,7 @@ from cocolvis.building.shard_task import ShardTask, run_shard
 from cocolvis.disk.lock import Lease
 from cocolvis.errors import DataError
 from cocolvis.memory import keep_freed_memory
-from cocolvis.signals import signals_held
+from cocolvis.signals import starting_workers
 from cocolvis.text import one_line
 
 _PATIENCE = 30
@@ -105,13 +105,14 @@ def _failed(future: Future[Report]) -> bool:
 
 @contextmanager
 def processes(count: int) -> Iterator[Workers]:
-    """Spawn processes on this machine, which end at once after an exception; raises DataError if one of them dies."""
+    """Spawn processes on this machine, which end at once after an exception; raises DataError if one dies or cannot start."""
     context = get_context("spawn")
-    ticks, stop = context.Value("q", 0), context.Event()
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(ticks, stop))
+    with starting_workers():
+        ticks, stop = context.Value("q", 0), context.Event()
+        pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(ticks, stop))
 
     def submit(task: ShardTask, shard: Path, lease: Lease) -> Future[Report]:
-        with signals_held(signal.SIGINT):  # so that the processes never see Ctrl-C
+        with starting_workers():
             return pool.submit(_work, task, shard, lease)
 
     try:

@@ -10,12 +10,12 @@ from typing import Any, NoReturn
 from cocolvis.building import overwrite
 from cocolvis.building.shard_plan import ShardPlan
 from cocolvis.building.state_files import AnyBuildRecord, BuildRecord, FilesRecord, ShardReport, read
-from cocolvis.disk.files import create_json, is_absent, reason, sweep, write_json
+from cocolvis.disk.files import create_json, is_absent, pretty, reason, sweep, write_json
 from cocolvis.disk.lock import Lease, is_of_lock
 from cocolvis.errors import DataError
 from cocolvis.masks.merge import MASK_RULE
 from cocolvis.storage import dataset, report
-from cocolvis.storage.index import VERSION
+from cocolvis.storage.index import MAX_INDEX, VERSION
 from cocolvis.text import one_line
 from cocolvis.vocabulary import Vocabulary, coco_lvis
 
@@ -99,21 +99,20 @@ class BuildState:
         if self.record["shards"].keys() != plan.shard_counts().keys():  # repaired files may change the rows
             raise DataError(f"{self._record_path}: is damaged: does not list the shards of this build; {_UNKNOWN}")
 
+    def check_size(self, plan: ShardPlan) -> None:
+        """Raise DataError if plan.json would be too large to be read again."""
+        if (size := len(pretty(_content(plan)))) > MAX_INDEX:
+            many = f"the input has too many faults, {len(plan.faults):,}; repair it first"
+            raise DataError(f"{self._record_path}: would have {size:,} bytes, at most {MAX_INDEX:,} are read: {many}")
+
     def create(self, plan: ShardPlan) -> bool:
         """Create the folders and write plan.json; return False if it exists, because another part may just have written it."""
-        content = {
-            "description": plan.description(),
-            "shards": _shards_of(plan),
-            "faults": plan.faults,
-            "unusable": plan.unusable(),
-            "vocabulary": None if plan.vocabulary.digest == coco_lvis().digest else plan.vocabulary.to_json(),
-        }
         self.lease.check()
         try:
             self.shards.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"{self.out}: cannot be written: {reason(error)}") from None
-        self.is_this_build = create_json(self._record_path, content, self.lease.check)
+        self.is_this_build = create_json(self._record_path, _content(plan), self.lease.check)
         return self.is_this_build
 
     def files_record(self) -> dict[str, Any] | None:
@@ -205,10 +204,16 @@ class BuildState:
             sweep(self.out, lambda name: name in (dataset.INDEX, report.FILE) or is_of_lock(name))
 
 
-def _shards_of(plan: ShardPlan) -> dict[str, dict[str, Any]]:
-    """What plan.json records of each shard, by name."""
+def _content(plan: ShardPlan) -> dict[str, Any]:
+    """The content of plan.json."""
     rows = plan.shard_rows()
-    return {name: {"images": images, "rows": rows[name]} for name, images in plan.shard_counts().items()}
+    return {
+        "description": plan.description(),
+        "shards": {name: {"images": images, "rows": rows[name]} for name, images in plan.shard_counts().items()},
+        "faults": plan.faults,
+        "unusable": plan.unusable(),
+        "vocabulary": None if plan.vocabulary.digest == coco_lvis().digest else plan.vocabulary.to_json(),
+    }
 
 
 def made_by(content: Mapping[str, Any]) -> tuple[object, object]:

@@ -8,6 +8,7 @@ import os
 import re
 import stat
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -83,7 +84,7 @@ def create_json(path: Path, content: Any, permit: Callable[[], None] = lambda: N
     If several processes do this at the same time, exactly one succeeds. Raises Unwritable if the file system refuses.
     """
     with _aside(path, permit) as aside:
-        aside.write_bytes(_pretty(content))
+        aside.write_bytes(pretty(content))
         _sync(aside)
         permit()
         try:
@@ -91,14 +92,32 @@ def create_json(path: Path, content: Any, permit: Callable[[], None] = lambda: N
         except FileExistsError:
             return False
         except OSError:  # the file system does not support hard links
-            try:
-                with path.open("xb") as file:
-                    file.write(aside.read_bytes())
-                    os.fsync(file.fileno())
-            except FileExistsError:
+            if not _rename_once(aside, path):
                 return False
         sync_folder(path.parent)
     return True
+
+
+def _rename_once(aside: Path, path: Path) -> bool:
+    """Rename ``aside`` to ``path`` unless that exists, without hard links; return whether it was renamed.
+
+    A third file, which only one process at a time can create, keeps the others out in between. If it does not disappear for ten
+    seconds, a killed process has left it.
+    """
+    claim = path.with_name(_aside_name(path.name, "0" * 12))
+    for _ in range(100):
+        try:
+            claim.touch(exist_ok=False)
+            break
+        except FileExistsError:
+            time.sleep(0.1)
+    try:
+        if is_absent(path):
+            os.replace(aside, path)
+            return True
+        return False
+    finally:
+        claim.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -107,7 +126,7 @@ def _aside(path: Path, permit: Callable[[], None]) -> Iterator[Path]:
     permit()
     if not path.name or path.name == "..":
         raise Unwritable(f"{path}: cannot be written: {_FOLDER}")
-    aside = path.with_name(_aside_name(path.name))
+    aside = path.with_name(_aside_name(path.name, uuid.uuid4().hex[:12]))
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,10 +140,10 @@ def _aside(path: Path, permit: Callable[[], None]) -> Iterator[Path]:
             aside.unlink()
 
 
-def _aside_name(name: str) -> str:
-    """The name of the temporary file of a file; a name that would become too long for file systems is cut."""
+def _aside_name(name: str, token: str) -> str:
+    """The name of a temporary file of a file; a name that would become too long for file systems is cut."""
     room = LONGEST_NAME - len("..123456789012.tmp")
-    return f".{os.fsencode(name)[:room].decode('utf-8', 'ignore')}.{uuid.uuid4().hex[:12]}.tmp"
+    return f".{os.fsencode(name)[:room].decode('utf-8', 'ignore')}.{token}.tmp"
 
 
 def _sync(path: Path) -> None:
@@ -198,10 +217,10 @@ def save_figure(figure: Any, path: Path) -> None:
 def write_json(path: Path, content: Any, permit: Callable[[], None] = lambda: None) -> None:
     """Write indented JSON atomically; ``permit`` as for :func:`write_aside`."""
     with write_aside(path, permit) as aside:
-        aside.write_bytes(_pretty(content))
+        aside.write_bytes(pretty(content))
 
 
-def _pretty(content: Any) -> bytes:
+def pretty(content: Any) -> bytes:
     """Indented JSON in UTF-8; lone surrogates, as in file names that are not text, become escapes such as \\udcff."""
     return json.dumps(content, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cocolvis.progress import Progress, ignore
+from cocolvis.progress import Announce, Progress, ignore
 from cocolvis.sample.families import looks_of_families, stuff_table
 from cocolvis.sample.output import filled
 from cocolvis.sample.scenes import GOLDEN
@@ -58,17 +58,26 @@ LONG_TAILS = {
 }
 
 
-def write_long_tail(out: Path, sample: LongTail, *, seed: int = 0, workers: int = 1, progress: Progress = ignore) -> None:
+def write_long_tail(
+    out: Path,
+    sample: LongTail,
+    *,
+    seed: int = 0,
+    workers: int = 1,
+    progress: Progress = ignore,
+    announce: Announce = ignore,
+) -> None:
     """Write a long-tailed COCO + LVIS tree to the folder ``out``, with the layout of the real data sets.
 
     Every class is in both splits. Images are scenes of ten types, each with its own stuff and things that prefer it. The bytes
     depend on ``sample`` and ``seed`` only; looks and frequencies do not depend on ``seed``, and two seeds share no picture.
-    ``progress`` is called with (images written, images). ``out`` must be new or empty and stays so until everything is
-    written. Raises DataError if ``seed`` is negative, or if the folder is not empty or cannot be written.
+    ``progress`` and ``announce`` are those of :func:`cocolvis.sample.writer.write_sample`. ``out`` must be new or empty and
+    stays so until everything is written. Raises DataError if ``seed`` is negative, or if the folder is not empty, cannot be
+    written, or is written by another process.
     """
     used = used_classes(sample.classes)
     heights = {c.id: stuff_table()[_stuff_name(c)].height for c in used if "stuff" in c.sources}
-    with filled(out, seed) as root:
+    with filled(out, seed, announce) as root:
         key = (seed, sample.classes, round(1000 * sample.scale), sample.size)
         drawing = Drawing(used, looks_of_families(used, sample.size), sample.size, key, heights)
         write_tree(root, _plan(used, sample, key), drawing, progress, workers)

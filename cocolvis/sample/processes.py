@@ -1,7 +1,6 @@
 """Runs a function over many tasks in several processes and yields the results in order."""
 
 import os
-import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -14,7 +13,7 @@ from typing import TypeVar
 import cv2
 
 from cocolvis.errors import DataError
-from cocolvis.signals import signals_held
+from cocolvis.signals import starting_workers
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -27,27 +26,28 @@ def in_order(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Ge
     """Yield ``function(task)`` for each task, in the order of the tasks.
 
     With more than one of the ``workers``, they are processes, so that function, tasks and results must be picklable. Raises
-    DataError if one of them dies.
+    DataError if one of them dies or cannot start.
     """
     if workers == 1:
         yield from map(function, tasks)
         return
     tasks = iter(tasks)
     batches = iter(lambda: list(islice(tasks, _BATCH)), [])
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start) as pool:
-        waiting: deque[Future[list[R]]] = deque()
-        try:
-            while True:
-                with signals_held(signal.SIGINT):  # so that the processes never see Ctrl-C
-                    new = islice(batches, 2 * workers - len(waiting))
-                    waiting.extend(pool.submit(_all, function, batch) for batch in new)
-                if not waiting:
-                    return
-                yield from waiting.popleft().result()
-        except BrokenProcessPool:
-            raise DataError("a worker process died (out of memory?); nothing was written") from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    with starting_workers():
+        pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start)
+    waiting: deque[Future[list[R]]] = deque()
+    try:
+        while True:
+            with starting_workers():
+                new = islice(batches, 2 * workers - len(waiting))
+                waiting.extend(pool.submit(_all, function, batch) for batch in new)
+            if not waiting:
+                return
+            yield from waiting.popleft().result()
+    except BrokenProcessPool:
+        raise DataError("a worker process died (out of memory?); nothing was written") from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _all(function: Callable[[T], R], batch: Iterable[T]) -> list[R]:

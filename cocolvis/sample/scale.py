@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from cocolvis.errors import DataError
-from cocolvis.progress import Progress, ignore
+from cocolvis.progress import Announce, Progress, ignore
 from cocolvis.sample.attributes import FEWEST, MOST, Bin, coarsened, hierarchy
 from cocolvis.sample.output import filled
 from cocolvis.sample.processes import in_order
@@ -42,18 +42,20 @@ def write_scale(
     workers: int = 1,
     images: dict[str, int] | None = None,
     progress: Progress = ignore,
+    announce: Announce = ignore,
 ) -> None:
     """Write pictures of objects with visible attributes to the folder ``out``, and which of ``classes`` each object is.
 
     The folder has images/{train,val}/*.jpg, masks/{train,val}/*.png (uint16, 0 is unlabelled) and classes.csv, as
     ``cocolvis import folder`` reads them. The pictures depend only on ``seed`` and ``images`` (split -> number); masks with
     fewer classes follow from those with more: class c of more than ``classes`` becomes its ``parent`` in classes.csv.
-    ``progress`` is called with (images written, images). ``out`` must be new or empty and stays so until everything is
-    written. Raises DataError if an argument is out of range, or if the folder is not empty or cannot be written.
+    ``progress`` and ``announce`` are those of :func:`cocolvis.sample.writer.write_sample`. ``out`` must be new or empty and
+    stays so until everything is written. Raises DataError if an argument is out of range, or if the folder is not empty, cannot
+    be written, or is written by another process.
     """
     if not FEWEST <= classes <= MOST:
         raise DataError(f"sample: classes is {classes}, expected {FEWEST}..{MOST} with --preset scale")
-    with filled(out, seed) as root:
+    with filled(out, seed, announce) as root:
         tasks = [task for split, count in (images or IMAGES).items() for task in _plan(split, count, seed)]
         for folder in {Path(kind) / Path(task.name).parent for task in tasks for kind in ("images", "masks")}:
             (root / folder).mkdir(parents=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cocolvis.errors import DataError
-from cocolvis.progress import Progress, ignore
+from cocolvis.progress import Announce, Progress, ignore
 from cocolvis.sample.output import filled
 from cocolvis.sample.scenes import GOLDEN, looks_of
 from cocolvis.sample.tree import MAX_IMAGE_ID, Drawing, Scene, write_tree
@@ -28,18 +28,20 @@ def write_sample(
     size: int = 96,
     seed: int = 0,
     progress: Progress = ignore,
+    announce: Announce = ignore,
 ) -> None:
     """Write a generated COCO + LVIS tree to the folder ``out``, with the layout of the real data sets.
 
     A quarter of the ``images`` form the LVIS val split. They show ``classes`` of the 1284 classes, each with its own colours,
     texture and (for things) outline, which do not depend on ``seed``. Width and height are within 25 % of ``size`` pixels.
-    ``progress`` is called with (images written, images). The same arguments produce the same bytes. ``out`` must be new or
-    empty and stays so until everything is written. Raises DataError if an argument is out of range, or if the folder is not
-    empty or cannot be written.
+    ``progress`` is called with (images written, images), ``announce`` with a line while this waits for a process that may be
+    writing there. The same arguments produce the same bytes. ``out`` must be new or empty and stays so until everything is
+    written. Raises DataError if an argument is out of range, or if the folder is not empty, cannot be written, or is written by
+    another process.
     """
     _check(images, classes, size)
     used = _used_classes(classes)
-    with filled(out, seed) as root:
+    with filled(out, seed, announce) as root:
         write_tree(root, _plan(used, images, seed), Drawing(used, looks_of(used, size), size, (seed,)), progress)
 
 

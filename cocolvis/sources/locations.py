@@ -109,12 +109,14 @@ def pictures(roots: Roots, folder: str) -> Pictures:
 
 def _below(roots: Roots, name: str) -> Iterator[Path]:
     """The paths that ``name`` may have: one in each folder, and a zip that was given by its own path; .ZIP counts as .zip."""
-    for root in (Path(os.path.realpath(root)) for root in ([roots] if isinstance(roots, str | Path) else roots)):
-        if is_zip(root):
-            yield from [root] if root.name.lower() == PurePosixPath(name).name else []
+    for root in map(Path, [roots] if isinstance(roots, str | Path) else roots):
+        real = Path(os.path.realpath(root))
+        if is_zip(root):  # its own name is kept: that of the file to which a link leads may have no ending
+            names = {path.name.lower() for path in (root, real)}
+            yield from [root.absolute()] if PurePosixPath(name).name in names else []
         else:
-            capital = root / f"{name.removesuffix('.zip')}.ZIP"
-            yield capital if name.endswith(".zip") and reading.is_file(capital) else root / name
+            capital = real / f"{name.removesuffix('.zip')}.ZIP"
+            yield capital if name.endswith(".zip") and reading.is_file(capital) else real / name
 
 
 def _annotation_places(roots: Roots, name: str, zips: Sequence[str]) -> Iterator[tuple[Place | None, str]]:

@@ -1,5 +1,6 @@
 """Builds that are interrupted, killed and resumed, in any number of processes."""
 
+import errno
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 from concurrent.futures import Future
 from contextlib import nullcontext
+from pkgutil import resolve_name
 from types import SimpleNamespace
 
 import h5py
@@ -167,6 +169,25 @@ def test_a_dead_worker_is_reported_in_one_line(tree, tmp_path, monkeypatch):
     monkeypatch.setattr(executors, "_work", die)
     with pytest.raises(DataError, match=r"a worker process died .* continue with --resume"):
         build(tree.sources(), tmp_path / "data", CocoLvisOptions(), workers=2)
+
+
+@pytest.mark.parametrize(
+    ("place", "allowed"),
+    [("synchronize.SemLock.__init__", 0), ("context.SpawnProcess._Popen", 0), ("context.SpawnProcess._Popen", 1)],
+)
+def test_workers_that_cannot_start_are_reported_in_one_line(tree, tmp_path, monkeypatch, place, allowed):
+    start, left = resolve_name(f"multiprocessing.{place}"), [True] * allowed
+
+    def refuse(*arguments, **named):
+        if left:
+            left.pop()
+            return start(*arguments, **named)
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    five_images(tree).write()
+    monkeypatch.setattr(f"multiprocessing.{place}", staticmethod(refuse))
+    with pytest.raises(DataError, match="cannot start a worker process: Resource temporarily unavailable; try fewer --workers"):
+        build(tree.sources(), tmp_path / "data", CocoLvisOptions(shard_size=1), workers=2)
 
 
 def test_shards_that_are_finished_at_the_same_moment_as_one_fails_are_kept(tmp_path):

@@ -178,6 +178,16 @@ def test_a_plan_of_other_shards_is_reported_in_one_line(sample, begun, edit, rea
     assert contents(begun / "shards") == kept and not (begun / "dataset.json").exists()
 
 
+def test_a_plan_that_could_not_be_read_again_is_refused_before_any_work(tree, monkeypatch):
+    five_images(tree).build()
+    before = contents(tree.root / "data")
+    monkeypatch.setattr(state, "MAX_INDEX", 100)
+    tree.thing(99, 1, [])  # the file lists no image 99
+    with pytest.raises(DataError, match=r"plan\.json: would have .* bytes, .*: the input has too many faults, 1; repair"):
+        tree.build()
+    assert contents(tree.root / "data") == before
+
+
 def test_a_broken_plan_is_overwritten(sample, finished, begun):
     for damage in (cut, instead(Path.mkdir)):
         damage(begun / ".build" / "plan.json")

@@ -222,6 +222,7 @@ def test_errors_are_one_line_on_stderr_with_an_exit_code(arguments, code, messag
     [
         (DataError("the data are wrong"), 1, "Error: the data are wrong\n"),
         (KeyboardInterrupt(), 130, "interrupted; nothing was changed\n"),
+        (OSError(28, "No space left on device", "x"), 1, "Error: [Errno 28] No space left on device: 'x'\n"),
         (ImportError("libGL.so.1: cannot open shared object file"), 1, "apt-get install libgl1\n"),
         (ImportError("libgthread-2.0.so.0: cannot open shared object file"), 1, "apt-get install libglib2.0-0\n"),
     ],

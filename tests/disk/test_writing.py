@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cocolvis.disk import files
 from cocolvis.disk.files import LONGEST_NAME, Unwritable, check_figure, check_writable, create_json, write_aside, write_json
 from cocolvis.errors import DataError
 
@@ -77,3 +78,32 @@ def test_a_figure_needs_a_known_format(tmp_path):
         check_figure(tmp_path / name)
     with pytest.raises(DataError, match=r"no format is named '\.xyz'; expected .*pdf, .*png, .*svg"):
         check_figure(tmp_path / "a.xyz")
+
+
+def without_links(*_):
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+def test_without_hard_links_too_a_file_has_its_name_once_it_is_whole(tmp_path, monkeypatch):
+    path, sync, seen = tmp_path / "plan.json", os.fsync, []
+
+    def fsync(handle):
+        seen.append(path.read_text() if path.exists() else None)
+        sync(handle)
+
+    monkeypatch.setattr("cocolvis.disk.files.os.link", without_links)
+    monkeypatch.setattr("cocolvis.disk.files.os.fsync", fsync)
+    assert create_json(path, [1]) and not create_json(path, [2])
+    assert seen == [None, "[\n 1\n]\n", "[\n 1\n]\n"] and [file.name for file in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_without_hard_links_what_a_killed_process_has_claimed_is_free_again(tmp_path, monkeypatch):
+    waits, claim = [], tmp_path / ".plan.json.000000000000.tmp"
+    monkeypatch.setattr("cocolvis.disk.files.os.link", without_links)
+    monkeypatch.setattr("cocolvis.disk.files.time.sleep", waits.append)
+    claim.touch()
+    assert create_json(tmp_path / "plan.json", [1])
+    assert sum(waits) == pytest.approx(10) and [file.name for file in tmp_path.iterdir()] == ["plan.json"]
+    claim.touch()
+    files.sweep(tmp_path)
+    assert not claim.exists()

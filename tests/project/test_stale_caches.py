@@ -40,9 +40,10 @@ def package(tmp_path):
     return folder
 
 
-def called(package):
-    """twice(0) in a new process, and how often it was found in the cache."""
-    command = "from cocolvis.outer import twice; print(twice(0), sum(twice.stats.cache_hits.values()))"
+def called(package, most=-1):
+    """twice(0) in a new process, which can write ``most`` bytes to a file, and how often it was found in the cache."""
+    command = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, {most}))\n"
+    command += "from cocolvis.outer import twice; print(twice(0), sum(twice.stats.cache_hits.values()))"
     environment = os.environ | {"NUMBA_CACHE_DIR": str(package.parent / "cache")}
     found = subprocess.run(
         [sys.executable, "-c", command], cwd=package.parent, env=environment, check=True, capture_output=True, text=True
@@ -57,6 +58,29 @@ def test_a_change_of_an_imported_file_compiles_again(package):
     assert called(package) == [6, 0]
     (package / "inside.py").write_text(INSIDE.replace("x + LIMIT", "2 * x + LIMIT"))
     assert called(package) == [9, 0]
+
+
+@pytest.mark.parametrize(("ending", "kept"), [(".nbi", 0), (".nbi", 50), (".nbc", 0), (".nbc", 500)])
+def test_a_truncated_cache_is_replaced(package, ending, kept):
+    assert called(package) == [2, 0]
+    (path,) = package.parent.rglob(f"*{ending}")
+    path.write_bytes(path.read_bytes()[:kept])
+    assert called(package) == [2, 0]
+    assert called(package) == [2, 1]
+
+
+def test_a_full_disk_costs_only_the_cache(package):
+    assert called(package) == [2, 0]
+    (index,), (data,) = (list(package.parent.rglob(f"*.{ending}")) for ending in ("nbi", "nbc"))
+    sizes = (0, index.stat().st_size)  # room for nothing, and for the index alone
+    assert sizes[1] < data.stat().st_size
+    for size in sizes:
+        for path in (index, data):
+            path.unlink(missing_ok=True)
+        assert called(package, size) == [2, 0]
+        assert not index.exists() and not data.exists()
+    assert called(package) == [2, 0]
+    assert called(package) == [2, 1]
 
 
 def test_a_package_without_sources_compiles_without_a_cache(package):

@@ -12,6 +12,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from sample_trees import JSONS, SampleTree, contents, off_line
 
+from cocolvis.disk.lock import LockLost
 from cocolvis.errors import DataError
 from cocolvis.sample import scenes, writer
 from cocolvis.sample.writer import write_sample
@@ -217,7 +218,7 @@ def test_folder_in_use_is_left_alone(tmp_path):
         write_sample(tmp_path)
     with pytest.raises(DataError, match="not an empty folder"):
         write_sample(tmp_path / "mine.txt")
-    with pytest.raises(DataError, match="cannot write the sample"):
+    with pytest.raises(DataError, match="cannot be written: Not a directory"):
         write_sample(tmp_path / "mine.txt" / "below")
     assert contents(tmp_path) == {"mine.txt": b"kept"}
 
@@ -231,5 +232,26 @@ def test_nothing_is_left_of_an_interrupted_run(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             write_sample(tmp_path / name, images=8, size=32, progress=stop)
     assert [p.name for p in tmp_path.rglob("*")] == ["empty"]
+    (tmp_path / "empty" / ".cocolvis-sample-0" / "coco").mkdir(parents=True)  # a killed process has left it
     write_sample(tmp_path / "empty", images=8, size=32)
     assert sorted(p.name for p in (tmp_path / "empty").iterdir()) == ["coco", "lvis"]
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
+    def again(done, total):
+        with pytest.raises(DataError, match=r"a sample \(process .*\) is running there"):
+            write_sample(tmp_path / "both", images=8, size=32, seed=1)
+
+    write_sample(tmp_path / "alone", images=8, size=32)
+    write_sample(tmp_path / "both", images=8, size=32, progress=again)
+    assert contents(tmp_path / "both") == contents(tmp_path / "alone")
+
+
+def test_a_run_that_has_lost_the_folder_leaves_it_to_its_successor(tmp_path):
+    def take_over(done, total):
+        for lock in tmp_path.glob(".build-*.lock"):
+            lock.unlink()
+
+    with pytest.raises(LockLost, match="another process took it over"):
+        write_sample(tmp_path, images=8, size=32, progress=take_over)
+    assert not list(tmp_path.iterdir())

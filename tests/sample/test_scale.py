@@ -1,6 +1,7 @@
 """The scale sample: the same pictures with any number of classes, and labels that nest."""
 
 import csv
+import errno
 import os
 
 import cv2
@@ -118,6 +119,16 @@ def test_nothing_is_left_of_an_interrupted_run(tmp_path):
 def test_a_process_that_dies_is_an_error():
     with pytest.raises(DataError, match="a worker process died"):
         list(in_order(os._exit, [1, 1], 2))
+
+
+@pytest.mark.parametrize("place", ["synchronize.SemLock.__init__", "context.SpawnProcess._Popen"])
+def test_processes_that_cannot_start_are_an_error(place, monkeypatch):
+    def refuse(*_, **__):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(f"multiprocessing.{place}", refuse)
+    with pytest.raises(DataError, match="cannot start a worker process: Resource temporarily unavailable; try fewer --workers"):
+        list(in_order(abs, [1, 1], 2))
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,33 @@ def capital_endings(built, root):
     return [coco, root / "VAL2017.ZIP"], [lvis]
 
 
-LAYOUTS = (capital_endings, downloaded, stored_and_streamed, of_64_bits, pixel_maps_and_subfolders, annotations_at_the_top)
+def linked_by_name(built, root):
+    """Zips that are links, given one by one, to files that a version control names by their content."""
+    zips.write_all(built, root)
+    (root / "store").mkdir()
+    for path in sorted((root / "coco").iterdir()) + sorted((root / "lvis").iterdir()):
+        target = root / "store" / f"{path.name.encode().hex()}{'.zip' if 'val' in path.name else ''}"
+        path.rename(target)
+        path.symlink_to(target)
+    return list((root / "coco").iterdir()), list((root / "lvis").iterdir())
+
+
+def other_names(built, root):
+    """Links of any name to zips with their official names."""
+    zips.write_all(built, root)
+    given = []
+    for name in ("coco", "lvis"):
+        paths = sorted((root / name).iterdir())
+        given.append([root / f"{name}{number}.zip" for number in range(len(paths))])
+        for link, path in zip(given[-1], paths, strict=True):
+            link.symlink_to(path)
+    return given
+
+
+LAYOUTS = (
+    *(downloaded, stored_and_streamed, of_64_bits, pixel_maps_and_subfolders, annotations_at_the_top),
+    *(capital_endings, linked_by_name, other_names),
+)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -42,7 +42,7 @@ def sample(out: Path, preset: str | None, seed: int, workers: int | None, **numb
     if workers and not preset:
         raise click.UsageError("--workers needs --preset: the small sample is written by one process")
     with progress("sample") as show:
-        _write(out, preset, given, {"seed": seed, "progress": show}, workers or min(cores(), 8))
+        _write(out, preset, given, {"seed": seed, "progress": show, "announce": show.line}, workers or min(cores(), 8))
     if preset == "scale":
         say(f"Import it with {shell('cocolvis', 'import', 'folder', out, '--out', 'DIR')}.")
     else:
