@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from cli import check_system
-from cli.display import printing, say
+from cli.display import log_to_stderr, printing, say
 from cocolvis.errors import DataError
 from cocolvis.text import escaped, one_line
 
@@ -57,7 +57,8 @@ class Group(_Parser, click.Group):
     def main(self, *arguments: Any, **settings: Any) -> Any:
         """Run the command line, unless the system is not supported."""
         check_system()
-        return super().main(*arguments, **settings)
+        with log_to_stderr():
+            return super().main(*arguments, **settings)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command and turn the errors that users can fix into one-line messages."""

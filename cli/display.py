@@ -5,6 +5,7 @@ otherwise control the terminal.
 """
 
 import json
+import logging
 import re
 import shlex
 import sys
@@ -80,6 +81,28 @@ def printing() -> Iterator[None]:
         with suppress(OSError):
             sys.stdout.close()  # otherwise Python would try again when it exits
         raise DataError(f"stdout: cannot be written: {error.strerror or error}") from None
+
+
+class _Log(logging.Handler):
+    """Prints each message as one line to stderr, with control characters escaped; the bar of :func:`progress` stays below."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(escaped(self.format(record)), file=sys.stderr)
+        except Exception:
+            self.handleError(record)
+
+
+@contextmanager
+def log_to_stderr() -> Iterator[None]:
+    """Print the log to stderr: the warnings of all packages, and of ``ess`` also what the level of its logger lets through."""
+    handler = _Log()
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name == "ess")
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
 
 
 def _fitting(text: str) -> str:

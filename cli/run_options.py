@@ -53,7 +53,7 @@ def inference_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--window", type=positive, help="Predict in windows of N x N pixels and blend them; for large images."),
         click.option("--stride", type=positive, help="Pixels between windows; the default is two thirds of --window."),
         click.option("--flip", is_flag=True, help="Blend with the mirrored image."),
-        click.option("--scales", type=Numbers(float), help="Blend sizes, e.g. 0.75,1,1.25.  [default: 1]"),
+        click.option("--scales", type=Numbers(float), help="Blend sizes of at most 16, e.g. 0.75,1,1.25.  [default: 1]"),
         click.option("--tta", is_flag=True, help=f"--flip --scales {','.join(f'{s:g}' for s in _TTA_SCALES)}, as papers do."),
         click.option("--batch-size", type=positive, default=1, show_default=True, help=batch_help),
         click.option("--precision", type=precisions, default="float32", show_default=True, help=precision),

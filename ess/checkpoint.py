@@ -114,21 +114,24 @@ class Run:
     def open(cls, folder: str | Path) -> "Run":
         """Read run.json; raises DataError if it is missing, malformed or in another format."""
         folder = Path(folder)
-        if not os.path.lexists(folder / "run.json"):
+        path = folder / "run.json"
+        if not os.path.lexists(path):
             raise DataError(f"{folder}: holds no run.json; expected a folder that `ess train` wrote")
-        content = read_versioned(folder / "run.json", FORMAT, VERSION)
+        content = read_versioned(path, FORMAT, VERSION)
         try:
             config = Config(**content["settings"])
+            vocabulary = Vocabulary.from_json(content.get("vocabulary", {}))
         except (KeyError, TypeError) as error:
-            raise DataError(f"{folder / 'run.json'}: malformed settings: {error}") from None
+            raise DataError(f"{path}: malformed settings: {error}") from None
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
         data = content.get("dataset")
         try:
             digest, earlier = (data["digest"], [*map(dict, data["earlier"])]) if data else (None, [])
             if not isinstance(digest, str | None):
                 raise TypeError(f"digest is {digest!r}")
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{folder / 'run.json'}: malformed dataset: {error}") from None
-        vocabulary = Vocabulary.from_json(content.get("vocabulary", {}))
+            raise DataError(f"{path}: malformed dataset: {error}") from None
         return cls(folder, config, vocabulary, digest, earlier, content.get("machine"))
 
     def temperature(self, checkpoint: Checkpoint) -> float:

@@ -31,7 +31,7 @@ _TOLERANCE = 2**20
 class Archive:
     """An official archive: its name for ``--only``, its path in the download folder, its address and size in bytes.
 
-    ``size`` is an estimate unless ``exact``; ``sha256`` is None if the source does not publish it.
+    ``size`` is an estimate unless ``exact``.
     """
 
     name: str
@@ -39,7 +39,6 @@ class Archive:
     url: str
     size: int
     exact: bool = True
-    sha256: str | None = None
 
 
 _COCO, _LVIS = "http://images.cocodataset.org/zips", "https://dl.fbaipublicfiles.com/LVIS"
@@ -177,7 +176,7 @@ def _checked(job: Job, announce: Announce, phase: Phase) -> Record:
     """The record of an archive that was fetched or put there by the user; raises DataError if it is not the published one."""
     archive, part = job.archive, job.part
     path = part.target if job.there else part.path
-    size, digest, fault = path.stat().st_size, "", None
+    size, fault = path.stat().st_size, None
     if part.published not in (None, size):
         fault = f"has {size:,} bytes, but the published file has {part.published:,}"
     elif broken := zip_directory.fault(path):
@@ -185,17 +184,13 @@ def _checked(job: Job, announce: Announce, phase: Phase) -> Record:
     elif job.there and (unread := next((member for member in members(path).values() if member.unread), None)):
         fault = f"its member {unread.member} is {unread.unread}, which is not supported; pack the file again with Deflate, or"
         raise job.fault(path, f"{fault} remove it")
-    else:
-        announce(f"{part.target.name}: computing the SHA-256 of its {size:,} bytes")
-        hashed = count_bytes(partial(phase, f"hashing {part.target.name}"), size)
-        digest = sha256(path, hashed)
-        if archive.sha256 not in (None, digest):
-            fault = f"has the SHA-256 {digest}, but {archive.sha256} is published"
     if fault and job.there:
         raise job.fault(path, f"{fault}; remove it")
     if fault:
         kept = f"the {part.have:,} bytes received before are kept" if part.restore() else "it was removed"
         raise job.fault(path, f"{fault}; {kept}; choose another server (--mirror)")
+    announce(f"{part.target.name}: computing the SHA-256 of its {size:,} bytes")
+    digest = sha256(path, count_bytes(partial(phase, f"hashing {part.target.name}"), size))
     if job.record and job.record.sha256 != digest:
         announce(f"{part.target.name}: has the SHA-256 {digest}; an earlier download had {job.record.sha256}")
     return Record(archive.name, archive.file, part.url, size, digest)

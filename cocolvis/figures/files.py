@@ -9,8 +9,11 @@ from cocolvis.disk.files import save_figure, write_aside
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV with a header; None becomes an empty field. Raises DataError if the file cannot be written."""
-    with write_aside(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+    """Write a CSV with a header; None becomes an empty field, and a lone surrogate an escape, as in JSON.
+
+    Raises DataError if the file cannot be written.
+    """
+    with write_aside(path) as aside, aside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows(rows)

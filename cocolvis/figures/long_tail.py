@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from cocolvis.disk.files import save_figure
+from cocolvis.text import escaped
 
 COLOURS = {"frequent": "#1f6f8b", "common": "#e0a030", "rare": "#b5394f", "stuff": "#7a8f5a"}
 """One colour per frequency group; they differ in lightness too."""
@@ -105,7 +106,8 @@ def _name_ends(axes: Any, ranked: Rows, quantity: str) -> None:
 
 
 def plain(text: str, most: int = 200) -> str:
-    """A text that matplotlib draws as it is, shortened to ``most`` characters."""
+    """A text that matplotlib draws as it is, with escapes for what cannot be drawn, shortened to ``most`` characters."""
+    text = escaped(text)
     short = text if len(text) <= most else f"{text[: most - 1]}…"
     return short.replace("$", r"\$")
 

@@ -50,11 +50,6 @@ def open_labels(content: bytes, *, drawn: bool = False) -> Labels:
     return Labels(header[:2], partial(_decode, content, header, drawn))
 
 
-def read_labels(content: bytes) -> np.ndarray:
-    """The (H, W) numbers 0..65535 of a label file, uint8 or uint16; raises ValueError if they cannot be read."""
-    return open_labels(content).read()
-
-
 def label_pixels(labels: np.ndarray) -> dict[int, int]:
     """Count the pixels of each label that occurs in (H, W), in ascending order of labels."""
     pixels = np.bincount(*runlength.encode(labels)).astype(np.int64)

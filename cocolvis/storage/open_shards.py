@@ -1,5 +1,6 @@
 """The shards that this process keeps open: the most recently used ones of all its splits together."""
 
+import resource
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -66,10 +67,6 @@ class OpenShards:
 
 def most_open() -> int:
     """How many shards may be open: a quarter of the files that this process may open, within bounds."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return _MOST_FILES
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return _MOST_FILES if limit == resource.RLIM_INFINITY else max(_FEWEST_FILES, min(_MOST_FILES, limit // 4))
 

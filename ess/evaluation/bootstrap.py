@@ -8,7 +8,7 @@ they are drawn from. What it moves below 0 or above 1, where no mIoU can be, is 
 are scored on the same draws, which cancels what is difficult for both.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +23,9 @@ LEVEL = 0.95
 
 _BLOCK = 128
 """Classes whose counts are dense at a time: (N, 3, 128) float64 are 61 MB for 20,000 pictures."""
+
+_DRAWS, _NUMBERS = 2048, 2**24
+"""How many draws are scored at a time, as bytes, and how many of their numbers are float64 at a time, which are 134 MB."""
 
 Groups = Mapping[str, np.ndarray]
 """Name of a group of classes -> its members, (C,) bool."""
@@ -41,9 +44,17 @@ class Interval(NamedTuple):
         return self.low > 0 or self.high < 0
 
 
-def draws(pictures: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """How often each picture is drawn: (``resamples``, ``pictures``) int64; each row sums to ``pictures``."""
-    return np.random.default_rng(seed).multinomial(pictures, np.full(pictures, 1 / pictures), size=resamples)
+def draws(pictures: int, resamples: int = RESAMPLES, seed: int = 0) -> Iterator[np.ndarray]:
+    """How often each picture counts, in parts (R, ``pictures``) uint8 of 1 + ``resamples`` rows, which bound the memory.
+
+    In the first row of all, each picture counts once; every other row is a draw, and sums to ``pictures``.
+    """
+    rng, shares = np.random.default_rng(seed), np.full(pictures, 1 / pictures)
+    for first in range(0, 1 + resamples, _DRAWS):
+        part = np.ones((min(_DRAWS, 1 + resamples - first), pictures), np.uint8)
+        for row in part[first == 0 :]:
+            row[:] = rng.multinomial(pictures, shares)  # that one of them is above 255 has a probability below 1e-500
+        yield part
 
 
 def drawn_miou(counts: PictureCounts, drawn: np.ndarray, groups: Groups) -> dict[str, np.ndarray]:
@@ -51,13 +62,14 @@ def drawn_miou(counts: PictureCounts, drawn: np.ndarray, groups: Groups) -> dict
 
     The pixels of a draw are a matrix product of ``drawn`` with the counts, computed for a block of classes at a time.
     """
-    weights = drawn.astype(np.float64)
     sums = {name: np.zeros(len(drawn)) for name in groups}
     present = {name: np.zeros(len(drawn)) for name in groups}
+    most = max(1, _NUMBERS // len(counts.ids))
     for first in range(0, counts.classes, _BLOCK):
         last = min(first + _BLOCK, counts.classes)
         block = counts.dense(first, last).reshape(len(counts.ids), -1).astype(np.float64)
-        truth, predicted, right = np.split(weights @ block, 3, axis=1)
+        rows = (drawn[start : start + most].astype(np.float64) for start in range(0, len(drawn), most))
+        truth, predicted, right = np.split(np.concatenate([weights @ block for weights in rows]), 3, axis=1)
         iou = np.divide(right, truth + predicted - right, out=np.zeros_like(truth), where=truth > 0)
         for name, members in groups.items():
             sums[name] += iou @ members[first:last]
@@ -76,8 +88,8 @@ def miou_intervals(
     theirs. Intervals end at 0 and 1. Raises ValueError if there are no runs, or if their pictures or classes differ.
     """
     _check_same_pictures(runs)
-    drawn = draws(len(runs[0].ids), resamples, seed)
-    return {name: _of_scores(_interval(scores)) for name, scores in _mean_scores(runs, drawn, groups).items()}
+    (found,) = _mean_scores([runs], groups, resamples, seed)
+    return {name: _of_scores(_interval(scores)) for name, scores in found.items()}
 
 
 def difference_intervals(
@@ -93,16 +105,21 @@ def difference_intervals(
     Both are scored on the same draws; the arguments are otherwise those of :func:`miou_intervals`.
     """
     _check_same_pictures([*runs, *references])
-    drawn = draws(len(runs[0].ids), resamples, seed)
-    ours, theirs = (_mean_scores(each, drawn, groups) for each in (runs, references))
+    ours, theirs = _mean_scores([runs, references], groups, resamples, seed)
     return {name: _interval(ours[name] - theirs[name]) for name in groups}
 
 
-def _mean_scores(runs: Sequence[PictureCounts], drawn: np.ndarray, groups: Groups) -> dict[str, np.ndarray]:
-    """Group -> the mean mIoU of the runs: (1 + R,) float64, on all pictures and then on each row of ``drawn`` (R, N)."""
-    drawn = np.concatenate([np.ones((1, drawn.shape[1]), drawn.dtype), drawn])
-    scores = [drawn_miou(run, drawn, groups) for run in runs]
-    return {name: np.mean([each[name] for each in scores], axis=0) for name in groups}
+def _mean_scores(
+    sides: Sequence[Sequence[PictureCounts]], groups: Groups, resamples: int, seed: int
+) -> list[dict[str, np.ndarray]]:
+    """For each side, group -> the mean mIoU of its runs: (1 + R,) float64, on all pictures and then on each draw."""
+    pictures = len(sides[0][0].ids)
+    parts: list[list[dict[str, np.ndarray]]] = [[] for _ in sides]
+    for drawn in draws(pictures, resamples, seed):
+        for side, found in zip(sides, parts, strict=True):
+            scores = [drawn_miou(run, drawn, groups) for run in side]
+            found.append({name: np.mean([each[name] for each in scores], axis=0) for name in groups})
+    return [{name: np.concatenate([part[name] for part in found]) for name in groups} for found in parts]
 
 
 def _interval(scores: np.ndarray) -> Interval:

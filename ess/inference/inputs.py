@@ -229,8 +229,16 @@ def video_facts(path: Path) -> tuple[int, float]:
     return facts
 
 
+def opencv_path(path: Path, what: str = "its path") -> str:
+    """A path for OpenCV; raises ValueError, which begins with ``what``, if it is not UTF-8."""
+    try:
+        return os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        raise ValueError(f"{what} is not UTF-8, which OpenCV cannot open; rename it") from None
+
+
 def _open(path: Path) -> cv2.VideoCapture:
-    video = cv2.VideoCapture(str(path))
+    video = cv2.VideoCapture(opencv_path(path))
     if not video.isOpened():
         raise ValueError("the video cannot be opened")
     height, width = (int(video.get(side)) for side in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH))

@@ -6,7 +6,8 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -14,14 +15,15 @@ import cv2
 import numpy as np
 
 from cocolvis.ahead import ahead
+from cocolvis.disk import lock
 from cocolvis.disk.files import LONGEST_NAME, Unwritable, check_writable, read_json, write_aside
 from cocolvis.errors import DataError
 from cocolvis.inspection.render import enlarge, overlay
 from cocolvis.pictures import remarks
 from cocolvis.pictures.encoded import write_png
-from cocolvis.progress import Progress, ignore
+from cocolvis.progress import Announce, Progress, ignore
 from ess.inference.image_ids import ImageId, image_ids, number_of
-from ess.inference.inputs import Input, check_complete, frames, read_picture, video_facts
+from ess.inference.inputs import Input, check_complete, frames, opencv_path, read_picture, video_facts
 from ess.inference.predictor import Predictor
 
 FORMATS = ("png", "overlay", "rle")
@@ -48,25 +50,46 @@ def predict_files(
     every: int = 1,
     skip_existing: bool = False,
     progress: Progress = ignore,
+    announce: Announce = ignore,
 ) -> list[str]:
     """Write the predictions of pictures and videos below ``out``, and return a line for each that cannot be decoded completely.
 
     "png" is ``NAME.png``, (H, W) 16-bit class ids; "overlay" is ``NAME_overlay.png``; "rle" is one ``predictions.json`` of
     :func:`run_lengths`. Every ``every``-th frame of a video is predicted: PNGs are ``NAME/000000.png``, overlays are one silent
-    ``NAME_overlay.mp4``, and run lengths have a "frame". ``skip_existing`` skips inputs that have all of their results, also
-    those of a process that was killed. Raises DataError if files cannot be written or would overwrite each other.
+    ``NAME_overlay.mp4``, and run lengths have a "frame". Run lengths of an earlier call are kept until this one has predicted
+    the same picture or frame. ``skip_existing`` skips inputs that have all of their results, also those of a process that was
+    killed. ``announce`` is called with a line if this waits for a sign of life from another process. Raises DataError if files
+    cannot be written or would overwrite each other, or if another process writes run lengths there.
     """
     faults: list[str] = []
     inputs = [*_with_possible_names(inputs, out, formats, faults)]
     _check_names(inputs, out, formats)
-    results, noted = _Results(predictor, inputs, out, formats, skip_existing), _Remarks()
+    with _permitted(out, formats, announce) as permit:
+        _predict(_Results(predictor, inputs, out, formats, skip_existing, permit), inputs, every, faults, progress)
+    return faults
+
+
+@contextmanager
+def _permitted(out: Path, formats: Sequence[str], announce: Announce) -> Iterator[Callable[[], None]]:
+    """Hold the folder of run lengths, which are one file for all inputs, and yield the check that precedes each write of it."""
+    if "rle" not in formats:
+        yield ignore
+        return
+    check_writable(out / RLE_FILE)
+    with lock.held(out, None, announce, "a prediction") as lease:
+        yield lease.check
+
+
+def _predict(results: "_Results", inputs: Sequence[Input], every: int, faults: list[str], progress: Progress) -> None:
+    """Predict the inputs; ``faults`` gets a line for each that cannot be decoded completely."""
+    noted = _Remarks()
     pictures = [one for one in inputs if not one.is_video]
     videos = [one for one in inputs if one.is_video]
     total = len(faults) + len(pictures) + sum(_frames_of(video, every) for video in videos)
     missing = [one for one in pictures if not results.exist(one)]
     done = len(pictures) - len(missing)
     try:
-        for _ in ahead(results.write, predictor.stream(_decoded(missing, faults, noted)), _THREADS):
+        for _ in ahead(results.write, results.predictor.stream(_decoded(missing, faults, noted)), _THREADS):
             done += 1
             results.save_if_due()
             progress(done + len(faults), total)
@@ -78,7 +101,6 @@ def predict_files(
     finally:
         results.save()
         noted.log()
-    return faults
 
 
 def _predict_video(results: "_Results", video: Input, every: int, faults: list[str]) -> Iterator[int]:
@@ -128,18 +150,29 @@ def run_lengths(mask: np.ndarray, file: Path, frame: int | None = None) -> list[
 
 
 class _Results:
-    """The files below ``out``. With ``skip_existing``, the run lengths that an earlier call wrote are kept."""
+    """The files below ``out``. Run lengths that an earlier call wrote are kept until their picture or frame is predicted.
 
-    def __init__(self, predictor: Predictor, inputs: Sequence[Input], out: Path, formats: Sequence[str], skip_existing: bool):
+    ``permit`` is called before they are written, and raises an exception to prevent it.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        inputs: Sequence[Input],
+        out: Path,
+        formats: Sequence[str],
+        skip_existing: bool,
+        permit: Callable[[], None] = ignore,
+    ):
         self.predictor, self.out, self.formats, self.skip_existing = predictor, out, formats, skip_existing
         self._names = {str(one.path): f"{one.name}{one.path.suffix}" for one in inputs}
         self.entries: dict[tuple[str, int], list[dict]] = {}
-        self._due = time.monotonic() + _SAVED_EVERY
-        if "rle" in formats:
-            check_writable(out / RLE_FILE)
-        if "rle" in formats and skip_existing and os.path.exists(out / RLE_FILE):
+        self._due, self._permit = time.monotonic() + _SAVED_EVERY, permit
+        if "rle" in formats and os.path.exists(out / RLE_FILE):
+            given = {os.path.abspath(file): file for file in self._names}  # an earlier call may have had it by another path
             for entry in _read_entries(out / RLE_FILE):
-                self.entries.setdefault((entry["file_name"], entry.get("frame", -1)), []).append(entry)
+                file = given.get(os.path.abspath(entry["file_name"]), entry["file_name"])
+                self.entries.setdefault((file, entry.get("frame", -1)), []).append(entry | {"file_name": file})
 
     def exist(self, one: Input) -> bool:
         """Whether a picture is skipped because it has all its results."""
@@ -197,7 +230,7 @@ class _Results:
         if found:
             ids = self._ids(found)
             entries = [entry | {"image_id": ids[key[0]]} for key in sorted(found) for entry in found[key]]
-            with write_aside(self.out / RLE_FILE) as aside:
+            with write_aside(self.out / RLE_FILE, self._permit) as aside:
                 aside.write_text("[\n" + ",\n".join(json.dumps(entry) for entry in entries) + "\n]\n", encoding="utf-8")
 
     def _ids(self, found: Mapping[tuple[str, int], list[dict]]) -> dict[str, ImageId]:
@@ -316,12 +349,25 @@ def _frames_of(video: Input, every: int) -> int:
 
 
 def _film(path: Path, picture: np.ndarray, rate: float) -> cv2.VideoWriter:
-    """A writer for a video of even size, as encoders require."""
-    size = picture.shape[1] & ~1, picture.shape[0] & ~1
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate if rate > 0 else 25.0, size)
+    """A writer for a video of even size, as encoders require; raises ValueError if its path, size or rate is not possible."""
+    size, rate = (picture.shape[1] & ~1, picture.shape[0] & ~1), _film_rate(rate)
+    path.touch()  # raises OSError where nothing can be written: this is not a fault of the video
+    writer = cv2.VideoWriter(opencv_path(path, "the path of its overlay"), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
     if not writer.isOpened():
-        raise DataError(f"{path}: the overlay video cannot be written; choose --format png")
+        what = f"{size[0]} x {size[1]} pixels at {rate:g} frames per second"
+        raise ValueError(f"its overlay video of {what} cannot be written; choose --format png")
     return writer
+
+
+def _film_rate(rate: float) -> float:
+    """The possible rate of a video that is closest to ``rate``, 25 if that is unknown.
+
+    OpenCV writes a rate as n, n / 10, n / 100 or n / 1000, and in MPEG-4, n is at most 65535.
+    """
+    if not rate > 0:
+        return 25.0
+    rate = min(max(rate, 0.002), 65535.0)
+    return round(rate, next(digits for digits in (3, 2, 1, 0) if rate * 10**digits < 65535.5))
 
 
 def _frame_count(film: Path) -> int:

@@ -51,7 +51,8 @@ def predict_split(
 
     There is one shard for each shard of the split, and dataset.json is written last. Its key "predictions" has the digest of
     the data set, the run, the step, the weights, the added classes, the calibration and the views. With ``skip_existing``,
-    shards that the same model finished for the same data set are kept, unless they lack an image that can be read now.
+    shards that the same model finished with the same views for the same data set are kept, unless they lack an image that can
+    be read now; the batch size and the name of the run do not matter.
     ``announce`` is called with a line if this waits for a sign of life from another process. Raises DataError if the model has
     other classes than the data set, if ``out`` holds something else, such as predictions for another split, if no image of the
     split can be read, if another process writes there, or if a disk fails.
@@ -80,7 +81,7 @@ class _Writing:
         """Write all shards, except finished ones with ``skip_existing``, and the index; a line for each damaged image."""
         split, made_by = self.images.name, _made_by(self.predictor, self.dataset)
         vocabulary = self.predictor.vocabulary.digest
-        attributes = {"split": split, "images": "none", "vocabulary": vocabulary, _KEY: _digest(made_by)}
+        attributes = {"split": split, "images": "none", "vocabulary": vocabulary, _KEY: _digest(_decisive(made_by))}
         _remove(self.out / INDEX)
         faults: list[Fault] = []
         readers = []
@@ -213,7 +214,7 @@ def _remove(index: Path) -> None:
 
 
 def _made_by(predictor: Predictor, dataset: Dataset) -> dict[str, Any]:
-    """What the predictions depend on, as it is recorded in dataset.json."""
+    """How the predictions are made, as it is recorded in dataset.json."""
     checkpoint = predictor.checkpoint
     return {
         "of": dataset.index["digest"],
@@ -224,6 +225,12 @@ def _made_by(predictor: Predictor, dataset: Dataset) -> dict[str, Any]:
         "calibration": None if predictor.bias is None else _digest(predictor.bias.tolist()),
         "views": asdict(predictor.inference),
     }
+
+
+def _decisive(made_by: dict[str, Any]) -> dict[str, Any]:
+    """What the predictions depend on: not the names of the weights, nor how many images are predicted at a time."""
+    views = {name: value for name, value in made_by["views"].items() if name != "batch_size"}
+    return {name: made_by[name] for name in ("of", "weights", "added", "calibration")} | {"views": views}
 
 
 def _digest(content: Any) -> str:

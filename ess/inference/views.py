@@ -1,6 +1,5 @@
 """The views of an image that a model sees (whole or in windows, mirrored, at several scales), and their blending."""
 
-import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,9 @@ from ess.models.network import SegmentationModel
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16}
 """The precisions of predictions, each with the type of the network's arithmetic if it is not that of the weights."""
 
+_LARGEST_SCALE = 16
+"""The largest scale at which an image is seen."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inference:
@@ -21,10 +23,10 @@ class Inference:
 
     ``window`` is the side in pixels of the windows into which an image is divided, ``stride`` pixels apart (None = two thirds
     of the window), the last ones flush with its borders; None = the whole image. ``scales`` are the sizes at which it is seen,
-    where 1 is its own. With ``flip`` it is also seen mirrored left to right. ``batch_size`` images of equal padded size, or
-    windows of one image, go through the network at a time; this changes embeddings by less than 1e-4, the rounding of float32,
-    so only ties can be decided differently. ``precision`` is that of the network's arithmetic, "float32" or "bf16"; embeddings
-    are blended and compared in float32.
+    at most 16, where 1 is its own. With ``flip`` it is also seen mirrored left to right. ``batch_size`` images of equal padded
+    size, or windows of one image, go through the network at a time; this changes embeddings by less than 1e-4, the rounding of
+    float32, so only ties can be decided differently. ``precision`` is that of the network's arithmetic, "float32" or "bf16";
+    embeddings are blended and compared in float32.
 
     The outputs of the views are averaged. For embeddings, the class nearest to the mean output has the least mean squared
     distance to the outputs of any length, because mean |e - c|^2 = |mean e - c|^2 + a part without c; with the cosine it has
@@ -47,8 +49,8 @@ class Inference:
             raise DataError(f"window is {self.window}: expected 1 pixel or more")
         if self.window is not None and self.stride is not None and not 1 <= self.stride <= self.window:
             raise DataError(f"stride is {self.stride}: expected 1..{self.window}, the window")
-        if not self.scales or not all(math.isfinite(scale) and scale > 0 for scale in self.scales):
-            raise DataError(f"scales are {self.scales}: expected one or more positive numbers")
+        if not self.scales or not all(0 < scale <= _LARGEST_SCALE for scale in self.scales):
+            raise DataError(f"scales are {self.scales}: expected one or more positive numbers of at most {_LARGEST_SCALE}")
         if self.batch_size < 1:
             raise DataError(f"batch_size is {self.batch_size}: expected 1 or more")
         if self.precision not in PRECISIONS:

@@ -1,7 +1,6 @@
 """The command line ``ess``: from training to prediction, refused input, help and documentation."""
 
 import json
-import logging
 import re
 import shutil
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 from click.testing import CliRunner
 
 from cli.ess import main
-from cli.ess.training.train import log_to_stderr
 from cli.run_options import inference_options
 from ess.config import Config
 from ess.inference.views import Inference
@@ -150,6 +148,23 @@ def test_flags_presets_and_variants_that_combine_train(sample_dataset, tmp_path,
     assert (tmp_path / "run" / "checkpoints" / "step-00000001" / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("predict absent data --out out --format shards --every 5", "--format shards is used without --every"),
+        ("add-class absent --list --value 3", "--value is used with --name, --images and --masks"),
+        ("add-class absent --remove a --value 0", "--value is used with --name, --images and --masks"),
+        ("add-class absent --list --images a.png", "expected one of"),
+        ("add-class absent --remove a --masks a.png", "expected one of"),
+        ("add-class absent --name a --images a.png", "expected one of"),
+        ("report absent data --out r.html --no-figures --coco c --lvis l", "--no-figures is used without --coco and --lvis"),
+        ("bench --only train --data x --budget 1e-9", "--data is only used for loading; add --only loading, or leave it out"),
+    ],
+)
+def test_options_that_would_be_ignored_are_wrong_usage(arguments, told):
+    assert told in ess(*arguments.split(), code=2).stderr
+
+
 def test_other_data_can_only_be_allowed_on_resume(sample_dataset, tmp_path):
     told = ess("train", sample_dataset, "--out", tmp_path / "run", *SMALL, "--allow-other-data", code=2).stderr
     assert "--allow-other-data is used with --resume" in told and not (tmp_path / "run").exists()
@@ -208,10 +223,15 @@ def test_info_lets_no_file_steer_the_terminal(run, tmp_path):
     assert "\x1b" not in ess("info", copy, code=1).stderr
 
 
-def test_the_log_lets_no_file_steer_the_terminal(capsys):
-    log_to_stderr()
-    logging.getLogger("ess").info("skipped %s", "\x1b[31m\n\u202e.jpg")
-    assert capsys.readouterr().err == r"skipped \x1b[31m\n\u202e.jpg" + "\n"
+def test_the_log_lets_no_file_steer_the_terminal(run, sample_dataset, tmp_path):
+    """Of a training, its progress is logged, and of all commands the warnings."""
+    copy = shutil.copytree(run, tmp_path / "a\x1b[31m\u202e\n")
+    said = ess("train", sample_dataset, "--out", copy, "--resume", "--steps", 6, "--log-every", 1).stderr
+    assert said.count("step 6/6  loss ") == 1 and said.count(rf"resumed {tmp_path}/a\x1b[31m\u202e\n at step") == 1
+    (copy / "checkpoints" / "step-00000006" / "model.safetensors").write_bytes(b"")
+    said += (told := ess("eval", copy, sample_dataset, "--limit", 1).stderr)
+    assert told.count(r"a\x1b[31m\u202e\n/checkpoints/step-00000006/model.safetensors: was changed") == 1
+    assert not {c for c in said if not c.isprintable()} - {"\n"}
 
 
 def test_eval_prints_a_table_and_json(run, sample_dataset):

@@ -1,10 +1,12 @@
 """What the command lines show: progress, sizes and tables; and no text from a file can steer the terminal."""
 
 import json
+import logging
 import re
 import unicodedata
 from pathlib import Path
 
+import click
 import h5py
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from trees import box, five_images
 
 from cli import display
 from cli.cocolvis import main
-from cli.display import BYTES, Size, print_json, print_table, progress, say
+from cli.commands import UNCHANGED, Group
+from cli.display import BYTES, Size, log_to_stderr, print_json, print_table, progress, say
 from cocolvis.building.build import Mode, build
 from cocolvis.building.coco_lvis import CocoLvisOptions
 from cocolvis.inspection.oracle import check
@@ -122,6 +125,31 @@ def test_columns_line_up(capsys):
     assert capsys.readouterr().out == (
         "name        count  share     size\na       1,234,567   0.50  1.00 GB\nlonger          8         7 bytes\n"
     )
+
+
+def test_warnings_are_lines_above_the_bar(monkeypatch, capsys):
+    monkeypatch.setattr(display.sys.stderr, "isatty", lambda: True)
+    with log_to_stderr(), progress("predict") as show:
+        show(1, 2)
+        logging.getLogger("ess").warning("odd\x1b[2J.jpg")
+    assert "\x1b[2Kodd\\x1b[2J.jpg\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("package", ["ess", "ess.part", "PIL"])
+def test_warnings_of_every_command_are_one_line_that_steers_no_terminal(package):
+    @click.group(cls=Group)
+    def group():
+        pass
+
+    @group.command(interrupted=UNCHANGED)
+    def warn():
+        logging.getLogger(package).warning("skipped %s", HOSTILE)
+        logging.getLogger("PIL").info("of no interest")
+
+    before = logging.getLogger().handlers[:]
+    result = CliRunner().invoke(group, ["warn"])
+    assert (result.stdout, result.stderr) == ("", f"skipped {escaped(HOSTILE)}\n") and not obeyed(result.stderr)
+    assert logging.getLogger().handlers == before
 
 
 def test_every_character_that_a_terminal_obeys_becomes_an_escape(capsys):

@@ -49,6 +49,15 @@ def test_pipes_and_devices_are_refused_and_links_are_followed(tmp_path, sample_d
     assert (tmp_path / "link.csv").is_symlink() and (tmp_path / "table.csv").stat().st_size > 100
 
 
+def test_one_file_for_two_reports_is_refused_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for first, second in (("--per-image", "--per-class"), ("--per-class", "--plot")):
+        result = CliRunner().invoke(ess, ["eval", "run", "data", first, "a", second, "folder/../a"])
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "--per-class, --per-image and --plot need different files" in result.stderr
+
+
 @pytest.mark.parametrize("name", [name for name in OUTPUTS if name.endswith("--plot")])
 def test_a_plot_of_an_unknown_format_is_refused_first(name, tmp_path):
     main, *arguments = OUTPUTS[name]

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from cli.cocolvis import main
 from cocolvis.downloads import official
-from cocolvis.downloads.official import ARCHIVES, Archive, Record, download, plan
+from cocolvis.downloads.official import ARCHIVES, Record, download, plan
 from cocolvis.errors import DataError
 
 
@@ -76,18 +76,6 @@ def test_only_named_archives_are_fetched_and_added_to_the_record(site, stuff, tm
 @pytest.mark.parametrize("mirror", ["file:///etc", "ftp://host/x", "host/x", "http://", "http://a b", "http://h/é"])
 def test_a_mirror_is_a_web_address(tmp_path, mirror):
     assert f"--mirror {mirror}: is not a web address" in message(plan, tmp_path, mirror=mirror)
-
-
-def test_a_published_sha256_is_checked(site, stuff, monkeypatch):
-    entry = next(entry for entry in official.ARCHIVES if entry.name == "stuff")
-    good = hashlib.sha256(STUFF).hexdigest()
-    for published in ("0" * 64, good):
-        monkeypatch.setattr(official, "ARCHIVES", (Archive("stuff", entry.file, entry.url, 1, False, published),))
-        if published == good:
-            assert stuff()[0].sha256 == good and whole(stuff)
-        else:
-            assert f"has the SHA-256 {good}, but {published} is published" in message(stuff)
-            assert not list(stuff.target.parent.iterdir())
 
 
 def test_a_finished_archive_of_another_size_than_recorded_is_refused(site, stuff, tmp_path):

@@ -1,10 +1,12 @@
 """Bootstrap intervals, compared with drawing pictures one by one, and with what statistics promises of them."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
 
+from ess.evaluation import bootstrap
 from ess.evaluation.bootstrap import difference_intervals, drawn_miou, draws, miou_intervals
 from ess.evaluation.metrics import Confusion
 from ess.evaluation.picture_counts import PictureCounts
@@ -49,7 +51,9 @@ def test_drawn_scores_are_those_of_the_listed_pictures():
     counts = pictures()
     found = PictureCounts.of(CLASSES, counts)
     assert found.ids.tolist() == sorted(counts)
-    drawn = draws(len(counts), 5, seed=1)
+    ((everything, *drawn),) = draws(len(counts), 5, seed=1)
+    drawn = np.array(drawn)
+    assert (everything == 1).all()
     assert drawn.shape == (5, 12) and (drawn.sum(axis=1) == 12).all() and (drawn == 0).any() and (drawn > 1).any()
     scores = drawn_miou(found, drawn, groups())
     for number, times in enumerate(drawn):
@@ -62,7 +66,7 @@ def test_drawn_scores_are_those_of_the_listed_pictures():
 def test_an_interval_holds_the_middle_of_the_draws():
     found = PictureCounts.of(CLASSES, pictures())
     interval = miou_intervals([found], groups(), resamples=500, seed=4)
-    scores = drawn_miou(found, draws(12, 500, seed=4), groups())
+    scores = drawn_miou(found, next(draws(12, 500, seed=4))[1:], groups())
     for name in ("all", "first"):
         value, low, high = interval[name]
         assert value == pytest.approx(naive_miou(pictures(), found.ids.tolist(), groups()[name]))
@@ -71,6 +75,21 @@ def test_an_interval_holds_the_middle_of_the_draws():
     assert np.isnan(interval["none"]).all()
     assert miou_intervals([found], groups(), resamples=500, seed=4)["all"] == interval["all"]
     assert miou_intervals([found], groups(), resamples=500, seed=5)["all"] != interval["all"]
+
+
+def test_draws_in_parts_are_those_of_one_call_and_bound_the_memory(monkeypatch):
+    runs = [PictureCounts.of(CLASSES, pictures(seed, 100)) for seed in (0, 1)]
+    whole = np.random.default_rng(3).multinomial(100, np.full(100, 1 / 100), size=2000)
+    before = difference_intervals(runs[:1], runs[1:], groups(), resamples=2000, seed=3)
+    for name, size in (("_DRAWS", 77), ("_NUMBERS", 1234)):
+        monkeypatch.setattr(bootstrap, name, size, raising=False)
+    np.testing.assert_array_equal(np.concatenate([*draws(100, 2000, 3)]), [np.ones(100), *whole])
+    tracemalloc.start()
+    after = difference_intervals(runs[:1], runs[1:], groups(), resamples=2000, seed=3)
+    assert tracemalloc.get_traced_memory()[1] < whole.nbytes
+    tracemalloc.stop()
+    for name, interval in before.items():
+        assert after[name] == pytest.approx(interval, rel=1e-12, nan_ok=True)
 
 
 def test_the_width_is_the_standard_error_of_a_mean():

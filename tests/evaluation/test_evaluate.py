@@ -183,3 +183,26 @@ def test_the_command_writes_scores_table_and_curve(untrained_run, sample_dataset
     oracle = json.loads(ess_eval(untrained_run, sample_dataset, "--oracle-classes", "--json").stdout)
     assert oracle["oracle_classes"] is True and oracle["miou"] > scores["miou"]
     assert "predicted among the classes in the truth" in ess_eval(untrained_run, sample_dataset, "--oracle-classes").stdout
+
+
+@pytest.mark.parametrize("name", ["write_pictures", "write_classes", "plot_curve"])
+def test_scores_are_printed_although_a_file_cannot_be_written(name, untrained_run, sample_dataset, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise DataError("c.csv: cannot be written: No space left on device")
+
+    monkeypatch.setattr(f"ess.evaluation.reports.{name}", full)
+    files = ("--per-class", tmp_path / "c.csv", "--per-image", tmp_path / "p.csv", "--plot", tmp_path / "c.png")
+    result = ess_eval(untrained_run, sample_dataset, "--json", "--top-n", 5, *files, code=1)
+    assert json.loads(result.stdout)["images"] == 2 and json.loads(result.stdout)["top_n"][0]["n"] == 5
+    assert result.stderr.endswith("Error: c.csv: cannot be written: No space left on device\n")
+    assert "mIoU, 5 most frequent" in ess_eval(untrained_run, sample_dataset, "--top-n", 5, *files, code=1).stdout
+
+
+def test_files_are_written_although_the_scores_cannot_be_printed(untrained_run, sample_dataset, tmp_path, monkeypatch):
+    def full(_):
+        raise DataError("stdout: cannot be written: No space left on device")
+
+    monkeypatch.setattr("cli.ess.evaluation.eval.print_json", full)
+    files = ("--per-class", tmp_path / "c.csv", "--per-image", tmp_path / "p.csv")
+    result = ess_eval(untrained_run, sample_dataset, "--json", *files, code=1)
+    assert "stdout: cannot be written" in result.stderr and {path.name for path in tmp_path.iterdir()} == {"c.csv", "p.csv"}

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 import shutil
 import sys
 from collections import Counter
@@ -431,6 +432,18 @@ def test_another_run_that_does_not_fit_is_refused_before_anything_is_predicted(r
     for options in (Options(also=[baseline], checkpoint="best"), Options(baseline=baseline, checkpoint="best")):
         with pytest.raises(DataError, match=f"{baseline.folder}: no checkpoint was evaluated"):
             collect(run, dataset, tmp_path / "out", options)
+
+
+@pytest.mark.linux  # other systems refuse such names
+def test_a_run_whose_name_is_not_utf8_is_drawn_and_listed_with_escapes(run, dataset, tmp_path, monkeypatch):
+    """Safetensors files are only found from within its folder."""
+    odd = shutil.copytree(run.folder, tmp_path / os.fsdecode(b"run \xff"))
+    monkeypatch.chdir(odd)
+    only = ["--only", "predictions", "--only", "miou_by_frequency", "--baseline", ".", "--limit", 1, "--device", "cpu"]
+    ess("analyze", ".", dataset.folder, "--out", tmp_path / "out", *only)
+    assert {row["run"] for row in read(tmp_path / "out" / "miou_by_frequency.csv")} == {r"run \udcff"}
+    (axes,) = miou_curves._draw({odd.name: np.array([0.5])}, np.arange(1), "1 image").axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [r" run \udcff: 0.500 at n = 1"]
 
 
 def test_the_legend_of_the_curves_names_every_run():

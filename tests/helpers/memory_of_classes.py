@@ -1,7 +1,7 @@
 """What margin penalty and evaluation take of memory with few classes and with many, beyond the class table and its gradient.
 
-python tests/memory_of_classes.py COUNT... prints {"penalty COUNT": bytes at the peak, ...}. Each is measured in a process of
-its own, forked from one that has only imported.
+python tests/helpers/memory_of_classes.py COUNT... prints {"penalty COUNT": bytes at the peak, ...}. Each is measured in a
+process of its own, forked from one that has only imported.
 """
 
 import json

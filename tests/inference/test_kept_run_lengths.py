@@ -12,6 +12,7 @@ import pytest
 import torch
 from test_predict import CPU, PerPixel, few, photo
 
+from cocolvis.disk import lock
 from cocolvis.errors import DataError
 from ess.inference import results
 from ess.inference.inputs import find_inputs
@@ -59,6 +60,58 @@ def test_a_process_that_was_killed_is_continued(folder, tmp_path):
     continued = (out / "predictions.json").read_text()
     predict_files(predictor, find_inputs([str(folder)]), out, ("rle",))
     assert (out / "predictions.json").read_text() == continued
+
+
+def test_a_call_that_is_interrupted_keeps_what_an_earlier_one_has_finished(folder, tmp_path):
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    for number in range(5, 20):  # more than are predicted ahead
+        cv2.imwrite(str(folder / f"{number}.png"), photo(9, 8, seed=number))
+    inputs, out = find_inputs([str(folder)]), tmp_path / "out"
+    predict_files(small_predictor(), inputs, out, ("rle",))
+    before = (out / "predictions.json").read_text()
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(small_predictor(), inputs, out, ("rle",), progress=interrupt)
+    assert (out / "predictions.json").read_text() == before
+
+
+def test_results_of_other_pictures_are_kept(folder, tmp_path):
+    inputs = find_inputs([str(folder)])
+    for some in (inputs[:2], inputs[2:]):
+        predict_files(small_predictor(), some, tmp_path / "parts", ("rle",))
+    predict_files(small_predictor(), inputs, tmp_path / "whole", ("rle",))
+    parts, whole = (json.loads((tmp_path / name / "predictions.json").read_text()) for name in ("parts", "whole"))
+    assert parts == whole and {entry["file_name"] for entry in whole} == {str(one.path) for one in inputs}
+
+
+@pytest.mark.parametrize("skip_existing", [False, True])
+def test_a_picture_that_is_given_by_another_path_has_one_result(skip_existing, folder, tmp_path, monkeypatch):
+    predict_files(small_predictor(), find_inputs([str(folder)]), tmp_path / "out", ("rle",))
+    before = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    monkeypatch.chdir(tmp_path)
+    predictor, inputs = small_predictor(), find_inputs([folder.name])
+    predict_files(predictor, inputs, tmp_path / "out", ("rle",), skip_existing=skip_existing)
+    found = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert found == [entry | {"file_name": str(Path(entry["file_name"]).relative_to(tmp_path))} for entry in before]
+    assert len(predictor.model.passes) == (0 if skip_existing else 5)
+
+
+def test_one_call_at_a_time_writes_run_lengths(folder, tmp_path):
+    inputs, out = find_inputs([str(folder)]), tmp_path / "out"
+    with lock.held(out, None, print, "a prediction"):
+        with pytest.raises(DataError, match=r"a prediction .* is running there"):
+            predict_files(small_predictor(), inputs, out, ("png", "rle"))
+        predict_files(small_predictor(), inputs, out, ("png",))
+    assert len([*out.iterdir()]) == 5
+
+    def take_over(done, total):
+        for path in out.glob(".build-*.lock"):
+            path.unlink()
+
+    with pytest.raises(lock.LockLost):
+        predict_files(small_predictor(), inputs, out, ("rle",), progress=take_over)
+    assert not (out / "predictions.json").exists()
 
 
 def test_an_input_is_looked_up_and_not_searched(folder, tmp_path):

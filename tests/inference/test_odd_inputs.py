@@ -117,12 +117,14 @@ def test_ids_are_those_of_one_run_however_often_it_goes_on(tmp_path, small):
     assert entries(tmp_path / "whole") == expected
 
 
+@pytest.mark.parametrize("skip_existing", [False, True])
 @pytest.mark.parametrize("content", ['[{"file_name": 3}]', '[{"file_name": "a", "frame": "x"}]', "{}", "[1]"])
-def test_what_is_no_list_of_results_is_not_taken_for_one(content, tmp_path, small):
+def test_what_is_no_list_of_results_is_not_taken_for_one(content, skip_existing, tmp_path, small):
     write(tmp_path / "in", "a.png")
     (tmp_path / "predictions.json").write_text(content)
     with pytest.raises(DataError, match="is not a list of results"):
-        predict_files(small, find_inputs([str(tmp_path / "in")]), tmp_path, ("rle",), skip_existing=True)
+        predict_files(small, find_inputs([str(tmp_path / "in")]), tmp_path, ("rle",), skip_existing=skip_existing)
+    assert (tmp_path / "predictions.json").read_text() == content
 
 
 def tiff(array: np.ndarray | None = None, mode: str = "", **options) -> bytes:

@@ -165,6 +165,9 @@ def test_only_images_of_equal_padded_size_share_a_pass_and_few_wait():
         ({"window": 4, "stride": 5}, r"stride is 5: expected 1\.\.4"),
         ({"scales": (1.0, 0.0)}, "positive"),
         ({"scales": ()}, "positive"),
+        ({"scales": (float("nan"),)}, "positive"),
+        ({"scales": (1.0, 16.1)}, r"scales are \(1.0, 16.1\): expected one or more positive numbers of at most 16$"),
+        ({"scales": (1e308,)}, "at most 16"),
         ({"batch_size": 0}, "batch_size is 0"),
     ],
 )

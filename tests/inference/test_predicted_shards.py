@@ -92,6 +92,19 @@ def test_shards_of_other_views_are_not_kept(written, untrained_run, dataset, tmp
     assert open_index(out)["predictions"]["views"]["flip"] is True
 
 
+def test_shards_of_another_batch_size_and_of_a_renamed_run_are_kept(written, untrained_run, dataset, tmp_path, monkeypatch):
+    from ess.inference.views import Inference
+
+    out, made = tmp_path / "out", []
+    shutil.copytree(written, out)
+    shutil.copytree(untrained_run, tmp_path / "renamed")
+    note_shards(monkeypatch, made)
+    renamed = Predictor.from_run(tmp_path / "renamed", "cpu", inference=Inference(batch_size=3))
+    predict_split(renamed, dataset, "train", out, skip_existing=True)
+    made_by = open_index(out)["predictions"]
+    assert made == [] and made_by["run"] == "renamed" and made_by["views"]["batch_size"] == 3
+
+
 def test_shards_of_another_calibration_are_not_kept(written, untrained_run, dataset, tmp_path, monkeypatch):
     out, made, plain = tmp_path / "out", [], Predictor.from_run(untrained_run, "cpu")
     shutil.copytree(written, out)

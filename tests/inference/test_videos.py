@@ -1,5 +1,7 @@
 """Videos: frames never replace other files, all are there when a video is finished, and one that breaks off is reported."""
 
+import errno
+import os
 import resource
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from test_predict import CPU, PerPixel, few
 
 from cocolvis.disk.files import Unwritable
 from cocolvis.errors import DataError
+from ess.inference import results
 from ess.inference.inputs import check_complete, find_inputs
 from ess.inference.predictor import Predictor
 from ess.inference.results import predict_files
@@ -23,14 +26,14 @@ def small() -> Predictor:
     return Predictor(PerPixel().eval(), few(5), CPU, Inference(batch_size=2))
 
 
-def film(path: Path, frames: int = 4, codec: str = "MJPG") -> Path:
+def film(path: Path, frames: int = 4, codec: str = "MJPG", rate: float = 10.0, size: tuple[int, int] = (64, 48)) -> Path:
     """A video of noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), 10.0, (64, 48))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), rate, size)
     assert writer.isOpened()
     rng = np.random.default_rng(0)
     for _ in range(frames):
-        writer.write(rng.integers(0, 256, (48, 64, 3), np.uint8))
+        writer.write(rng.integers(0, 256, (size[1], size[0], 3), np.uint8))
     writer.release()
     return path
 
@@ -150,3 +153,50 @@ def test_an_overlay_video_that_the_disk_cuts_off_does_not_get_its_name(tmp_path,
     assert [*out.iterdir()] == []
     predict_files(small, inputs, out, ("overlay",), skip_existing=True)
     assert (out / "street_overlay.mp4").stat().st_size > 20_000
+
+
+@pytest.mark.parametrize("rate", [211.222, 66.667, 200 / 3, 65.5351, 1000 / 3, 655.3501, 29.97, 30000 / 1001, 10.0, 0.002])
+def test_an_overlay_has_the_rate_of_its_video(rate, tmp_path):
+    """To a thousandth."""
+    writer = results._film(tmp_path / "a.mp4", np.zeros((48, 64, 3), np.uint8), rate)
+    for _ in range(3):
+        writer.write(np.zeros((48, 64, 3), np.uint8))
+    writer.release()
+    assert cv2.VideoCapture(str(tmp_path / "a.mp4")).get(cv2.CAP_PROP_FPS) == pytest.approx(rate, rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize(("rate", "written"), [(0.0, 25), (float("nan"), 25), (-1.0, 25), (1e-5, 0.002), (90_000.0, 65_535)])
+def test_an_overlay_of_an_impossible_rate_has_the_closest(rate, written, tmp_path):
+    assert results._film_rate(rate) == written
+    assert results._film(tmp_path / "a.mp4", np.zeros((48, 64, 3), np.uint8), rate).isOpened()
+
+
+def test_an_overlay_that_cannot_be_written_costs_only_its_video(tmp_path, small):
+    """MPEG-4 has at most 8191 pixels in a row."""
+    paths = [film(tmp_path / "wide.avi", size=(8400, 16)), film(tmp_path / "fast.avi", rate=200.0)]
+    faults = predict_files(small, find_inputs([str(path) for path in paths]), tmp_path / "out", every=3)
+    what = "its overlay video of 8400 x 16 pixels at 3.333 frames per second"
+    assert faults == [f"{paths[0]}: {what} cannot be written; choose --format png"]
+    assert cv2.VideoCapture(str(tmp_path / "out" / "fast_overlay.mp4")).get(cv2.CAP_PROP_FPS) == pytest.approx(66.67)
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
+
+
+def test_a_disk_that_takes_no_overlay_is_not_a_fault_of_the_video(tmp_path, small, monkeypatch):
+    def full(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "touch", full)
+    with pytest.raises(Unwritable, match=r"street_overlay\.mp4: cannot be written: No space left on device"):
+        predict_files(small, find_inputs([str(film(tmp_path / "street.avi"))]), tmp_path / "out")
+
+
+def test_a_path_that_is_not_utf_8_costs_only_its_video(tmp_path, small):
+    odd = film(tmp_path / "in" / "odd.avi").rename(tmp_path / "in" / os.fsdecode(b"odd\xff.avi"))
+    good = film(tmp_path / "in" / "street.avi")
+    picture(tmp_path / "in" / "picture.png").rename(tmp_path / "in" / os.fsdecode(b"picture\xff.png"))
+    inputs, refused = find_inputs([str(tmp_path / "in")]), "is not UTF-8, which OpenCV cannot open; rename it"
+    assert predict_files(small, inputs, tmp_path / "out") == [f"{odd}: its path {refused}"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"street_overlay.mp4", os.fsdecode(b"picture\xff.png")}
+    out = tmp_path / os.fsdecode(b"out\xff")
+    assert predict_files(small, find_inputs([str(good)]), out) == [f"{good}: the path of its overlay {refused}"]
+    assert predict_files(small, find_inputs([str(good)]), out, ("png",)) == []

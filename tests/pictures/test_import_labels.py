@@ -17,7 +17,7 @@ from PIL import Image
 
 from cocolvis.importers.labelled import LabelOptions, LabelTask
 from cocolvis.importers.tree import LabelledImage
-from cocolvis.pictures.label_files import label_pixels, open_labels, read_labels, to_classes
+from cocolvis.pictures.label_files import label_pixels, open_labels, to_classes
 
 SCIPY = {
     "compressed": "TUFUTEFCIDUuMCBNQVQtZmlsZSBQbGF0Zm9ybTogcG9zaXgsIENyZWF0ZWQgb246IFNhdCBOb3YgMjEgMTI6MjI6MjEgMjAyNgAA"
@@ -65,7 +65,9 @@ def test_the_numbers_in_a_png_are_what_was_stored(bits, colour):
     values = np.random.default_rng(bits).integers(0, 2**bits, (11, 13))
     values[0, :2] = 0, 2**bits - 1
     palette = (b"PLTE", bytes(range(255, -1, -1)) * 3) if bits == 8 else (b"PLTE", bytes(3 * 2 ** min(bits, 8)))
-    found = read_labels(png(bits, colour, values, *([palette, (b"tRNS", b"\0\x80")] if colour else [(b"tRNS", b"\0\1")])))
+    found = open_labels(
+        png(bits, colour, values, *([palette, (b"tRNS", b"\0\x80")] if colour else [(b"tRNS", b"\0\1")]))
+    ).read()
     assert found.dtype == (np.uint16 if bits == 16 else np.uint8) and np.array_equal(found, values)
 
 
@@ -83,7 +85,7 @@ def test_equal_channels_are_one_channel_of_labels(channels, dtype):
     pixels = np.repeat(values[..., None], channels, axis=2)
     if channels in (2, 4):
         pixels[..., -1] = np.iinfo(dtype).max
-    found = read_labels(coloured(pixels) + b"behind the end")
+    found = open_labels(coloured(pixels) + b"behind the end").read()
     assert found.dtype == np.dtype(dtype) and np.array_equal(found, values)
 
 
@@ -94,12 +96,12 @@ def test_colours_and_transparency_are_refused_with_advice(dtype):
     pixels[:2, :, 0], pixels[2:3, :, 1] = 200, 7
     for seen in (pixels, pixels[..., :3]):
         with pytest.raises(ValueError, match=r"is in 3 colours; .* must be mapped to the number of its class"):
-            read_labels(coloured(seen))
+            open_labels(coloured(seen)).read()
     for channels in (2, 4):
         clear = np.repeat(pixels[..., 3:], channels, axis=2)
         clear[0, :5, -1] = 0
         with pytest.raises(ValueError, match="alpha channel in which 5 pixels are not opaque"):
-            read_labels(coloured(clear))
+            open_labels(coloured(clear)).read()
 
 
 def test_optional_chunks_do_not_change_labels_of_several_channels():
@@ -107,7 +109,7 @@ def test_optional_chunks_do_not_change_labels_of_several_channels():
     start = coloured(pixels)[:33]
     rest = coloured(pixels)[33:]
     odd = chunk(b"tRNS", bytes(6)) + chunk(b"gAMA", b"\0\0\x10\0") + chunk(b"sBIT", b"\1\1\1")
-    assert np.array_equal(read_labels(start + odd + rest), pixels[..., 0])
+    assert np.array_equal(open_labels(start + odd + rest).read(), pixels[..., 0])
 
 
 @pytest.mark.parametrize("colour", [0, 3])
@@ -116,7 +118,7 @@ def test_labels_of_one_channel_may_have_large_texts_and_profiles(colour):
     large = zlib.compress(bytes(2**21))
     odd = [(b"iCCP", b"x\0\0" + large), (b"zTXt", b"x\0\0" + large)]
     palette = [(b"PLTE", bytes(3 * 256))] if colour else []
-    assert np.array_equal(read_labels(png(8, colour, values, *odd, *palette)), values)
+    assert np.array_equal(open_labels(png(8, colour, values, *odd, *palette)).read(), values)
 
 
 def encoded(form: str) -> bytes:
@@ -139,7 +141,7 @@ def encoded(form: str) -> bytes:
 )
 def test_other_formats_are_refused_by_name(form, named):
     with pytest.raises(ValueError, match=named):
-        read_labels(encoded(form))
+        open_labels(encoded(form)).read()
 
 
 def test_arrays_are_refused_by_name():
@@ -147,7 +149,7 @@ def test_arrays_are_refused_by_name():
         memory = BytesIO()
         save(memory, np.zeros((3, 4), np.uint8))
         with pytest.raises(ValueError, match=f"it is {named}"):
-            read_labels(memory.getvalue())
+            open_labels(memory.getvalue()).read()
 
 
 @pytest.mark.parametrize("colour", [0, 2, 3])
@@ -155,21 +157,21 @@ def test_labels_with_missing_rows_are_refused(colour):
     size, lines = (11, 13), rows(6, 13, 8, colour)
     palette = [(b"PLTE", bytes(768))] if colour == 3 else []
     with pytest.raises(ValueError, match="the PNG's pixels are truncated: "):
-        read_labels(join(header(*size, 8, colour), *palette, (b"IDAT", zlib.compress(lines))))
+        open_labels(join(header(*size, 8, colour), *palette, (b"IDAT", zlib.compress(lines)))).read()
     with pytest.raises(ValueError, match="the PNG breaks off"):
-        read_labels(join(header(*size, 8, colour))[:24])
+        open_labels(join(header(*size, 8, colour))[:24]).read()
 
 
 @pytest.mark.parametrize("kept", [0, 2, 60, -20])
 def test_a_png_whose_pixels_break_off_is_refused(kept):
     values = np.random.default_rng(0).integers(0, 200, (11, 13))
     with pytest.raises(ValueError, match="the PNG's pixels are truncated: "):
-        read_labels(png(8, 0, values, kept=kept))
+        open_labels(png(8, 0, values, kept=kept)).read()
 
 
 @pytest.mark.parametrize("name", SCIPY)
 def test_matlab_files_that_scipy_wrote(name):
-    found = read_labels(base64.b64decode(SCIPY[name]))
+    found = open_labels(base64.b64decode(SCIPY[name])).read()
     assert found.dtype == np.uint16 and found.tolist() == [[0, 182, 32, 48], [64, 80, 96, 112], [128, 144, 160, 176]]
 
 
@@ -178,7 +180,7 @@ def test_matlab_files_that_scipy_wrote(name):
 @pytest.mark.parametrize("dtype", ["u1", "u2", "f8"])
 def test_matlab_files_of_either_order(dtype, compressed, order, tmp_path):
     labels = np.random.default_rng(0).integers(0, 200, (31, 17)).astype(dtype)
-    found = read_labels(write_matlab(tmp_path / "a.mat", labels, compressed, order).read_bytes())
+    found = open_labels(write_matlab(tmp_path / "a.mat", labels, compressed, order).read_bytes()).read()
     assert np.array_equal(found, labels) and found.flags.c_contiguous
 
 
@@ -235,7 +237,7 @@ def test_hostile_matlab_files(spoil, told, tmp_path):
     content = matlab(tmp_path, np.arange(12, dtype="u2").reshape(3, 4))
     spoil(content)
     with pytest.raises(ValueError, match=told):
-        read_labels(bytes(content))
+        open_labels(bytes(content)).read()
 
 
 def test_the_checksum_of_a_compressed_matrix_is_checked(tmp_path):
@@ -244,7 +246,7 @@ def test_the_checksum_of_a_compressed_matrix_is_checked(tmp_path):
     end = start + 8 + struct.unpack_from("<I", content, start + 4)[0]
     content[end - 1] ^= 1
     with pytest.raises(ValueError, match="the MATLAB file is damaged"):
-        read_labels(bytes(content))
+        open_labels(bytes(content)).read()
 
 
 @pytest.mark.parametrize(
@@ -253,7 +255,7 @@ def test_the_checksum_of_a_compressed_matrix_is_checked(tmp_path):
 )
 def test_numbers_that_are_not_labels_are_refused(values, told, tmp_path):
     with pytest.raises(ValueError, match=told):
-        read_labels(bytes(matlab(tmp_path, np.array([values]))))
+        open_labels(bytes(matlab(tmp_path, np.array([values])))).read()
 
 
 def test_a_declared_size_is_not_allocated(tmp_path):
@@ -268,7 +270,7 @@ def test_a_declared_size_is_not_allocated(tmp_path):
     for content, told in ((bomb, "32768 x 32768 pixels are not in"), (picture, "pixels are not in")):
         tracemalloc.start()
         with pytest.raises(ValueError, match=told):
-            read_labels(bytes(content))
+            open_labels(bytes(content)).read()
         assert tracemalloc.get_traced_memory()[1] < 10**6
         tracemalloc.stop()
 
@@ -317,12 +319,12 @@ def test_damaged_files_are_refused_or_read_completely(kind, rounds, tmp_path):
     for _ in range(rounds):
         cut = whole[: rng.randrange(end)]
         with pytest.raises(ValueError):
-            read_labels(cut)
+            open_labels(cut).read()
         wrong = bytearray(whole)
         for _ in range(rng.choice((1, 2, 8))):
             wrong[rng.randrange(len(wrong))] = rng.choice((0, 1, 127, 128, 255, rng.randrange(256)))
         try:
-            assert read_labels(bytes(wrong)).ndim == 2
+            assert open_labels(bytes(wrong)).read().ndim == 2
         except ValueError as error:
             assert str(error)
 
@@ -330,7 +332,7 @@ def test_damaged_files_are_refused_or_read_completely(kind, rounds, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"MATLAB 5.0".ljust(200)])
 def test_files_that_are_not_label_files_are_refused(content):
     with pytest.raises(ValueError, match=r"empty|neither|breaks off|is a JPEG"):
-        read_labels(content)
+        open_labels(content).read()
 
 
 def test_unknown_labels_become_unlabelled_and_are_counted():

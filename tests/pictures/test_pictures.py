@@ -234,11 +234,11 @@ def test_compressed_texts_and_profiles_are_not_decompressed(kind, tmp_path):
     code = """
 from pathlib import Path
 from cocolvis.pictures import encoded, other_formats
-from cocolvis.pictures.label_files import read_labels
+from cocolvis.pictures.label_files import open_labels
 content = Path(sys.argv[1]).read_bytes()
 before()
 try:
-    read_labels(content)
+    open_labels(content).read()
 except ValueError as error:
     say(error)
 """

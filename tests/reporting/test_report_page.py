@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 from html.parser import HTMLParser
 
 import cv2
@@ -282,3 +283,11 @@ def test_a_missing_package_is_reported_before_anything_else(run, sample_dataset,
     monkeypatch.setattr("cli.ess.evaluation.report.find_spec", lambda name: None)
     result = ess_report(run.folder, sample_dataset, tmp_path / "r.html", code=1)
     assert result.stderr == "Error: jinja2 is not installed: pip install 'cocolvis-ess[figures]'\n"
+
+
+def test_figures_need_no_package_that_draws_word_clouds(run, sample_dataset, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wordcloud", None)
+    monkeypatch.setattr("ess.figures.collection.collect", lambda *_, **__: [])
+    words = ["report", str(run.folder), str(sample_dataset), "--out", str(tmp_path / "r.html"), "--device", "cpu"]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output

@@ -32,9 +32,9 @@ KNOWN = [field.name for field in fields(Config)]
 def test_every_setting_is_in_one_table(name):
     assert name in KNOWN, f"a test is marked with {name!r}, but ess.config.Config has no such setting"
     assert name in CHANGING or name in HARMLESS, (
-        f"no test sees what the setting {name!r} does. Write one in tests/test_settings_*.py that fails when it is ignored,"
-        f' marked @changes("{name}") from tests/effects.py where it changes a step (its loss, gradient, batch, rates or'
-        f' result), else @harmless("{name}"), and showing that weights and losses stay what they are'
+        f"no test sees what the setting {name!r} does. Write one in tests/settings/test_settings_*.py that fails when it is"
+        f' ignored, marked @changes("{name}") from tests/helpers/effects.py where it changes a step (its loss, gradient, batch,'
+        f' rates or result), else @harmless("{name}"), and showing that weights and losses stay what they are'
     )
     assert not (name in CHANGING and name in HARMLESS), f"the setting {name!r} cannot both change a step and leave it alone"
 

@@ -115,6 +115,15 @@ def test_a_second_run_in_the_same_folder_is_refused(run, dataset):
         (lambda path: path.write_bytes(path.read_bytes()[:500]), "run.json: is not JSON"),
         (lambda path: path.write_text(path.read_text().replace('"digest"', '"digits"', 1)), "run.json: malformed dataset"),
         (lambda path: (path.unlink(), path.symlink_to("nowhere")), "run.json: cannot be read"),
+        (
+            lambda path: path.write_text(path.read_text().replace('"synset": "', '"synset": "x', 1)),
+            "run.json: vocabulary digest is .*: the classes were edited",
+        ),
+        (
+            lambda path: path.write_text(path.read_text().replace('"loss": "auto"', '"loss": "x"')),
+            "run.json: setting loss is 'x'; expected",
+        ),
+        (lambda path: path.write_text(path.read_text().replace('"lr"', '"rate"')), "run.json: malformed settings"),
     ],
 )
 def test_a_run_without_its_run_json_is_refused_and_left_alone(run, dataset, tmp_path, harm, told, resume):

@@ -1,5 +1,6 @@
 """``ess eval``: the scores of a run."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from ess.evaluation.metrics import Confusion
 
 
-@command("eval", interrupted="the scores were not printed; run the same command to start over")
+@command("eval", interrupted="the evaluation was not finished; run the same command to start over")
 @run_argument
 @path_argument("data")
 @click.option("--top-n", type=Numbers(int), default=(), help="mIoU of the N classes with the most training images: N[,N...].")
@@ -52,6 +53,9 @@ def evaluate(
     Example:
       ess eval run ~/cocolvis --top-n 50,200,1284 --per-class classes.csv
     """
+    files = [os.path.realpath(path) for path in (per_class, per_image, plot) if path]
+    if len({*files}) < len(files):
+        raise click.UsageError("--per-class, --per-image and --plot need different files")
     from cocolvis.storage.dataset import Dataset
     from ess.evaluation import reports
     from ess.evaluation.evaluate import count_pictures, count_pixels, scores_of
@@ -65,16 +69,15 @@ def evaluate(
         confusion = count_pixels(found.images, len(dataset.vocabulary)) if pictures is None else pictures.total()
     scores = scores_of(confusion, dataset, published=published, damaged=found.damaged)
     scores |= {"oracle_classes": True} if oracle_classes else {}
-    if per_image and pictures is not None:
-        reports.write_pictures(per_image, picture_scores(pictures), dataset.vocabulary)
-    if images is not None:
-        curve = reports.frequency_curve(confusion.iou(published), images)
-        scores |= {"top_n": reports.top_scores(curve, top_n)} if top_n else {}
-        _write_reports(confusion, dataset, images, curve, per_class, plot, published)
-    if as_json:
-        print_json(scores)
-    else:
-        _print_scores(scores, split)
+    curve = None if images is None else reports.frequency_curve(confusion.iou(published), images)
+    scores |= {"top_n": reports.top_scores(curve, top_n)} if curve is not None and top_n else {}
+    try:  # neither a full disk nor a closed stdout costs what the other one can take
+        print_json(scores) if as_json else _print_scores(scores, split)
+    finally:
+        if per_image and pictures is not None:
+            reports.write_pictures(per_image, picture_scores(pictures), dataset.vocabulary)
+        if images is not None and curve is not None:
+            _write_reports(confusion, dataset, images, curve, per_class, plot, published)
 
 
 def _write_reports(

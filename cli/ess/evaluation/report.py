@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ess.figures.analysis import Options
     from ess.figures.figure import Figure
 
-_PACKAGES = {"jinja2": "jinja2", "sklearn": "scikit-learn", "wordcloud": "wordcloud"}
+_PACKAGES = {"jinja2": "jinja2", "sklearn": "scikit-learn"}
 """Modules that the report imports -> the packages of the extra "figures" that contain them."""
 
 
@@ -55,6 +55,8 @@ def report(
     Example:
       ess report run ~/cocolvis --out report.html
     """
+    if no_figures and coco:
+        raise click.UsageError("--no-figures is used without --coco and --lvis")
     _check_packages(no_figures)
     from cocolvis.storage.dataset import Dataset
     from ess.checkpoint import Run

@@ -43,8 +43,10 @@ def add_class(
     Example:
       ess add-class run --name unicorn --images examples/ --masks masks/
     """
-    if sum((bool(name), bool(remove), listing)) != 1 or bool(name) != bool(images and masks):
+    if sum((bool(name), bool(remove), listing)) != 1 or {bool(images), bool(masks)} != {bool(name)}:
         raise click.UsageError("expected one of: --name with --images and --masks; --remove NAME; --list")
+    if value is not None and not name:
+        raise click.UsageError("--value is used with --name, --images and --masks")
     from ess.checkpoint import Run
     from ess.inference.added import remove_class
 

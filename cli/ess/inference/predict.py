@@ -58,10 +58,12 @@ def predict(
         if split is not None or image_root is not None:
             raise click.UsageError("--split and --image-root need --format shards")
         faults, predicted = _predict_files(run, images, formats=formats, every=every, **how)
-    elif len(images) == len(formats) == 1:
-        faults, predicted = _predict_split(run, Path(images[0]), split or "val", image_root, **how)
-    else:
+    elif len(images) != 1 or len(formats) != 1:
         raise click.UsageError("--format shards takes one data set as INPUT and no other format")
+    elif every != 1:
+        raise click.UsageError("--format shards is used without --every")
+    else:
+        faults, predicted = _predict_split(run, Path(images[0]), split or "val", image_root, **how)
     if predicted:
         say(f"The predictions are in {out}.")
     for fault in faults:
@@ -92,7 +94,8 @@ def _predict_files(
     inputs = find_inputs([name for name in images if name != "-"] + lines, exclude=out)
     with progress("predict") as show:
         predictor = Predictor.from_run(run, device, checkpoint, Inference(**inference))
-        faults = predict_files(predictor, inputs, out, formats, every=every, skip_existing=skip_existing, progress=show)
+        how: dict[str, Any] = {"every": every, "skip_existing": skip_existing}
+        faults = predict_files(predictor, inputs, out, formats, **how, progress=show, announce=show.line)
     return faults, len(faults) < len(inputs)
 
 

@@ -92,6 +92,8 @@ def bench(
     Example:
       ess bench --classes 1284 --crop 512 --batch-size 2 --only train
     """
+    if data and only and "loading" not in only:
+        raise click.UsageError("--data is only used for loading; add --only loading, or leave it out")
     from ess.config import Config
     from ess.device import choose_device
 

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from cli.ess.training.settings import setting_options
 from cli.options import image_root_option, path_argument, path_option
 from cocolvis.disk.files import is_absent
 from cocolvis.errors import DataError
-from cocolvis.text import escaped
 from ess.config import Config, changed, load, variant
 
 _SEARCH = {"k", "negatives", "search", "query_stride"}
@@ -80,7 +78,7 @@ def train(
     from cocolvis.storage.dataset import Dataset
     from ess.training.loop import train as run
 
-    log_to_stderr()
+    logging.getLogger("ess").setLevel(logging.INFO if _is_first_process() else logging.CRITICAL)
     dataset = Dataset.open(data, image_root)
     _check_effects(given, preset, config, len(dataset.vocabulary))
     run(dataset, out, config, resume=resume, allow_other_data=allow_other_data, cache_features=cache_features)
@@ -132,22 +130,6 @@ def _drops(config: Config, classes: int) -> bool:
 
     with torch.device("meta"):
         return bool(dropouts(model_from_config(config, classes, weights=None)))
-
-
-class _PlainLines(logging.Formatter):
-    """Escapes control characters, which the names of images and files may contain."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return escaped(super().format(record))
-
-
-def log_to_stderr() -> None:
-    """Print the log of the training loop, and no other log, to stderr; of several processes, only the first one prints."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_PlainLines("%(message)s"))
-    log = logging.getLogger("ess")
-    log.handlers[:] = [handler]
-    log.setLevel(logging.INFO if _is_first_process() else logging.CRITICAL)
 
 
 def _is_first_process() -> bool:
