@@ -6,7 +6,6 @@ the logits of all pixels, which need hundreds of times as much memory as the gri
 ``torch.nn.functional.cross_entropy`` after ``interpolate``.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +14,7 @@ from numba import float32
 from cocolvis.compiled import entry
 from ess.kernels.coarse_cpu import axis
 from ess.kernels.softmax_cpu import LN_2, fast, larger, probabilities, strict
-from ess.kernels.threads import parallel_for
-from ess.kernels.tiles import zeros
+from ess.kernels.threads import by_grid_rows
 
 _PER_LN_2 = np.float32(1 / LN_2)
 
@@ -110,27 +108,13 @@ def interpolated(
     of threads.
     """
     grid, labels = np.require(grid, np.float32, ("C", "W")), np.require(labels, np.int64, ("C", "W"))
-    (images, height, width, classes), size = grid.shape, labels.shape[1:]
+    (_, height, width, _), size = grid.shape, labels.shape[1:]
     (tops, down), (starts, right) = axis(height, full[0], size[0]), axis(width, full[1], size[1])
     losses = np.zeros(labels.shape, np.float32)
     total = np.zeros_like(grid) if gradient else None
 
-    def worker() -> tuple[Callable[[int, int], None], Callable[[], None]]:
-        moves, scratch = zeros(2 if gradient else 0, width, classes), zeros(5, classes)
-        place = [0, 0]
+    def compute(image: int, row: int, moves: np.ndarray, scratch: np.ndarray) -> None:
+        _run(grid[image], row, tops, down, starts, right, labels[image], ignore_index, losses[image], moves, scratch)
 
-        def compute(image: int, row: int) -> None:
-            place[:] = image, row
-            _run(grid[image], row, tops, down, starts, right, labels[image], ignore_index, losses[image], moves, scratch)
-
-        def add() -> None:
-            if total is not None:
-                image, row = place
-                total[image, row] += moves[0]
-                total[image, min(row + 1, height - 1)] += moves[1]
-                moves[:] = 0
-
-        return compute, add
-
-    parallel_for(worker, [(image, row) for image in range(images) for row in range(height)], threads)
+    by_grid_rows(compute, grid.shape, total, scratch=5, threads=threads)
     return Interpolated(losses, total)

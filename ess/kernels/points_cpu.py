@@ -13,7 +13,7 @@ from numba import float32
 
 from cocolvis.compiled import entry
 from ess.kernels.softmax_cpu import LN_2, fast, larger, probabilities, strict
-from ess.kernels.threads import parallel_for
+from ess.kernels.threads import by_grid_rows, parallel_for
 from ess.kernels.tiles import zeros
 
 _PER_LN_2 = np.float32(1 / LN_2)
@@ -141,32 +141,16 @@ def losses(
     threads.
     """
     grid, targets = np.require(grid, np.float32, ("C", "W")), np.require(targets, np.int64, ("C", "W"))
-    images, height, width, classes = grid.shape
     points = [_sorted(each, grid.shape[1:], extent) for each in places]
     found, total = np.zeros(targets.shape, np.float32), np.zeros_like(grid) if gradient else None
 
-    def worker() -> tuple[Callable[[int, int], None], Callable[[], None]]:
-        moves, row, place = zeros(2 if gradient else 0, width, classes), zeros(classes), [0, 0]
+    def compute(image: int, top: int, moves: np.ndarray, scratch: np.ndarray) -> None:
+        order, starts, columns, weights = points[image]
+        part, below = slice(starts[top], starts[top + 1]), grid[image, min(top + 1, grid.shape[1] - 1)]
+        labels, place = targets[image, order[part]], (columns[part], weights[part])
+        _write_losses(grid[image, top], below, *place, labels, ignore_index, found[image, part], moves, scratch[0])
 
-        def compute(image: int, top: int) -> None:
-            place[:] = image, top
-            order, starts, columns, weights = points[image]
-            part, below = slice(starts[top], starts[top + 1]), grid[image, min(top + 1, height - 1)]
-            labels = targets[image, order[part]]
-            _write_losses(
-                grid[image, top], below, columns[part], weights[part], labels, ignore_index, found[image, part], moves, row
-            )
-
-        def add() -> None:
-            if total is not None:
-                image, top = place
-                total[image, top] += moves[0]
-                total[image, min(top + 1, height - 1)] += moves[1]
-                moves[:] = 0
-
-        return compute, add
-
-    parallel_for(worker, [(image, top) for image in range(images) for top in range(height)], threads)
+    by_grid_rows(compute, grid.shape, total, scratch=1, threads=threads)
     return Losses(np.stack([_unsorted(each, of.order) for each, of in zip(found, points, strict=True)]), total)
 
 

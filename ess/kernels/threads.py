@@ -5,6 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Condition
 from typing import Any
 
+import numpy as np
+
+from ess.kernels.tiles import zeros
+
 _LEAST = 256
 """The fewest pixels of a chunk."""
 
@@ -52,3 +56,37 @@ def parallel_for(worker: Callable[[], Worker], parts: Sequence[tuple], threads: 
     with ThreadPoolExecutor(min(threads, len(parts))) as pool:
         for future in [pool.submit(run) for _ in range(threads)]:
             future.result()
+
+
+def by_grid_rows(
+    compute: Callable[[int, int, np.ndarray, np.ndarray], None],
+    grid: tuple[int, ...],
+    total: np.ndarray | None,
+    *,
+    scratch: int,
+    threads: int,
+) -> None:
+    """Call ``compute(image, row, moves, rows)`` for all rows of a ``grid`` (B, h, w, C) in parallel.
+
+    It adds to moves (2, w, C) the gradients of this row and of the next one, which are then added to ``total`` (B, h, w, C);
+    moves has length 0 if that is None. rows (``scratch``, C) are scratch memory. All are float32.
+    """
+    images, height, width, classes = grid
+
+    def worker() -> Worker:
+        moves, rows, place = zeros(0 if total is None else 2, width, classes), zeros(scratch, classes), [0, 0]
+
+        def run(image: int, row: int) -> None:
+            place[:] = image, row
+            compute(image, row, moves, rows)
+
+        def add() -> None:
+            if total is not None:
+                image, row = place
+                total[image, row] += moves[0]
+                total[image, min(row + 1, height - 1)] += moves[1]
+                moves[:] = 0
+
+        return run, add
+
+    parallel_for(worker, [(image, row) for image in range(images) for row in range(height)], threads)
