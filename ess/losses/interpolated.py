@@ -1,10 +1,16 @@
 """The dense cross entropy over logits that are interpolated from a coarser resolution, as decoders give them."""
 
+from typing import Any
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from ess.losses.cross_entropy import as_labels, dense_cross_entropy
 from ess.losses.fused import BACKENDS
+
+Fused = tuple[torch.Tensor, np.ndarray | None]
+"""A sum of losses, and its gradient."""
 
 
 def interpolated_cross_entropy(
@@ -54,29 +60,33 @@ def check_sizes(logits: torch.Tensor, labels: torch.Tensor, extent: tuple[int, i
 
 @torch.compiler.disable
 def _summed(logits: torch.Tensor, labels: torch.Tensor, extent: tuple[int, int], ignore_index: int) -> torch.Tensor:
-    return _Summed.apply(logits, labels, extent, ignore_index)
+    return Summed.apply(logits, _fused, labels, extent, ignore_index)
 
 
-class _Summed(torch.autograd.Function):
-    """The sum of the losses; the forward pass computes the gradient too."""
+def _fused(grid: np.ndarray, labels: torch.Tensor, extent: tuple[int, int], ignore_index: int, **options: Any) -> Fused:
+    from ess.kernels.interpolated_cpu import interpolated  # imported late: numba is slow to import
+
+    found = interpolated(grid, labels.numpy(), extent, ignore_index=ignore_index, **options)
+    return torch.from_numpy(found.losses).sum(dtype=torch.float64).float(), found.grid
+
+
+class Summed(torch.autograd.Function):
+    """The sum of the losses, or of those of each image, by a compiled kernel; the forward pass computes the gradient too.
+
+    ``kernel(grid, *arguments, gradient=, threads=)`` takes the logits as (B, h, w, C), and returns the sum, () or (B,), and its
+    gradient by the grid or None.
+    """
 
     @staticmethod
-    def forward(ctx, logits, labels, extent, ignore_index):
-        from ess.kernels.interpolated_cpu import interpolated  # imported late: numba is slow to import
-
-        found = interpolated(
-            logits.detach().permute(0, 2, 3, 1).contiguous().numpy(),
-            labels.numpy(),
-            extent,
-            ignore_index=ignore_index,
-            gradient=ctx.needs_input_grad[0],
-            threads=torch.get_num_threads(),
-        )
-        if found.grid is not None:
-            ctx.save_for_backward(torch.from_numpy(found.grid).permute(0, 3, 1, 2))
-        return torch.from_numpy(found.losses).sum(dtype=torch.float64).float()
+    def forward(ctx, logits, kernel, *arguments):
+        grid = logits.detach().permute(0, 2, 3, 1).contiguous().numpy()
+        total, gradient = kernel(grid, *arguments, gradient=ctx.needs_input_grad[0], threads=torch.get_num_threads())
+        if gradient is not None:
+            ctx.save_for_backward(torch.from_numpy(gradient).permute(0, 3, 1, 2))
+        ctx.others = 1 + len(arguments)
+        return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream):
-        return ctx.saved_tensors[0] * upstream, None, None, None
+        return ctx.saved_tensors[0] * upstream.view(-1, 1, 1, 1), *[None] * ctx.others

@@ -4,13 +4,16 @@ The points are chosen as in PointRend (Kirillov et al., CVPR 2020) and Mask2Form
 the prediction is uncertain, the others anywhere.
 """
 
+from typing import Any
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from ess.device import moved
 from ess.losses.cross_entropy import as_labels
 from ess.losses.fused import BACKENDS
-from ess.losses.interpolated import check_sizes
+from ess.losses.interpolated import Fused, Summed, check_sizes
 
 OVERSAMPLED = 3
 """How many random points are drawn for each point of the result."""
@@ -100,7 +103,7 @@ def _fused_margins(logits: torch.Tensor, places: torch.Tensor, extent: tuple[int
 def _summed(
     logits: torch.Tensor, places: torch.Tensor, targets: torch.Tensor, extent: tuple[int, int], ignore_index: int
 ) -> torch.Tensor:
-    return _Summed.apply(logits, places, targets, extent, ignore_index)
+    return Summed.apply(logits, _fused_sums, places, targets, extent, ignore_index)
 
 
 def _sum(
@@ -109,30 +112,13 @@ def _sum(
     return F.cross_entropy(logits_at(logits, places, extent), targets, ignore_index=ignore_index, reduction="sum")
 
 
-class _Summed(torch.autograd.Function):
-    """The sums (B,) of the losses at the places of each image; the forward pass computes the gradient too."""
+def _fused_sums(
+    grid: np.ndarray, places: torch.Tensor, targets: torch.Tensor, extent: tuple[int, int], ignore_index: int, **options: Any
+) -> Fused:
+    from ess.kernels.points_cpu import losses  # imported late: numba is slow to import
 
-    @staticmethod
-    def forward(ctx, logits, places, targets, extent, ignore_index):
-        from ess.kernels.points_cpu import losses  # imported late: numba is slow to import
-
-        found = losses(
-            logits.detach().permute(0, 2, 3, 1).numpy(),
-            places.numpy(),
-            targets.numpy(),
-            extent,
-            ignore_index=ignore_index,
-            gradient=ctx.needs_input_grad[0],
-            threads=torch.get_num_threads(),
-        )
-        if found.grid is not None:
-            ctx.save_for_backward(torch.from_numpy(found.grid).permute(0, 3, 1, 2))
-        return torch.from_numpy(found.losses).sum(dim=1, dtype=torch.float64).float()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, upstream):
-        return ctx.saved_tensors[0] * upstream[:, None, None, None], None, None, None, None
+    found = losses(grid, places.numpy(), targets.numpy(), extent, ignore_index=ignore_index, **options)
+    return torch.from_numpy(found.losses).sum(dim=1, dtype=torch.float64).float(), found.grid
 
 
 def logits_at(logits: torch.Tensor, places: torch.Tensor, extent: tuple[int, int]) -> torch.Tensor:
