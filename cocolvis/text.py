@@ -112,11 +112,12 @@ def counted(count: int, what: str) -> str:
 
 
 def one_line(error: Exception | str) -> str:
-    """The first line of a message, printable and at most ``LINE`` characters long; an empty one becomes its type's name."""
+    """The first line of a message that is not blank, printable and at most ``LINE`` characters long; else its type's name."""
     text = str(error)
     if 0 < len(text) <= LINE and text.isprintable():
         return text
-    return replace_unprintable((next(iter(text.splitlines()), "") or type(error).__name__)[:LINE])
+    first = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
+    return replace_unprintable(first[:LINE])
 
 
 def first_few(items: Iterable[object], most: int) -> str:

@@ -10,7 +10,7 @@ from cocolvis.disk.files import reason
 from cocolvis.errors import DataError
 from cocolvis.explorer.cache import Tables, Thumbnails, cache_folder, key_of
 from cocolvis.explorer.catalog import Catalog
-from cocolvis.storage.index import INDEX, open_index
+from cocolvis.storage.index import INDEX, open_index, vocabulary_of
 from cocolvis.text import escaped
 from cocolvis.vocabulary import ClassInfo, Vocabulary
 
@@ -40,7 +40,7 @@ class Run:
             raise DataError(f"{folder}: does not hold predictions; write them with `ess predict RUN DATA --format shards`")
         if self.made_by.get("of") != digest:
             raise DataError(f"{folder}: holds predictions for another data set; predict this one")
-        self.vocabulary = Vocabulary.from_json(index["vocabulary"])
+        self.vocabulary = vocabulary_of(folder, index)
         if Vocabulary(self.vocabulary.classes[: len(vocabulary)], self.vocabulary.ignored).digest != vocabulary.digest:
             raise DataError(f"{folder}: was predicted with another vocabulary than that of the data set")
         self.key = _key(folder)
@@ -78,7 +78,7 @@ class Workspace:
     ):
         self.folder, self.image_root, self.sources = folder, image_root, sources
         self.index = open_index(folder)
-        self.vocabulary = Vocabulary.from_json(self.index["vocabulary"])
+        self.vocabulary = vocabulary_of(folder, self.index)
         self.key = _key(folder)
         self._cache = cache_folder() / "explorer"
         self.thumbnails = Thumbnails(self._cache / "thumbnails")

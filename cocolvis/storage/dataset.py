@@ -13,14 +13,14 @@ from cocolvis.masks.runlength import Runs
 from cocolvis.progress import ignore
 from cocolvis.storage import report
 from cocolvis.storage.index import FORMAT as FORMAT
-from cocolvis.storage.index import INDEX, is_imported, open_index
+from cocolvis.storage.index import INDEX as INDEX
 from cocolvis.storage.index import VERSION as VERSION
+from cocolvis.storage.index import is_imported, open_index, vocabulary_of
 from cocolvis.storage.open_shards import OPEN_SHARDS
 from cocolvis.storage.picture_files import read_picture
 from cocolvis.storage.samples import Sample
 from cocolvis.storage.shard_reader import ShardReader
-from cocolvis.text import one_line
-from cocolvis.vocabulary import Vocabulary, coco_lvis
+from cocolvis.vocabulary import coco_lvis
 
 
 class Dataset:
@@ -33,7 +33,7 @@ class Dataset:
     def __init__(self, folder: Path, index: Mapping[str, Any], image_root: Path | None = None):
         self.folder = folder
         self.index = index
-        self.vocabulary = Vocabulary.from_json(index["vocabulary"])
+        self.vocabulary = vocabulary_of(folder, index)
         recorded = index["options"].get("image_root")
         self.image_root = image_root or (Path(recorded) if recorded else None)
         self._searched: dict[str, tuple[Split, np.ndarray]] = {}
@@ -42,11 +42,7 @@ class Dataset:
     def open(cls, folder: str | Path, image_root: str | Path | None = None) -> "Dataset":
         """Open a data set by its folder; raises DataError if dataset.json is missing, has another format, or is not valid."""
         folder = Path(folder)
-        index = open_index(folder)
-        try:
-            return cls(folder, index, Path(image_root) if image_root else None)
-        except DataError as error:
-            raise DataError(f"{folder / INDEX}: {one_line(error)}") from None
+        return cls(folder, open_index(folder), Path(image_root) if image_root else None)
 
     @property
     def is_coco_lvis(self) -> bool:

@@ -11,6 +11,7 @@ from msgspec import Meta
 from cocolvis.disk.files import is_absent, parse_json, reason, regular_file
 from cocolvis.errors import DataError
 from cocolvis.text import one_line, refuse_other_encodings, without_mark
+from cocolvis.vocabulary import Vocabulary
 
 FORMAT = "cocolvis"
 VERSION = 3
@@ -163,6 +164,14 @@ def check_index(path: Path, index: dict[str, Any]) -> None:
         if getattr(entry, checksum) is None:
             raise DataError(f"{path}: shard {one_line(entry.file)} has no {checksum}")
         seen.add(shard)
+
+
+def vocabulary_of(folder: Path, index: Mapping[str, Any]) -> Vocabulary:
+    """The classes that the dataset.json of a data set records; raises DataError if they are malformed or were edited."""
+    try:
+        return Vocabulary.from_json(index["vocabulary"])
+    except DataError as error:
+        raise DataError(f"{folder / INDEX}: {one_line(error)}") from None
 
 
 def is_imported(index: Mapping[str, Any]) -> bool:

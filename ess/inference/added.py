@@ -1,8 +1,11 @@
 """Classes added to a run without training: the file RUN/added.json, and the pixels that they get in a prediction."""
 
+import fcntl
 import logging
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import msgspec
 import numpy as np
@@ -90,19 +93,21 @@ def extend_vocabulary(vocabulary: Vocabulary, added: Sequence[AddedClass]) -> Vo
 
 def store_class(run: Run, new: AddedClass) -> None:
     """Write a class to added.json, replacing the one with the same name, or at the end."""
-    classes = read_added(run)
-    same = [index for index, other in enumerate(classes) if nfc(other.name) == nfc(new.name)]
-    _write(run, [new if index in same else other for index, other in enumerate(classes)] + ([] if same else [new]))
+    with _alone(run):
+        classes = read_added(run)
+        same = [index for index, other in enumerate(classes) if nfc(other.name) == nfc(new.name)]
+        _write(run, [new if index in same else other for index, other in enumerate(classes)] + ([] if same else [new]))
 
 
 def remove_class(run: Run, name: str) -> None:
     """Remove a class from added.json; the ids of later ones decrease by one. Raises DataError if there is no such class."""
-    classes = read_added(run)
-    others = [other for other in classes if nfc(other.name) != nfc(name)]
-    if len(others) == len(classes):
-        known = ", ".join(other.name for other in classes) or "none"
-        raise DataError(f"{run.folder}: has no added class {name!r}; it has {known}")
-    _write(run, others)
+    with _alone(run):
+        classes = read_added(run)
+        others = [other for other in classes if nfc(other.name) != nfc(name)]
+        if len(others) == len(classes):
+            known = ", ".join(other.name for other in classes) or "none"
+            raise DataError(f"{run.folder}: has no added class {name!r}; it has {known}")
+        _write(run, others)
 
 
 def assign_added_classes(
@@ -144,6 +149,18 @@ def distances(pixels_PD: torch.Tensor, classes: torch.Tensor, distance: str) -> 
     if distance == "cosine":
         return -(pixels_PD * classes).sum(dim=1)
     return (pixels_PD - classes).square().sum(dim=1)
+
+
+@contextmanager
+def _alone(run: Run) -> Iterator[None]:
+    """Wait for other processes that change added.json; where the file system has no locks, the last change wins."""
+    handle = os.open(run.folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _write(run: Run, classes: Sequence[AddedClass]) -> None:

@@ -159,6 +159,7 @@ def test_flags_presets_and_variants_that_combine_train(sample_dataset, tmp_path,
         ("add-class absent --name a --images a.png", "expected one of"),
         ("report absent data --out r.html --no-figures --coco c --lvis l", "--no-figures is used without --coco and --lvis"),
         ("bench --only train --data x --budget 1e-9", "--data is only used for loading; add --only loading, or leave it out"),
+        ("bench --only train --workers 3 --budget 1e-9", "--workers is only used for loading; add --only loading, or leave it"),
     ],
 )
 def test_options_that_would_be_ignored_are_wrong_usage(arguments, told):

@@ -18,7 +18,7 @@ from cocolvis.importers import voc as voc_layout
 from cocolvis.sources import annotations
 from cocolvis.sources.annotations import AnnotationFile
 from cocolvis.storage.index import read_index
-from cocolvis.text import decoded, nfc
+from cocolvis.text import decoded, nfc, one_line
 from cocolvis.vocabulary import ClassInfo, Vocabulary, coco_lvis
 from ess.config import load
 from ess.inference.inputs import find_inputs, read_list
@@ -78,6 +78,11 @@ def test_bytes_that_are_not_text_are_reported_with_their_position(content, told)
     with pytest.raises(DataError) as error:
         decoded(content, "it")
     assert str(error.value) == f"it: {told}"
+
+
+def test_the_first_line_of_a_message_is_the_first_that_says_something():
+    assert one_line(ValueError("\n \r\nno such key\nat 0x1")) == "no such key"
+    assert one_line(ValueError("\n \n")) == one_line(ValueError()) == "ValueError"
 
 
 def test_settings(tmp_path):

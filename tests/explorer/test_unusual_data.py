@@ -11,6 +11,7 @@ import pytest
 from asgi import get
 from predictions import new_classes, shifted, write_data, write_predictions
 
+from cocolvis.errors import DataError
 from cocolvis.explorer.site.app import application
 from cocolvis.explorer.workspace import Workspace
 from cocolvis.vocabulary import Vocabulary
@@ -53,6 +54,18 @@ def test_images_of_the_largest_id_can_be_opened(tmp_path):
     assert page.status == 200 and get(app, f"/picture/val/{largest}/runs").status == 200
     shown = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.text)[1]
     assert json.loads(shown)["id"] == str(largest)  # a number of JavaScript would be rounded
+
+
+@pytest.mark.parametrize("folder", ["data", "predictions"])
+def test_edited_classes_are_refused_with_the_file_that_holds_them(dataset, tmp_path, folder):
+    write_predictions(dataset, tmp_path / "predictions", shifted)
+    shutil.copytree(dataset.folder, tmp_path / "data")
+    path = tmp_path / folder / "dataset.json"
+    index = json.loads(path.read_text())
+    index["vocabulary"]["classes"][0]["name"] = "another"
+    path.write_text(json.dumps(index))
+    with pytest.raises(DataError, match=f"^{re.escape(str(path))}: vocabulary digest is .*: the classes were edited$"):
+        Workspace(tmp_path / "data", [tmp_path / "predictions"])
 
 
 def test_classes_that_were_added_to_runs_keep_their_names(dataset, sample_dataset, tmp_path):

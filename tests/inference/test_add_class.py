@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -24,9 +26,10 @@ from ess.checkpoint import Run
 from ess.config import Config
 from ess.data.transforms import normalize
 from ess.evaluation.evaluate import evaluate
+from ess.inference import added as added_module
 from ess.inference import examples as examples_module
 from ess.inference import new_class
-from ess.inference.added import read_added, remove_class, store_class
+from ess.inference.added import AddedClass, read_added, remove_class, store_class
 from ess.inference.export import Deployed
 from ess.inference.new_class import make_class
 from ess.inference.predictor import Predictor
@@ -396,6 +399,23 @@ def test_store_and_remove_keep_the_others(run, trained):
         store_class(opened, new)
     remove_class(opened, "b")
     assert read_added(opened) == [classes[0], classes[2]]
+
+
+def test_classes_that_end_at_the_same_time_are_all_kept(run, monkeypatch):
+    reading = added_module.read_added
+
+    def slowly(opened: Run):
+        known = reading(opened)
+        time.sleep(0.02)
+        return known
+
+    monkeypatch.setattr(added_module, "read_added", slowly)
+    opened, names = Run.open(run), [f"class {number}" for number in range(6)]
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(lambda name: store_class(opened, AddedClass(name, [0.0] * 6, 1.0, [], 1, "")), names))
+        assert sorted(new.name for new in reading(opened)) == names
+        list(pool.map(lambda name: remove_class(opened, name), names[1:]))
+    assert [new.name for new in reading(opened)] == names[:1]
 
 
 def test_a_dense_head_is_refused_in_one_line(sample_dataset, tmp_path, run):

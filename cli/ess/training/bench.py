@@ -69,7 +69,7 @@ class _Seconds(click.FloatRange):
     help=f"Seconds after which nothing new is measured.  [default: {_BUDGET:.0f} on a GPU; no limit on the CPU]",
 )
 @path_option("--data", help="Data set for measuring the loader.  [default: a generated one]")
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Loader processes.")
+@click.option("--workers", type=click.IntRange(1), help="Loader processes.  [default: 2]")
 @click.option("--only", type=click.Choice(["train", "predict", "loading"]), multiple=True, help="Only this; may be repeated.")
 @json_option
 def bench(
@@ -92,13 +92,14 @@ def bench(
     Example:
       ess bench --classes 1284 --crop 512 --batch-size 2 --only train
     """
-    if data and only and "loading" not in only:
-        raise click.UsageError("--data is only used for loading; add --only loading, or leave it out")
+    unused = [name for name, value in (("--data", data), ("--workers", settings["workers"])) if value]
+    if unused and only and "loading" not in only:
+        raise click.UsageError(f"{unused[0]} is only used for loading; add --only loading, or leave it out")
     from ess.config import Config
     from ess.device import choose_device
 
     given = {name: value for name, value in settings.items() if value is not None}
-    config = Config(**given, crop=crop or 512, weights="none")
+    config = Config(**{"workers": 2} | given, crop=crop or 512, weights="none")
     if budget is None and choose_device(config.device).type != "cpu":
         budget = _BUDGET
     end = None if budget is None else time.monotonic() + budget
