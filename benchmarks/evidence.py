@@ -29,7 +29,7 @@ import click
 import numpy as np
 from tables import plots, scores
 from tables.data import Inputs, prepare
-from tables.jobs import Job, Processes, Store, candidates, chosen_rate, evaluations, settings_of, shortened
+from tables.jobs import Job, NotChosen, Processes, Store, candidates, chosen_rate, evaluations, settings_of, shortened
 from tables.rows import TABLES, Row, Table
 
 from cocolvis.disk.files import read_json, write_aside, write_json
@@ -64,11 +64,13 @@ class Plan:
         }
 
     def finished(self, job: Job) -> dict[str, Any] | None:
-        """The result of a job, unless it is missing or of another identity."""
+        """The result of a job, unless it is missing or of another identity, or its rate is neither given nor chosen."""
         result = self.store.result(job)
-        if result is None or any(result[name] != value for name, value in self.identity(job).items()):
+        try:
+            known = result is not None and all(result[name] == value for name, value in self.identity(job).items())
+        except NotChosen:
             return None
-        return result
+        return result if known else None
 
     def dataset(self, part: str) -> Dataset:
         """The data set of a part."""

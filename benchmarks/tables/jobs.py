@@ -22,6 +22,10 @@ _POLL = 0.1
 """Seconds between two looks at the commands that run."""
 
 
+class NotChosen(DataError):
+    """A learning rate that is neither given nor chosen yet."""
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """A training and its evaluation: a row of a table on one part with one seed.
@@ -109,7 +113,7 @@ def evaluations(table: Table, rows: Sequence[Row], seeds: int) -> list[Job]:
 def chosen_rate(table: Table, store: Store, row: Row) -> tuple[float, dict[str, float | None]]:
     """The learning rate with the highest mIoU on training pictures that were left out, and the mIoU of each candidate.
 
-    A training that diverged has none. Ties go to the lower rate. A rate that was given has no candidates. Raises DataError if a
+    A training that diverged has none. Ties go to the lower rate. A rate that was given has no candidates. Raises NotChosen if a
     candidate is not finished.
     """
     if row.family in table.given:
@@ -118,7 +122,7 @@ def chosen_rate(table: Table, store: Store, row: Row) -> tuple[float, dict[str, 
     for job in candidates(table, [row]):
         result = store.result(job)
         if result is None or job.rate is None:
-            raise DataError(f"{store.folder}: {job.name} is not finished, so the learning rate of {row.name} is not chosen")
+            raise NotChosen(f"{store.folder}: {job.name} is not finished, so the learning rate of {row.name} is not chosen")
         scores[job.rate] = result["scores"]["miou"]
     best = max(scores, key=lambda rate: (scores[rate] or 0.0, -rate))
     return best, {f"{rate:g}": score for rate, score in scores.items()}
