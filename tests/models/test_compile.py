@@ -22,16 +22,20 @@ CLASSES, STEPS = 20, 5
     ("arch", "encoder"), [QUICK, *(pytest.param(*pair, marks=pytest.mark.long) for pair in pairs() if pair != QUICK)]
 )
 def test_every_pair_compiles_and_not_again_after_three_steps(monkeypatch, arch, encoder):
-    """On the meta device, where no numbers are computed, by the backend that traces like inductor does."""
+    """Where no numbers are computed, by the backend that traces like inductor does.
+
+    ConvNeXt does need numbers: on the meta device, a gradient in MAnet has other strides than the traced backward pass expects.
+    """
+    device = "cpu" if encoder.startswith("convnext") else "meta"
     original = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function: original(function, backend="aot_eager"))
     torch._dynamo.reset()
-    with torch.device("meta"):
+    with torch.device(device):
         objective = Objective(build_model(arch, encoder, classes=20, dim=6), Config(compile=True)).train()
     counters.clear()
     seen = []
     for _ in range(STEPS):
-        objective._network(torch.empty(2, 3, 64, 64, device="meta")).sum().backward()
+        objective._network(torch.ones(2, 3, 64, 64, device=device)).sum().backward()
         seen.append(counters["stats"]["unique_graphs"])
     assert seen[0] > 0 and seen[2] == seen[4]
     assert all(parameter.grad is not None for parameter in objective.model.decoder.parameters())
