@@ -40,9 +40,9 @@ def merge(stuff: Sequence[Region], things: Sequence[Region], height: int, width:
     wins, and ties go to the earlier one. A region of class 0 (stuff "other") hides what it covers like any other region.
     """
     regions = stacked(stuff, things, overlap)[::-1]
-    starts, stops = (np.concatenate(parts) for parts in zip(_NONE, *(region.spans for region in regions), strict=True))
-    sizes = (region.spans.starts.size for region in regions)
-    bounds = np.fromiter(accumulate(sizes, initial=0), np.int64, len(regions) + 1)
+    starts = np.concatenate([_NONE.starts, *[region.spans.starts for region in regions]])
+    stops = np.concatenate([_NONE.stops, *[region.spans.stops for region in regions]])
+    bounds = np.array([0, *accumulate([len(region.spans.starts) for region in regions])], np.int64)
     class_ids = np.array([region.class_id for region in regions], np.uint16)
     classes, lengths = merge_kernels.merged_runs(starts, stops, bounds, class_ids, height, width)
     return Runs(classes, lengths, height, width)

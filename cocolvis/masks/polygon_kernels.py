@@ -113,7 +113,7 @@ def _crossings(points, height, width):
 
 @inner()
 def _sort(values):
-    """Sort in place. Most columns have two crossings, for which insertion is fastest."""
+    """Sort in place, by insertion if there are few."""
     if len(values) > 32:
         values.sort()
         return
@@ -128,16 +128,17 @@ def _sort(values):
 @inner()
 def _group(columns, rows, left):
     """(grouped, bounds): the rows by column, those of the column left + i at grouped[bounds[i]:bounds[i + 1]]; both int64."""
-    bounds = np.zeros(columns.max() - left + 2, np.int64)
+    bounds = np.zeros(columns.max() - left + 3, np.int64)
     for column in columns:
-        bounds[column - left + 1] += 1
-    bounds = np.cumsum(bounds)
-    places, grouped = bounds.copy(), np.empty_like(rows)
+        bounds[column - left + 2] += 1
+    for i in range(2, len(bounds)):
+        bounds[i] += bounds[i - 1]
+    grouped = np.empty_like(rows)
     for i in range(len(rows)):
-        column = columns[i] - left
-        grouped[places[column]] = rows[i]
-        places[column] += 1
-    return grouped, bounds
+        place = columns[i] - left + 1  # where its first row goes; when all are there, this is where the next column begins
+        grouped[bounds[place]] = rows[i]
+        bounds[place] += 1
+    return grouped, bounds[:-1]
 
 
 @inner()
@@ -148,9 +149,14 @@ def _fill(columns, rows, height, starts, stops, count):
     left = columns.min()
     grouped, bounds = _group(columns, rows, left)
     for column in range(len(bounds) - 1):
-        crossed = grouped[bounds[column] : bounds[column + 1]]
+        top, first, last = (left + column) * height, bounds[column], bounds[column + 1]
+        if last - first == 2:  # most columns; no branch depends on which of the two is above
+            one, other = grouped[first], grouped[first + 1]
+            starts[count], stops[count] = top + min(one, other), top + max(one, other)
+            count += one != other
+            continue
+        crossed = grouped[first:last]
         _sort(crossed)
-        top = (left + column) * height
         for i in range(0, len(crossed) - 1, 2):
             if crossed[i] < crossed[i + 1]:
                 starts[count], stops[count] = top + crossed[i], top + crossed[i + 1]

@@ -71,7 +71,7 @@ def rasterize(segmentation: bytes | msgspec.Raw, height: int, width: int) -> Spa
 
 def rasterize_all(segmentations: Sequence[bytes | msgspec.Raw], height: int, width: int) -> list[Spans | BadSegmentation]:
     """What :func:`rasterize` finds for each of the segmentations of an image, the error where it raises one."""
-    bounds = np.fromiter(accumulate(map(len, segmentations), initial=0), np.int64, len(segmentations) + 1)
+    bounds = np.array([0, *accumulate(map(len, segmentations))], np.int64)
     text = np.frombuffer(b"".join(segmentations) or b" ", np.uint8)
     read, starts, stops, ends = reading_kernels.read_all(text, bounds, MAX_OUTLINE, height, width)
     return [
