@@ -1,6 +1,5 @@
 """The runs of a table: which there are, which are finished, and how the others are started, each in its own process."""
 
-import fcntl
 import json
 import os
 import signal
@@ -11,8 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from cocolvis.disk.alone import alone_in
 from cocolvis.disk.files import read_json, sweep, write_aside
 from cocolvis.errors import DataError
 from cocolvis.limits import cores
@@ -80,14 +80,9 @@ class Store:
         return self.folder / ("runs" if job.rate is None else "choices") / f"{job.name}.json"
 
     @contextmanager
-    def locked(self) -> Iterator[IO[str]]:
-        """Lock the folder for this process and those that inherit the yielded file; raises DataError if another has it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise DataError(f"{self.folder}: another process works there; wait for it, or choose another --out") from None
+    def locked(self) -> Iterator[int]:
+        """Lock the folder for this process and those that inherit the descriptor; raises DataError if another has it."""
+        with alone_in(self.folder, "another process works there; wait for it, or choose another --out") as lock:
             for name in ("runs", "choices"):
                 sweep(self.folder / name)
             yield lock
@@ -140,11 +135,11 @@ def settings_of(table: Table, store: Store, job: Job) -> dict[str, Any]:
 class Processes:
     """Runs commands, at most ``parallel`` at a time, each in a process with an equal share of the cores.
 
-    The processes hold the lock ``lock``, also after this process was killed. After Ctrl-C or SIGTERM, or once a command has
-    failed, the others save their state and end.
+    The processes inherit the descriptor ``lock``, which locks the folder even after this process was killed. After Ctrl-C or
+    SIGTERM, or once a command has failed, the others save their state and end.
     """
 
-    def __init__(self, lock: IO[str], parallel: int) -> None:
+    def __init__(self, lock: int, parallel: int) -> None:
         self._lock = lock
         self._parallel = parallel
         self._running: dict[subprocess.Popen[bytes], Callable[[int], None]] = {}
@@ -170,7 +165,7 @@ class Processes:
             self._collect()
         threads = str(max(1, cores() // self._parallel))
         environment = os.environ | {"OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads}
-        process = subprocess.Popen([sys.executable, *command], pass_fds=[self._lock.fileno()], env=environment)
+        process = subprocess.Popen([sys.executable, *command], pass_fds=[self._lock], env=environment)
         self._running[process] = ended
 
     def wait(self) -> None:

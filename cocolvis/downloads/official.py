@@ -1,17 +1,16 @@
 """Fetches and checks the official COCO, COCO-Stuff and LVIS archives, and records their SHA-256."""
 
-import fcntl
 import os
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import msgspec
 
+from cocolvis.disk.alone import alone_in
 from cocolvis.disk.archives import members
 from cocolvis.disk.files import is_absent, read_json, reason, regular_file, sha256, sync_folder, write_json
 from cocolvis.downloads import zip_directory
@@ -149,7 +148,7 @@ def download(
     DataError if an archive cannot be fetched or is not the published one; received bytes are kept, and the same call continues
     from there.
     """
-    with _alone(out):
+    with alone_in(out, "another download is running there; wait until it ends"):
         jobs, records = plan(out, names, mirror), _records(out)
         check_disk(out, jobs)
         sizes = {job: (job.have, job.size) for job in jobs}
@@ -218,24 +217,3 @@ def _records(out: Path) -> dict[str, Record]:
         return {record.name: record for record in msgspec.convert(read_json(path), _Records).files}
     except msgspec.ValidationError as error:
         raise DataError(f"{path}: is not a record of downloads: {error}; remove it, and it will be rewritten") from None
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Lock the folder against a second download, which would append to the same partial files."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        handle = os.open(out, os.O_RDONLY)
-    except OSError as error:
-        raise DataError(f"{out}: cannot be written: {reason(error)}") from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise DataError(f"{out}: another download is running there; wait until it ends") from None
-    except OSError:
-        pass  # the file system does not support locks
-    try:
-        yield
-    finally:
-        os.close(handle)

@@ -1,16 +1,14 @@
 """Classes added to a run without training: the file RUN/added.json, and the pixels that they get in a prediction."""
 
-import fcntl
 import logging
 import math
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
 import torch
 
+from cocolvis.disk.alone import alone_in
 from cocolvis.disk.files import is_absent, read_versioned, write_json
 from cocolvis.errors import DataError
 from cocolvis.text import nfc
@@ -93,7 +91,7 @@ def extend_vocabulary(vocabulary: Vocabulary, added: Sequence[AddedClass]) -> Vo
 
 def store_class(run: Run, new: AddedClass) -> None:
     """Write a class to added.json, replacing the one with the same name, or at the end."""
-    with _alone(run):
+    with alone_in(run.folder):
         classes = read_added(run)
         same = [index for index, other in enumerate(classes) if nfc(other.name) == nfc(new.name)]
         _write(run, [new if index in same else other for index, other in enumerate(classes)] + ([] if same else [new]))
@@ -101,7 +99,7 @@ def store_class(run: Run, new: AddedClass) -> None:
 
 def remove_class(run: Run, name: str) -> None:
     """Remove a class from added.json; the ids of later ones decrease by one. Raises DataError if there is no such class."""
-    with _alone(run):
+    with alone_in(run.folder):
         classes = read_added(run)
         others = [other for other in classes if nfc(other.name) != nfc(name)]
         if len(others) == len(classes):
@@ -149,18 +147,6 @@ def distances(pixels_PD: torch.Tensor, classes: torch.Tensor, distance: str) -> 
     if distance == "cosine":
         return -(pixels_PD * classes).sum(dim=1)
     return (pixels_PD - classes).square().sum(dim=1)
-
-
-@contextmanager
-def _alone(run: Run) -> Iterator[None]:
-    """Wait for other processes that change added.json; where the file system has no locks, the last change wins."""
-    handle = os.open(run.folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _write(run: Run, classes: Sequence[AddedClass]) -> None:

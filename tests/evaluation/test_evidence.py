@@ -260,7 +260,7 @@ def test_the_tables_in_the_documents_are_those_of_the_runs(name):
 
 
 def test_runs_share_the_cores_and_save_their_state_when_one_fails(tmp_path):
-    from tables.jobs import Processes
+    from tables.jobs import Processes, Store
 
     from cocolvis.limits import cores
 
@@ -268,7 +268,7 @@ def test_runs_share_the_cores_and_save_their_state_when_one_fails(tmp_path):
         raise DataError(f"exit code {code}")
 
     codes, (a, b, begun, saved) = [], (tmp_path / name for name in ("a", "b", "begun", "saved"))
-    with (tmp_path / "lock").open("w") as lock:
+    with Store(tmp_path).locked() as lock:
         with Processes(lock, 2) as processes:
             processes.run(["-c", WAITS, a, b], codes.append)  # each ends only if the other one runs at the same time
             processes.run(["-c", WAITS, b, a], codes.append)
