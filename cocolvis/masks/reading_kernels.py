@@ -74,7 +74,7 @@ def read_all(text, bounds, longest, height, width):
             starts, stops = longer(starts, 2 * last), longer(stops, 2 * last)
         starts[first:last], stops[first:last] = some_starts, some_stops
         ends[i + 1] = last
-    return read, starts[: ends[count]].copy(), stops[: ends[count]].copy(), ends
+    return read, starts[: ends[count]], stops[: ends[count]], ends
 
 
 @inner()
