@@ -13,7 +13,7 @@ overwrite it then.
 import numpy as np
 
 from cocolvis.compiled import entry, inner, leading_zeros, trailing_zeros
-from cocolvis.masks.run_kernels import longer, split
+from cocolvis.masks.run_kernels import split
 
 _BLOCK = 2**13
 """Words of flipped bits that are kept at a time: 64 KiB."""
@@ -109,29 +109,40 @@ def _changes(flips, flipped, covering, ids, first, firsts, classes, count):
 
 
 @inner()
+def _differing(firsts, classes, height):
+    """(begins, ends, seen), all int64: stretches of pixels that differ in class from those on their left, and their class."""
+    begins, ends, seen = np.empty((3, 2 * len(classes)), np.int64)
+    before, here, pixel, count = 0, 1, 0, 0  # the run on the left, and that of the pixel itself
+    while pixel < firsts[-1]:
+        end_before, end = firsts[before + 1] + height, firsts[here + 1]
+        same = min(end_before, end)
+        begins[count], ends[count], seen[count] = pixel, same, classes[here]
+        count += classes[before] != classes[here]
+        before, here, pixel = before + (end_before == same), here + (end == same), same
+    return begins[:count], ends[:count], seen[:count]
+
+
+@inner()
 def _row_runs(firsts, classes, height, width):
     """The row-major runs of a mask, from what :func:`_column_runs` returns."""
     row_bits = _CLASS_BITS  # where the row begins in a key
     while width > 1 << (row_bits - _CLASS_BITS):
         row_bits += 1
+    begins, ends, seen = _differing(firsts, classes, height)
+    keys, count = np.empty((ends - begins).sum(), np.int64), 0
     starting = np.zeros(height + 1, np.int64)  # at row + 1: the pixels of a row at which a run may start
-    keys, count = np.empty(16 * height, np.int64), 0
-    before, here = 0, 1  # the run of the pixel on the left, and that of the pixel itself
-    for column in range(width):
-        if count + height > len(keys):
-            keys = longer(keys, 2 * len(keys))
-        row, top = 0, column * height
-        while row < height:
-            end_before, end = firsts[before + 1] + height - top, firsts[here + 1] - top
-            same = min(end_before, end, height)
-            if classes[before] != classes[here]:
-                key = (np.int64(column) << _CLASS_BITS) | classes[here]
-                for differing in range(row, same):
-                    keys[count] = (np.int64(differing) << row_bits) | key
-                    count += 1
-                    starting[differing + 1] += 1
-            before, here, row = before + (end_before == same), here + (end == same), same
-    return _sorted_by_row(keys[:count], starting, row_bits, height, width)
+    column, top = 0, 0
+    for i in range(len(begins)):
+        while begins[i] - top >= height:
+            column, top = column + 1, top + height
+        row = begins[i] - top
+        for _ in range(begins[i], ends[i]):
+            if row == height:
+                column, top, row = column + 1, top + height, 0
+            keys[count] = (np.int64(row) << row_bits) | (np.int64(column) << _CLASS_BITS) | seen[i]
+            starting[row + 1] += 1
+            row, count = row + 1, count + 1
+    return _sorted_by_row(keys, starting, row_bits, height, width)
 
 
 @inner()
