@@ -148,7 +148,7 @@ def download(
     DataError if an archive cannot be fetched or is not the published one; received bytes are kept, and the same call continues
     from there.
     """
-    with alone_in(out, "another download is running there; wait until it ends"):
+    with alone_in(out, "another download is running there; wait until it ends"):  # both would append to the same partial files
         jobs, records = plan(out, names, mirror), _records(out)
         check_disk(out, jobs)
         sizes = {job: (job.have, job.size) for job in jobs}
