@@ -88,16 +88,21 @@ def recorded() -> Iterator[list[Launch]]:
 
 
 def launches_of(
-    dim: int, distance: int, dtype: torch.dtype = torch.float32, images: int = 8, pixels: int = 512 * 512
+    dim: int, distance: int, dtype: torch.dtype = torch.float32, images: int = 8, pixels: int = 512 * 512, last: bool = True
 ) -> list[Launch]:
-    """What the losses and predictions launch for ``images`` of so many ``pixels`` and 1284 classes, with all their options."""
-    o = torch.empty(images, dim, pixels, dtype=dtype, device="meta")
+    """What the losses and predictions launch for ``images`` of so many ``pixels`` and 1284 classes, with all their options.
+
+    Embeddings have their channels ``last`` in memory, as in training on a GPU, or before the pixels.
+    """
+    o = torch.empty(images, pixels, dim, dtype=dtype, device="meta").transpose(1, 2)
+    o = o if last else o.contiguous()
     labels = torch.empty(images, pixels, dtype=torch.int64, device="meta")
     e, weights = torch.empty(1284, dim, dtype=dtype, device="meta"), torch.empty(labels.shape, device="meta")
+    masks = torch.empty(images, 1284, dtype=torch.bool, device="meta")
     how = {"temperature": 20.0, "distance": distance}
     with recorded() as launches:
-        for bias, gradients in ((None, True), (e[:, 0], True), (None, False)):
-            exact.exact(o, labels, weights, e, bias, None, ignore_index=-1, gradients=gradients, **how)
+        for bias, mask, gradients in ((None, None, True), (e[:, 0], None, True), (None, masks, True), (None, None, False)):
+            exact.exact(o, labels, weights, e, bias, mask, ignore_index=-1, gradients=gradients, **how)
         ids = search.candidates(o, labels, e, 7, products=distance == COSINE)
         candidates.losses(o, e, ids, **how)
         candidates.gradients(o, e, ids, weights.flatten(), **how)
@@ -153,10 +158,17 @@ def rows_of(capability: int, dim: int, distance: int) -> list[dict[str, Any]]:
     return [{"kernel": name} | about | used._asdict() | {"fits": used.fits(dim)} for name, used in found.items()]
 
 
+def processes(most: int = 1 << 10) -> ProcessPoolExecutor:
+    """As many processes as there are cores, at most so many; they import this module once, which takes long."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return ProcessPoolExecutor(min(most, os.cpu_count() or 1), context)
+
+
 def all_rows(capabilities: tuple[int, ...], dims: tuple[int, ...]) -> Iterator[dict[str, Any]]:
     """All figures as they come, computed by as many processes as there are cores."""
     parts = [(capability, dim, distance) for capability in capabilities for dim in dims for distance in range(len(DISTANCES))]
-    with ProcessPoolExecutor(min(len(parts), os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
+    with processes(len(parts)) as pool:
         for rows in pool.map(rows_of, *zip(*parts, strict=True)):
             yield from rows
 

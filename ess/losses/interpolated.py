@@ -1,5 +1,6 @@
 """The dense cross entropy over logits that are interpolated from a coarser resolution, as decoders give them."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,9 @@ import torch.nn.functional as F
 
 from ess.losses.cross_entropy import as_labels, dense_cross_entropy
 from ess.losses.fused import BACKENDS
+
+_MOST = 2**31 - 1
+"""The most logits that PyTorch interpolates at once on a GPU if their channels are last in memory; more take several turns."""
 
 Fused = tuple[torch.Tensor, np.ndarray | None]
 """A sum of losses, and its gradient."""
@@ -43,10 +47,16 @@ def interpolated_cross_entropy(
     if backend == "fused" and not able:
         raise ValueError(f"backend is 'fused': no kernel for {logits.dtype} on {logits.device}; expected float32 on cpu")
     if not able or backend == "torch":
-        whole = F.interpolate(logits, size=extent, mode="bilinear", align_corners=False)
-        whole = whole[:, :, : labels.shape[1], : labels.shape[2]]
-        return dense_cross_entropy(whole, labels, ignore_index=ignore_index, reduction=reduction, validate=validate)
-    total = _summed(logits, as_labels(labels, logits.shape[1], ignore_index, validate), extent, ignore_index)
+        total = logits.new_zeros(())
+        at_once = max(1, _MOST // (logits.shape[1] * math.prod(extent)))
+        for part, labels_of_part in zip(logits.split(at_once), labels.split(at_once), strict=True):
+            whole = F.interpolate(part, size=extent, mode="bilinear", align_corners=False)
+            whole = whole[:, :, : labels.shape[1], : labels.shape[2]]
+            total = total + dense_cross_entropy(
+                whole, labels_of_part, ignore_index=ignore_index, reduction="sum", validate=validate
+            )
+    else:
+        total = _summed(logits, as_labels(labels, logits.shape[1], ignore_index, validate), extent, ignore_index)
     return total / (labels != ignore_index).sum().clamp_min(1) if reduction == "mean" else total
 
 

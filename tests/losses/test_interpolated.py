@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from ess.kernels import interpolated_cpu
+from ess.losses import interpolated
+from ess.losses.cross_entropy import dense_cross_entropy
 from ess.losses.interpolated import interpolated_cross_entropy
 
 CASES = [
@@ -45,6 +47,28 @@ def test_value_and_gradient_are_those_of_float64(classes, grid, extent, size, re
     logits.requires_grad_()
     loss = interpolated_cross_entropy(logits, labels, extent=extent, reduction=reduction, backend=backend)
     (loss * 0.3).backward()
+    torch.testing.assert_close(loss.detach().double(), wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(logits.grad.double(), gradient, rtol=1e-4, atol=1e-6 * gradient.abs().max().item())
+
+
+@pytest.mark.parametrize("most", [1, 3 * 5 * 12 * 12, 10**9])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_images_that_are_interpolated_in_turns_have_the_same_loss(most, reduction, monkeypatch):
+    seen = []
+
+    def counted(logits, *rest, **settings):
+        seen.append(len(logits))
+        return dense_cross_entropy(logits, *rest, **settings)
+
+    monkeypatch.setattr(interpolated, "_MOST", most)
+    monkeypatch.setattr(interpolated, "dense_cross_entropy", counted)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 5, 3, 3, generator=generator, requires_grad=True)
+    labels = torch.randint(-1, 5, (4, 12, 12), generator=generator)
+    wanted, gradient = reference(logits.detach(), labels, (12, 12), reduction)
+    loss = interpolated_cross_entropy(logits, labels, reduction=reduction, backend="torch")
+    (loss * 0.3).backward()
+    assert seen == {1: [1, 1, 1, 1], 3 * 5 * 12 * 12: [3, 1], 10**9: [4]}[most]
     torch.testing.assert_close(loss.detach().double(), wanted, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(logits.grad.double(), gradient, rtol=1e-4, atol=1e-6 * gradient.abs().max().item())
 

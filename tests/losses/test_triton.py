@@ -15,6 +15,9 @@ from ess.kernels.distances import COSINE, DISTANCES, EUCLIDEAN, SQUARED
 if INTERPRETED or DEVICE == "cuda":
     from ess.kernels.gpu import exact, search
 
+BOUNDS = (1e-5, 2**-11, 2**-11, 2**-11)
+"""The relative errors allowed for the losses and all gradients, whose weights are rounded to float16."""
+
 FILES = [Path(__file__), Path(__file__).with_name("test_triton_candidates.py")]
 
 
@@ -51,8 +54,8 @@ def small_blocks(monkeypatch):
     if not INTERPRETED:
         return
     multiply_bfloat16(monkeypatch)
-    monkeypatch.setattr(exact, "_tiles", lambda *kind: exact.Tiles(exact.Tile(32, 32, 4, 1), exact.Tile(16, 32, 4, 1)))
-    monkeypatch.setattr(search, "_blocks", lambda k: (16, 32))
+    monkeypatch.setattr(exact, "_tiles", lambda channels: exact.Tiles(exact.Tile(32, 32, 4, 1), exact.Tile(16, 32, 4, 1)))
+    monkeypatch.setattr(search, "_blocks", lambda k, channels: (16, 32))
 
 
 def extras(classes, size, names=("weights", "bias", "mask"), seed=1):
@@ -94,7 +97,7 @@ def run(o, labels, weights, e, bias, mask, temperature, distance, gradients=True
     return [x.cpu() for x in found if x is not None]
 
 
-def assert_matches(arguments, bounds=(1e-5, 1e-4, 1e-4, 1e-4), temperature=10.0, distance=EUCLIDEAN):
+def assert_matches(arguments, bounds=BOUNDS, temperature=10.0, distance=EUCLIDEAN):
     found, truth = (f(*arguments, temperature, distance) for f in (run, definition))
     assert len(found) == len(truth)
     for mine, theirs, bound in zip(found, truth, bounds, strict=False):
@@ -185,7 +188,7 @@ def test_half_precision_costs_the_gradients_one_rounding(dim, distance, dtype, s
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_of_two_types_the_wider_one_counts(dtype):
     o, labels, e = problem(75, 12, 40)
-    assert_matches((o.to(dtype), labels, torch.ones(2, 40), e, None, None), (1e-5, 2**-7, 1e-4))
+    assert_matches((o.to(dtype), labels, torch.ones(2, 40), e, None, None), (1e-5, 2**-7, 2**-11))
     assert_matches((o, labels, torch.ones(2, 40), e.to(dtype), None, None))
 
 
@@ -204,6 +207,15 @@ def test_losses_near_zero_keep_their_digits():
 def test_long_embeddings_do_not_overflow(distance, temperature):
     o, labels, e = problem(40, 5, 40)
     assert_matches((30 * o, labels, torch.ones(2, 40), 30 * e, None, None), temperature=temperature, distance=distance)
+
+
+@kernel
+@pytest.mark.parametrize("distance", [EUCLIDEAN, SQUARED])
+@pytest.mark.parametrize(("pixels", "classes"), [(1e-6, 1.0), (1.0, 1e-6), (1e-4, 1e-4), (0.0, 1.0)])
+def test_embeddings_of_very_different_lengths(pixels, classes, distance):
+    o, labels, e = problem(75, 12, 40)
+    o, e = o * pixels ** torch.linspace(0, 1, 40), e * classes ** torch.linspace(0, 1, 75)[:, None]
+    assert_matches((o, labels, torch.ones(2, 40), e, None, None), distance=distance)
 
 
 @kernel
@@ -330,6 +342,17 @@ def test_search_with_a_bias_takes_the_lower_id_among_equals(roots):
     ).all()
     even = torch.full((60,), 4.0 if not roots else 2.0)  # all scores are 0
     assert nearest_ids(torch.zeros(20, 4), signs, 3, False, even, roots).tolist() == [[0, 1, 2]] * 20
+
+
+@kernel
+@pytest.mark.parametrize("k", [1, 5])
+def test_search_tells_classes_apart_whose_products_are_equal(k):
+    g = torch.Generator().manual_seed(0)
+    queries, e = (100 + torch.randn(n, 3, generator=g) / 100 for n in (40, 80))
+    expected = by_sorting(queries, e, False)[:, :k]
+    assert (nearest_ids(queries, e, k, False) == expected).float().mean() > 0.99
+    products = (e.square().sum(1) - 2 * queries @ e.T).topk(k, largest=False).indices
+    assert (products == expected).float().mean() < 0.5
 
 
 @kernel

@@ -14,7 +14,7 @@ from ess.losses import cross_entropy, fused
 from ess.losses.cross_entropy import knn_cross_entropy
 
 if INTERPRETED or DEVICE == "cuda":
-    from ess.kernels.gpu import candidates, search
+    from ess.kernels.gpu import candidates, search, sums
 
 
 EACH = [EUCLIDEAN, long(SQUARED), long(COSINE)]
@@ -124,7 +124,7 @@ def test_the_order_of_the_pixels_changes_no_bit(distance, monkeypatch):
     order = torch.randperm(700, generator=torch.Generator().manual_seed(3))
     there = torch.cat([order, order + 700])
     for copies in (64, 1):
-        monkeypatch.setattr(candidates, "_COPIES", copies)
+        monkeypatch.setattr(sums, "_COPIES", copies)
         found = run(o[:, :, order], e, ids[there], weights[there], 10.0, distance)
         assert torch.equal(found[0], expected[0][there]) and torch.equal(found[1], expected[1][:, :, order])
         assert torch.equal(found[2], expected[2])
@@ -222,6 +222,16 @@ def test_candidates_take_the_lower_id_among_equals():
     scores = torch.cdist(pixels[0].T.double(), e.double()).scatter(1, labels.view(-1, 1), torch.inf)
     found = search.candidates(*(x.to(DEVICE) for x in (pixels, labels, e)), 5, products=False).cpu()
     assert torch.equal(found[:, 1:].long(), scores.sort(dim=1, stable=True).indices[:, :5])
+
+
+@kernel
+def test_the_search_finds_the_nearest_other_class_for_the_margin(monkeypatch):
+    e = torch.randn(80, 5, generator=torch.Generator().manual_seed(0))
+    e[40:50] = e[:10]  # at the distance 0
+    expected = cross_entropy._nearest_others(e)
+    monkeypatch.setattr(fused, "on_gpu", lambda embeddings: True)
+    monkeypatch.setattr(fused, "chosen", lambda *arguments: True)
+    assert torch.equal(cross_entropy._nearest_others(e.to(DEVICE)).cpu(), expected)
 
 
 class Operations(TorchDispatchMode):

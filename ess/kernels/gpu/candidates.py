@@ -4,11 +4,7 @@ A program holds a block of pixels and visits their candidates one after another,
 embeddings that the first-level cache keeps. Nothing is stored per pair of pixel and candidate. The gradients need the
 candidates twice: once for the softmax and the gradient of the pixel, once for those of the classes.
 
-Many pixels add to the gradient of one class, in an order that differs between runs. They add integers, whose sum does not
-depend on the order: a contribution is multiplied by a power of two for which even the sum of the largest possible ones fits
-into 63 bits, and rounded to an integer. With 2 million pixels of 8 candidates, this keeps 36 binary digits after the point of
-the largest contribution. Equal inputs therefore give equal bits. Blocks of pixels add to several copies of the sums in turn,
-since neighbouring pixels have the same candidates and would wait for each other.
+Many pixels add to the gradient of one class; ``ess.kernels.gpu.sums`` explains how.
 
 The reference is the torch formula in ``ess.losses.cross_entropy``.
 """
@@ -21,19 +17,14 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from ess.kernels.distances import COSINE, EUCLIDEAN, SQUARED
-from ess.kernels.gpu.exact_kernels import own_logits, place, softmax
+from ess.kernels.distances import COSINE
+from ess.kernels.gpu.exact_kernels import add, own_logits, place, softmax
+from ess.kernels.gpu.sums import factor_of, integer_sums, step_of
 
 _COSINE = tl.constexpr(COSINE)
 
 _NUMBERS = 2048
 """The numbers in a block of pixel embeddings: 16 registers of each of 128 threads."""
-
-_WORKSPACE = 16 << 20
-"""Bytes for copies of the sums of class gradients."""
-
-_COPIES = 64
-"""The most copies."""
 
 _LOG2_E = math.log2(math.e)
 
@@ -45,15 +36,6 @@ def _compare(o_PD, counted_P, classes, id_P, dims_D, temperature, WIDTH: tl.cons
     """(logits in base 2, slopes, differences (P, D)) of one candidate of each pixel, see :func:`own_logits`."""
     e_PD = tl.load(classes + id_P[:, None] * WIDTH + dims_D[None, :], mask=counted_P[:, None], other=0.0)
     return own_logits(o_PD, e_PD, 0.0, temperature, DISTANCE)
-
-
-# fmt: off
-@triton.jit
-def _add(sums, values_PD, id_P, kept_PD, dims_D, scale, CHANNELS: tl.constexpr):
-    # fmt: on
-    """Add ``values_PD`` * ``scale``, as integers, to the ``sums`` (C, D) of the classes ``id_P``."""
-    places_PD = sums + id_P[:, None] * CHANNELS + dims_D[None, :]
-    tl.atomic_add(places_PD, (values_PD * scale).to(tl.int64), mask=kept_PD, sem="relaxed")
 
 
 # fmt: off
@@ -112,13 +94,13 @@ def by_pixel(
         steps = tl.load(scale)
         own_sums = sums + (tl.program_id(0) % copies).to(tl.int64) * count * CHANNELS
         moved_PD = o_PD if DISTANCE == _COSINE else own_gap_PD
-        _add(own_sums, -(part_P * own_pull_P)[:, None] * moved_PD, target_P, kept_PD, dims_D, steps, CHANNELS)
+        add(own_sums, -(part_P * own_pull_P)[:, None] * moved_PD, target_P, kept_PD, dims_D, steps, CHANNELS)
         for j in range(1, K):
             id_P = tl.load(lines_P + j, mask=counted_P, other=0)
             logit_P, slope_P, gap_PD = _compare(o_PD, counted_P, classes, id_P, dims_D, temperature, WIDTH, DISTANCE)
             weight_P = part_P * tl.exp2(logit_P - logsum_P) * slope_P
             moved_PD = o_PD if DISTANCE == _COSINE else gap_PD
-            _add(own_sums, weight_P[:, None] * moved_PD, id_P, kept_PD, dims_D, steps, CHANNELS)
+            add(own_sums, weight_P[:, None] * moved_PD, id_P, kept_PD, dims_D, steps, CHANNELS)
 
 
 def losses(
@@ -154,29 +136,11 @@ def gradients(
     kept = torch.float32 if embeddings.dtype == torch.float16 else embeddings.dtype
     moves = torch.empty_like(embeddings, dtype=kept)
     unit = upstream.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
-    scale = (2.0 ** (61 - pairs.bit_length()) / _largest(embeddings, classes, candidates[:, 0], distance)).float()
-    copies = max(1, min(_COPIES, _WORKSPACE // (8 * count * channels)))
-    sums = torch.zeros(copies, count, channels, dtype=torch.int64, device=embeddings.device)
-    more = {"upstream": upstream.contiguous(), "unit": unit, "scale": scale, "sums": sums, "copies": copies}
+    scale = step_of(embeddings, classes, candidates[:, 0] >= 0, pairs, distance)
+    sums = integer_sums(count, channels, embeddings.device)
+    more = {"upstream": upstream.contiguous(), "unit": unit, "scale": scale, "sums": sums, "copies": len(sums)}
     _launch(embeddings, classes, candidates, temperature, distance, unit, moves, gradients=True, **more)
-    return moves, (sums.sum(0) * (unit.double() / scale * -_factor(temperature, distance))).float()
-
-
-def _largest(embeddings: torch.Tensor, classes: torch.Tensor, targets: torch.Tensor, distance: int) -> torch.Tensor:
-    """A float64 scalar: the largest possible coordinate of what a pixel adds to the gradient of a class, at least 1e-18.
-
-    These are unit vectors for EUCLIDEAN, differences for SQUARED and pixel embeddings for COSINE.
-    """
-    if distance == EUCLIDEAN:
-        return torch.ones((), dtype=torch.float64, device=embeddings.device)
-    pixels = embeddings.abs().amax(1).flatten().masked_fill(targets < 0, 0)
-    largest = pixels.amax().double() if distance == COSINE else pixels.amax().double() + classes.abs().amax()
-    return largest.clamp_min(1e-18)
-
-
-def _factor(temperature: float, distance: int) -> float:
-    """The factor that the derivatives of all logits share."""
-    return temperature * (-2.0 if distance == SQUARED else -1.0)
+    return moves, (sums.sum(0) * (unit.double() / scale * -factor_of(temperature, distance))).float()
 
 
 def _launch(
@@ -212,7 +176,7 @@ def _launch(
             size=size,
             count=len(classes),
             temperature=temperature * _LOG2_E,
-            factor=_factor(temperature, distance),
+            factor=factor_of(temperature, distance),
             K=candidates.shape[1],
             CHANNELS=channels,
             WIDTH=width,

@@ -6,10 +6,9 @@ the torch formula in ``ess.losses.cross_entropy``.
 The limits of the time: each pair needs one exp2 and, for Euclidean distances, one rsqrt, which serves both the distance d2 *
 rsqrt(d2) and the derivative 1 / d. A multiprocessor computes 16 of these per clock; value and gradients need 4 (Euclidean) or 2
 per pair, the value alone half as many. For 2.1 million pixels and 1284 classes, 132 multiprocessors at 1.75 GHz therefore take
-at least 2.9 or 1.5 ms for the special functions. They also need 4 products of D numbers on the tensor cores. With Euclidean
-distances and 12 channels in float32, whose products are made of three each, the compiler (Triton 3.8, sm_90) emits 40 and 54
-instructions per pair for the two kernels with tiles of 128 x 32 and 32 x 64; at 128 per clock, this is at least 8.6 ms. The
-tiles of the first kernel are smaller now, so that it spills no registers; its instructions have not been counted again.
+at least 2.9 or 1.5 ms for the special functions. With Euclidean distances of 12 and 64 channels in float32, the compiler
+(Triton 3.8, sm_90) emits 21 and 46 instructions per pair for the first kernel, 27 and 45 for the second, without the loops
+over near pairs; at 128 per clock, this is at least 4.4 and 8.3 ms.
 """
 
 import math
@@ -18,8 +17,9 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
-from ess.kernels.distances import SQUARED
 from ess.kernels.gpu.exact_kernels import FAR, by_class, by_pixel
+from ess.kernels.gpu.sums import factor_of, integer_sums, step_of
+from ess.kernels.gpu.tables import REGISTERS, halves, padded
 
 
 class Tile(NamedTuple):
@@ -38,53 +38,19 @@ class Tiles(NamedTuple):
     by_class: Tile
 
 
-class Tuning(NamedTuple):
-    """The tuning for one type of the products.
-
-    ``tiles`` maps the most channels to tiles, the largest for which the compiler spills no registers (see
-    ``benchmarks/registers.py``). ``near_value`` and ``near_gradient`` are the shares of |o|^2, or of |e|^2 in :func:`by_class`,
-    below which a squared distance is computed from differences. Pixels are often near their own class, and gradients need fewer
-    digits than the value, hence the smaller share. Inner products ("cosine") never cancel and use neither.
-    """
-
-    tiles: dict[int, Tiles]
-    near_value: float
-    near_gradient: float
-
-
-_HALF = Tuning(
-    {
-        32: Tiles(Tile(64, 128, 4, 2), Tile(64, 128, 4, 2)),
-        64: Tiles(Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
-        256: Tiles(Tile(64, 64, 8, 1), Tile(64, 64, 8, 1)),
-    },
-    0.002,
-    0.002,
-)
-_TUNING = {
-    torch.float32: Tuning(
-        {
-            16: Tiles(Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)),
-            32: Tiles(Tile(64, 32, 8, 2), Tile(32, 64, 4, 2)),
-            64: Tiles(Tile(32, 64, 8, 1), Tile(32, 32, 8, 1)),
-            256: Tiles(Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
-        },
-        0.25,
-        0.02,
-    ),
-    torch.bfloat16: _HALF,
-    torch.float16: _HALF,
+_TILES = {
+    32: Tiles(Tile(64, 64, 4, 2), Tile(32, 128, 4, 2)),
+    64: Tiles(Tile(32, 64, 4, 2), Tile(32, 128, 8, 2)),
+    128: Tiles(Tile(32, 64, 8, 2), Tile(32, 64, 8, 2)),
+    256: Tiles(Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
 }
-"""The type of the products -> its tuning, for all distances."""
+"""The most channels -> the tiles for embeddings with at most so many."""
 
 _WORKSPACE = 64 << 20
 """Bytes for partial sums of class gradients."""
 
 _PROGRAMS = 2048
 """Enough programs to keep any GPU busy."""
-
-_REGISTERS = 255
-"""The registers that a thread may use: all. Left alone, the compiler may spill some of them to run more programs at once."""
 
 _LOG2_E = math.log2(math.e)
 
@@ -124,27 +90,35 @@ def exact(
     Those of the classes and of the bias are float32. In products of float16, shares below 6e-8 do vanish; bfloat16 keeps them.
     """
     (images, channels, size), count = embeddings.shape, len(classes)
-    classes = classes.to(torch.promote_types(embeddings.dtype, classes.dtype))
-    tiles, tuning = _tiles(channels, classes.dtype), _TUNING[classes.dtype]
-    table, norms = _padded(classes), classes.float().square().sum(1)
+    split = torch.float32 in (embeddings.dtype, classes.dtype)
+    tiles, table = _tiles(channels), padded(classes.float())
+    norms, largest, high, low = halves(table, channels)
     bias_C = torch.zeros_like(norms) if bias is None else bias.float() * _LOG2_E
     masked_bias = bias_C.expand(images, count)
     masked_bias = masked_bias if mask is None else masked_bias.masked_fill(~mask, -FAR.value)
     losses = norms.new_empty(images, size)
-    logsums, misses = (torch.empty_like(losses) if gradients else losses for _ in range(2))
+    logsums = torch.empty_like(losses) if gradients else losses
     kept = torch.float32 if embeddings.dtype == torch.float16 else embeddings.dtype
     grad_embeddings = torch.empty_like(embeddings, dtype=kept) if gradients else losses[:, None]
+    factor = factor_of(temperature, distance)
+    if gradients:
+        steps = step_of(embeddings, classes, (labels != ignore_index).flatten(), 2 * max(1, images * size), distance)
+        sums = integer_sums(count, channels + (bias is not None), norms.device)
+    else:
+        steps, sums = norms, norms
     unit = weights.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)  # float16 has no room for 1 / pixels
     common = {
-        **{"embeddings": embeddings, "labels": labels, "weights": weights, "classes": table, "norms": norms},
-        **{"masked_bias": masked_bias, "logsums": logsums, "misses": misses},
+        **{"embeddings": embeddings, "labels": labels, "weights": weights, "classes": table, "high": high, "low": low},
+        **{"norms": norms, "largest": largest, "masked_bias": masked_bias},
+        **{"logsums": logsums, "sums": sums, "copies": len(sums), "steps": steps},
+        "largest_pixel": torch.zeros(1, dtype=torch.int32, device=norms.device),
         **_steps("", "image channel pixel", embeddings),
         **_steps("labels_", "image pixel", labels),
         **_steps("weights_", "image pixel", weights),
         "bias_image_step": masked_bias.stride(0),
         **{"size": size, "count": count, "temperature": temperature * _LOG2_E},
-        "factor": temperature * (-2.0 if distance == SQUARED else -1.0),
-        **{"CHANNELS": channels, "WIDTH": table.shape[1], "DISTANCE": distance, "PRECISION": "tf32x3"},
+        **{"CHANNELS": channels, "WIDTH": table.shape[1], "DISTANCE": distance, "SPLIT": split},
+        **{"BIASED": bias is not None or mask is not None, "BIAS": bias is not None},
         "enable_fp_fusion": True,
     }
     with torch.cuda.device_of(embeddings):
@@ -153,20 +127,21 @@ def exact(
             **_options(tiles.by_pixel),
             **{"bias": bias_C, "unit": unit, "losses": losses, "grad_embeddings": grad_embeddings},
             **_steps("grad_", "image channel pixel", grad_embeddings),
+            factor=factor,
             ignore_index=ignore_index,
-            NEAR=tuning.near_value,
             GRADIENTS=gradients,
         )
         if not gradients:
             return Exact(losses, None, None, None)
-        grad_classes, grad_bias = _class_gradients(
-            common, tiles.by_class, (images, channels, size, count), bias is not None, tuning
-        )
-    return Exact(losses, grad_embeddings, grad_classes * unit, None if grad_bias is None else grad_bias * unit)
+        grad_classes, grad_bias = _class_gradients(common, tiles.by_class, (images, channels, size, count), bias is not None)
+    added = sums.sum(0) / steps.double()
+    grad_classes = ((grad_classes + added[:, :channels]) * (unit.double() * factor)).float()
+    grad_bias = None if grad_bias is None else ((grad_bias + added[:, channels]) * unit.double()).float()
+    return Exact(losses, grad_embeddings, grad_classes, grad_bias)
 
 
 def _class_gradients(
-    common: dict[str, Any], tile: Tile, sizes: tuple[int, int, int, int], biased: bool, tuning: Tuning
+    common: dict[str, Any], tile: Tile, sizes: tuple[int, int, int, int], biased: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(C, D) and (C,) float32, in units of the largest weight, by :func:`by_class` in as many parts as fit the workspace."""
     images, channels, size, count = sizes
@@ -182,33 +157,19 @@ def _class_gradients(
         **_options(tile),
         **{"grad_classes": grad_classes, "grad_bias": grad_bias},
         **{"blocks": blocks, "per_image": per_image, "share": share},
-        NEAR=tuning.near_gradient,
-        BIAS=biased,
     )
     return grad_classes.sum(0), grad_bias.sum(0) if biased else None
 
 
-def _tiles(channels: int, dtype: torch.dtype) -> Tiles:
-    """The tiles for embeddings with this number of channels and products of this type."""
-    return next(tiles for most, tiles in _TUNING[dtype].tiles.items() if channels <= most)
+def _tiles(channels: int) -> Tiles:
+    """The tiles for embeddings with this number of channels."""
+    return next(tiles for most, tiles in _TILES.items() if channels <= most)
 
 
 def _options(tile: Tile) -> dict[str, int]:
     """A tile as arguments of a launch."""
-    compilation = {"num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": _REGISTERS}
+    compilation = {"num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": REGISTERS}
     return {"PIXELS": tile.pixels, "CLASSES": tile.classes} | compilation
-
-
-def _padded(classes: torch.Tensor) -> torch.Tensor:
-    """(C, WIDTH): the (C, D) class embeddings, a column of ones, and zeros up to a power of two >= 16.
-
-    The column of ones makes a product also sum the weights. It is absent only if D is a power of two >= 32.
-    """
-    count, channels = classes.shape
-    width = max(16, triton.next_power_of_2(channels + (channels == 16)))
-    table = classes.new_zeros(count, width)
-    table[:, :channels], table[:, channels : channels + 1] = classes, 1
-    return table
 
 
 def _steps(prefix: str, axes: str, tensor: torch.Tensor) -> dict[str, int]:
