@@ -150,6 +150,7 @@ def test_nothing_counted_is_zero(distance):
 @pytest.mark.parametrize("distance", range(len(DISTANCES)))
 def test_ignored_pixels_may_hold_anything(distance):
     o, labels, e = problem(40, 5, 40)
+    e[30:] *= 1e-6  # near 0, which ignored pixels count as
     ignored = (labels == -1)[:, None].expand_as(o)
     arguments = (labels, *extras(40, 40)[:1], e, *extras(40, 40)[1:], 20.0, distance)
     for mine, theirs in zip(run(o.masked_fill(ignored, torch.nan), *arguments), run(o, *arguments), strict=True):
@@ -216,6 +217,18 @@ def test_embeddings_of_very_different_lengths(pixels, classes, distance):
     o, labels, e = problem(75, 12, 40)
     o, e = o * pixels ** torch.linspace(0, 1, 40), e * classes ** torch.linspace(0, 1, 75)[:, None]
     assert_matches((o, labels, torch.ones(2, 40), e, None, None), distance=distance)
+
+
+@kernel
+@pytest.mark.parametrize("length", [1e14, 1e17, 1e20, float("inf"), float("nan")])
+def test_embeddings_beyond_all_limits_end(length):
+    o, labels, e = problem(40, 5, 40)
+    given = (length * o, labels, torch.ones(2, 40), length * e, None, None)
+    if length == 1e14:
+        assert_matches(given, temperature=20.0 / length)
+        return
+    losses, _, classes = run(*given, 20.0, EUCLIDEAN)  # at 1e17, too large numbers must not be taken out of a tile for ever
+    assert length == 1e17 or (losses[labels >= 0].isnan().all() and classes.isnan().all())
 
 
 @kernel

@@ -66,6 +66,12 @@ def scale_of(squared_norms, other):
 
 
 @triton.jit
+def _limit(scale):
+    """The squared distances up to which a pair counts as near; less than FAR, which marks those that were taken out."""
+    return tl.minimum(tl.maximum(scale * scale * _NEAR, _TINY), 0.5 * FAR)
+
+
+@triton.jit
 def part_of(numbers):
     """(high, low): float16 numbers whose sum has 22 bits of float32 ``numbers`` of about 1."""
     high = numbers.to(tl.float16)
@@ -177,7 +183,8 @@ def by_pixel(
     scale_P = scale_of(norm_P, most)
     high_PD, low_PD = part_of(o_PD / scale_P[:, None])
     back_P = most * scale_P * (-1.0 if DISTANCE == _COSINE else -2.0)
-    limit_P = tl.maximum(scale_P * scale_P * _NEAR, _TINY)
+    limit_P = _limit(scale_P)
+    base_P = tl.where(counted_P, norm_P, FAR)  # an ignored pixel is not near any class
     unit_P = (scale_P if DISTANCE == _EUCLIDEAN else tl.full((PIXELS,), 1.0, tl.float32)) * _BOOST
 
     top_P = tl.full((PIXELS,), -1e38, tl.float32)
@@ -197,7 +204,7 @@ def by_pixel(
             scores_PC = tl.where(known_C[None, :], scores_PC, FAR)
         else:
             norm_C = tl.load(norms + ids_C, mask=known_C, other=FAR)
-            scores_PC = product_PC * back_P[:, None] + (norm_C[None, :] + norm_P[:, None])
+            scores_PC = product_PC * back_P[:, None] + (norm_C[None, :] + base_P[:, None])
         if (start <= highest_target) & (lowest_target < start + CLASSES):
             scores_PC = tl.where(ids_C[None, :] == target_P[:, None], FAR, scores_PC)
         if DISTANCE != _COSINE:
@@ -305,7 +312,7 @@ def by_class(
     most = tl.load(largest)
     scale = scale_of(tl.load(largest_pixel).to(tl.float32, bitcast=True), 0.0)  # of all pixels
     scale_C = scale_of(tl.where(known_C, norm_C, 0.0), scale)
-    limit_C = tl.maximum(scale_C * scale_C * _NEAR, _TINY)
+    limit_C = _limit(scale_C)
     unit_C = (scale_C if DISTANCE == _EUCLIDEAN else tl.full((CLASSES,), 1.0, tl.float32)) * _BOOST
     sums_CD = tl.zeros((CLASSES, WIDTH), tl.float32)
     weight_C = tl.zeros((CLASSES,), tl.float32)
@@ -327,13 +334,13 @@ def by_class(
         places_DP = points_P[None, :] + dims_D[:, None] * channel_step
         kept_DP = (dims_D < CHANNELS)[:, None] & counted_P[None, :]
         o_DP = tl.load(places_DP, mask=kept_DP, other=0.0).to(tl.float32)
-        norm_P = tl.sum(o_DP * o_DP, 0)
+        base_P = tl.where(counted_P, tl.sum(o_DP * o_DP, 0), FAR)  # an ignored pixel is not near any class
         high_DP, low_DP = part_of(tl.where(dims_D[:, None] == CHANNELS, 1.0, o_DP / scale))
         product_CP = product(high_CD, low_CD, high_DP, low_DP, SPLIT)
         if DISTANCE == _COSINE:
             scores_CP = -most * scale * product_CP
         else:
-            scores_CP = -2 * most * scale * product_CP + (norm_C[:, None] + norm_P[None, :])
+            scores_CP = -2 * most * scale * product_CP + (norm_C[:, None] + base_P[None, :])
         targets = tl.max(((label_P >= first_id) & (label_P < first_id + CLASSES)).to(tl.int32), 0) > 0
         if targets:
             scores_CP = tl.where(ids_C[:, None] == label_P[None, :], FAR, scores_CP)
