@@ -131,6 +131,13 @@ def test_pixels_near_other_classes_keep_their_precision(near):
 
 
 @kernel
+@pytest.mark.parametrize("target", [0, 31, 32, 63, 64, 127, 128, 139])
+def test_images_of_one_class_at_the_edge_of_a_tile(target):
+    o, labels, e = problem(140, 5, 20)
+    assert_matches((o, labels.clamp_max(0) + target * (labels >= 0), torch.ones(2, 20), e, None, None))
+
+
+@kernel
 @pytest.mark.parametrize("distance", range(len(DISTANCES)))
 def test_duplicate_classes(distance):
     o, labels, e = problem(20, 4, 40, 0.0)
