@@ -365,14 +365,14 @@ def test_search_with_a_bias_takes_the_lower_id_among_equals(roots):
 
 
 @kernel
-@pytest.mark.parametrize("k", [1, 5])
-def test_search_tells_classes_apart_whose_products_are_equal(k):
+@pytest.mark.parametrize(("far", "count", "k", "right"), [(1, 800, 1, 0.999), (100, 40, 1, 0.5), (100, 40, 5, 0.5)])
+def test_search_tells_classes_apart_whose_products_are_equal(far, count, k, right):
     g = torch.Generator().manual_seed(0)
-    queries, e = (100 + torch.randn(n, 3, generator=g) / 100 for n in (40, 80))
+    queries, e = (far + torch.randn(n, 3, generator=g) / 100 for n in (count, 80))
     expected = by_sorting(queries, e, False)[:, :k]
-    assert (nearest_ids(queries, e, k, False) == expected).float().mean() > 0.99
+    assert (nearest_ids(queries, e, k, False) == expected).all()
     products = (e.square().sum(1) - 2 * queries @ e.T).topk(k, largest=False).indices
-    assert (products == expected).float().mean() < 0.5
+    assert (products == expected).float().mean() < right  # by products alone, even in float32, others are nearest
 
 
 @kernel
