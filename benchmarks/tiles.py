@@ -116,6 +116,8 @@ def timed(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def main(dims, names, distance, classes, rounds, budget, best, as_json) -> None:
     """Time the tiles; those that are fastest come first."""
+    if not torch.cuda.is_available():
+        raise click.UsageError("tiles are timed on a GPU, and PyTorch finds none here; see benchmarks/registers.py instead")
     until, found = time.monotonic() + budget, []
     cases = list(product(dims, names))
     pool = registers.processes()

@@ -7,6 +7,7 @@ from dataclasses import replace
 from statistics import median
 
 import pytest
+import step
 import torch
 from click.testing import CliRunner
 
@@ -267,3 +268,23 @@ def test_the_table_also_shows_what_cannot_be_measured(monkeypatch):
 def test_impossible_durations_are_wrong_usage(given):
     result = CliRunner().invoke(main, ["bench", "--classes", "2", *given])
     assert result.exit_code == 2 and f"Invalid value for '{given[0]}'" in result.stderr
+
+
+def test_a_profile_of_a_step_accounts_for_its_time():
+    tiny = ("--device", "cpu", "--encoder", "resnet18", "--crop", "64", "--batch-size", "2", "--classes", "7", "--steps", "1")
+    result = CliRunner().invoke(step.main, [*tiny, "--dim", "4", "--loss", "exact", "--loss", "dense", "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)["steps"]
+    assert [(row["loss"], row["dim"]) for row in found] == [("exact", 4), ("dense", 4)]
+    for row in found:
+        names, spent, calls = zip(*row["kernels"], strict=True)
+        assert "aten::convolution_backward" in names and all(number >= 1 for number in calls)
+        assert row["ms"] >= row["host_ms"] > 0 and row["launches"] > sum(calls) and row["busy_ms"] >= sum(spent) > 0
+        assert sorted(spent, reverse=True) == [*spent] and len(names) == step.SHOWN
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_tiles_need_a_gpu():
+    tiles = pytest.importorskip("tiles", reason="no Triton here", exc_type=ImportError)
+    result = CliRunner().invoke(tiles.main, [])
+    assert result.exit_code == 2 and "tiles are timed on a GPU, and PyTorch finds none here" in result.stderr
