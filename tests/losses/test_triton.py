@@ -234,7 +234,7 @@ def test_embeddings_beyond_all_limits_end(length):
     if length == 1e14:
         assert_matches(given, temperature=20.0 / length)
         return
-    losses, _, classes = run(*given, 20.0, EUCLIDEAN)  # at 1e17, too large numbers must not be taken out of a tile again and again
+    losses, _, classes = run(*given, 20.0, EUCLIDEAN)  # at 1e17, taking a pair out of its tile must not leave it near
     assert length == 1e17 or (losses[labels >= 0].isnan().all() and classes.isnan().all())
 
 

@@ -15,7 +15,7 @@ tiles, because the target is not among them: it is always compared by difference
 classes, so that small losses keep their digits.
 
 What targets and near pairs add to the gradients of classes is added by integers, whose sum does not depend on the order, as in
-``ess.kernels.gpu.candidates``. So equal inputs give equal bits.
+``ess.kernels.gpu.sums``. So equal inputs give equal bits.
 
 The weights of the pairs in the gradient are rounded to float16 and are the left factor of the next product. As both terms of
 the sum of w (o - e) = o (sum of w) - (sum of w e) get the same rounded weights, what remains is a relative error of at most
