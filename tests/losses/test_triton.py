@@ -227,6 +227,16 @@ def test_embeddings_of_very_different_lengths(pixels, classes, distance):
 
 
 @kernel
+@pytest.mark.parametrize("distance", range(len(DISTANCES)))
+def test_short_embeddings_with_a_bias(distance):
+    o, labels, e = problem(40, 5, 40)
+    length = 1e-12
+    t = {EUCLIDEAN: 1, SQUARED: 2, COSINE: 2}[distance]
+    weights, bias, mask = extras(40, 40)
+    assert_matches((length * o, labels, weights, length * e, bias, mask), temperature=10.0 / length**t, distance=distance)
+
+
+@kernel
 @pytest.mark.parametrize("length", [1e14, 1e17, 1e20, float("inf"), float("nan")])
 def test_embeddings_beyond_all_limits_end(length):
     o, labels, e = problem(40, 5, 40)

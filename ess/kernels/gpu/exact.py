@@ -81,13 +81,14 @@ def exact(
 
     Pixel p and class c have the logit -T * ||o_p - e_c|| + b_c (``distance`` EUCLIDEAN), -T * ||o_p - e_c||^2 + b_c (SQUARED)
     or T * <o_p, e_c> + b_c (COSINE). ``embeddings`` (B, D, N), D <= 256, and ``classes`` (C, D) are float32, bfloat16 or
-    float16; they are multiplied in the type that torch promotes them to and summed in float32, float32 with all its digits.
+    float16; they are multiplied with 22 bits if one of them is float32, else with all their bits, and summed in float32.
     ``labels`` (B, N) are of any integer type, ``weights`` (B, N) float32, ``bias`` (C,) floating or None. ``mask`` (B, C) bool
     or None is False for the classes that are left out of the softmax of an image; targets never are. Any strides work, without
     copying pixels, if all numbers of an image are less than 2^31 apart.
 
     The gradient of the embeddings has their type, except that for float16 it is float32, in which small numbers do not vanish.
-    Those of the classes and of the bias are float32. In products of float16, shares below 6e-8 do vanish; bfloat16 keeps them.
+    Those of the classes and of the bias are float32. The weights of the pairs in the gradients are rounded to float16, a
+    relative error of at most 2^-11; those below 1e-10 of the largest vanish.
     """
     (images, channels, size), count = embeddings.shape, len(classes)
     split = torch.float32 in (embeddings.dtype, classes.dtype)
@@ -102,7 +103,9 @@ def exact(
     grad_embeddings = torch.empty_like(embeddings, dtype=kept) if gradients else losses[:, None]
     factor = factor_of(temperature, distance)
     if gradients:
-        steps = step_of(embeddings, classes, (labels != ignore_index).flatten(), 2 * max(1, images * size), distance)
+        counted, pairs = (labels != ignore_index).flatten(), 2 * max(1, images * size)
+        least = 1e-18 if bias is None else 1.0  # a pixel adds at most 1 to the gradient of a bias
+        steps = step_of(embeddings, classes, counted, pairs, distance, least)
         sums = integer_sums(count, channels + (bias is not None), norms.device)
     else:
         steps, sums = norms, norms

@@ -24,24 +24,26 @@ def integer_sums(count: int, columns: int, device: torch.device) -> torch.Tensor
     return torch.zeros(copies, count, columns, dtype=torch.int64, device=device)
 
 
-def step_of(embeddings: torch.Tensor, classes: torch.Tensor, counted: torch.Tensor, pairs: int, distance: int) -> torch.Tensor:
+def step_of(
+    embeddings: torch.Tensor, classes: torch.Tensor, counted: torch.Tensor, pairs: int, distance: int, least: float = 1e-18
+) -> torch.Tensor:
     """A float32 scalar: what contributions to the gradients of classes are multiplied by, if there are at most ``pairs``.
 
-    ``embeddings`` are (B, D, N), ``counted`` (B * N,) bool, False where a pixel does not contribute.
+    ``embeddings`` are (B, D, N), ``counted`` (B * N,) bool, False where a pixel does not contribute. ``least`` is the largest
+    of other contributions to the same sums.
     """
-    return (2.0 ** (61 - pairs.bit_length()) / _largest(embeddings, classes, counted, distance)).float()
+    return (2.0 ** (61 - pairs.bit_length()) / _largest(embeddings, classes, counted, distance).clamp_min(least)).float()
 
 
 def _largest(embeddings: torch.Tensor, classes: torch.Tensor, counted: torch.Tensor, distance: int) -> torch.Tensor:
-    """A float64 scalar: the largest possible coordinate of what a pixel adds to the gradient of a class, at least 1e-18.
+    """A float64 scalar: the largest possible coordinate of what a pixel adds to the gradient of a class.
 
     These are unit vectors for EUCLIDEAN, differences for SQUARED and pixel embeddings for COSINE.
     """
     if distance == EUCLIDEAN:
         return torch.ones((), dtype=torch.float64, device=embeddings.device)
     pixels = embeddings.abs().amax(1).flatten().masked_fill(~counted, 0)
-    largest = pixels.amax().double() if distance == COSINE else pixels.amax().double() + classes.abs().amax()
-    return largest.clamp_min(1e-18)
+    return pixels.amax().double() if distance == COSINE else pixels.amax().double() + classes.abs().amax()
 
 
 def factor_of(temperature: float, distance: int) -> float:
