@@ -88,14 +88,13 @@ def recorded() -> Iterator[list[Launch]]:
 
 
 def launches_of(
-    dim: int, distance: int, dtype: torch.dtype = torch.float32, images: int = 8, pixels: int = 512 * 512, last: bool = True
+    dim: int, distance: int, dtype: torch.dtype = torch.float32, images: int = 8, pixels: int = 512 * 512
 ) -> list[Launch]:
     """What the losses and predictions launch for ``images`` of so many ``pixels`` and 1284 classes, with all their options.
 
-    Embeddings have their channels ``last`` in memory, as in training on a GPU, or before the pixels.
+    Embeddings have their channels last in memory, as in training on a GPU.
     """
     o = torch.empty(images, pixels, dim, dtype=dtype, device="meta").transpose(1, 2)
-    o = o if last else o.contiguous()
     labels = torch.empty(images, pixels, dtype=torch.int64, device="meta")
     e, weights = torch.empty(1284, dim, dtype=dtype, device="meta"), torch.empty(labels.shape, device="meta")
     masks = torch.empty(images, 1284, dtype=torch.bool, device="meta")

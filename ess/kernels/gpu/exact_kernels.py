@@ -90,6 +90,15 @@ def product(left_high, left_low, right_high, right_low, SPLIT: tl.constexpr):
 
 
 @triton.jit
+def _weighted(weights, high, low, SPLIT: tl.constexpr):
+    """The product of float16 ``weights`` and embeddings.
+
+    It is added to earlier ones by its caller, not by the tensor cores, which would truncate the sum at every step.
+    """
+    return tl.dot(weights, high, tl.dot(weights, low)) if SPLIT else tl.dot(weights, high)
+
+
+@triton.jit
 def _logits(scores, temperature, DISTANCE: tl.constexpr):
     """(logits in base 2, slopes) of negative inner products or of squared distances > 0.
 
@@ -239,11 +248,7 @@ def by_pixel(
             if CHANNELS == WIDTH:
                 weight_P = weight_P * fade_P + tl.sum(rounded_PC.to(tl.float32), 1)
             sums_PD *= fade_P[:, None]
-            # Not as the third operand of a product: the tensor cores would truncate the sum at every step.
-            if SPLIT:
-                sums_PD += tl.dot(rounded_PC, high_CD, tl.dot(rounded_PC, low_CD))
-            else:
-                sums_PD += tl.dot(rounded_PC, high_CD)
+            sums_PD += _weighted(rounded_PC, high_CD, low_CD, SPLIT)
 
     loss_P, logsum_P, miss_P, share_P = softmax(own_logit_P, top_P, others_P)
     index_P = image * size + at_P
@@ -373,10 +378,7 @@ def by_class(
         rounded_CP = (shares_CP * (slopes * unit_C[:, None])).to(tl.float16)
         if CHANNELS == WIDTH:
             weight_C += tl.sum(rounded_CP.to(tl.float32), 1)
-        if SPLIT:
-            sums_CD += tl.dot(rounded_CP, tl.trans(high_DP), tl.dot(rounded_CP, tl.trans(low_DP)))
-        else:
-            sums_CD += tl.dot(rounded_CP, tl.trans(high_DP))
+        sums_CD += _weighted(rounded_CP, tl.trans(high_DP), tl.trans(low_DP), SPLIT)
 
     grad_CD = -scale * sums_CD
     if DISTANCE != _COSINE:
