@@ -122,7 +122,11 @@ def _rename_once(aside: Path, path: Path) -> bool:
 
 @contextmanager
 def _aside(path: Path, permit: Callable[[], None]) -> Iterator[Path]:
-    """Create the folder of ``path``, yield a temporary path in it and remove that at the end; raises Unwritable for OSError."""
+    """Create the folder of ``path``, yield a temporary path in it and remove that at the end; raises Unwritable for OSError.
+
+    If ``permit`` refuses by then, as when another process has taken the folder over and swept it, its exception is the cause
+    and is raised instead.
+    """
     permit()
     if not path.name or path.name == "..":
         raise Unwritable(f"{path}: cannot be written: {_FOLDER}")
@@ -134,6 +138,7 @@ def _aside(path: Path, permit: Callable[[], None]) -> Iterator[Path]:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
         yield aside
     except OSError as error:
+        permit()
         raise Unwritable(f"{path}: cannot be written: {reason(error)}") from error
     finally:
         with suppress(OSError):

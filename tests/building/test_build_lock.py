@@ -169,9 +169,9 @@ def test_an_overwrite_that_lost_the_folder_removes_nothing_more(tree, tmp_path):
 def test_a_stopped_rename_fails_once_the_folder_was_taken_over(tmp_path):
     """The process is stopped between the last look at the lock and the rename: the successor sweeps the temporary file."""
     from cocolvis.building.state import BuildState
-    from cocolvis.disk.files import Unwritable, write_json
+    from cocolvis.disk.files import write_json
 
-    with held(tmp_path, None, print) as lease, ExitStack() as stack, pytest.raises(Unwritable, match="No such file"):
+    with held(tmp_path, None, print) as lease, ExitStack() as stack, pytest.raises(LockLost, match="has lost the folder") as raised:
         looks = []
 
         def permit():
@@ -183,6 +183,7 @@ def test_a_stopped_rename_fails_once_the_folder_was_taken_over(tmp_path):
                 stack.enter_context(BuildState(tmp_path, new).swept())  # until this test ends
 
         write_json(tmp_path / ".build" / "train-00000.json", {}, permit)
+    assert isinstance(raised.value.__context__, FileNotFoundError)  # that of the rename
     assert not list(tmp_path.rglob("*.json"))
 
 
