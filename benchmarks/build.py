@@ -28,8 +28,7 @@ from pycocotools import mask as coco_mask
 
 from cocolvis.building.build import build
 from cocolvis.building.coco_lvis import AnnotatedImage, CocoLvisOptions, CocoLvisPlan, warm_up
-from cocolvis.masks.merge import Region, merge
-from cocolvis.masks.rasterize import rasterize_all
+from cocolvis.masks.merge import merge_at_once
 from cocolvis.memory import keep_freed_memory
 from cocolvis.pictures.encoded import decode_rgb
 from cocolvis.sources.inputs import Sources
@@ -77,12 +76,13 @@ class Bench:
 
 
 def merged(task: AnnotatedImage) -> np.ndarray:
-    """The (H, W) uint16 mask of an image, from the bytes of its segmentations, by the functions that the builder calls."""
-    segments = [*task.stuff, *task.things]
-    spans = rasterize_all([segment.segmentation for segment in segments], task.height, task.width)
-    regions = [Region(segment.category_id, found) for segment, found in zip(segments, spans, strict=True)]
-    stuff, things = regions[: len(task.stuff)], regions[len(task.stuff) :]
-    return merge(stuff, things, task.height, task.width).mask()
+    """The (H, W) uint16 mask of an image, from the bytes of its segmentations, by the function that the builder calls."""
+    segments = [*task.things, *task.stuff]
+    class_ids = [segment.category_id for segment in segments]
+    found = merge_at_once([segment.segmentation for segment in segments], class_ids, task.height, task.width)
+    if found is None:
+        raise RuntimeError(f"image {task.image_id} has an unusual annotation")
+    return found[0].mask()
 
 
 def plainly_merged(task: AnnotatedImage) -> np.ndarray:

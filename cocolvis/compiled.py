@@ -79,18 +79,10 @@ def inlined(**options) -> Callable:
     return numba.njit(nogil=True, forceinline=True, **options)
 
 
-def _zeros(instruction: str) -> Callable:
-    """A function for compiled functions: the zeros at one end of an integer, all its bits if it is 0."""
-
-    @intrinsic
-    def count(typing, number):
-        return number(number), lambda context, builder, signature, values: getattr(builder, instruction)(values[0], _FALSE)
-
-    return count
-
-
-leading_zeros, trailing_zeros = _zeros("ctlz"), _zeros("cttz")
-"""In compiled functions: the zeros above the highest bit that is set, and those below the lowest, by one instruction each."""
+@intrinsic
+def trailing_zeros(typing, number):
+    """In compiled functions: the zeros below the lowest bit of an integer that is set, all its bits if it is 0; one instruction."""
+    return number(number), lambda context, builder, signature, values: builder.cttz(values[0], _FALSE)
 
 
 @cache

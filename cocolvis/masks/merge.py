@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
-from cocolvis.masks import merge_kernels
-from cocolvis.masks.rasterize import Spans
+from cocolvis.masks import image_kernels, merge_kernels
+from cocolvis.masks.rasterize import MAX_OUTLINE, Spans, joined
 from cocolvis.masks.runlength import Runs
 from cocolvis.sources.annotations import Segment
 
@@ -39,13 +40,28 @@ def merge(stuff: Sequence[Region], things: Sequence[Region], height: int, width:
     Both sequences are in file order. With "first", the earlier region wins. With "small-on-top", the region with fewer pixels
     wins, and ties go to the earlier one. A region of class 0 (stuff "other") hides what it covers like any other region.
     """
-    regions = stacked(stuff, things, overlap)[::-1]
+    regions = stacked(stuff, things, overlap)
     starts = np.concatenate([_NONE.starts, *[region.spans.starts for region in regions]])
     stops = np.concatenate([_NONE.stops, *[region.spans.stops for region in regions]])
     bounds = np.array([0, *accumulate([len(region.spans.starts) for region in regions])], np.int64)
     class_ids = np.array([region.class_id for region in regions], np.uint16)
     classes, lengths = merge_kernels.merged_runs(starts, stops, bounds, class_ids, height, width)
     return Runs(classes, lengths, height, width)
+
+
+def merge_at_once(
+    segmentations: Sequence[bytes | msgspec.Raw], class_ids: Sequence[int], height: int, width: int
+) -> tuple[Runs, list[bool]] | None:
+    """(the mask of an image, which of the segmentations cover any pixel), from top to bottom; None if one of them is unusual.
+
+    The mask is what :func:`merge` makes of what :func:`rasterize_all` finds, in one compiled call. Both read what is unusual.
+    """
+    text, bounds = joined(segmentations)
+    ids = np.array(class_ids, np.uint16)
+    classes, lengths, ends = image_kernels.runs_of_image(text, bounds, ids, MAX_OUTLINE, height, width)
+    if not len(classes):
+        return None
+    return Runs(classes, lengths, height, width), (ends[1:] > ends[:-1]).tolist()
 
 
 def stacked(stuff: Sequence[Region], things: Sequence[Region], overlap: str) -> list[Region]:

@@ -1,8 +1,8 @@
 """The compiled loops that stack the regions of an image and find the runs of the resulting mask.
 
 The mask never exists, and no pixel is painted. Regions arrive as spans of pixels that are numbered down the columns. Each has a
-bit, the higher the further up it lies, which is flipped at the pixels where a span starts and where it stops. From pixel to
-pixel, the highest bit that is set tells which region is seen, which gives the runs of the columns. They are compared with
+bit, the lower the further up it lies, which is flipped at the pixels where a span starts and where it stops. From pixel to
+pixel, the lowest bit that is set tells which region is seen, which gives the runs of the columns. They are compared with
 themselves, one column later: where a pixel differs from the one on its left, a run of a row can start. These pixels are sorted
 by row at the end. The time depends on the spans and the runs.
 
@@ -12,14 +12,14 @@ overwrite it then.
 
 import numpy as np
 
-from cocolvis.compiled import entry, inner, leading_zeros, trailing_zeros
+from cocolvis.compiled import entry, inner, trailing_zeros
 from cocolvis.masks.run_kernels import split
 
 _BLOCK = 2**13
 """Words of flipped bits that are kept at a time: 64 KiB."""
 
 _CLASS_BITS = 16
-"""The bits of a class at the lower end of a key; the column and then the row follow."""
+"""The bits of a class at the lower end of a key; the column follows."""
 
 _NONE, _ONE, _BITS = np.uint64(0), np.uint64(1), np.uint64(64)
 
@@ -29,7 +29,7 @@ def merged_runs(starts, stops, bounds, class_ids, height, width):
     """(classes uint16, lengths uint16) of the row-major runs of a mask on which regions lie over each other.
 
     Region i has the class class_ids[i], uint16, on the spans [start, stop) from bounds[i] to bounds[i + 1], and covers those
-    before it. ``starts`` and ``stops`` are int64 column-major pixel numbers, ascending in each region; ``bounds`` is int64. All
+    after it. ``starts`` and ``stops`` are int64 column-major pixel numbers, ascending in each region; ``bounds`` is int64. All
     other pixels are 0. Height and width are at least 1, and the number of pixels has at most 47 bits.
     """
     firsts, classes = _column_runs(starts, stops, bounds, class_ids, height, width)
@@ -49,8 +49,8 @@ def _column_runs(starts, stops, bounds, class_ids, height, width):
     flipped = np.zeros(size // 64, np.uint64)  # a bit for each pixel that has any
     covering = np.zeros(words, np.uint64)  # the regions that the pixel belongs to
     next_starts, next_stops = bounds[:-1].copy(), bounds[:-1].copy()  # the first edges of each region beyond the blocks so far
-    ids = np.zeros(len(class_ids) + 1, np.int64)  # 0 is where no region is
-    ids[1:] = class_ids
+    ids = np.zeros(64 * words + 1, np.int64)  # 0 is where no region is
+    ids[: len(class_ids)] = class_ids
     firsts, classes = np.empty(2 * len(starts) + 3, np.int64), np.empty(2 * len(starts) + 3, np.int64)
     firsts[0], firsts[1], classes[0], classes[1], count = -height, 0, -1, 0, 2
     for first in range(0, pixels, size):
@@ -86,82 +86,86 @@ def _changes(flips, flipped, covering, ids, first, firsts, classes, count):
 
     ``flips`` (words, pixels) and ``flipped`` become zero again. ``covering`` passes from block to block.
     """
-    lowest, last = covering[0], classes[count - 1]
+    first_word, last = covering[0], classes[count - 1]
     for part in range(len(flipped)):
         left = flipped[part]
         flipped[part] = _NONE
         while left:
             at = np.uint64(64 * part) + trailing_zeros(left)
             left &= left - _ONE
-            lowest ^= flips[0, at]
+            first_word ^= flips[0, at]
             flips[0, at] = _NONE
-            top = _BITS - leading_zeros(lowest)
-            for word in range(1, len(flips)):  # of images with more than 64 regions
-                covering[word] ^= flips[word, at]
-                flips[word, at] = _NONE
-                if covering[word]:
-                    top = np.uint64(64 * word) + _BITS - leading_zeros(covering[word])
+            top = trailing_zeros(first_word)
+            if len(flips) > 1:  # more than 64 regions
+                covering[0] = first_word
+                top = _lowest_of_many(flips, covering, at)
             firsts[count], classes[count] = first + np.int64(at), ids[top]
             count += ids[top] != last
             last = ids[top]
-    covering[0] = lowest
+    covering[0] = first_word
     return count
 
 
 @inner()
-def _differing(firsts, classes, height):
-    """(begins, ends, seen), all int64: stretches of pixels that differ in class from those on their left, and their class."""
-    begins, ends, seen = np.empty((3, 2 * len(classes)), np.int64)
-    before, here, pixel, count = 0, 1, 0, 0  # the run on the left, and that of the pixel itself
+def _lowest_of_many(flips, covering, at):
+    """The lowest of all bits of ``covering``, of which the words after the first change here; 64 times its words if none is."""
+    top = _BITS * np.uint64(len(flips))
+    for word in range(len(flips) - 1, -1, -1):
+        covering[word] ^= flips[word, at]
+        flips[word, at] = _NONE
+        if covering[word]:
+            top = _BITS * np.uint64(word) + trailing_zeros(covering[word])
+    return top
+
+
+@inner()
+def _differing(firsts, classes, height, width):
+    """(tops, begins, ends, seen), all int64: stretches of pixels that differ in class from those on their left.
+
+    A stretch is the rows [begin, end) of a column, whose first pixel is ``top``; its pixels have the class ``seen``.
+    """
+    tops, begins, ends, seen = np.empty((4, 2 * len(classes) + width), np.int64)
+    before, here, pixel, top, count = 0, 1, 0, 0, 0  # the run on the left, and that of the pixel itself
     while pixel < firsts[-1]:
-        end_before, end = firsts[before + 1] + height, firsts[here + 1]
-        same = min(end_before, end)
-        begins[count], ends[count], seen[count] = pixel, same, classes[here]
-        count += classes[before] != classes[here]
-        before, here, pixel = before + (end_before == same), here + (end == same), same
-    return begins[:count], ends[:count], seen[:count]
+        end_before, end, bottom = firsts[before + 1] + height, firsts[here + 1], top + height
+        same = min(end_before, end, bottom)
+        tops[count], begins[count], ends[count], seen[count] = top, pixel - top, same - top, classes[here]
+        count += (classes[before] != classes[here]) & (pixel < same)
+        before, here, pixel, top = before + (end_before == same), here + (end == same), same, top + height * (bottom == same)
+    return tops[:count], begins[:count], ends[:count], seen[:count]
 
 
 @inner()
 def _row_runs(firsts, classes, height, width):
     """The row-major runs of a mask, from what :func:`_column_runs` returns."""
-    row_bits = _CLASS_BITS  # where the row begins in a key
-    while width > 1 << (row_bits - _CLASS_BITS):
-        row_bits += 1
-    begins, ends, seen = _differing(firsts, classes, height)
-    keys, count = np.empty((ends - begins).sum(), np.int64), 0
-    starting = np.zeros(height + 1, np.int64)  # at row + 1: the pixels of a row at which a run may start
-    column, top = 0, 0
-    for i in range(len(begins)):
-        while begins[i] - top >= height:
-            column, top = column + 1, top + height
-        row = begins[i] - top
-        for _ in range(begins[i], ends[i]):
-            if row == height:
-                column, top, row = column + 1, top + height, 0
-            keys[count] = (np.int64(row) << row_bits) | (np.int64(column) << _CLASS_BITS) | seen[i]
-            starting[row + 1] += 1
-            row, count = row + 1, count + 1
-    return _sorted_by_row(keys, starting, row_bits, height, width)
+    tops, begins, ends, seen = _differing(firsts, classes, height, width)
+    following, total = _places(begins, ends, height)
+    keys = np.empty(total, np.int64)  # of each pixel at which a run of a row may start: its column, and its class; sorted by row
+    for i in range(len(tops)):
+        key = tops[i] // height << _CLASS_BITS | seen[i]
+        for row in range(begins[i], ends[i]):
+            keys[following[row]] = key
+            following[row] += 1
+    starts, ids, count, last, at = np.empty(total, np.int64), np.empty(total, np.uint16), 0, -1, 0
+    for row in range(height):
+        while at < following[row]:  # which is now where those of the next row begin
+            class_id = keys[at] & (2**_CLASS_BITS - 1)
+            starts[count], ids[count] = row * width + (keys[at] >> _CLASS_BITS), class_id
+            count += class_id != last
+            last, at = class_id, at + 1
+    return split(starts[:count], ids[:count], height * width)
 
 
 @inner()
-def _sorted_by_row(keys, following, row_bits, height, width):
-    """The runs that start at pixels, given as keys that are sorted by column, without those that continue the run before.
-
-    ``following[row + 1]`` is the number of keys of a row; it becomes the place of the next one among those sorted by row.
-    """
+def _places(begins, ends, height):
+    """((height,) int64, total): how many pixels of all stretches of rows [begin, end) lie above each row, and in all rows."""
+    changes = np.zeros(height + 1, np.int64)
+    for i in range(len(begins)):
+        changes[begins[i]] += 1
+        changes[ends[i]] -= 1
+    total = inside = 0
     for row in range(height):
-        following[row + 1] += following[row]
-    ordered = np.empty(len(keys), np.int64)
-    for key in keys:
-        row = key >> row_bits
-        ordered[following[row]] = key
-        following[row] += 1
-    starts, classes, count, last = np.empty(len(keys), np.int64), np.empty(len(keys), np.uint16), 0, np.int64(-1)
-    for key in ordered:
-        column, class_id = (key & ((1 << row_bits) - 1)) >> _CLASS_BITS, key & (2**_CLASS_BITS - 1)
-        starts[count], classes[count] = (key >> row_bits) * width + column, class_id
-        count += class_id != last
-        last = class_id
-    return split(starts[:count], classes[:count], height * width)
+        inside += changes[row]
+        changes[row] = total
+        total += inside
+    return changes, total

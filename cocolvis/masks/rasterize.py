@@ -71,13 +71,17 @@ def rasterize(segmentation: bytes | msgspec.Raw, height: int, width: int) -> Spa
 
 def rasterize_all(segmentations: Sequence[bytes | msgspec.Raw], height: int, width: int) -> list[Spans | BadSegmentation]:
     """What :func:`rasterize` finds for each of the segmentations of an image, the error where it raises one."""
-    bounds = np.array([0, *accumulate(map(len, segmentations))], np.int64)
-    text = np.frombuffer(b"".join(segmentations) or b" ", np.uint8)
-    read, starts, stops, ends = reading_kernels.read_all(text, bounds, MAX_OUTLINE, height, width)
+    read, starts, stops, ends = reading_kernels.read_all(*joined(segmentations), MAX_OUTLINE, height, width)
     return [
         Spans(starts[first:last], stops[first:last]) if plain else _patiently(segmentation, height, width)
         for segmentation, plain, (first, last) in zip(segmentations, read.tolist(), pairwise(ends.tolist()), strict=True)
     ]
+
+
+def joined(segmentations: Sequence[bytes | msgspec.Raw]) -> tuple[np.ndarray, np.ndarray]:
+    """(text uint8, bounds (n + 1,) int64): segmentations as the compiled loops read them, i at text[bounds[i]:bounds[i + 1]]."""
+    bounds = np.array([0, *accumulate(map(len, segmentations))], np.int64)
+    return np.frombuffer(b"".join(segmentations) or b" ", np.uint8), bounds
 
 
 def _patiently(segmentation: bytes | msgspec.Raw, height: int, width: int) -> Spans | BadSegmentation:
