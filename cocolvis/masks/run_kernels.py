@@ -19,6 +19,9 @@ _LONGEST_RUN = 2**16 - 1
 
 _QUOTE, _BACKSLASH = b'"\\'
 
+_WRITTEN = 128
+"""Pixels that are written at a time: more than most runs have, and so many that the compiler vectorises the loop."""
+
 _MOST_BITS = 40
 """The most bits of one compressed run length, more than any image needs."""
 
@@ -153,18 +156,18 @@ def longer(values, length):
 def expand(classes, lengths, pixels):
     """The runs as a flat (pixels,) uint16 array, or an empty array if they do not cover it exactly.
 
-    Every run is written 16 pixels at a time. What this writes past the end of a run, the next run overwrites.
+    Every run is written ``_WRITTEN`` pixels at a time. What this writes past the end of a run, the next run overwrites.
     """
-    flat = np.empty(pixels + 16, np.uint16)
+    flat = np.empty(pixels + _WRITTEN, np.uint16)
     at = 0
     for run in range(len(classes)):
         class_id, end, place = classes[run], at + lengths[run], at
         if end > pixels:
             return flat[:0]
         while place < end:
-            for i in range(16):
+            for i in range(_WRITTEN):
                 flat[place + i] = class_id
-            place += 16
+            place += _WRITTEN
         at = end
     return flat[: pixels if at == pixels else 0]
 
