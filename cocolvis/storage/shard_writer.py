@@ -1,7 +1,7 @@
 """Writes one HDF5 shard: encoded pictures, masks as run lengths, and tables of the classes in each mask."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
@@ -40,12 +40,10 @@ class ShardWriter:
         self._path = path
         self._permit = permit
         self._attributes = dict(attributes)
-        self._per_image = {name: bytearray() for name in PER_IMAGE}
-        tables = {group: columns for group, columns in PACKED.items() if group != "image"}
-        self._packed = {group: {column: bytearray() for column in columns} for group, columns in tables.items()}
-        self._pictures: list[bytes] = []
+        self._per_image: dict[str, list[bytes]] = {name: [] for name in PER_IMAGE}
+        self._packed: dict[str, dict[str, list[bytes]]] = {group: {name: [] for name in PACKED[group]} for group in PACKED}
         self._offsets = {group: [0] for group in PACKED}
-        self._instances = bytearray() if instances else None
+        self._instances: list[bytes] | None = [] if instances else None
         self._images = 0
 
     def add(self, sample: Sample) -> None:
@@ -70,18 +68,15 @@ class ShardWriter:
         parts = {group: list(map(to_little_endian, packed[group], PACKED[group].values())) for group in PACKED}
         row["digest"] = digest.leaf([*row.values(), *chain.from_iterable(parts.values())])
         for name, values in row.items():
-            self._per_image[name] += values
+            self._per_image[name].append(values)
         for group, columns in parts.items():
             self._offsets[group].append(self._offsets[group][-1] + len(packed[group][0]))
-            if group == "image":
-                self._pictures += columns
-                continue
             for column, values in zip(self._packed[group].values(), columns, strict=True):
-                column += values
+                column.append(values)
         if self._instances is not None:
             assert sample.instances is not None, "a shard records the instances of all its images or of none"
             counts = [sample.instances.get(c, 0) for c in present.tolist()]
-            self._instances += to_little_endian(counts, INSTANCES_TYPE)
+            self._instances.append(to_little_endian(counts, INSTANCES_TYPE))
         self._images += 1
 
     def __enter__(self) -> "ShardWriter":
@@ -97,7 +92,7 @@ class ShardWriter:
         Raises DataError if the file cannot be written. HDF5 writes to memory, because it can crash on a full disk, and only
         reserves the place of the pictures. They are most of the file, and are never copied.
         """
-        memory = BytesIO()
+        memory, pictures = BytesIO(), self._packed["image"].pop("bytes")
         with h5py.File(memory, "w", libver="v110") as file:
             texts = {"format": FORMAT} | self._attributes
             file.attrs.update({"version": VERSION} | {name: np.bytes_(text.encode()) for name, text in texts.items()})
@@ -106,27 +101,27 @@ class ShardWriter:
             for name, columns in PACKED.items():
                 group = file.create_group(name)
                 group.create_dataset("offsets", data=np.array(self._offsets[name], np.uint64))
-                for column, content in self._packed.pop(name, {}).items():
+                for column, content in self._packed.pop(name).items():
                     group.create_dataset(column, data=_as_array(content, columns[column]))
             if self._instances is not None:
                 file.create_dataset(INSTANCES, data=_as_array(self._instances, INSTANCES_TYPE))
             file.flush()  # places everything else before the pictures
             place = _reserve(file["image"], "bytes", self._offsets["image"][-1])
-        return self._write(memory.getbuffer(), place)
+        return self._write(memory.getbuffer(), place, pictures)
 
-    def _write(self, content: memoryview, place: int) -> dict[str, Any]:
+    def _write(self, content: memoryview, place: int, pictures: Sequence[bytes]) -> dict[str, Any]:
         """Write to disk what HDF5 wrote to memory, with the pictures from byte ``place`` on; the checksum leaves them out."""
         size = self._offsets["image"][-1]
         before, after = bytes(content[:place]).ljust(place, b"\0"), content[place + size :]
         with write_aside(self._path, self._permit) as aside, aside.open("wb") as file:
-            file.writelines((before, *self._pictures, after))
+            file.writelines((before, *pictures, after))
         checksum = hashlib.sha256(before)
         checksum.update(after)
         return {"images": self._images, "bytes": len(before) + size + len(after), "checksum": checksum.hexdigest()}
 
 
-def _as_array(content: bytearray, dtype: str) -> np.ndarray:
-    return np.frombuffer(content, stored_type(dtype))
+def _as_array(parts: Iterable[bytes], dtype: str) -> np.ndarray:
+    return np.frombuffer(b"".join(parts), stored_type(dtype))
 
 
 def _reserve(group: h5py.Group, column: str, size: int) -> int:
