@@ -72,7 +72,7 @@ def _steps_to_pass(x0, slope, steps, centre):
     return step
 
 
-@inner()
+@inner(inline="always")  # a call would count references to the arrays of each edge
 def _cross(x0, y0, x1, y1, height, width, columns, rows, count):
     """Append the crossings (column, row) of the edge between two grid points, by the rule above; the new count."""
     dx, dy = abs(x1 - x0), abs(y1 - y0)
