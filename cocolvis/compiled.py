@@ -79,10 +79,12 @@ def inlined(**options) -> Callable:
     return numba.njit(nogil=True, forceinline=True, **options)
 
 
-@intrinsic
-def trailing_zeros(typing, number):
-    """In compiled functions: the zeros below the lowest bit of an integer that is set, all its bits if it is 0; one instruction."""
+def _trailing_zeros(typing, number):
     return number(number), lambda context, builder, signature, values: builder.cttz(values[0], _FALSE)
+
+
+trailing_zeros: Callable = intrinsic(_trailing_zeros)
+"""In compiled functions: the zeros below the lowest bit of an integer that is set, all its bits if it is 0; one instruction."""
 
 
 @cache

@@ -128,7 +128,7 @@ def build_sample(
 
 
 def _merged_at_once(image: AnnotatedImage, options: CocoLvisOptions) -> tuple[Runs, list[int]] | None:
-    """What :func:`_merged` returns, several times as fast; None if an annotation or an option is unusual."""
+    """What :func:`_merged` returns, by one compiled call; None if an annotation or an option is unusual."""
     if options.overlap != "first" or options.compat:
         return None
     things, stuff = coco_lvis().lookup("lvis"), coco_lvis().lookup("stuff")
@@ -139,7 +139,10 @@ def _merged_at_once(image: AnnotatedImage, options: CocoLvisOptions) -> tuple[Ru
         return None
     segmentations = [segment.segmentation for segment in (*image.things, *image.stuff)]
     found = merge_at_once(segmentations, class_ids, image.height, image.width)
-    return found and (found[0], list(compress(class_ids[: len(image.things)], found[1])))
+    if found is None:
+        return None
+    runs, painted = found
+    return runs, list(compress(class_ids[: len(image.things)], painted))
 
 
 def _merged(image: AnnotatedImage, options: CocoLvisOptions, faults: list[Fault]) -> tuple[Runs, list[int]]:

@@ -140,7 +140,7 @@ def _row_runs(firsts, classes, height, width):
     """The row-major runs of a mask, from what :func:`_column_runs` returns."""
     tops, begins, ends, seen = _differing(firsts, classes, height, width)
     following, total = _places(begins, ends, height)
-    keys = np.empty(total, np.int64)  # of each pixel at which a run of a row may start: its column, and its class; sorted by row
+    keys = np.empty(total, np.int64)  # column and class of each pixel at which a run of a row may start, by row
     for i in range(len(tops)):
         key = tops[i] // height << _CLASS_BITS | seen[i]
         for row in range(begins[i], ends[i]):

@@ -79,7 +79,7 @@ def rasterize_all(segmentations: Sequence[bytes | msgspec.Raw], height: int, wid
 
 
 def joined(segmentations: Sequence[bytes | msgspec.Raw]) -> tuple[np.ndarray, np.ndarray]:
-    """(text uint8, bounds (n + 1,) int64): segmentations as the compiled loops read them, i at text[bounds[i]:bounds[i + 1]]."""
+    """(text uint8, bounds (n + 1,) int64): segmentations for the compiled loops, i at text[bounds[i]:bounds[i + 1]]."""
     bounds = np.array([0, *accumulate(map(len, segmentations))], np.int64)
     return np.frombuffer(b"".join(segmentations) or b" ", np.uint8), bounds
 

@@ -16,7 +16,8 @@ _JOINED = 2**15
 
 def leaf(fields: Iterable[bytes | bytearray | memoryview]) -> bytes:
     """The digest of one image: SHA-256 of a zero byte and all fields, each preceded by its length (8 bytes, little-endian)."""
-    found, small = hashlib.sha256(), [b"\0"]
+    found = hashlib.sha256()
+    small: list[bytes | bytearray | memoryview] = [b"\0"]
     for field in fields:
         small.append(len(field).to_bytes(8, "little"))
         if len(field) < _JOINED:
