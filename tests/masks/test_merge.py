@@ -1,11 +1,14 @@
 """How regions cover each other, in hand-drawn 8 x 8 masks that are built and read back."""
 
+import json
+
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 from trees import art, box, rle
 
-from cocolvis.masks.merge import Region, merge
-from cocolvis.masks.rasterize import Spans
+from cocolvis.masks.merge import Region, merge, merge_at_once
+from cocolvis.masks.rasterize import Spans, rasterize_all
 from cocolvis.masks.runlength import encode
 
 CLASSES = {"a": 3, "b": 793, "t": 1271, "s": 1261, "C": 181}
@@ -185,3 +188,31 @@ def test_masks_of_noise_have_more_runs_than_the_list_has_room_for():
     starts = np.sort(pixels)
     regions = [Region(3, Spans(starts, starts + 1))]
     assert np.array_equal(merge(regions, [], 96, 64).mask(), naively_merged([regions[0][:2]], 96, 64))
+
+
+def segmentations_of(rng, count: int, height: int, width: int) -> list[bytes]:
+    """As annotation files have them: polygons, of which some leave the image and some cover nothing, and run lengths."""
+    found = []
+    for _ in range(count):
+        if rng.random() < 0.5:
+            low, high = rng.uniform(-4, [width, height], (2, 2))
+            corners = (low, high) if rng.random() < 0.9 else (low, low)
+            (x0, y0), (x1, y1) = np.round(corners, 2).tolist()
+            found.append(json.dumps([[x0, y0, x1, y0, x1, y1], [x0, y1, x1, y0, x0, y0]]).encode())
+        else:
+            coded = coco_mask.encode(np.asfortranarray(rng.random((height, width)) < rng.choice([0, 0.1, 0.9]), np.uint8))
+            found.append(json.dumps({"size": coded["size"], "counts": coded["counts"].decode()}).encode())
+    return found
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 20, 70])
+def test_at_once_is_what_rasterize_and_merge_find(count):
+    rng = np.random.default_rng(count)
+    segmentations, ids = segmentations_of(rng, count, 30, 50), rng.integers(0, 1285, count).tolist()
+    runs, painted = merge_at_once(segmentations, ids, 30, 50)
+    spans = rasterize_all(segmentations, 30, 50)
+    expected = merge([], [Region(*pair) for pair in zip(ids, spans, strict=True)], 30, 50)
+    assert all(np.array_equal(*pair) for pair in zip(runs, expected, strict=True))
+    assert painted == [each.area > 0 for each in spans] and (count < 20 or not all(painted))
+    for unusual in (b"[[0, 0, 2e0, 0, 2, 2]]", b"null", b'{"size": [2, 2], "counts": "04"}'):
+        assert merge_at_once([*segmentations, unusual], [*ids, 1], 30, 50) is None
