@@ -12,7 +12,7 @@ from trees import five_images
 from cocolvis.errors import DataError
 from cocolvis.inspection.verify import verify
 from cocolvis.masks.runlength import Runs
-from cocolvis.storage import shard_writer
+from cocolvis.storage import digest, shard_writer
 from cocolvis.storage.dataset import Dataset
 from cocolvis.storage.samples import Sample
 from cocolvis.storage.shard_reader import ShardReader
@@ -124,3 +124,9 @@ def test_plain_h5py_reads_the_pictures_wherever_hdf5_places_them(tmp_path, monke
             assert content[place:].startswith(b"".join(pictures))
         assert written["bytes"] == len(content)
         assert written["checksum"] == ShardReader(tmp_path / name).checksum()
+
+
+def test_the_digest_of_an_image_does_not_depend_on_how_fields_are_hashed():
+    fields = [b"a", b"b" * 70_000, b"", bytearray(b"c" * 2**15), memoryview(b"d" * (2**15 - 1)), b"e"]
+    whole = b"\0" + b"".join(len(field).to_bytes(8, "little") + bytes(field) for field in fields)
+    assert digest.leaf(fields) == hashlib.sha256(whole).digest()
