@@ -25,7 +25,7 @@ from cocolvis.sources.inputs import Sources
 from cocolvis.storage.samples import Sample
 from cocolvis.vocabulary import Vocabulary, coco_lvis
 
-_SAMPLED = 1000
+_SAMPLED = 250
 """How many images of a split are measured to estimate the disk space of all of them."""
 
 _ANNOTATION_BYTES = 1

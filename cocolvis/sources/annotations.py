@@ -70,7 +70,8 @@ class AnnotationFile:
         return self._annotations[first:last]
 
     def _rows(self, image_id: int) -> tuple[int, int]:
-        return int(self._image_ids.searchsorted(image_id)), int(self._image_ids.searchsorted(image_id, "right"))
+        number = self._number_of.get(image_id)
+        return (0, 0) if number is None else (self._bounds[number], self._bounds[number + 1])
 
     def _parse(self, content: Buffer) -> dict[str, list[Any]]:
         content = without_mark(content)
@@ -196,7 +197,10 @@ class AnnotationFile:
             order = image_ids.argsort(kind="stable")
             annotations, image_ids = [annotations[i] for i in order.tolist()], image_ids[order]
         self._annotations = annotations
-        self._image_ids = image_ids
+        first = np.ones(len(image_ids), bool)  # of its image
+        first[1:] = image_ids[1:] != image_ids[:-1]
+        self._number_of = {image_id: number for number, image_id in enumerate(image_ids[first].tolist())}
+        self._bounds = [*np.flatnonzero(first).tolist(), len(annotations)]
 
     def _of_listed_images(self, annotations: list[Segment]) -> list[Segment]:
         """The annotations of listed images; the others become faults. Empties ``annotations`` to free their memory."""
