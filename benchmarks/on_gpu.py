@@ -54,14 +54,18 @@ def run(command: list[str], limit: float, log: Path, folder: Path) -> str:
     with log.open("wb") as file, subprocess.Popen(command, cwd=folder, env=environment, **settings) as process:
         late = Timer(limit, os.killpg, (process.pid, signal.SIGKILL))  # with all its workers
         late.start()
-        assert process.stdout is not None
-        for line in process.stdout:
-            file.write(line)
-            file.flush()
-            sys.stdout.buffer.write(line)
-            sys.stdout.flush()
-        code = process.wait()
-        late.cancel()
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                file.write(line)
+                file.flush()
+                sys.stdout.buffer.write(line)
+                sys.stdout.flush()
+            code = process.wait()
+        finally:
+            late.cancel()
+            if process.poll() is None:  # Ctrl-C does not reach the process, which leads a session of its own
+                os.killpg(process.pid, signal.SIGKILL)
     if code == -signal.SIGKILL:
         return f"stopped after {limit:.0f} s"
     return f"failed (exit {code})" if code else "passed"

@@ -30,9 +30,10 @@ def test_one_failure_neither_stops_the_others_nor_passes(tmp_path, monkeypatch):
     assert late.exit_code == 1 and late.output.splitlines()[-1] == "good      left out"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in on_gpu.PARTS if name != "tests"])
 def test_every_part_is_a_command_that_exists(tmp_path, name):
-    """With --help behind them, the commands read all their options, and do nothing."""
+    """With --help behind them, the commands refuse options that they do not have, and do nothing."""
     command = on_gpu.PARTS[name][1]
     assert on_gpu.run([*command, "--help"], 120, tmp_path / "log", tmp_path) == "passed"
     assert "Usage:" in (tmp_path / "log").read_text()
