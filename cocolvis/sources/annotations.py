@@ -6,6 +6,7 @@ Memory is bounded by the size of the file, for any content.
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from operator import attrgetter
 from typing import Any
 
@@ -61,17 +62,13 @@ class AnnotationFile:
 
     def count(self, image_id: int) -> int:
         """The number of annotations of an image."""
-        first, last = self._rows(image_id)
+        first, last = self._rows.get(image_id, (0, 0))
         return last - first
 
     def segments(self, image_id: int) -> list[Segment]:
         """The annotations of an image in file order; empty when there are none."""
-        first, last = self._rows(image_id)
+        first, last = self._rows.get(image_id, (0, 0))
         return self._annotations[first:last]
-
-    def _rows(self, image_id: int) -> tuple[int, int]:
-        number = self._number_of.get(image_id)
-        return (0, 0) if number is None else (self._bounds[number], self._bounds[number + 1])
 
     def _parse(self, content: Buffer) -> dict[str, list[Any]]:
         content = without_mark(content)
@@ -199,8 +196,8 @@ class AnnotationFile:
         self._annotations = annotations
         first = np.ones(len(image_ids), bool)  # of its image
         first[1:] = image_ids[1:] != image_ids[:-1]
-        self._number_of = {image_id: number for number, image_id in enumerate(image_ids[first].tolist())}
-        self._bounds = [*np.flatnonzero(first).tolist(), len(annotations)]
+        bounds = pairwise([*np.flatnonzero(first).tolist(), len(annotations)])
+        self._rows = dict(zip(image_ids[first].tolist(), bounds, strict=True))
 
     def _of_listed_images(self, annotations: list[Segment]) -> list[Segment]:
         """The annotations of listed images; the others become faults. Empties ``annotations`` to free their memory."""
