@@ -226,8 +226,14 @@ def write_json(path: Path, content: Any, permit: Callable[[], None] = lambda: No
 
 
 def pretty(content: Any) -> bytes:
-    """Indented JSON in UTF-8; lone surrogates, as in file names that are not text, become escapes such as \\udcff."""
-    return json.dumps(content, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+    """Indented JSON in UTF-8; lone surrogates, as in file names that are not text, become escapes such as \\udcff.
+
+    The encoder of Python takes several times as long if it indents, so that msgspec does so, unless it refuses the content.
+    """
+    try:
+        return msgspec.json.format(json.dumps(content, ensure_ascii=False).encode(), indent=1) + b"\n"
+    except (UnicodeEncodeError, msgspec.DecodeError):  # lone surrogates, or a number that is not finite
+        return json.dumps(content, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def read_json(path: Path) -> Any:

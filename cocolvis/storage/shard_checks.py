@@ -1,11 +1,15 @@
 """Checks of an HDF5 file that claims to be a shard: it may have any origin, so everything in it is checked before use."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
+from h5py.h5d import DatasetID
+from h5py.h5f import FileID
+from h5py.h5g import GroupID
 
 from cocolvis.disk.files import regular_file
 from cocolvis.limits import MAX_INSTANCES, MAX_PICTURE, MAX_PIXELS
@@ -33,12 +37,26 @@ def check_is_hdf5(path: Path) -> None:
         raise ValueError("not an HDF5 file of format 1.10")
 
 
-def read_attributes(file: h5py.File, expected: Mapping[str, Any], texts: Sequence[str]) -> dict[str, str]:
+class Column(NamedTuple):
+    """A column of a shard: its name, the position of its first value in the file, in bytes, and its type and shape."""
+
+    name: str
+    start: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def read_attributes(file: FileID, expected: Mapping[str, Any], texts: Sequence[str]) -> dict[str, str]:
     """Return those of the text attributes ``texts`` that exist.
 
     Raises ValueError if one of them is not a text, or if an attribute of ``expected`` is missing or has another value.
     """
-    values = {name: _read_scalar(file, name) for name in (*expected, *texts)}
+    values = {name: _read_scalar(file, name.encode()) for name in (*expected, *texts)}
     for name, value in expected.items():
         if type(value) is not type(values[name]) or value != values[name]:
             got = tuple(values[name] for name in expected)
@@ -49,94 +67,80 @@ def read_attributes(file: h5py.File, expected: Mapping[str, Any], texts: Sequenc
     return {name: values[name] for name in texts if values[name] is not None}
 
 
-def _read_scalar(file: h5py.File, name: str) -> Any:
+def _read_scalar(file: FileID, name: bytes) -> Any:
     """Read an attribute that is an integer or a text; return an Ellipsis if it is anything else and None if it is missing.
 
     Only texts of fixed length are read: HDF5 keeps others in a heap without checksums, where a wrong byte makes it hang.
     """
-    if name not in file.attrs:
+    if not h5py.h5a.exists(file, name):
         return None
-    kind = file.attrs.get_id(name)
-    if kind.shape != () or kind.dtype.kind not in "iuS":
+    attribute = h5py.h5a.open(file, name)
+    kind = attribute.dtype
+    if attribute.shape != () or kind.kind not in "iuS":
         return ...
-    value = file.attrs[name]
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else int(value)
+    value = np.empty((), kind)
+    attribute.read(value)
+    return value.item().decode("utf-8", "replace") if kind.kind == "S" else value.item()
 
 
-def find_column(file: h5py.File, name: str, dtype: str, shape: tuple[int | None, ...]) -> h5py.Dataset:
-    """Return the column ``name`` of a shard; None in ``shape`` allows any length along that axis.
+def find_column(file: FileID, name: str, dtype: str, shape: tuple[int | None, ...]) -> Column:
+    """Find the column ``name`` of a shard; None in ``shape`` allows any length along that axis.
 
     Raises ValueError unless it has this type and shape and is stored in this file, contiguous and uncompressed.
     """
     data = _find_dataset(file, name)
-    sides = () if data.shape is None else data.shape
-    fits = len(sides) == len(shape) and all(b in (None, a) for a, b in zip(sides, shape, strict=True))
-    if not fits or data.dtype != dtype:
-        wanted = str(shape).replace("None", "N")
-        raise ValueError(f"/{name} is {one_line(str(data.dtype))} {data.shape}, expected {dtype} {wanted}")
-    size, occupied = data.nbytes, data.id.get_storage_size()
-    if data.chunks is not None:
-        raise ValueError(f"/{name} is stored in chunks, expected one contiguous block")
-    if occupied < size:
-        raise ValueError(f"/{name} declares {size} bytes but stores {occupied}")
-    return data
-
-
-def _find_dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """Look up a data set by name; only hard links are followed, so that other files stay closed."""
-    here: h5py.Group | h5py.Dataset = file
-    for part in name.split("/"):
-        if not isinstance(here, h5py.Group):
-            raise ValueError(f"{here.name} is not a group")
-        links = here.id.links  # Group.get would follow the link
-        if not links.exists(part.encode()):
-            raise ValueError(f"/{name} is missing")
-        if links.get_info(part.encode()).type != h5py.h5l.TYPE_HARD:
-            raise ValueError(f"/{name} points at another file or place")
-        here = here[part]
-    if not isinstance(here, h5py.Dataset):
-        raise ValueError(f"/{name} is not a data set")
-    if here.is_virtual or here.external:
+    sides, kind, settings = data.shape, data.dtype, data.get_create_plist()
+    layout = settings.get_layout()
+    if layout == h5py.h5d.VIRTUAL or settings.get_external_count():
         raise ValueError(f"/{name} points at another file or place")
+    fits = sides is not None and len(sides) == len(shape) and all(b in (None, a) for a, b in zip(sides, shape, strict=True))
+    if not fits or kind != dtype:
+        wanted = str(shape).replace("None", "N")
+        raise ValueError(f"/{name} is {one_line(str(kind))} {sides}, expected {dtype} {wanted}")
+    if layout == h5py.h5d.CHUNKED:
+        raise ValueError(f"/{name} is stored in chunks, expected one contiguous block")
+    start, occupied = data.get_offset(), data.get_storage_size()
+    column = Column(name, start or 0, kind, sides)
+    if occupied < column.nbytes:
+        raise ValueError(f"/{name} declares {column.nbytes} bytes but stores {occupied}")
+    if start is None and column.nbytes:
+        raise ValueError(f"/{name} is stored in its header, expected one contiguous block")
+    return column
+
+
+def _find_dataset(file: FileID, name: str) -> DatasetID:
+    """Look up a data set by name; only hard links are followed, so that other files stay closed."""
+    here: FileID | GroupID | DatasetID = file
+    for part in name.encode().split(b"/"):
+        if not isinstance(here, GroupID):  # which a FileID is, too
+            raise ValueError(f"/{name.partition('/')[0]} is not a group")
+        if not here.links.exists(part):
+            raise ValueError(f"/{name} is missing")
+        if here.links.get_info(part).type != h5py.h5l.TYPE_HARD:
+            raise ValueError(f"/{name} points at another file or place")
+        here = h5py.h5o.open(here, part)
+    if not isinstance(here, DatasetID):
+        raise ValueError(f"/{name} is not a data set")
     return here
 
 
-def has_column(file: h5py.File, name: str) -> bool:
-    """Whether a group that :func:`read_offsets` has accepted has a column or a link ``group/column``; no link is followed."""
-    parent, _, column = name.partition("/")
-    group = file[parent]  # its links need it to stay open
-    return bool(group.id.links.exists(column.encode()))
+def has_column(file: FileID, name: str) -> bool:
+    """Whether a group in which :func:`find_column` has found a column has this column or link, too; no link is followed."""
+    parent, _, column = name.encode().partition(b"/")
+    group = h5py.h5o.open(file, parent)  # its links need it to stay open
+    return bool(group.links.exists(column))
 
 
-def read_column(data: h5py.Dataset) -> np.ndarray:
-    """Read all values of a column; raises ValueError if it is larger than :data:`MAX_COLUMN`."""
-    check_column_size(data.name, data.nbytes)
-    return data[()]
+def check_column_size(column: Column) -> None:
+    """Raise ValueError if a column is too large to be read as a whole."""
+    if column.nbytes > MAX_COLUMN:
+        raise ValueError(f"/{column.name} holds {column.nbytes} bytes, expected at most {MAX_COLUMN}")
 
 
-def check_column_size(name: str, size: int) -> None:
-    """Raise ValueError if a column of ``size`` bytes is too large to be read as a whole."""
-    if size > MAX_COLUMN:
-        raise ValueError(f"{name} holds {size} bytes, expected at most {MAX_COLUMN}")
-
-
-def locate_values(data: h5py.Dataset) -> int:
-    """Return the position in the file, in bytes, of the first value of a column that :func:`find_column` returned.
-
-    Raises ValueError if the values are not stored on their own but inside the column's header.
-    """
-    offset = data.id.get_offset()
-    if offset is None and data.nbytes:
-        raise ValueError(f"{data.name} is stored in its header, expected one contiguous block")
-    return offset or 0
-
-
-def read_offsets(file: h5py.File, group: str, images: int) -> np.ndarray:
-    """Read the (images + 1,) uint64 offsets of a group; raises ValueError unless they start at 0 and never decrease."""
-    values = read_column(find_column(file, f"{group}/offsets", "uint64", (images + 1,)))
+def check_offsets(column: Column, values: np.ndarray) -> None:
+    """Raise ValueError unless the (images + 1,) uint64 offsets of a group start at 0 and never decrease."""
     if values[0] != 0 or np.any(values[1:] < values[:-1]):
-        raise ValueError(f"/{group}/offsets does not ascend from 0")
-    return values
+        raise ValueError(f"/{column.name} does not ascend from 0")
 
 
 def check_instances(values: np.ndarray) -> None:

@@ -5,10 +5,10 @@ import os
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import h5py
 import numpy as np
+from h5py.h5f import FileID
 
 from cocolvis.disk.files import sha256
 from cocolvis.errors import DamagedImage, DataError
@@ -19,16 +19,15 @@ from cocolvis.storage.columns import FORMAT, INSTANCES, INSTANCES_TYPE, PACKED, 
 from cocolvis.storage.samples import Sample, fault_line
 from cocolvis.storage.shard_checks import (
     HDF5_ERRORS,
+    Column,
     check_column_size,
     check_images,
     check_instances,
     check_is_hdf5,
+    check_offsets,
     find_column,
     has_column,
-    locate_values,
     read_attributes,
-    read_column,
-    read_offsets,
 )
 from cocolvis.text import one_line
 
@@ -43,20 +42,12 @@ _TRUNCATED = "the file has become shorter"
 _ADVICE = "`cocolvis verify` checks the whole data set"
 
 
-class _Column(NamedTuple):
-    """The position in the file, in bytes, of a column's first value, and the column's type and shape."""
-
-    start: int
-    dtype: np.dtype
-    shape: tuple[int, ...]
-
-
 def is_shard(path: Path) -> bool:
     """Whether a file claims to be a shard, of any version; nothing else about it is checked."""
     try:
         check_is_hdf5(path)
         with h5py.File(path, "r", locking=False) as file:
-            return read_attributes(file, {"format": FORMAT}, ()) == {}
+            return read_attributes(file.id, {"format": FORMAT}, ()) == {}
     except (DataError, *HDF5_ERRORS):
         return False
 
@@ -86,7 +77,7 @@ class ShardReader:
             self._file: _OpenFile | None = _OpenFile(path)
             self._identity = self._file.identity
             with h5py.File(path, "r", locking=False) as file:
-                self._read_tables(file)
+                self._read_tables(file.id)
         except DataError as error:
             raise DataError(f"{error}; {_ADVICE}") from None
         except HDF5_ERRORS as error:
@@ -94,22 +85,27 @@ class ShardReader:
                 raise DataError(f"{path}: cannot be read: {os.strerror(number)}") from None
             raise DataError(f"{path}: is not a readable shard: {one_line(error)}; {_ADVICE}") from None
 
-    def _read_tables(self, file: h5py.File) -> None:
+    def _read_tables(self, file: FileID) -> None:
         self.attributes = read_attributes(file, {"format": FORMAT, "version": VERSION}, ("split", "images", "vocabulary"))
-        self._in_memory = {"id": read_column(find_column(file, "id", "int64", (None,)))}
+        self._in_memory = {"id": self._read_column(find_column(file, "id", "int64", (None,)))}
         images = len(self._in_memory["id"])
-        columns_found = {name: find_column(file, name, dtype, (images, *shape)) for name, (dtype, shape) in PER_IMAGE.items()}
-        self._offsets = {group: read_offsets(file, group, images) for group in PACKED}
+        self._columns = {name: find_column(file, name, dtype, (images, *shape)) for name, (dtype, shape) in PER_IMAGE.items()}
+        self._offsets = {group: self._read_offsets(file, group, images) for group in PACKED}
         for group, columns in PACKED.items():
             for column, dtype in columns.items():
                 name = f"{group}/{column}"
-                columns_found[name] = find_column(file, name, dtype, (int(self._offsets[group][-1]),))
+                self._columns[name] = find_column(file, name, dtype, (int(self._offsets[group][-1]),))
         if has_column(file, INSTANCES):
-            columns_found[INSTANCES] = find_column(file, INSTANCES, INSTANCES_TYPE, (int(self._offsets["present"][-1]),))
-        self._columns = {name: _Column(locate_values(data), data.dtype, data.shape) for name, data in columns_found.items()}
-        self._in_memory |= {name: read_column(columns_found[name]) for name in _IN_MEMORY}
+            self._columns[INSTANCES] = find_column(file, INSTANCES, INSTANCES_TYPE, (int(self._offsets["present"][-1]),))
+        self._in_memory |= {name: self._read_column(self._columns[name]) for name in _IN_MEMORY}
         runs, pictures = (np.diff(self._offsets[group]) for group in ("mask", "image"))
         check_images(self._in_memory["id"], self._in_memory["size"], runs, pictures)
+
+    def _read_offsets(self, file: FileID, group: str, images: int) -> np.ndarray:
+        column = find_column(file, f"{group}/offsets", "uint64", (images + 1,))
+        values = self._read_column(column)
+        check_offsets(column, values)
+        return values
 
     def __len__(self) -> int:
         return len(self._offsets["mask"]) - 1
@@ -233,12 +229,15 @@ class ShardReader:
         return self._read_row("path", "bytes", row).tobytes().decode("utf-8", "replace")
 
     def _read_all(self, name: str) -> np.ndarray:
-        column = self._columns[name]
         try:
-            check_column_size(f"/{name}", math.prod(column.shape) * column.dtype.itemsize)
-            return self._read(column, 0, column.shape[0])
+            return self._read_column(self._columns[name])
         except (ValueError, OSError) as error:
             raise DataError(f"{self.path}: {one_line(error)}") from None
+
+    def _read_column(self, column: Column) -> np.ndarray:
+        """Read all values; raises ValueError if they are too many, OSError if they cannot be read."""
+        check_column_size(column)
+        return self._read(column, 0, column.shape[0])
 
     def _read_row(self, group: str, column: str, row: int) -> np.ndarray:
         start, stop = self._bounds(group, row)
@@ -257,7 +256,7 @@ class ShardReader:
         offsets = self._offsets[group]
         return int(offsets[row]), int(offsets[row + 1])
 
-    def _read(self, column: _Column, start: int, stop: int) -> np.ndarray:
+    def _read(self, column: Column, start: int, stop: int) -> np.ndarray:
         """Read entries start:stop along the first axis."""
         values = np.empty((stop - start, *column.shape[1:]), column.dtype)
         entry = column.dtype.itemsize * math.prod(column.shape[1:])
