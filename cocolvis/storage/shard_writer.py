@@ -1,11 +1,13 @@
 """Writes one HDF5 shard: encoded pictures, masks as run lengths, and tables of the classes in each mask."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -24,6 +26,17 @@ from cocolvis.storage.columns import (
     to_little_endian,
 )
 from cocolvis.storage.samples import Sample
+
+_PICTURES = "image/bytes"
+"""The column that is most of a shard."""
+
+
+class _Column(NamedTuple):
+    """The type and shape of a column's values, and their bytes in parts."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    parts: Sequence[bytes]
 
 
 class ShardWriter:
@@ -90,45 +103,59 @@ class ShardWriter:
         """Write the shard whole or not at all, and return its ``images``, ``bytes`` and ``checksum``.
 
         Raises DataError if the file cannot be written. HDF5 writes to memory, because it can crash on a full disk, and only
-        reserves the place of the pictures. They are most of the file, and are never copied.
+        reserves the places of the columns. The pictures are most of the file, and are never copied.
         """
-        memory, pictures = BytesIO(), self._packed["image"].pop("bytes")
+        memory, columns = BytesIO(), self._columns()
+        pictures = columns.pop(_PICTURES)
         with h5py.File(memory, "w", libver="v110") as file:
             texts = {"format": FORMAT} | self._attributes
             file.attrs.update({"version": VERSION} | {name: np.bytes_(text.encode()) for name, text in texts.items()})
-            for name, (dtype, shape) in PER_IMAGE.items():
-                file.create_dataset(name, data=_as_array(self._per_image.pop(name), dtype).reshape(self._images, *shape))
-            for name, columns in PACKED.items():
-                group = file.create_group(name)
-                group.create_dataset("offsets", data=np.array(self._offsets[name], np.uint64))
-                for column, content in self._packed.pop(name).items():
-                    group.create_dataset(column, data=_as_array(content, columns[column]))
-            if self._instances is not None:
-                file.create_dataset(INSTANCES, data=_as_array(self._instances, INSTANCES_TYPE))
+            for group in PACKED:
+                file.create_group(group)
+            placed = [(_reserve(file, name, column), column.parts) for name, column in columns.items()]
             file.flush()  # places everything else before the pictures
-            place = _reserve(file["image"], "bytes", self._offsets["image"][-1])
-        return self._write(memory.getbuffer(), place, pictures)
+            place = _reserve(file, _PICTURES, pictures)
+        return self._write(memory.getbuffer(), placed, place, pictures.parts)
 
-    def _write(self, content: memoryview, place: int, pictures: Sequence[bytes]) -> dict[str, Any]:
-        """Write to disk what HDF5 wrote to memory, with the pictures from byte ``place`` on; the checksum leaves them out."""
-        size = self._offsets["image"][-1]
-        before, after = bytes(content[:place]).ljust(place, b"\0"), content[place + size :]
+    def _columns(self) -> dict[str, _Column]:
+        columns = {name: _Column(dtype, shape, self._per_image[name]) for name, (dtype, shape) in PER_IMAGE.items()}
+        for group, packed in PACKED.items():
+            columns[f"{group}/offsets"] = _Column("uint64", (), [to_little_endian(self._offsets[group], "uint64")])
+            columns |= {f"{group}/{name}": _Column(dtype, (), self._packed[group][name]) for name, dtype in packed.items()}
+        if self._instances is not None:
+            columns[INSTANCES] = _Column(INSTANCES_TYPE, (), self._instances)
+        return columns
+
+    def _write(
+        self, content: memoryview, columns: list[tuple[int, Sequence[bytes]]], place: int, pictures: Sequence[bytes]
+    ) -> dict[str, Any]:
+        """Write to disk what HDF5 wrote to memory, with the values of the columns at the places that it reserved for them.
+
+        The pictures are at byte ``place``, after all other columns; the checksum leaves them out.
+        """
+        before: list[bytes | memoryview] = []
+        at, size = 0, self._offsets["image"][-1]
+        for start, parts in sorted(columns, key=itemgetter(0)):
+            before += [content[at:start], b"".join(parts)]
+            at = start + len(before[-1])
+        place = place if size else len(content)
+        before += [content[at:place], bytes(max(0, place - len(content)))]
+        after = content[place + size :]
         with write_aside(self._path, self._permit) as aside, aside.open("wb") as file:
-            file.writelines((before, *pictures, after))
-        checksum = hashlib.sha256(before)
-        checksum.update(after)
-        return {"images": self._images, "bytes": len(before) + size + len(after), "checksum": checksum.hexdigest()}
+            file.writelines((*before, *pictures, after))
+        checksum = hashlib.sha256()
+        for piece in (*before, after):
+            checksum.update(piece)
+        return {"images": self._images, "bytes": sum(map(len, before)) + size + len(after), "checksum": checksum.hexdigest()}
 
 
-def _as_array(parts: Iterable[bytes], dtype: str) -> np.ndarray:
-    return np.frombuffer(b"".join(parts), stored_type(dtype))
-
-
-def _reserve(group: h5py.Group, column: str, size: int) -> int:
-    """Create a column of ``size`` uint8 whose values HDF5 does not write; returns their position in the file, in bytes."""
+def _reserve(file: h5py.File, name: str, column: _Column) -> int:
+    """Create a column whose values HDF5 does not write; returns their position in the file, in bytes, 0 if there are none."""
     settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     settings.set_obj_track_times(False)  # equal shards have equal bytes
-    space = h5py.h5s.create_simple((size,))
-    return h5py.h5d.create(group.id, column.encode(), h5py.h5t.STD_U8LE, space, settings).get_offset() or 0
+    dtype = stored_type(column.dtype)
+    rows = sum(map(len, column.parts)) // (dtype.itemsize * math.prod(column.shape))
+    space = h5py.h5s.create_simple((rows, *column.shape))
+    return h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype), space, settings).get_offset() or 0
