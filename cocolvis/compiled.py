@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numba
 from llvmlite import ir
+from numba import types
 from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
 
@@ -85,6 +86,22 @@ def _trailing_zeros(typing, number):
 
 trailing_zeros: Callable = intrinsic(_trailing_zeros)
 """In compiled functions: the zeros below the lowest bit of an integer that is set, all its bits if it is 0; one instruction."""
+
+
+def _word_at(typing, text, at):
+    def load(context, builder, signature, values):
+        text = context.make_array(signature.args[0])(context, builder, values[0])
+        place = builder.bitcast(builder.gep(text.data, [values[1]]), ir.IntType(64).as_pointer())
+        return builder.load(place, align=1)
+
+    return types.uint64(text, at), load
+
+
+word_at: Callable = intrinsic(_word_at)
+"""In compiled functions: eight bytes of a uint8 array from an offset on, as a uint64 whose lowest byte is the first of them.
+
+The array must be contiguous and have them; nothing is checked.
+"""
 
 
 @cache

@@ -146,14 +146,15 @@ def _row_runs(firsts, classes, height, width):
         for row in range(begins[i], ends[i]):
             keys[following[row]] = key
             following[row] += 1
-    starts, ids, count, last, at = np.empty(total, np.int64), np.empty(total, np.uint16), 0, -1, 0
+    starts, ids, count, last, at = np.empty(total + 1, np.int64), np.empty(total, np.uint16), 0, -1, 0
     for row in range(height):
         while at < following[row]:  # which is now where those of the next row begin
             class_id = keys[at] & (2**_CLASS_BITS - 1)
             starts[count], ids[count] = row * width + (keys[at] >> _CLASS_BITS), class_id
             count += class_id != last
             last, at = class_id, at + 1
-    return split(starts[:count], ids[:count], height * width)
+    starts[count] = height * width
+    return split(starts[: count + 1], ids[:count])
 
 
 @inner()

@@ -7,50 +7,13 @@ left to ``rasterize``, which is slower, reads more, and knows the reason for a r
 import numpy as np
 
 from cocolvis.compiled import entry, inner
+from cocolvis.masks.number_kernels import append_numbers
 from cocolvis.masks.polygon_kernels import outline_length, polygon_spans
 from cocolvis.masks.run_kernels import CORRUPT, FILLED, decompressed, longer
 from cocolvis.sources.json_kernels import after_blank
 
-_COMMA, _COLON, _QUOTE, _ZERO_BYTE = b',:"0'
+_COMMA, _COLON, _QUOTE = b',:"'
 _OPEN_LIST, _CLOSE_LIST, _OPEN_OBJECT, _CLOSE_OBJECT = b"[]{}"
-
-_MOST_DIGITS = 18
-"""Digits that an int64 holds, whatever they are."""
-
-_POWERS = 10.0 ** np.arange(_MOST_DIGITS + 1)
-"""Powers of ten, all of which float64 holds exactly: 1e22 is the largest."""
-
-_ZERO, _DIGIT, _MINUS, _POINT, _BLANK, _NEXT, _END, _OTHER = range(8)
-"""What a byte can be in a list of numbers. From _NEXT on, it ends a number."""
-
-_BEFORE, _SIGNED, _LEADING_ZERO, _WHOLE, _POINTED, _DECIMALS, _AFTER, _CLOSED, _REFUSED = range(9)
-"""How far a list of numbers has been read: before a number, after its sign, and so on; _CLOSED and _REFUSED end it."""
-
-_KINDS = np.full(256, _OTHER, np.uint8)
-for _kind, _bytes in {
-    _ZERO: b"0",
-    _DIGIT: b"123456789",
-    _MINUS: b"-",
-    _POINT: b".",
-    _BLANK: b" \t\n\r",
-    _NEXT: b",",
-    _END: b"]",
-}.items():
-    _KINDS[list(_bytes)] = _kind
-
-_ENDED = {_NEXT: _BEFORE, _END: _CLOSED, _BLANK: _AFTER}
-_STATES = np.full((9, 8), _REFUSED, np.uint8)
-"""The state after a byte, by the state before it and the kind of the byte: the grammar of JSON without exponents."""
-for _state, _rules in {
-    _BEFORE: {_BLANK: _BEFORE, _MINUS: _SIGNED, _ZERO: _LEADING_ZERO, _DIGIT: _WHOLE},
-    _SIGNED: {_ZERO: _LEADING_ZERO, _DIGIT: _WHOLE},
-    _LEADING_ZERO: {_POINT: _POINTED, **_ENDED},
-    _WHOLE: {_ZERO: _WHOLE, _DIGIT: _WHOLE, _POINT: _POINTED, **_ENDED},
-    _POINTED: {_ZERO: _DECIMALS, _DIGIT: _DECIMALS},
-    _DECIMALS: {_ZERO: _DECIMALS, _DIGIT: _DECIMALS, **_ENDED},
-    _AFTER: _ENDED,
-}.items():
-    _STATES[_state, list(_rules)] = list(_rules.values())
 
 _COUNTS, _SIZE = (np.frombuffer(key, np.uint8) for key in (b'"counts"', b'"size"'))
 
@@ -138,7 +101,7 @@ def _after_size(text, at, height, width):
     if at < 0:
         return at
     numbers = np.empty(len(text) // 2 + 1)
-    count, at = _numbers(text, after_blank(text, at), numbers, 0)
+    count, at = append_numbers(text, after_blank(text, at), numbers, 0)
     return at if count == 2 and numbers[0] == height and numbers[1] == width else -1
 
 
@@ -146,7 +109,7 @@ def _after_size(text, at, height, width):
 def read_polygons(text):
     """(points (n, 2) float64, bounds int64) of a JSON list of polygons [x0, y0, x1, y1, ...]; no points unless all are plain.
 
-    A polygon is plain if it has 3 points or more and :func:`_numbers` reads it.
+    A polygon is plain if it has 3 points or more and :func:`append_numbers` reads it.
     """
     numbers, bounds = np.empty(len(text) // 2 + 1), np.zeros(len(text) // 12 + 2, np.int64)
     none = numbers[:0].reshape(-1, 2), bounds[:1]
@@ -154,7 +117,7 @@ def read_polygons(text):
         return none
     count, polygons, at, after = 0, 0, 1, _COMMA
     while after == _COMMA:
-        count, at = _numbers(text, after_blank(text, at), numbers, count)
+        count, at = append_numbers(text, after_blank(text, at), numbers, count)
         if at < 0 or count % 2 or count // 2 - bounds[polygons] < 3:
             return none
         polygons += 1
@@ -170,31 +133,3 @@ def read_polygons(text):
 def _symbol(text, at):
     """The byte at an offset, 0 after the end."""
     return text[at] if at < len(text) else np.uint8(0)
-
-
-@inner()
-def _numbers(text, at, numbers, count):
-    """(the new count, the offset after it) of a JSON list at an offset, whose numbers are appended; the offset may be -1.
-
-    It is -1 unless all numbers are decimals without an exponent, of at most 18 digits which, as a whole number, are at most
-    2**53. Both this number and the power of ten that divides it are exact in float64, so the quotient is rounded once: it is
-    the float64 nearest to the decimal, which is what any correct parser returns.
-    """
-    if _symbol(text, at) != _OPEN_LIST:
-        return count, -1
-    at, state, fits = at + 1, np.uint8(_BEFORE), True
-    while state < _CLOSED and at < len(text):
-        value, digits, decimals, negative, kind = 0, 0, 0, False, np.uint8(_BLANK)
-        while kind < _NEXT and at < len(text):
-            kind = _KINDS[text[at]]
-            state = _STATES[state, kind]
-            value = 10 * value + (text[at] - _ZERO_BYTE) if kind <= _DIGIT else value
-            digits += kind <= _DIGIT
-            decimals += state == _DECIMALS
-            negative |= kind == _MINUS
-            at += 1
-        fits &= digits <= _MOST_DIGITS and value <= 2**53
-        number = value / _POWERS[min(decimals, _MOST_DIGITS)]
-        numbers[count] = -number if negative else number
-        count += 1
-    return count, (at if state == _CLOSED and fits else -1)

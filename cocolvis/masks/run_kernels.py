@@ -95,8 +95,8 @@ def run_spans(runs, pixels):
 
 
 @inner()
-def _starts(flat, words):
-    """(n,) int64 indices at which the runs of a flat (P,) uint16 array start; ``words`` (P // 4,) uint64 is the same memory.
+def _bounds(flat, words):
+    """(n + 1,) int64: where the n runs of a flat (P,) uint16 array start, and P; ``words`` (P // 4,) uint64 is the same memory.
 
     The first loop lists the words that are not four copies of the pixel before them, the second looks at their pixels. Both
     store every candidate, and the next one overwrites it unless it counts: processors cannot predict where runs end.
@@ -113,7 +113,8 @@ def _starts(flat, words):
         for i in range(4 * word, min(4 * word + 4, len(flat))):
             starts[found] = i
             found += flat[i] != flat[max(i - 1, 0)]
-    return starts[:found]
+    starts[found] = len(flat)
+    return starts[: found + 1]
 
 
 @entry()
@@ -123,20 +124,26 @@ def run_lengths(flat, words):
     ``words`` (P // 4,) uint64 is the same memory, in which four pixels are compared at a time. A run of more than 65535 pixels
     is split into several.
     """
-    starts = _starts(flat, words)
-    return split(starts, flat[starts], len(flat))
+    bounds = _bounds(flat, words)
+    return split(bounds, flat[bounds[:-1]])
 
 
 @inner()
-def split(starts, values, pixels):
-    """(classes uint16, lengths uint16) of runs that start at ``starts`` (n,) int64 and have the classes ``values`` (n,) uint16.
+def split(bounds, values):
+    """(classes uint16, lengths uint16) of the runs [bounds[i], bounds[i + 1]) of the classes ``values`` (n,) uint16.
 
-    The last one ends at ``pixels``. A run of more than 65535 pixels is split into several.
+    ``bounds`` is (n + 1,) int64. A run of more than 65535 pixels is split into several.
     """
-    most = len(starts) + pixels // _LONGEST_RUN
+    lengths, longest = np.empty(len(values), np.uint16), 0
+    for i in range(len(values)):
+        length = bounds[i + 1] - bounds[i]
+        lengths[i], longest = length, max(length, longest)
+    if longest <= _LONGEST_RUN:
+        return values.copy(), lengths
+    most = len(values) + (bounds[-1] - bounds[0]) // _LONGEST_RUN
     classes, lengths, run = np.empty(most, np.uint16), np.empty(most, np.uint16), 0
-    for i in range(len(starts)):
-        left = (starts[i + 1] if i + 1 < len(starts) else pixels) - starts[i]
+    for i in range(len(values)):
+        left = bounds[i + 1] - bounds[i]
         while left > 0:
             classes[run], lengths[run] = values[i], min(left, _LONGEST_RUN)
             left -= _LONGEST_RUN

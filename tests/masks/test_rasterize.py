@@ -1,7 +1,8 @@
 """The pixels of segmentations, compared with pycocotools, and the refusal of input that would crash it."""
 
 import json
-from itertools import pairwise
+import re
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -112,6 +113,7 @@ def test_a_coordinate_that_is_no_number_is_named(value, found):
 decimal = st.one_of(
     st.floats(-1e4, 1e4).map(repr),
     st.decimals(-1000, 1000, places=2).map(str),
+    st.integers(0, 6).flatmap(lambda places: st.decimals(0, 1000, places=places).map(str)),
     st.from_regex(r"-?(0|[1-9][0-9]{0,18})(\.[0-9]{1,19})?", fullmatch=True),
     st.sampled_from(
         ["9007199254740992", "9007199254740993", "0.9007199254740993", "-0", "-0.0", "0.000000000000000001", "5e-1"]
@@ -121,7 +123,7 @@ blank = st.sampled_from(["", " ", "\n", "\t \r"])
 
 
 def read(text: str) -> list[list[float]]:
-    points, bounds = read_polygons(np.frombuffer(text.encode(), np.uint8))
+    points, bounds = read_polygons(np.frombuffer(text.encode("latin-1"), np.uint8))  # a byte for each character
     return [points[first:last].reshape(-1).tolist() for first, last in pairwise(bounds)]
 
 
@@ -134,6 +136,21 @@ def test_polygons_in_json_are_read_to_the_bit_or_left_to_the_other_parser(polygo
     plain = all("e" not in number and len(number) <= 18 and int(number) <= 2**53 for number in digits)
     expected = json.loads(text, parse_int=float) if plain and all(len(polygon) % 2 == 0 for polygon in polygons) else []
     assert repr(read(text)) == repr(expected)
+
+
+NUMBER = re.compile(r"-?(0|[1-9][0-9]*)([.][0-9]+)?")
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("after", ["", ", 12345678, 1234.567"], ids=["last", "in between"])
+def test_every_short_text_is_read_as_a_number_or_not_at_all(length, after):
+    """In the last place, the table of states reads it; before others, where eight bytes follow, it is read as a word."""
+    others = [1.0, 2.0, 3.0, 4.0, 5.0] if not after else [1.0, 2.0, 3.0]
+    for symbols in product("09.-e :/°", repeat=length):
+        text = "".join(symbols)
+        number, filled = text.strip(), f"[[{', '.join(map(repr, others))},{text}{after}]]"
+        expected = [[*others, float(number), *([12345678.0, 1234.567] if after else [])]] if NUMBER.fullmatch(number) else []
+        assert read(filled) == expected, filled
 
 
 @settings(max_examples=1000, deadline=None)

@@ -93,7 +93,7 @@ def test_a_package_without_sources_compiles_without_a_cache(package):
 def test_the_files_of_a_kernel_are_those_it_is_compiled_from():
     assert compiled._sources("cocolvis.masks.reading_kernels").keys() == {
         f"cocolvis.{name}" for name in ("compiled", "sources.json_kernels")
-    } | {f"cocolvis.masks.{name}_kernels" for name in ("reading", "polygon", "run")}
+    } | {f"cocolvis.masks.{name}_kernels" for name in ("reading", "number", "polygon", "run")}
 
 
 def test_every_compiled_module_has_a_digest():
