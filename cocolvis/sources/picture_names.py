@@ -7,6 +7,9 @@ from urllib.parse import unquote
 from cocolvis.errors import DataError
 from cocolvis.sources.locations import FOLDERS
 
+_USUAL = re.compile(r"http://images\.cocodataset\.org/(train2017|val2017)/(\d{12}\.jpg)", re.ASCII)
+"""The URLs of the official files, which need no further check."""
+
 _COCO_URL = re.compile(r"https?://(?:[\w.-]+\.)?cocodataset\.org/(?:[^?#%\\]*/)?([^/?#%\\]+)/([^/?#%\\]+)", re.ASCII)
 """A URL of the form that COCO and LVIS use, which ends in folder and file name."""
 
@@ -31,6 +34,8 @@ def location(coco_url: str | None, file_name: str | None) -> Location:
     of any other URL. If ``file_name`` has no folder, a URL that ends in the same name provides it. Folders above train2017 or
     val2017 are dropped. Raises DataError if neither names a file inside the image folder.
     """
+    if coco_url and (usual := _USUAL.fullmatch(coco_url)):
+        return usual[1], usual[2]
     official = bool(coco_url and _COCO_URL.fullmatch(coco_url))
     url, name = (_attempt(text) for text in (coco_url, file_name))
     for candidate in (url if official else None, name, url):

@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
-from itertools import chain
+from itertools import accumulate
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +31,12 @@ _PICTURES = "image/bytes"
 """The column that is most of a shard."""
 
 
+_DTYPES = {name: dtype for name, (dtype, _) in PER_IMAGE.items()} | {
+    f"{group}/{column}": dtype for group, columns in PACKED.items() for column, dtype in columns.items()
+}
+"""The type of each column that every image adds to."""
+
+
 class _Column(NamedTuple):
     """The type and shape of a column's values, and their bytes in parts."""
 
@@ -53,11 +59,8 @@ class ShardWriter:
         self._path = path
         self._permit = permit
         self._attributes = dict(attributes)
-        self._per_image: dict[str, list[bytes]] = {name: [] for name in PER_IMAGE}
-        self._packed: dict[str, dict[str, list[bytes]]] = {group: {name: [] for name in PACKED[group]} for group in PACKED}
-        self._offsets = {group: [0] for group in PACKED}
-        self._instances: list[bytes] | None = [] if instances else None
-        self._images = 0
+        # column -> its values of each image
+        self._parts: dict[str, list[bytes]] = {name: [] for name in (*_DTYPES, *([INSTANCES] if instances else []))}
 
     def add(self, sample: Sample) -> None:
         """Append one image; images are stored in the order in which they are added.
@@ -66,31 +69,26 @@ class ShardWriter:
         """
         classes, lengths = sample.runs[:2]
         present, pixels = runlength.pixel_counts(classes, lengths)
-        packed: dict[str, tuple[Any, ...]] = {
-            "path": (sample.path.encode(),),
-            "image": (sample.content,),
-            "mask": (classes, lengths),
-            "present": (present, pixels),
-            "neg": (sample.neg,),
-            "not_exhaustive": (sample.not_exhaustive,),
+        values = {
+            "id": [sample.image_id],
+            "size": sample.size,
+            "path/bytes": sample.path.encode(),
+            "image/bytes": sample.content,
+            "mask/class": classes,
+            "mask/length": lengths,
+            "present/class": present,
+            "present/pixels": pixels,
+            "neg/class": sample.neg,
+            "not_exhaustive/class": sample.not_exhaustive,
         }
-        row = {
-            "id": to_little_endian([sample.image_id], PER_IMAGE["id"][0]),
-            "size": to_little_endian(sample.size, PER_IMAGE["size"][0]),
-        }
-        parts = {group: list(map(to_little_endian, packed[group], PACKED[group].values())) for group in PACKED}
-        row["digest"] = digest.leaf([*row.values(), *chain.from_iterable(parts.values())])
-        for name, values in row.items():
-            self._per_image[name].append(values)
-        for group, columns in parts.items():
-            self._offsets[group].append(self._offsets[group][-1] + len(packed[group][0]))
-            for column, values in zip(self._packed[group].values(), columns, strict=True):
-                column.append(values)
-        if self._instances is not None:
+        parts = {name: to_little_endian(value, _DTYPES[name]) for name, value in values.items()}
+        parts["digest"] = digest.leaf(parts.values())
+        if INSTANCES in self._parts:
             assert sample.instances is not None, "a shard records the instances of all its images or of none"
-            counts = [sample.instances.get(c, 0) for c in present.tolist()]
-            self._instances.append(to_little_endian(counts, INSTANCES_TYPE))
-        self._images += 1
+            counts = [sample.instances.get(class_id, 0) for class_id in present.tolist()]
+            parts[INSTANCES] = to_little_endian(counts, INSTANCES_TYPE)
+        for name, part in parts.items():
+            self._parts[name].append(part)
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -118,12 +116,14 @@ class ShardWriter:
         return self._write(memory.getbuffer(), placed, place, pictures.parts)
 
     def _columns(self) -> dict[str, _Column]:
-        columns = {name: _Column(dtype, shape, self._per_image[name]) for name, (dtype, shape) in PER_IMAGE.items()}
+        columns = {name: _Column(dtype, shape, self._parts[name]) for name, (dtype, shape) in PER_IMAGE.items()}
         for group, packed in PACKED.items():
-            columns[f"{group}/offsets"] = _Column("uint64", (), [to_little_endian(self._offsets[group], "uint64")])
-            columns |= {f"{group}/{name}": _Column(dtype, (), self._packed[group][name]) for name, dtype in packed.items()}
-        if self._instances is not None:
-            columns[INSTANCES] = _Column(INSTANCES_TYPE, (), self._instances)
+            column, dtype = next(iter(packed.items()))
+            counts = [len(part) // stored_type(dtype).itemsize for part in self._parts[f"{group}/{column}"]]
+            columns[f"{group}/offsets"] = _Column("uint64", (), [to_little_endian([0, *accumulate(counts)], "uint64")])
+            columns |= {f"{group}/{name}": _Column(dtype, (), self._parts[f"{group}/{name}"]) for name, dtype in packed.items()}
+        if INSTANCES in self._parts:
+            columns[INSTANCES] = _Column(INSTANCES_TYPE, (), self._parts[INSTANCES])
         return columns
 
     def _write(
@@ -134,7 +134,7 @@ class ShardWriter:
         The pictures are at byte ``place``, after all other columns; the checksum leaves them out.
         """
         before: list[bytes | memoryview] = []
-        at, size = 0, self._offsets["image"][-1]
+        at, size = 0, sum(map(len, pictures))
         for start, parts in sorted(columns, key=itemgetter(0)):
             before += [content[at:start], b"".join(parts)]
             at = start + len(before[-1])
@@ -146,7 +146,11 @@ class ShardWriter:
         checksum = hashlib.sha256()
         for piece in (*before, after):
             checksum.update(piece)
-        return {"images": self._images, "bytes": sum(map(len, before)) + size + len(after), "checksum": checksum.hexdigest()}
+        return {
+            "images": len(self._parts["id"]),
+            "bytes": sum(map(len, before)) + size + len(after),
+            "checksum": checksum.hexdigest(),
+        }
 
 
 def _reserve(file: h5py.File, name: str, column: _Column) -> int:

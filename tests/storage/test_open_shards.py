@@ -42,7 +42,7 @@ def many(tmp_path_factory) -> Path:
             file = f"shards/{split}-{number:05d}.h5"
             writer = ShardWriter(data.folder / file, {"split": split, "vocabulary": vocabulary}, instances=True)
             writer.add(replace(one, image_id=10_000 * len(leaves) + number))
-            leaves[split] += writer._per_image["digest"]
+            leaves[split] += writer._parts["digest"]
             written = writer.finish()
             shards.append({"file": file, "split": split, "images": 1} | {name: written[name] for name in ("bytes", "checksum")})
     index = data.index | {"shards": shards, "digest": digest.of_dataset(leaves, vocabulary)}
