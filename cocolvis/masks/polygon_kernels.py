@@ -95,20 +95,24 @@ def _cross(x0, y0, x1, y1, height, width, columns, rows, count):
 
 @inner()
 def _crossings(points, height, width):
-    """(columns, rows) int64, in no order, of all crossings of the closed outline through ``points`` (n, 2)."""
+    """(columns, rows, left, right) of the closed outline through ``points`` (n, 2).
+
+    ``columns`` and ``rows`` are int64 and contain all crossings in no order. The columns are from ``left`` to before ``right``.
+    """
     count = len(points)
     x, y = np.empty(count + 1, np.int64), np.empty(count + 1, np.int64)
     for i in range(count):
         x[i], y[i] = _to_grid(points[i, 0]), _to_grid(points[i, 1])
     x[count], y[count] = x[0], y[0]
-    most = 0
+    most, low, high = 0, x[0], x[0]
     for i in range(count):
         most += abs(x[i + 1] - x[i]) // _SCALE + 2
+        low, high = min(low, x[i]), max(high, x[i])
     columns, rows = np.empty(most, np.int64), np.empty(most, np.int64)
     found = 0
     for i in range(count):
         found = _cross(x[i], y[i], x[i + 1], y[i + 1], height, width, columns, rows, found)
-    return columns[:found], rows[:found]
+    return columns[:found], rows[:found], _next_centre(low), min(_next_centre(high), width)
 
 
 @inner()
@@ -126,9 +130,9 @@ def _sort(values):
 
 
 @inner()
-def _group(columns, rows, left):
+def _group(columns, rows, left, right):
     """(grouped, bounds): the rows by column, those of the column left + i at grouped[bounds[i]:bounds[i + 1]]; both int64."""
-    bounds = np.zeros(columns.max() - left + 3, np.int64)
+    bounds = np.zeros(right - left + 2, np.int64)
     for column in columns:
         bounds[column - left + 2] += 1
     for i in range(2, len(bounds)):
@@ -142,12 +146,11 @@ def _group(columns, rows, left):
 
 
 @inner()
-def _fill(columns, rows, height, starts, stops, count):
+def _fill(columns, rows, left, right, height, starts, stops, count):
     """Append the spans between each odd crossing of a column and the next crossing; the new number of spans."""
     if len(columns) == 0:
         return count
-    left = columns.min()
-    grouped, bounds = _group(columns, rows, left)
+    grouped, bounds = _group(columns, rows, left, right)
     for column in range(len(bounds) - 1):
         top, first, last = (left + column) * height, bounds[column], bounds[column + 1]
         if last - first == 2:  # most columns; no branch depends on which of the two is above
@@ -193,8 +196,8 @@ def polygon_spans(points, bounds, height, width):
             most += int(abs(points[i, 0] - points[following, 0])) + 3
     starts, stops, count = np.empty(most, np.int64), np.empty(most, np.int64), 0
     for polygon in range(len(bounds) - 1):
-        columns, rows = _crossings(points[bounds[polygon] : bounds[polygon + 1]], height, width)
-        count = _fill(columns, rows, height, starts, stops, count)
+        columns, rows, left, right = _crossings(points[bounds[polygon] : bounds[polygon + 1]], height, width)
+        count = _fill(columns, rows, left, right, height, starts, stops, count)
     if len(bounds) > 2:
         return _united(starts[:count], stops[:count])
-    return starts[:count].copy(), stops[:count].copy()
+    return starts[:count], stops[:count]
