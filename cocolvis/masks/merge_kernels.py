@@ -120,29 +120,30 @@ def _lowest_of_many(flips, covering, at):
 
 @inner()
 def _differing(firsts, classes, height, width):
-    """(tops, begins, ends, seen), all int64: stretches of pixels that differ in class from those on their left.
+    """(columns, begins, ends, seen), all int64: stretches of pixels that differ in class from those on their left.
 
-    A stretch is the rows [begin, end) of a column, whose first pixel is ``top``; its pixels have the class ``seen``.
+    A stretch is the rows [begin, end) of a column; its pixels have the class ``seen``.
     """
-    tops, begins, ends, seen = np.empty((4, 2 * len(classes) + width), np.int64)
-    before, here, pixel, top, count = 0, 1, 0, 0, 0  # the run on the left, and that of the pixel itself
+    columns, begins, ends, seen = np.empty((4, 2 * len(classes) + width), np.int64)
+    before, here, pixel, column, top, count = 0, 1, 0, 0, 0, 0  # the run on the left, that of the pixel itself, and so on
     while pixel < firsts[-1]:
         end_before, end, bottom = firsts[before + 1] + height, firsts[here + 1], top + height
         same = min(end_before, end, bottom)
-        tops[count], begins[count], ends[count], seen[count] = top, pixel - top, same - top, classes[here]
+        columns[count], begins[count], ends[count], seen[count] = column, pixel - top, same - top, classes[here]
         count += (classes[before] != classes[here]) & (pixel < same)
-        before, here, pixel, top = before + (end_before == same), here + (end == same), same, top + height * (bottom == same)
-    return tops[:count], begins[:count], ends[:count], seen[:count]
+        before, here, pixel = before + (end_before == same), here + (end == same), same
+        column, top = column + (bottom == same), top + height * (bottom == same)
+    return columns[:count], begins[:count], ends[:count], seen[:count]
 
 
 @inner()
 def _row_runs(firsts, classes, height, width):
     """The row-major runs of a mask, from what :func:`_column_runs` returns."""
-    tops, begins, ends, seen = _differing(firsts, classes, height, width)
+    columns, begins, ends, seen = _differing(firsts, classes, height, width)
     following, total = _places(begins, ends, height)
     keys = np.empty(total, np.int64)  # column and class of each pixel at which a run of a row may start, by row
-    for i in range(len(tops)):
-        key = tops[i] // height << _CLASS_BITS | seen[i]
+    for i in range(len(columns)):
+        key = columns[i] << _CLASS_BITS | seen[i]
         for row in range(begins[i], ends[i]):
             keys[following[row]] = key
             following[row] += 1
