@@ -228,7 +228,7 @@ def write_json(path: Path, content: Any, permit: Callable[[], None] = lambda: No
 def pretty(content: Any) -> bytes:
     """Indented JSON in UTF-8; lone surrogates, as in file names that are not text, become escapes such as \\udcff.
 
-    The encoder of Python takes several times as long if it indents, so that msgspec does so, unless it refuses the content.
+    Python's encoder takes several times as long if it indents, so msgspec indents what it writes, if it is strict JSON.
     """
     try:
         return msgspec.json.format(json.dumps(content, ensure_ascii=False).encode(), indent=1) + b"\n"

@@ -125,7 +125,8 @@ def _differing(firsts, classes, height, width):
     A stretch is the rows [begin, end) of a column; its pixels have the class ``seen``.
     """
     columns, begins, ends, seen = np.empty((4, 2 * len(classes) + width), np.int64)
-    before, here, pixel, column, top, count = 0, 1, 0, 0, 0, 0  # the run on the left, that of the pixel itself, and so on
+    before, here = 0, 1  # the run on the left of the pixel, and its own
+    pixel, column, top, count = 0, 0, 0, 0  # ``top`` is the first pixel of the column
     while pixel < firsts[-1]:
         end_before, end, bottom = firsts[before + 1] + height, firsts[here + 1], top + height
         same = min(end_before, end, bottom)

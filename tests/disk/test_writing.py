@@ -1,6 +1,7 @@
 """Files that are written: any name that a file may have is possible, and impossible places are refused before any work."""
 
 import errno
+import json
 import os
 import stat
 from pathlib import Path
@@ -8,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from cocolvis.disk import files
-from cocolvis.disk.files import LONGEST_NAME, Unwritable, check_figure, check_writable, create_json, write_aside, write_json
+from cocolvis.disk.files import (
+    LONGEST_NAME,
+    Unwritable,
+    check_figure,
+    check_writable,
+    create_json,
+    pretty,
+    write_aside,
+    write_json,
+)
 from cocolvis.errors import DataError
 
 LONG = ["x" * LONGEST_NAME, "x" * 250 + ".json", "\u0436" * 127, "\u6f22" * 80 + ".png"]
@@ -107,3 +117,19 @@ def test_without_hard_links_what_a_killed_process_has_claimed_is_free_again(tmp_
     claim.touch()
     files.sweep(tmp_path)
     assert not claim.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        [],
+        {"empty": [{}, []], "number": 1e16, "other": [-0.0, 10**30, 1.5e-300, None, True]},
+        {"text": 'é\n"\\\u2028\x7f\x00'},
+        {"not UTF-8": "\udcff", "\ud800": 1},
+        [float("nan"), -float("inf")],
+    ],
+)
+def test_json_is_indented_as_python_does_it(content):
+    expected = json.dumps(content, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+    assert pretty(content) == expected
