@@ -1,7 +1,7 @@
 """The compiled loop that reads the JSON lists of numbers which polygons are.
 
-Most numbers, such as 504.83, are read eight characters at a time, without a branch that depends on them. A table of states,
-which is the grammar of JSON, reads all others, or refuses them.
+Most numbers, such as 504.83, are read eight characters at a time, without a loop over their digits. A table of states, which is
+the grammar of JSON, reads all others, or refuses them.
 """
 
 import numpy as np

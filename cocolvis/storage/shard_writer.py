@@ -30,7 +30,6 @@ from cocolvis.storage.samples import Sample
 _PICTURES = "image/bytes"
 """The column that is most of a shard."""
 
-
 _DTYPES = {name: dtype for name, (dtype, _) in PER_IMAGE.items()} | {
     f"{group}/{column}": dtype for group, columns in PACKED.items() for column, dtype in columns.items()
 }
