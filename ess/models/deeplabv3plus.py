@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ess.models.resized_convolution import resized_convolution
+
 RATES = {16: (6, 12, 18), 8: (12, 24, 36)}
 """Output stride of the encoder -> dilations of the three 3x3 branches, which span the same pixels of the image."""
 
@@ -17,11 +19,22 @@ class DeepLabV3PlusDecoder(nn.Module):
         super().__init__()
         self.skip = _conv(low_channels, 48, 1)
         self.aspp = ASPP(high_channels, RATES[output_stride])
-        self.head = nn.Sequential(_conv(48 + 256, 256, 3), nn.Conv2d(256, channels, 1))
+        self.head = nn.Sequential(_block(_FusingConv2d(48 + 256, 256, 3, padding=1, bias=False)), nn.Conv2d(256, channels, 1))
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
         low, high = features
-        return self.head(torch.cat([self.skip(low), _resize(self.aspp(high), low)], dim=1))
+        block, last = self.head.children()
+        fuse, norm, activation = block.children()
+        return last(activation(norm(fuse(self.skip(low), self.aspp(high)))))
+
+
+class _FusingConv2d(nn.Conv2d):
+    """A convolution of fine maps followed by coarse ones, which are resized to the resolution of the fine ones."""
+
+    def forward(self, fine: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:  # type: ignore[override]  # two maps, not one
+        of_fine, of_coarse = self.weight.split((fine.shape[1], coarse.shape[1]), dim=1)
+        resized = resized_convolution(coarse, of_coarse, fine.shape[-2:])
+        return F.conv2d(fine, of_fine, self.bias, padding=self.padding) + resized
 
 
 class ASPP(nn.Module):
@@ -49,9 +62,13 @@ def to_group_norm(module: nn.Module) -> None:
 
 def _conv(in_channels: int, channels: int, size: int, rate: int = 1) -> nn.Sequential:
     """A convolution that keeps the resolution, followed by BatchNorm and ReLU."""
-    conv = nn.Conv2d(in_channels, channels, size, padding=rate * (size // 2), dilation=rate, bias=False)
+    return _block(nn.Conv2d(in_channels, channels, size, padding=rate * (size // 2), dilation=rate, bias=False))
+
+
+def _block(conv: nn.Conv2d) -> nn.Sequential:
+    """A convolution followed by BatchNorm and ReLU."""
     nn.init.kaiming_normal_(conv.weight)
-    return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU())
+    return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU())
 
 
 def _resize(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
