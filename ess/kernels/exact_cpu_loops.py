@@ -23,6 +23,7 @@ from numba import float32
 from cocolvis.compiled import entry, inlined
 from ess.kernels.distances import COSINE, EUCLIDEAN, SQUARED
 from ess.kernels.softmax_cpu import FAST, LN_2, STRICT, exp2, exponentials, fast, larger, loss, smaller, strict
+from ess.kernels.tiles import score_pair
 
 _NEAR = np.float32(1e-2)
 """Below this distance the gradient uses o - e itself, because o * sum(w) - sum(w * e) would cancel."""
@@ -32,40 +33,6 @@ _TINY = np.float32(1e-37)
 
 _estimate = inlined(fastmath=(FAST - {"nnan"}) | {"afn", "ninf"}, error_model="numpy")
 """May replace a reciprocal root by the processor's estimate and one Newton step."""
-
-
-@fast
-def _add_squares(rows, i, at, table, tile, d, x0, x1, x2, x3, y0, y1, y2, y3):
-    for c in range(table.shape[2]):
-        e, f, g, h = table[tile, d, c], table[tile, d + 1, c], table[tile, d + 2, c], table[tile, d + 3, c]
-        rows[i, at, c] += (x0 - e) * (x0 - e) + (x1 - f) * (x1 - f) + (x2 - g) * (x2 - g) + (x3 - h) * (x3 - h)
-        rows[i + 1, at, c] += (y0 - e) * (y0 - e) + (y1 - f) * (y1 - f) + (y2 - g) * (y2 - g) + (y3 - h) * (y3 - h)
-
-
-@fast
-def _add_products(rows, i, at, table, tile, d, x0, x1, x2, x3, y0, y1, y2, y3):
-    for c in range(table.shape[2]):
-        e, f, g, h = table[tile, d, c], table[tile, d + 1, c], table[tile, d + 2, c], table[tile, d + 3, c]
-        rows[i, at, c] += x0 * e + x1 * f + x2 * g + x3 * h
-        rows[i + 1, at, c] += y0 * e + y1 * f + y2 * g + y3 * h
-
-
-@fast
-def _scores(rows, i, at, table, tile, points, distance):
-    """Squared distances, or inner products, of the pixels i and i + 1 and the classes of one tile, into rows[i : i + 2, at].
-
-    Two pixels share each class that is loaded. Four dimensions at a time save loads and stores of the rows.
-    """
-    for c in range(table.shape[2]):
-        rows[i, at, c] = 0
-        rows[i + 1, at, c] = 0
-    for d in range(0, points.shape[1], 4):
-        x0, x1, x2, x3 = points[i, d], points[i, d + 1], points[i, d + 2], points[i, d + 3]
-        y0, y1, y2, y3 = points[i + 1, d], points[i + 1, d + 1], points[i + 1, d + 2], points[i + 1, d + 3]
-        if distance == COSINE:
-            _add_products(rows, i, at, table, tile, d, x0, x1, x2, x3, y0, y1, y2, y3)
-        else:
-            _add_squares(rows, i, at, table, tile, d, x0, x1, x2, x3, y0, y1, y2, y3)
 
 
 @_estimate
@@ -237,7 +204,7 @@ def _logits(problem, image, block, filled, tile, start, stop):
     rows, flat, inverses, points = block.rows, block.flat, block.inverses, block.points
     for at in range(min(rows.shape[1], len(table) - tile)):
         for i in range(0, filled, 2):
-            _scores(rows, i, at, table, tile + at, points, distance)
+            score_pair(rows, i, at, table, tile + at, points, distance)
     slope = problem.temperature if distance == COSINE else -problem.temperature
     steep = float32(1) if len(bias) else slope
     for i in range(filled):

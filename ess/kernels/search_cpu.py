@@ -8,8 +8,9 @@ are searched. The reference is ``ess.losses.neighbours._torch``.
 import numpy as np
 
 from cocolvis.compiled import entry, inlined
+from ess.kernels.distances import COSINE, SQUARED
 from ess.kernels.threads import chunks, parallel_for
-from ess.kernels.tiles import LINES, tiles
+from ess.kernels.tiles import LINES, score_pair, tiles
 
 _BLOCK = 16
 """How many pixels are compared with the classes together."""
@@ -17,43 +18,7 @@ _BLOCK = 16
 _CHUNK = 8192
 """How many pixels a thread takes at a time."""
 
-_fast = inlined(fastmath={"contract", "reassoc", "nsz", "arcp"}, error_model="numpy")
 _strict = inlined(error_model="numpy")
-
-
-# The next three functions resemble those of exact_cpu_loops. They cannot be shared, because numba's cache of what is compiled
-# from this file would not notice a change in another one.
-
-
-@_fast
-def _add_squares(rows, i, at, table, d, x0, x1, x2, x3, y0, y1, y2, y3):
-    for c in range(table.shape[2]):
-        e, f, g, h = table[at, d, c], table[at, d + 1, c], table[at, d + 2, c], table[at, d + 3, c]
-        rows[i, at, c] += (x0 - e) * (x0 - e) + (x1 - f) * (x1 - f) + (x2 - g) * (x2 - g) + (x3 - h) * (x3 - h)
-        rows[i + 1, at, c] += (y0 - e) * (y0 - e) + (y1 - f) * (y1 - f) + (y2 - g) * (y2 - g) + (y3 - h) * (y3 - h)
-
-
-@_fast
-def _take_products(rows, i, at, table, d, x0, x1, x2, x3, y0, y1, y2, y3):
-    for c in range(table.shape[2]):
-        e, f, g, h = table[at, d, c], table[at, d + 1, c], table[at, d + 2, c], table[at, d + 3, c]
-        rows[i, at, c] -= x0 * e + x1 * f + x2 * g + x3 * h
-        rows[i + 1, at, c] -= y0 * e + y1 * f + y2 * g + y3 * h
-
-
-@_fast
-def _scores(rows, i, at, table, points, products):
-    """Squared distances, or negative inner products, of the pixels i and i + 1 and the classes of a tile."""
-    for c in range(table.shape[2]):
-        rows[i, at, c] = 0
-        rows[i + 1, at, c] = 0
-    for d in range(0, points.shape[1], 4):
-        x0, x1, x2, x3 = points[i, d], points[i, d + 1], points[i, d + 2], points[i, d + 3]
-        y0, y1, y2, y3 = points[i + 1, d], points[i + 1, d + 1], points[i + 1, d + 2], points[i + 1, d + 3]
-        if products:
-            _take_products(rows, i, at, table, d, x0, x1, x2, x3, y0, y1, y2, y3)
-        else:
-            _add_squares(rows, i, at, table, d, x0, x1, x2, x3, y0, y1, y2, y3)
 
 
 @_strict
@@ -133,10 +98,12 @@ def _run_chunk(queries, table, count, products, bias, roots, first, end, nearest
     scores, ids = np.empty(k, np.float32), np.empty(k, np.int64)
     for block in range(first, end, _BLOCK):
         filled = min(_BLOCK, end - block)
-        points[:filled, : queries.shape[1]] = queries[block : block + filled]
+        for i in range(filled):
+            for d in range(queries.shape[1]):
+                points[i, d] = -queries[block + i, d] if products else queries[block + i, d]
         for at in range(number):
             for i in range(0, filled, 2):
-                _scores(rows, i, at, table, points, products)
+                score_pair(rows, i, at, table, at, points, COSINE if products else SQUARED)
         for i in range(filled):
             _subtract(bias, flat[i], roots)
             flat[i, count:] = np.inf

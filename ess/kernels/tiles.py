@@ -1,6 +1,9 @@
-"""The memory layout of class embeddings and of scratch arrays in the loops of the CPU."""
+"""The memory layout of class embeddings and of scratch arrays in the loops of the CPU, and their comparison with pixels."""
 
 import numpy as np
+
+from ess.kernels.distances import COSINE
+from ess.kernels.softmax_cpu import fast
 
 TILE = 1536
 """The most classes of a tile."""
@@ -36,3 +39,37 @@ def tiles(classes: np.ndarray) -> np.ndarray:
         part = classes[tile * width : (tile + 1) * width]
         table[tile, :channels, : len(part)] = part.T
     return table
+
+
+@fast
+def _add_squares(rows, i, at, table, tile, d, x0, x1, x2, x3, y0, y1, y2, y3):
+    for c in range(table.shape[2]):
+        e, f, g, h = table[tile, d, c], table[tile, d + 1, c], table[tile, d + 2, c], table[tile, d + 3, c]
+        rows[i, at, c] += (x0 - e) * (x0 - e) + (x1 - f) * (x1 - f) + (x2 - g) * (x2 - g) + (x3 - h) * (x3 - h)
+        rows[i + 1, at, c] += (y0 - e) * (y0 - e) + (y1 - f) * (y1 - f) + (y2 - g) * (y2 - g) + (y3 - h) * (y3 - h)
+
+
+@fast
+def _add_products(rows, i, at, table, tile, d, x0, x1, x2, x3, y0, y1, y2, y3):
+    for c in range(table.shape[2]):
+        e, f, g, h = table[tile, d, c], table[tile, d + 1, c], table[tile, d + 2, c], table[tile, d + 3, c]
+        rows[i, at, c] += x0 * e + x1 * f + x2 * g + x3 * h
+        rows[i + 1, at, c] += y0 * e + y1 * f + y2 * g + y3 * h
+
+
+@fast
+def score_pair(rows, i, at, table, tile, points, distance):
+    """Squared distances, or inner products, of the pixels i and i + 1 and the classes of one tile, into rows[i : i + 2, at].
+
+    Two pixels share each class that is loaded. Four dimensions at a time save loads and stores of the rows.
+    """
+    for c in range(table.shape[2]):
+        rows[i, at, c] = 0
+        rows[i + 1, at, c] = 0
+    for d in range(0, points.shape[1], 4):
+        x0, x1, x2, x3 = points[i, d], points[i, d + 1], points[i, d + 2], points[i, d + 3]
+        y0, y1, y2, y3 = points[i + 1, d], points[i + 1, d + 1], points[i + 1, d + 2], points[i + 1, d + 3]
+        if distance == COSINE:
+            _add_products(rows, i, at, table, tile, d, x0, x1, x2, x3, y0, y1, y2, y3)
+        else:
+            _add_squares(rows, i, at, table, tile, d, x0, x1, x2, x3, y0, y1, y2, y3)
