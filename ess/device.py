@@ -3,15 +3,10 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 import torch
-from torch import nn
 
 from cocolvis.errors import DataError
-
-Network = TypeVar("Network", bound=nn.Module)
-
 
 _EXHAUSTED = (
     "can't allocate memory",
@@ -51,16 +46,6 @@ def take_own_gpu() -> None:
     gpus = torch.cuda.device_count()
     if gpus and "LOCAL_RANK" in os.environ:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % gpus)
-
-
-def for_prediction(model: Network, device: torch.device) -> Network:
-    """The model on a device, in evaluation mode, with its weights in the order in which forward passes are fastest.
-
-    That is channels last on the CPU and on GPUs from 8.0 on. The backward pass of a CPU is slower with it, so trainings there
-    keep the usual order.
-    """
-    last = device.type == "cpu" or (device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0))
-    return model.to(device).to(memory_format=torch.channels_last if last else torch.contiguous_format).eval()
 
 
 def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

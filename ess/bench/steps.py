@@ -17,9 +17,10 @@ from ess.bench.process import Failed, available_bytes, in_fresh_process, peak_by
 from ess.config import Config
 from ess.data.batches import Batch, FeatureBatch
 from ess.data.transforms import normalize
-from ess.device import OutOfMemory, choose_device, explain_out_of_memory, for_prediction
+from ess.device import OutOfMemory, choose_device, explain_out_of_memory
 from ess.models.build import model_from_config
 from ess.models.network import SegmentationModel
+from ess.models.prediction import for_prediction
 from ess.training import machine
 from ess.training import team as teams
 from ess.training.objective import Objective

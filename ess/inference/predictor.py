@@ -14,13 +14,14 @@ from cocolvis import notebook
 from cocolvis.vocabulary import Vocabulary
 from ess.checkpoint import Checkpoint, Run
 from ess.data.loader import to_class_ids
-from ess.device import OutOfMemory, choose_device, explain_out_of_memory, for_prediction
+from ess.device import OutOfMemory, choose_device, explain_out_of_memory
 from ess.inference.added import AddedClass, assign_added_classes, classes_for_checkpoint, extend_vocabulary
 from ess.inference.calibration import bias_for_checkpoint
 from ess.inference.side_by_side import side_by_side
 from ess.inference.views import PRECISIONS, Inference
 from ess.models.build import model_from_config
 from ess.models.network import SegmentationModel
+from ess.models.prediction import for_prediction
 
 log = logging.getLogger("ess")
 
