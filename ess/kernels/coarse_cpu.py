@@ -1,52 +1,56 @@
-"""The class with the largest score at each pixel, from scores on a coarser grid, on the CPU; compiled by numba.
+"""The class with the largest score at each pixel, from what the decoder gives on a coarser grid, on the CPU; compiled by numba.
 
 Bilinear interpolation never leaves the range of the four grid points around a pixel. So a class can only win somewhere between
 them if its largest score there is at least the largest of all classes' smallest scores. A few classes remain in most cells of
 the grid, and only these are interpolated. The result is exact; the scores of all classes at all pixels are never computed.
+Threads take a few columns of the grid at a time, so that scores stay in the cache between being computed and being compared.
 """
 
-from collections.abc import Callable
+from itertools import product
 
 import numpy as np
 
-from cocolvis.compiled import entry, inlined
+from cocolvis.compiled import entry
+from ess.kernels.distances import COSINE
+from ess.kernels.softmax_cpu import fast, larger, smaller, strict
 from ess.kernels.threads import parallel_for
+from ess.kernels.tiles import score_pair, tiles
 
-_NUMBERS = 1 << 22
-"""About how many scores are computed at a time."""
+_ROWS, _COLUMNS = 32, 16
+"""How many rows and columns of cells a thread takes at a time."""
 
 _LINE = 16
 """How many classes are compared with the bound at once."""
 
-Scores = Callable[[int, int], np.ndarray]
-"""scores(first, end) gives those rows of the grid: (end - first, w, C) float32."""
 
-_fast = inlined(fastmath={"nnan", "nsz", "contract"}, error_model="numpy")
+@fast
+def _extremes(above, below, high, low):
+    """Write the larger and the smaller one of each class's scores at two grid points."""
+    for k in range(len(above)):
+        high[k] = larger(above[k], below[k])
+        low[k] = smaller(above[k], below[k])
 
 
-@_fast
-def _bounds(a, b, c, d, largest):
+@fast
+def _bound(high, low, higher, lower, largest):
     """Write the largest of each class's four scores, and return the largest of the smallest ones."""
     bound = np.float32(-np.inf)
-    for k in range(len(a)):
-        upper, lower = (a[k], b[k]) if a[k] > b[k] else (b[k], a[k])
-        high, low = (c[k], d[k]) if c[k] > d[k] else (d[k], c[k])
-        largest[k] = upper if upper > high else high
-        smallest = lower if lower < low else low
-        bound = bound if bound > smallest else smallest
+    for k in range(len(high)):
+        largest[k] = larger(high[k], higher[k])
+        bound = larger(bound, smaller(low[k], lower[k]))
     return bound
 
 
-@_fast
+@fast
 def _reaches(largest, first, bound):
-    """Whether one of the 16 numbers from ``first`` on is at least the bound."""
+    """Whether one of the numbers of a line that begins with ``first`` is at least the bound."""
     most = largest[first]
     for k in range(first + 1, first + _LINE):
-        most = most if most > largest[k] else largest[k]
+        most = larger(most, largest[k])
     return most >= bound
 
 
-@_fast
+@fast
 def _raise(best, labels, weights, a, b, c, d, label):
     """Interpolate a class at all pixels of a cell, and replace the smaller scores with their labels."""
     for p in range(len(best)):
@@ -56,9 +60,9 @@ def _raise(best, labels, weights, a, b, c, d, label):
         best[p] = score if higher else best[p]
 
 
-@_fast
+@fast
 def _weigh(weights, down, right):
-    """Write weights (4, P), those of the four grid points at the pixels of a cell; their distances are as in _run_row."""
+    """Write weights (4, P), those of the four grid points at the pixels of a cell; their distances are as in _run_cells."""
     p = 0
     for y in down:
         for x in right:
@@ -69,61 +73,104 @@ def _weigh(weights, down, right):
             p += 1
 
 
-@entry(error_model="numpy")
-def _run_row(above, below, down, starts, right, found):
-    """Write found (rows, W), the labels of the pixels between two rows of the grid, (w, C) each.
+@strict
+def _score(points, left, wide, table, bias, count, block, rows):
+    """Write the scores of ``wide`` points (w, D) from ``left`` on to rows (n, T * N), as in _run_cells; n is even."""
+    even, (tiles, _, width) = len(rows), table.shape
+    if tiles:
+        block[:wide, : points.shape[1]] = points[left : left + wide]
+        products = rows.reshape(even, tiles, width)
+        for tile in range(tiles):
+            for i in range(0, even, 2):
+                score_pair(products, i, tile, table, tile, block, COSINE)
+        rows[:, count:] = -np.inf
+    else:
+        rows[:wide] = points[left : left + wide]
+        for i in range(wide):
+            for k in range(len(bias)):
+                rows[i, k] += bias[k]
 
-    down (rows,) and right (W,) say how far a pixel is from the grid point before it, in units of the grid. The columns of
-    pixels after grid point i are starts[i]:starts[i + 1].
+
+@strict
+def _win(above, below, i, j, largest, bound, weights, best, labels):
+    """Write the labels of the pixels between the points i and j of two rows of the grid. ``best`` is scratch."""
+    best[:], labels[:] = -np.inf, 0
+    for line in range(0, len(largest), _LINE):
+        if _reaches(largest, line, bound):
+            for k in range(line, line + _LINE):
+                if largest[k] >= bound:
+                    _raise(best, labels, weights, above[i, k], above[j, k], below[i, k], below[j, k], k)
+
+
+@entry(error_model="numpy")
+def _run_cells(points, table, bias, count, tops, down, starts, right, rows, columns, found):
+    """Write found (H, W), the labels of the pixels in the cells of some rows and columns, each (first, end).
+
+    points (h, w, D) are compared with the ``count`` classes of table (T, D, N). If T is 0, they are scores, to which bias (C,)
+    is added. down (H,) and right (W,) say how far a pixel is from the grid point before it, in units of the grid. The rows of
+    pixels after grid point i are tops[i]:tops[i + 1], and starts are those of the columns.
     """
-    width, classes = above.shape
-    largest = np.full(-(-classes // _LINE) * _LINE, -np.inf, np.float32)
-    most = len(down) * (starts[1:] - starts[:-1]).max()
-    room, scores, ids = np.empty((4, most), np.float32), np.empty(most, np.float32), np.empty(most, np.int32)
-    for column in range(width):
-        first, end = starts[column], starts[column + 1]
-        if first == end:
-            continue
-        after = min(column + 1, width - 1)
-        a, b, c, d = above[column], above[after], below[column], below[after]
-        bound = _bounds(a, b, c, d, largest)
-        pixels = len(down) * (end - first)
-        weights, best, labels = room[:, :pixels], scores[:pixels], ids[:pixels]
-        _weigh(weights, down, right[first:end])
-        best[:], labels[:] = -np.inf, 0
-        for line in range(0, classes, _LINE):
-            if _reaches(largest, line, bound):
-                for k in range(line, min(line + _LINE, classes)):
-                    if largest[k] >= bound:
-                        _raise(best, labels, weights, a[k], b[k], c[k], d[k], k)
-        found[:, first:end] = labels.reshape(len(down), end - first)
+    (height, width, _), (first, end), (left, last) = points.shape, rows, columns
+    wide = min(last + 1, width) - left
+    length = table.shape[0] * table.shape[2] if len(table) else count
+    scores = np.empty((2, wide + wide % 2, length), np.float32)  # of two rows, which take turns
+    block = np.zeros((wide + wide % 2, table.shape[1]), np.float32)
+    high, low = np.empty((2, length), np.float32), np.empty((2, length), np.float32)
+    largest = np.full(-(-length // _LINE) * _LINE, -np.inf, np.float32)
+    most = (tops[first + 1 : end + 1] - tops[first:end]).max() * (starts[left + 1 : last + 1] - starts[left:last]).max()
+    room, best, labels = np.empty((4, most), np.float32), np.empty(most, np.float32), np.empty(most, np.int32)
+    _score(points[first], left, wide, table, bias, count, block, scores[first & 1])
+    for row in range(first, end):
+        above, below = scores[row & 1], scores[(row + 1) & 1]
+        if row + 1 < height:
+            _score(points[row + 1], left, wide, table, bias, count, block, below)
+        else:
+            below = above
+        here = down[tops[row] : tops[row + 1]]
+        _extremes(above[0], below[0], high[0], low[0])
+        for i in range(last - left):
+            start, stop = starts[left + i], starts[left + i + 1]
+            j, now, then = min(i + 1, wide - 1), i & 1, (i + 1) & 1
+            _extremes(above[j], below[j], high[then], low[then])
+            pixels = len(here) * (stop - start)
+            if pixels:
+                bound = _bound(high[now], low[now], high[then], low[then], largest)
+                _weigh(room, here, right[start:stop])
+                _win(above, below, i, j, largest, bound, room[:, :pixels], best[:pixels], labels[:pixels])
+                found[tops[row] : tops[row + 1], start:stop] = labels[:pixels].reshape(len(here), stop - start)
 
 
 def largest_class(
-    scores: Scores, grid: tuple[int, int, int], full: tuple[int, int], size: tuple[int, int], threads: int
+    points: np.ndarray,
+    classes: np.ndarray | None,
+    bias: np.ndarray | None,
+    full: tuple[int, int],
+    size: tuple[int, int],
+    threads: int,
 ) -> np.ndarray:
     """(H, W) int64: the class with the largest score at each pixel; ties go to the lower class.
 
-    The scores on a ``grid`` of (h, w, C) points cover ``full`` (height, width) pixels, and are interpolated as by
+    The scores are the products of points (h, w, D) and ``classes`` (C, D), or the points themselves plus a bias (C,) if those
+    are None. They cover ``full`` (height, width) pixels, and are interpolated as by
     ``torch.nn.functional.interpolate(mode="bilinear", align_corners=False)``; the first ``size`` = (H, W) of them are needed.
     Where a score is not a number, the class is arbitrary.
     """
-    height, width, classes = grid
-    (tops, down), (starts, right) = (axis(*each) for each in zip(grid, full, size, strict=False))
+    points = np.require(points, np.float32, ("C", "W"))
+    height, width, channels = points.shape
+    table = np.empty((0, 0, 0), np.float32) if classes is None else tiles(classes)
+    added = np.require(() if bias is None else bias, np.float32, ("C", "W"))
+    count = channels if classes is None else len(classes)
+    (tops, down), (starts, right) = (axis(*each) for each in zip((height, width), full, size, strict=True))
     found = np.empty(size, np.int64)
-    rows = max(1, _NUMBERS // (width * classes))
-    for first in range(0, height, rows):
-        end = min(first + rows, height)
-        block = np.require(scores(first, min(end + 1, height)), np.float32, ("C", "W"))
-        parts = [slice(tops[row], tops[row + 1]) for row in range(first, end)]
-        below = [*block[1:], block[-1]]
-        jobs = [(block[i], below[i], down[part], starts, right, found[part]) for i, part in enumerate(parts)]
-        parallel_for(lambda: (_run_row, lambda: None), jobs, threads)
+    rows = [(first, min(first + _ROWS, height)) for first in range(0, height, _ROWS)]
+    columns = [(first, min(first + _COLUMNS, width)) for first in range(0, width, _COLUMNS)]
+    jobs = [(points, table, added, count, tops, down, starts, right, *both, found) for both in product(rows, columns)]
+    parallel_for(lambda: (_run_cells, lambda: None), jobs, threads)
     return found
 
 
 def axis(points: int, full: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(starts (points + 1,) int64, distance (size,) float32) along one axis, as in :func:`_run_row`."""
+    """(starts (points + 1,) int64, distance (size,) float32) along one axis, as in :func:`_run_cells`."""
     centres = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(points / full) - np.float32(0.5)
     centres = np.maximum(centres, np.float32(0))
     before = np.minimum(centres.astype(np.int64), points - 1)

@@ -1,7 +1,6 @@
 """The network: an encoder, a decoder with one output per pixel, and the class embeddings."""
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -163,20 +162,14 @@ class SegmentationModel(nn.Module):
         by_products = self.normalize is not None and bias is None and coarse.device.type == "cpu"
         if not (dense or by_products) or full[0] * full[1] < _FINER * points[0] * points[1]:
             return self.classify(self.upsample(coarse, size), bias, among)
-        scored = _logits(coarse, bias, among) if dense else self._products(coarse, among)
-        labels = torch.stack([largest_class(scores, points, full, size) for scores in scored])
+        if dense:
+            chosen, classes = coarse if among is None else coarse[:, among], None
+            bias = bias if bias is None or among is None else bias[among]
+        else:
+            chosen = F.normalize(coarse, dim=1) if self.normalize == "quarter" else coarse
+            classes = self.classes() if among is None else self.classes()[among]
+        labels = torch.stack([largest_class(Scores(maps, classes, bias), full, size) for maps in chosen])
         return labels if among is None else among[labels]
-
-    def _products(self, coarse: torch.Tensor, among: torch.Tensor | None) -> list[Scores]:
-        """The inner products with the class embeddings for each image."""
-        coarse = F.normalize(coarse, dim=1) if self.normalize == "quarter" else coarse
-        classes = self.classes() if among is None else self.classes()[among]
-
-        def products(image_DHW: torch.Tensor, first: int, end: int) -> torch.Tensor:
-            rows_DHW = image_DHW[:, first:end]
-            return (rows_DHW.flatten(1).T @ classes.T).view(*rows_DHW.shape[1:], -1).permute(2, 0, 1)  # as the CPU reads them
-
-        return [Scores(partial(products, image_DHW), len(classes), coarse.device) for image_DHW in coarse]
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """All parameters in groups "encoder", "decoder" and "classes", for which training uses separate learning rates."""
@@ -208,18 +201,6 @@ class SegmentationModel(nn.Module):
             output = F.normalize(output, dim=1)
         output = _resize(output, size)
         return F.normalize(output, dim=1) if self.normalize == "full" else output
-
-
-def _logits(coarse: torch.Tensor, bias: torch.Tensor | None, among: torch.Tensor | None) -> list[Scores]:
-    """The logits of a dense head for each image, plus the bias of each class."""
-    if among is not None:
-        coarse, bias = coarse[:, among], None if bias is None else bias[among]
-
-    def logits(image_CHW: torch.Tensor, first: int, end: int) -> torch.Tensor:
-        rows = image_CHW[:, first:end]
-        return rows if bias is None else rows + bias[:, None, None]
-
-    return [Scores(partial(logits, image_CHW), len(image_CHW), coarse.device) for image_CHW in coarse]
 
 
 def _largest(logits: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -22,10 +22,6 @@ SHAPES = [
 """(grid, full, size): grids of one point, one that is finer than the picture, and factors that are no integers."""
 
 
-def of_grid(grid_Chw):
-    return Scores(lambda first, end: grid_Chw[:, first:end], len(grid_Chw), grid_Chw.device)
-
-
 def interpolated(grid_Chw, full, size):
     whole = F.interpolate(grid_Chw[None].double(), size=full, mode="bilinear", align_corners=False)[0]
     return whole[:, : size[0], : size[1]]
@@ -36,7 +32,7 @@ def check(found, grid_Chw, full, size):
     scores = interpolated(grid_Chw, full, size)
     assert found.shape == size and found.dtype == torch.int64
     chosen = scores.gather(0, found[None])[0]
-    assert (scores.amax(dim=0) - chosen).max() < 1e-5
+    assert (scores.amax(dim=0) - chosen).max() < 1e-5 * max(1, scores.abs().max())
 
 
 @pytest.mark.parametrize("way", [largest_class, coarse_labels._interpolated])
@@ -45,24 +41,57 @@ def test_the_largest_interpolated_score_wins(way, grid, full, size):
     torch.manual_seed(0)
     for classes, smooth in ((1, 1.0), (40, 1.0), (40, 0.01)):
         scores = torch.randn(classes, *grid) * smooth + torch.randn(classes, 1, 1)
-        found = way(of_grid(scores), grid, full, size)
+        found = way(Scores(scores), full, size)
         check(found, scores, full, size)
         assert classes == 1 or smooth < 1 or grid == (1, 1) or len(found.unique()) > 1
 
 
 @pytest.mark.parametrize("way", [largest_class, coarse_labels._interpolated])
+@pytest.mark.parametrize("dim", [1, 6, 64])
+@pytest.mark.parametrize(("grid", "full", "size"), SHAPES)
+def test_the_largest_product_with_a_class_wins(way, dim, grid, full, size, monkeypatch):
+    monkeypatch.setattr("ess.kernels.tiles.TILE", 128)  # several tiles
+    torch.manual_seed(0)
+    maps, classes = torch.randn(dim, *grid), torch.randn(300, dim)
+    scores = Scores(maps, classes)
+    whole = torch.einsum("cd,dhw->chw", classes, maps)
+    torch.testing.assert_close(scores.rows(0, grid[0]), whole)
+    check(way(scores, full, size), whole, full, size)
+
+
+@pytest.mark.parametrize("way", [largest_class, coarse_labels._interpolated])
+def test_a_bias_is_added(way):
+    torch.manual_seed(0)
+    maps, bias = torch.randn(30, 5, 7), torch.randn(30)
+    found = way(Scores(maps, bias=bias), (40, 56), (33, 50))
+    check(found, maps + bias[:, None, None], (40, 56), (33, 50))
+    assert not torch.equal(found, way(Scores(maps), (40, 56), (33, 50)))
+
+
+@pytest.mark.parametrize(
+    "classes", [None, torch.randn(30, 4, generator=torch.Generator().manual_seed(0))], ids=["maps", "products"]
+)
+def test_a_score_that_is_no_number_gives_some_class(classes):
+    maps = torch.randn(4, 5, 5, generator=torch.Generator().manual_seed(1))
+    maps[:, 2, 2] = float("nan")
+    found = largest_class(Scores(maps, classes), (40, 40), (40, 40))
+    assert found.min() >= 0 and found.max() < (4 if classes is None else 30)
+
+
+@pytest.mark.parametrize("way", [largest_class, coarse_labels._interpolated])
 def test_blocks_of_rows_join_without_a_seam(way, monkeypatch):
     scores = torch.randn(30, 6, 5, generator=torch.Generator().manual_seed(0))
-    whole = way(of_grid(scores), (6, 5), (48, 40), (45, 37))
-    monkeypatch.setattr(coarse_cpu, "_NUMBERS", 2 * 30 * 5)
+    whole = way(Scores(scores), (48, 40), (45, 37))
+    monkeypatch.setattr(coarse_cpu, "_ROWS", 2)
+    monkeypatch.setattr(coarse_cpu, "_COLUMNS", 3)
     monkeypatch.setattr(coarse_labels, "_NUMBERS", 3 * 30 * 40)
-    assert torch.equal(way(of_grid(scores), (6, 5), (48, 40), (45, 37)), whole)
+    assert torch.equal(way(Scores(scores), (48, 40), (45, 37)), whole)
 
 
 def test_ties_go_to_the_lower_class():
     scores = torch.ones(4, 3, 3)
     scores[0] -= 1
-    assert (largest_class(of_grid(scores), (3, 3), (12, 12), (12, 12)) == 1).all()
+    assert (largest_class(Scores(scores), (12, 12), (12, 12)) == 1).all()
 
 
 def test_few_classes_are_interpolated_where_the_scores_are_smooth(monkeypatch):
@@ -70,9 +99,12 @@ def test_few_classes_are_interpolated_where_the_scores_are_smooth(monkeypatch):
     grid = np.zeros((2, 2, 3), np.float32)
     grid[..., 0] = 1  # wins everywhere
     grid[0, 0, 1], grid[..., 2] = 0.99, -1
+    high, low = np.empty((2, 3), np.float32), np.empty((2, 3), np.float32)
+    for column in (0, 1):
+        coarse_cpu._extremes(grid[0, column], grid[1, column], high[column], low[column])
     largest = np.empty(3, np.float32)
-    bound = coarse_cpu._bounds(grid[0, 0], grid[0, 1], grid[1, 0], grid[1, 1], largest)
-    assert bound == 1
+    bound = coarse_cpu._bound(high[0], low[0], high[1], low[1], largest)
+    assert (bound, low[0].tolist(), largest.tolist()) == (1, [1, 0, -1], pytest.approx([1, 0.99, -1]))
     assert (largest >= bound).tolist() == [True, False, False]
 
 
