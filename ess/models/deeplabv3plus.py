@@ -34,7 +34,7 @@ class _FusingConv2d(nn.Conv2d):
     def forward(self, fine: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:  # type: ignore[override]  # two maps, not one
         of_fine, of_coarse = self.weight.split((fine.shape[1], coarse.shape[1]), dim=1)
         resized = resized_convolution(coarse, of_coarse, fine.shape[-2:])
-        return F.conv2d(fine, of_fine, self.bias, padding=self.padding) + resized
+        return F.conv2d(fine, of_fine, self.bias, padding=self.padding).add_(resized)
 
 
 class ASPP(nn.Module):
@@ -68,7 +68,7 @@ def _conv(in_channels: int, channels: int, size: int, rate: int = 1) -> nn.Seque
 def _block(conv: nn.Conv2d) -> nn.Sequential:
     """A convolution followed by BatchNorm and ReLU."""
     nn.init.kaiming_normal_(conv.weight)
-    return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU())
+    return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU(inplace=True))
 
 
 def _resize(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
