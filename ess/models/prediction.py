@@ -1,4 +1,4 @@
-"""Prepares a network for prediction: BatchNorm becomes part of the convolutions, and weights lie in the fastest order."""
+"""Prepares a network for prediction: folds BatchNorm into the convolutions, and orders weights for the fastest kernels."""
 
 import copy
 from collections.abc import Iterator
