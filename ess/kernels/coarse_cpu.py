@@ -6,8 +6,6 @@ the grid, and only these are interpolated. The result is exact; the scores of al
 Threads take a few columns of the grid at a time, so that scores stay in the cache between being computed and being compared.
 """
 
-from itertools import product
-
 import numpy as np
 
 from cocolvis.compiled import entry
@@ -17,7 +15,7 @@ from ess.kernels.threads import parallel_for
 from ess.kernels.tiles import score_pair, tiles
 
 _ROWS, _COLUMNS = 32, 16
-"""How many rows and columns of cells a thread takes at a time."""
+"""How many rows and columns of cells a thread takes at a time; threads share rows."""
 
 _LINE = 16
 """How many classes are compared with the bound at once."""
@@ -103,24 +101,25 @@ def _win(above, below, i, j, largest, bound, weights, best, labels):
 
 
 @entry(error_model="numpy")
-def _run_cells(points, table, bias, count, tops, down, starts, right, rows, columns, found):
-    """Write found (H, W), the labels of the pixels in the cells of some rows and columns, each (first, end).
+def _run_cells(points, table, bias, count, tops, down, starts, right, columns, found):
+    """Write found (H, W), the labels of the pixels after some rows of the grid, in some of its columns (first, end).
 
-    points (h, w, D) are compared with the ``count`` classes of table (T, D, N). If T is 0, they are scores, to which bias (C,)
-    is added. down (H,) and right (W,) say how far a pixel is from the grid point before it, in units of the grid. The rows of
-    pixels after grid point i are tops[i]:tops[i + 1], and starts are those of the columns.
+    points (h, w, D) are those rows, and the next one if there is any. They are compared with the ``count`` classes of table
+    (T, D, N); if T is 0, they are scores, to which bias (C,) is added. The rows of pixels after the point i of a column are
+    tops[i]:tops[i + 1], and starts are the same for the points of a row. down (H,) and right (W,) say how far a pixel is from
+    the point before it, in units of the grid.
     """
-    (height, width, _), (first, end), (left, last) = points.shape, rows, columns
+    (height, width, _), (left, last) = points.shape, columns
     wide = min(last + 1, width) - left
     length = table.shape[0] * table.shape[2] if len(table) else count
     scores = np.empty((2, wide + wide % 2, length), np.float32)  # of two rows, which take turns
     block = np.zeros((wide + wide % 2, table.shape[1]), np.float32)
     high, low = np.empty((2, length), np.float32), np.empty((2, length), np.float32)
     largest = np.full(-(-length // _LINE) * _LINE, -np.inf, np.float32)
-    most = (tops[first + 1 : end + 1] - tops[first:end]).max() * (starts[left + 1 : last + 1] - starts[left:last]).max()
+    most = (tops[1:] - tops[:-1]).max() * (starts[left + 1 : last + 1] - starts[left:last]).max()
     room, best, labels = np.empty((4, most), np.float32), np.empty(most, np.float32), np.empty(most, np.int32)
-    _score(points[first], left, wide, table, bias, count, block, scores[first & 1])
-    for row in range(first, end):
+    _score(points[0], left, wide, table, bias, count, block, scores[0])
+    for row in range(len(tops) - 1):
         above, below = scores[row & 1], scores[(row + 1) & 1]
         if row + 1 < height:
             _score(points[row + 1], left, wide, table, bias, count, block, below)
@@ -155,17 +154,18 @@ def largest_class(
     ``torch.nn.functional.interpolate(mode="bilinear", align_corners=False)``; the first ``size`` = (H, W) of them are needed.
     Where a score is not a number, the class is arbitrary.
     """
-    points = np.require(points, np.float32, ("C", "W"))
     height, width, channels = points.shape
     table = np.empty((0, 0, 0), np.float32) if classes is None else tiles(classes)
     added = np.require(() if bias is None else bias, np.float32, ("C", "W"))
     count = channels if classes is None else len(classes)
     (tops, down), (starts, right) = (axis(*each) for each in zip((height, width), full, size, strict=True))
     found = np.empty(size, np.int64)
-    rows = [(first, min(first + _ROWS, height)) for first in range(0, height, _ROWS)]
     columns = [(first, min(first + _COLUMNS, width)) for first in range(0, width, _COLUMNS)]
-    jobs = [(points, table, added, count, tops, down, starts, right, *both, found) for both in product(rows, columns)]
-    parallel_for(lambda: (_run_cells, lambda: None), jobs, threads)
+    for first in range(0, height, _ROWS):  # points in another order are copied, a few rows at a time
+        rows, end = np.require(points[first : first + _ROWS + 1], np.float32, ("C", "W")), min(first + _ROWS, height)
+        below = tops[first : end + 1]
+        jobs = [(rows, table, added, count, below, down, starts, right, each, found) for each in columns]
+        parallel_for(lambda: (_run_cells, lambda: None), jobs, threads)
     return found
 
 

@@ -38,7 +38,7 @@ def largest_class(scores: Scores, full: Sequence[int], size: Sequence[int]) -> t
         return _interpolated(scores, full, size)
     from ess.kernels import coarse_cpu  # imported late: numba is slow to import
 
-    points = scores.maps.permute(1, 2, 0).float().contiguous().numpy()
+    points = scores.maps.permute(1, 2, 0).float().numpy()
     classes, bias = (None if each is None else each.detach().float().numpy() for each in (scores.classes, scores.bias))
     threads = torch.get_num_threads()
     return torch.from_numpy(coarse_cpu.largest_class(points, classes, bias, (full[0], full[1]), (size[0], size[1]), threads))
