@@ -14,7 +14,7 @@ from cocolvis.storage.dataset import Dataset
 from ess.training.loop import train
 
 SAME = {"norm": "group", "freeze_bn": True, "dropout": 0.0, "batch_size": 4, "steps": 3, "save_every": 1, "eval_every": 3}
-SAME |= {"clip_norm": 1.0, "temperature": "learnt"}
+SAME |= {"clip_norm": 1.0, "temperature": "learnt", "seed": 1}  # with seed 0, rounding decides about an activation at a kink
 
 
 def torchrun(dataset, out, count, *more, **settings) -> subprocess.CompletedProcess:
