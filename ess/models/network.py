@@ -162,13 +162,14 @@ class SegmentationModel(nn.Module):
         by_products = self.normalize is not None and bias is None and coarse.device.type == "cpu"
         if not (dense or by_products) or full[0] * full[1] < _FINER * points[0] * points[1]:
             return self.classify(self.upsample(coarse, size), bias, among)
+        if among is not None and bias is not None:
+            bias = bias[among]
         if dense:
-            chosen, classes = coarse if among is None else coarse[:, among], None
-            bias = bias if bias is None or among is None else bias[among]
+            coarse, classes = (coarse if among is None else coarse[:, among]), None
         else:
-            chosen = F.normalize(coarse, dim=1) if self.normalize == "quarter" else coarse
+            coarse = F.normalize(coarse, dim=1) if self.normalize == "quarter" else coarse
             classes = self.classes() if among is None else self.classes()[among]
-        labels = torch.stack([largest_class(Scores(maps, classes, bias), full, size) for maps in chosen])
+        labels = torch.stack([largest_class(Scores(maps, classes, bias), full, size) for maps in coarse])
         return labels if among is None else among[labels]
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:

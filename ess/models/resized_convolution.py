@@ -13,8 +13,8 @@ def resized_convolution(maps: torch.Tensor, weight: torch.Tensor, size: Sequence
     convolution is a sum over its k * k taps: a tap multiplies every point by a matrix (D, C) and shifts the result. Bilinear
     interpolation commutes with these matrices, and is itself a product with one matrix for each direction. So the taps are
     applied to the h * w points, and one product for each direction interpolates, shifts, and sums over the taps. From 30 x 40
-    to 120 x 160 points, with 256 channels and k = 3, this takes 1.6 instead of 11.3 billion multiplications. The
-    saving shrinks as sides grow, to nothing at some 1600 points.
+    to 120 x 160 points, with 256 channels and k = 3, this takes 1.6 instead of 11.3 billion multiplications. The saving
+    shrinks as sides grow, to nothing at some 1600 points.
     """
     batch, _, height, width = maps.shape
     outputs, _, taps, _ = weight.shape
