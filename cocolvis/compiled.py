@@ -88,6 +88,14 @@ trailing_zeros: Callable = intrinsic(_trailing_zeros)
 """In compiled functions: the zeros below the lowest bit of an integer that is set, all its bits if it is 0; one instruction."""
 
 
+def _set_bits(typing, number):
+    return number(number), lambda context, builder, signature, values: builder.ctpop(values[0])
+
+
+set_bits: Callable = intrinsic(_set_bits)
+"""In compiled functions: how many bits of an integer are set; one instruction on most processors."""
+
+
 def _word_at(typing, text, at):
     def load(context, builder, signature, values):
         text = context.make_array(signature.args[0])(context, builder, values[0])

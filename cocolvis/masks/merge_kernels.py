@@ -1,10 +1,11 @@
 """The compiled loops that stack the regions of an image and find the runs of the resulting mask.
 
-The mask never exists, and no pixel is painted. Regions arrive as spans of pixels that are numbered down the columns. Each has a
-bit, the lower the further up it lies, which is flipped at the pixels where a span starts and where it stops. From pixel to
-pixel, the lowest bit that is set tells which region is seen, which gives the runs of the columns. They are compared with
-themselves, one column later: where a pixel differs from the one on its left, a run of a row can start. These pixels are sorted
-by row at the end. The time depends on the spans and the runs.
+The mask never exists, and no pixel is painted. Regions arrive as spans of pixels that are numbered down the columns. The pixels
+where a span starts or stops are marked in a map of one bit per pixel, and listed from it in order. Each region has a bit, the
+lower the further up it lies, which is flipped at these pixels. From one to the next, the lowest bit that is set tells which
+region is seen, which gives the runs of the columns. They are compared with themselves, one column later: where a pixel differs
+from the one on its left, a run of a row can start. These pixels are sorted by row at the end. The time depends on the spans and
+the runs, and hardly on the pixels.
 
 Processors cannot predict where spans end, so the loops avoid branches that depend on it: they store what may not count, and
 overwrite it then.
@@ -12,11 +13,14 @@ overwrite it then.
 
 import numpy as np
 
-from cocolvis.compiled import entry, inner, trailing_zeros
+from cocolvis.compiled import entry, inner, set_bits, trailing_zeros
 from cocolvis.masks.run_kernels import split
 
-_BLOCK = 2**13
-"""Words of flipped bits that are kept at a time: 64 KiB."""
+_BLOCK = 2**20
+"""Words of flipped bits that are kept at a time, at most: 8 MiB. Images of up to a million pixels and 64 regions are one block."""
+
+_AT_ONCE = 2
+"""Pixels that are listed without asking whether a word of the map marks so many; few words mark more."""
 
 _CLASS_BITS = 16
 """The bits of a class at the lower end of a key; the column follows."""
@@ -45,8 +49,6 @@ def _column_runs(starts, stops, bounds, class_ids, height, width):
     """
     pixels, words = height * width, max(1, -(-len(class_ids) // 64))
     size = max(64, _BLOCK // words // 64 * 64)
-    flips = np.zeros((words, size), np.uint64)  # of each pixel of a block: the regions that start or stop there
-    flipped = np.zeros(size // 64, np.uint64)  # a bit for each pixel that has any
     covering = np.zeros(words, np.uint64)  # the regions that the pixel belongs to
     next_starts, next_stops = bounds[:-1].copy(), bounds[:-1].copy()  # the first edges of each region beyond the blocks so far
     ids = np.zeros(64 * words + 1, np.int64)  # 0 is where no region is
@@ -55,64 +57,97 @@ def _column_runs(starts, stops, bounds, class_ids, height, width):
     firsts[0], firsts[1], classes[0], classes[1], count = -height, 0, -1, 0, 2
     for first in range(0, pixels, size):
         last = min(first + size, pixels)
-        _flip(flips, flipped, first, last, starts, bounds, next_starts)
-        _flip(flips, flipped, first, last, stops, bounds, next_stops)
-        count = _changes(flips, flipped, covering, ids, first, firsts, classes, count)
+        marked = np.zeros(-(-(last - first) // 64), np.uint64)  # a bit for each pixel where any region starts or stops
+        _mark(marked, first, last, starts, bounds, next_starts)
+        _mark(marked, first, last, stops, bounds, next_stops)
+        before, places = _listed(marked, 2 * len(starts))
+        flips = np.zeros((words, len(places)), np.uint64)  # of each of these pixels: the regions that start or stop there
+        _flip(flips, marked, before, first, last, starts, bounds, next_starts)
+        _flip(flips, marked, before, first, last, stops, bounds, next_stops)
+        count = _changes(flips, places, covering, ids, first, firsts, classes, count)
     firsts[count] = pixels
     return firsts[: count + 1], classes[:count]
 
 
 @inner()
-def _flip(flips, flipped, first, last, edges, bounds, following):
-    """Flip the bits of all regions at their edges, which are the starts or the stops of spans, in a block of pixels.
+def _end(edges, edge, end, last):
+    """The first of the ascending edges[edge:end] that is not before the pixel ``last``."""
+    if edge == end or edges[end - 1] < last:
+        return end
+    return edge + np.searchsorted(edges[edge:end], last)
+
+
+@inner()
+def _mark(marked, first, last, edges, bounds, following):
+    """Mark the edges of all regions, which are the starts or the stops of spans, in a block of pixels.
 
     These are the first pixel of the block and the one after it. The edges of region i are those before bounds[i + 1]; the next
     one is ``following[i]``.
     """
     for region in range(len(following)):
-        bits, bit = flips[region // 64], _ONE << np.uint64(region % 64)
-        edge, end = following[region], bounds[region + 1]
-        while edge < end and edges[edge] < last:
-            at = np.uint64(edges[edge] - first)
-            bits[at] ^= bit
-            flipped[at // _BITS] |= _ONE << (at % _BITS)
-            edge += 1
-        following[region] = edge
+        edge = following[region]
+        for i in range(edge, _end(edges, edge, bounds[region + 1], last)):
+            at = np.uint64(edges[i] - first)
+            marked[at // _BITS] |= _ONE << (at % _BITS)
 
 
 @inner()
-def _changes(flips, flipped, covering, ids, first, firsts, classes, count):
+def _listed(marked, most):
+    """(before, places), both int32: how many pixels are marked before each word, and which; no more than ``most``."""
+    before, places, listed = np.empty(len(marked), np.int32), np.empty(min(64 * len(marked), most) + _AT_ONCE, np.int32), 0
+    for part in range(len(marked)):
+        before[part] = listed
+        left = marked[part]
+        count = np.int64(set_bits(left))
+        for i in range(_AT_ONCE):
+            places[listed + i] = 64 * part + np.int64(trailing_zeros(left))
+            left &= left - _ONE
+        for i in range(_AT_ONCE, count):
+            places[listed + i] = 64 * part + np.int64(trailing_zeros(left))
+            left &= left - _ONE
+        listed += count
+    return before, places[:listed]
+
+
+@inner()
+def _flip(flips, marked, before, first, last, edges, bounds, following):
+    """Flip the bits of all regions at their edges, which are marked. ``following`` moves on; the arguments are as above."""
+    for region in range(len(following)):
+        bits, bit = flips[region // 64], _ONE << np.uint64(region % 64)
+        edge = following[region]
+        following[region] = _end(edges, edge, bounds[region + 1], last)
+        for i in range(edge, following[region]):
+            at = np.uint64(edges[i] - first)
+            word, below = at // _BITS, (_ONE << (at % _BITS)) - _ONE
+            bits[np.uint64(before[word]) + set_bits(marked[word] & below)] ^= bit
+
+
+@inner()
+def _changes(flips, places, covering, ids, first, firsts, classes, count):
     """Append the runs that begin in a block, whose first pixel is given; the new number of runs.
 
-    ``flips`` (words, pixels) and ``flipped`` become zero again. ``covering`` passes from block to block.
+    ``flips`` is (words, n), for the n ``places``. ``covering`` passes from block to block.
     """
     first_word, last = covering[0], classes[count - 1]
-    for part in range(len(flipped)):
-        left = flipped[part]
-        flipped[part] = _NONE
-        while left:
-            at = np.uint64(64 * part) + trailing_zeros(left)
-            left &= left - _ONE
-            first_word ^= flips[0, at]
-            flips[0, at] = _NONE
-            top = trailing_zeros(first_word)
-            if len(flips) > 1:  # more than 64 regions
-                covering[0] = first_word
-                top = _lowest_of_many(flips, covering, at)
-            firsts[count], classes[count] = first + np.int64(at), ids[top]
-            count += ids[top] != last
-            last = ids[top]
+    for at in range(len(places)):
+        first_word ^= flips[0, at]
+        top = trailing_zeros(first_word)
+        if len(flips) > 1:  # more than 64 regions
+            below = _lowest_of_others(flips, covering, at)
+            top = top if first_word else below
+        firsts[count], classes[count] = first + places[at], ids[top]
+        count += ids[top] != last
+        last = ids[top]
     covering[0] = first_word
     return count
 
 
 @inner()
-def _lowest_of_many(flips, covering, at):
-    """The lowest of all bits of ``covering``, of which the words after the first change here; 64 times its words if none is."""
+def _lowest_of_others(flips, covering, at):
+    """The lowest bit of ``covering`` after its first word, all of which changes here; 64 times the words if none is set."""
     top = _BITS * np.uint64(len(flips))
-    for word in range(len(flips) - 1, -1, -1):
+    for word in range(len(flips) - 1, 0, -1):
         covering[word] ^= flips[word, at]
-        flips[word, at] = _NONE
         if covering[word]:
             top = _BITS * np.uint64(word) + trailing_zeros(covering[word])
     return top

@@ -32,7 +32,7 @@ def outline_length(points, bounds, height, width):
     for polygon in range(len(bounds) - 1):
         before = bounds[polygon + 1] - 1
         for i in range(bounds[polygon], bounds[polygon + 1]):
-            x, y = points[i]
+            x, y = points[i, 0], points[i, 1]  # unpacking points[i] would count references to it
             if not (-width <= x <= 2 * width and -height <= y <= 2 * height):
                 return -1.0
             length += max(abs(x - points[before, 0]), abs(y - points[before, 1]))
@@ -59,12 +59,12 @@ def _minor(start, slope, step):
 
 
 @inner()
-def _steps_to_pass(x0, slope, steps, centre):
+def _steps_to_pass(x0, slope, inverse, steps, centre):
     """How many of the ``steps`` of a steep edge, at least 1, take its x from one side of a centre to the other.
 
-    The quotient gives the number up to rounding. It is corrected until it agrees with :func:`_minor`.
+    ``inverse``, 1 / slope, gives the number up to rounding. It is corrected until it agrees with :func:`_minor`.
     """
-    step = min(max(int((centre - x0) / slope), 1), steps)
+    step = min(max(int((centre - x0) * inverse), 1), steps)
     while step > 1 and (_minor(x0, slope, step - 1) > centre) == (slope > 0):
         step -= 1
     while step < steps and (_minor(x0, slope, step) > centre) != (slope > 0):
@@ -81,11 +81,11 @@ def _cross(x0, y0, x1, y1, height, width, columns, rows, count):
     steep = dy > dx
     if (y0 > y1) if steep else (x0 > x1):
         x0, y0, x1, y1 = x1, y1, x0, y0
-    slope = (x1 - x0) / dy if steep else (y1 - y0) / dx
+    slope, inverse = ((x1 - x0) / dy, dy / (x1 - x0)) if steep else ((y1 - y0) / dx, 0.0)
     for column in range(_next_centre(min(x0, x1)), min(_next_centre(max(x0, x1)), width)):
         before = _SCALE * column + _SCALE // 2  # the grid point before the centre, which is half a step further
         if steep:
-            y = y0 + _steps_to_pass(x0, slope, dy, before + 0.5) - 1
+            y = y0 + _steps_to_pass(x0, slope, inverse, dy, before + 0.5) - 1
         else:
             y = min(_minor(y0, slope, before - x0), _minor(y0, slope, before - x0 + 1))
         columns[count], rows[count] = column, min(_next_centre(y), height)

@@ -164,11 +164,12 @@ def naively_merged(regions, height, width):
         (640, 480),
         (4096, 2),
         (8193, 1),
+        (1030, 1030),
     ],
 )
 @pytest.mark.parametrize("count", [0, 1, 3, 40, 64, 65, 200])
 def test_runs_are_those_of_a_mask_that_is_painted_whole(height, width, count):
-    """Of all shapes, because the compiled loop takes 64 regions at a time, and 8192 pixels if there are no more."""
+    """Of all shapes, because the compiled loop takes 64 regions at a time, and 2**20 pixels if there are no more."""
     rng = np.random.default_rng((height, width, count))
     regions = []
     for _ in range(count):
