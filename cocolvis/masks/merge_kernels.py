@@ -17,7 +17,7 @@ from cocolvis.compiled import entry, inner, set_bits, trailing_zeros
 from cocolvis.masks.run_kernels import split
 
 _BLOCK = 2**20
-"""Words of flipped bits that are kept at a time, at most: 8 MiB. Images of up to a million pixels and 64 regions are one block."""
+"""Words of flipped bits that are kept at a time, at most: 8 MiB. A million pixels with up to 64 regions are one block."""
 
 _AT_ONCE = 2
 """Pixels that are listed without asking whether a word of the map marks so many; few words mark more."""
@@ -94,7 +94,8 @@ def _mark(marked, first, last, edges, bounds, following):
 @inner()
 def _listed(marked, most):
     """(before, places), both int32: how many pixels are marked before each word, and which; no more than ``most``."""
-    before, places, listed = np.empty(len(marked), np.int32), np.empty(min(64 * len(marked), most) + _AT_ONCE, np.int32), 0
+    before, places = np.empty(len(marked), np.int32), np.empty(min(64 * len(marked), most) + _AT_ONCE, np.int32)
+    listed = np.int64(0)
     for part in range(len(marked)):
         before[part] = listed
         left = marked[part]
