@@ -52,7 +52,8 @@ def _column_runs(starts, stops, bounds, class_ids, height, width):
     covering = np.zeros(words, np.uint64)  # the regions that the pixel belongs to
     next_starts, next_stops = bounds[:-1].copy(), bounds[:-1].copy()  # the first edges of each region beyond the blocks so far
     ids = np.zeros(64 * words + 1, np.int64)  # 0 is where no region is
-    ids[: len(class_ids)] = class_ids
+    for region in range(len(class_ids)):
+        ids[region] = class_ids[region]
     firsts, classes = np.empty(2 * len(starts) + 3, np.int64), np.empty(2 * len(starts) + 3, np.int64)
     firsts[0], firsts[1], classes[0], classes[1], count = -height, 0, -1, 0, 2
     for first in range(0, pixels, size):

@@ -35,7 +35,8 @@ def read_all(text, bounds, longest, height, width):
         first, last = ends[i], ends[i] + len(some_starts)
         if last > len(starts):
             starts, stops = longer(starts, 2 * last), longer(stops, 2 * last)
-        starts[first:last], stops[first:last] = some_starts, some_stops
+        for span in range(last - first):
+            starts[first + span], stops[first + span] = some_starts[span], some_stops[span]
         ends[i + 1] = last
     return read, starts[: ends[count]], stops[: ends[count]], ends
 

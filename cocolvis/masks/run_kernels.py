@@ -155,7 +155,8 @@ def split(bounds, values):
 def longer(values, length):
     """The same values (n,) with room for ``length``; what follows them is undefined."""
     copy = np.empty(length, values.dtype)
-    copy[: len(values)] = values
+    for i in range(len(values)):
+        copy[i] = values[i]
     return copy
 
 

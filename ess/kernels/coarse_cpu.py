@@ -73,18 +73,26 @@ def _weigh(weights, down, right):
 
 @strict
 def _score(points, left, wide, table, bias, count, block, rows):
-    """Write the scores of ``wide`` points (w, D) from ``left`` on to rows (n, T * N), as in _run_cells; n is even."""
+    """Write the scores of ``wide`` points (w, D) from ``left`` on to rows (n, T * N), as in _run_cells; n is even.
+
+    Loops copy arrays here and below: with assignments to slices, numba takes five times as long to compile.
+    """
     even, (tiles, _, width) = len(rows), table.shape
     if tiles:
-        block[:wide, : points.shape[1]] = points[left : left + wide]
+        for i in range(wide):
+            for d in range(points.shape[1]):
+                block[i, d] = points[left + i, d]
         products = rows.reshape(even, tiles, width)
         for tile in range(tiles):
             for i in range(0, even, 2):
                 score_pair(products, i, tile, table, tile, block, COSINE)
-        rows[:, count:] = -np.inf
+        for i in range(even):
+            for k in range(count, tiles * width):
+                rows[i, k] = -np.inf
     else:
-        rows[:wide] = points[left : left + wide]
         for i in range(wide):
+            for k in range(count):
+                rows[i, k] = points[left + i, k]
             for k in range(len(bias)):
                 rows[i, k] += bias[k]
 
@@ -136,7 +144,8 @@ def _run_cells(points, table, bias, count, tops, down, starts, right, columns, f
                 bound = _bound(high[now], low[now], high[then], low[then], largest)
                 _weigh(room, here, right[start:stop])
                 _win(above, below, i, j, largest, bound, room[:, :pixels], best[:pixels], labels[:pixels])
-                found[tops[row] : tops[row + 1], start:stop] = labels[:pixels].reshape(len(here), stop - start)
+                for p in range(pixels):
+                    found[tops[row] + p // (stop - start), start + p % (stop - start)] = labels[p]
 
 
 def largest_class(
