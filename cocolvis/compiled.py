@@ -26,6 +26,9 @@ def entry(**options) -> Callable:
 
     Every call must pass the same argument types. Different types would put two compiled versions into one cache, and when two
     processes compile different versions first, numba's index can name one version and point to the other.
+
+    Arrays are best copied by loops: numba compiles the assignment of an array to a slice together with its error messages,
+    which takes seconds.
     """
 
     def decorate(function: Callable) -> Callable:

@@ -73,10 +73,7 @@ def _weigh(weights, down, right):
 
 @strict
 def _score(points, left, wide, table, bias, count, block, rows):
-    """Write the scores of ``wide`` points (w, D) from ``left`` on to rows (n, T * N), as in _run_cells; n is even.
-
-    Loops copy arrays here and below: with assignments to slices, numba takes five times as long to compile.
-    """
+    """Write the scores of ``wide`` points (w, D) from ``left`` on to rows (n, T * N), as in _run_cells; n is even."""
     even, (tiles, _, width) = len(rows), table.shape
     if tiles:
         for i in range(wide):
