@@ -31,4 +31,4 @@ def _resizing(before: int, after: int, taps: int, like: torch.Tensor) -> torch.T
     """(after, before, taps): what a point contributes to one of the resized points by each tap along one direction."""
     points = torch.eye(before, dtype=like.dtype, device=like.device)
     resized = F.interpolate(points[None], size=after, mode="linear", align_corners=False)[0]
-    return F.pad(resized, (taps // 2, taps // 2)).unfold(1, after, 1).permute(2, 0, 1)
+    return F.pad(resized, (taps // 2, taps // 2)).unfold(1, taps, 1).permute(1, 0, 2)

@@ -1,5 +1,6 @@
 """The convolution of a resized map against interpolation followed by PyTorch's convolution."""
 
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -58,3 +59,25 @@ def test_the_weights_keep_their_names():
     names = set(build_model(encoder="resnet18", classes=5, dim=3).decoder.state_dict())
     assert {"head.0.0.weight", "head.0.1.running_mean", "head.1.weight", "head.1.bias"} <= names
     assert not any("bias" in name and name.startswith("head.0.0") for name in names)
+
+
+class Resized(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(4, 6, 3, 3))
+
+    def forward(self, maps):
+        return resized_convolution(maps, self.weight, (4 * maps.shape[2], 4 * maps.shape[3]))
+
+
+def test_exported_files_take_other_sizes(tmp_path):
+    torch.manual_seed(0)
+    module, sizes = Resized().eval(), {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+    program = torch.export.export(module, (torch.randn(1, 6, 8, 12),), dynamic_shapes=(sizes,))
+    torch.onnx.export(program, dynamo=True, verbose=False).save(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for size in ((5, 7), (11, 9)):
+        maps = torch.randn(1, 6, *size)
+        (found,) = session.run(None, {session.get_inputs()[0].name: maps.numpy()})
+        for other in (torch.from_numpy(found), program.module()(maps)):
+            torch.testing.assert_close(other, module(maps), atol=1e-4, rtol=1e-4)
