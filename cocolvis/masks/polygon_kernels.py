@@ -32,7 +32,7 @@ def outline_length(points, bounds, height, width):
     for polygon in range(len(bounds) - 1):
         before = bounds[polygon + 1] - 1
         for i in range(bounds[polygon], bounds[polygon + 1]):
-            x, y = points[i, 0], points[i, 1]  # unpacking points[i] would count references to it
+            x, y = points[i, 0], points[i, 1]
             if not (-width <= x <= 2 * width and -height <= y <= 2 * height):
                 return -1.0
             length += max(abs(x - points[before, 0]), abs(y - points[before, 1]))
