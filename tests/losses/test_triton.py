@@ -116,7 +116,7 @@ def test_exact_is_the_definition(classes, dim, size, names, distance):
 
 
 @kernel
-@pytest.mark.parametrize("distance", [EUCLIDEAN, SQUARED])
+@pytest.mark.parametrize("distance", [EUCLIDEAN, long(SQUARED)])
 @pytest.mark.parametrize("near", [long(0.1), long(1e-2), 1e-4, 0.0])
 def test_confident_pixels_keep_their_precision(near, distance):
     o, labels, e = problem(75, 12, 40, near)
@@ -131,7 +131,7 @@ def test_pixels_near_other_classes_keep_their_precision(near):
 
 
 @kernel
-@pytest.mark.parametrize("target", [0, 31, 32, 63, 64, 127, 128, 139])
+@pytest.mark.parametrize("target", [0, 31, 32, *map(long, (63, 64, 127, 128)), 139])
 def test_images_of_one_class_at_the_edge_of_a_tile(target):
     o, labels, e = problem(140, 5, 20)
     assert_matches((o, labels.clamp_max(0) + target * (labels >= 0), torch.ones(2, 20), e, None, None))
@@ -218,7 +218,7 @@ def test_long_embeddings_do_not_overflow(distance, temperature):
 
 
 @kernel
-@pytest.mark.parametrize("distance", [EUCLIDEAN, SQUARED])
+@pytest.mark.parametrize("distance", [EUCLIDEAN, long(SQUARED)])
 @pytest.mark.parametrize(("pixels", "classes"), [(1e-6, 1.0), (1.0, 1e-6), (1e-4, 1e-4), (0.0, 1.0)])
 def test_embeddings_of_very_different_lengths(pixels, classes, distance):
     o, labels, e = problem(75, 12, 40)
@@ -311,8 +311,8 @@ def nearest_ids(queries, classes, k, products, bias=None, roots=False):
 @pytest.mark.parametrize(
     ("classes", "dim", "k"),
     [
-        *[(2, 2, 1), (2, 2, 2), (37, 3, 5), (100, 12, 1), (150, 12, 8), (33, 1, 33)],
-        pytest.param(70, 64, 65, marks=pytest.mark.long),
+        *[(2, 2, 1), (2, 2, 2), (37, 3, 5), (100, 12, 1), (150, 12, 8)],
+        *[long(33, 1, 33), long(70, 64, 65)],
     ],
 )
 def test_search_agrees_with_sorting(classes, dim, k, products):
@@ -339,7 +339,7 @@ def test_search_agrees_with_faiss(products):
 
 @kernel
 @pytest.mark.parametrize("products", [False, True])
-@pytest.mark.parametrize("k", [1, 3, 8, pytest.param(40, marks=pytest.mark.long)])
+@pytest.mark.parametrize("k", [1, long(3), 8, long(40)])
 def test_search_takes_the_lower_id_among_equals(k, products):
     g = torch.Generator().manual_seed(0)
     queries, e = (torch.randint(-1, 2, (n, 3), generator=g).float() for n in (40, 80))  # small integers: many exact ties
@@ -375,7 +375,7 @@ def test_search_with_a_bias_takes_the_lower_id_among_equals(roots):
 
 
 @kernel
-@pytest.mark.parametrize(("far", "count", "k", "right"), [(1, 800, 1, 0.999), (100, 40, 1, 0.5), (100, 40, 5, 0.5)])
+@pytest.mark.parametrize(("far", "count", "k", "right"), [long(1, 800, 1, 0.999), (100, 40, 1, 0.5), (100, 40, 5, 0.5)])
 def test_search_tells_classes_apart_whose_products_are_equal(far, count, k, right):
     g = torch.Generator().manual_seed(0)
     queries, e = (far + torch.randn(n, 3, generator=g) / 100 for n in (count, 80))

@@ -118,11 +118,11 @@ def test_ignored_pixels_may_hold_anything(distance):
 @kernel
 @pytest.mark.parametrize("distance", EACH)
 def test_the_order_of_the_pixels_changes_no_bit(distance, monkeypatch):
-    o, labels, e = problem(10, 5, 700)
-    ids, weights = drawn(labels, 10, 6), signed(1400)
+    o, labels, e = problem(10, 5, 300)
+    ids, weights = drawn(labels, 10, 6), signed(600)
     expected = run(o, e, ids, weights, 10.0, distance)
-    order = torch.randperm(700, generator=torch.Generator().manual_seed(3))
-    there = torch.cat([order, order + 700])
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(3))
+    there = torch.cat([order, order + 300])
     for copies in (64, 1):
         monkeypatch.setattr(sums, "_COPIES", copies)
         found = run(o[:, :, order], e, ids[there], weights[there], 10.0, distance)
@@ -174,17 +174,17 @@ def test_any_strides():
 
 @kernel
 def test_images_of_one_pixel():
-    o, labels, e = problem(9, 3, 15)
-    alone = o.transpose(1, 2).reshape(30, 3, 1)
+    o, labels, e = problem(9, 3, 8)
+    alone = o.transpose(1, 2).reshape(16, 3, 1)
     found, expected = (
         search.candidates(*(x.to(DEVICE) for x in given), 4, products=False).cpu()
-        for given in ((alone, labels.view(30, 1), e), (o, labels, e))
+        for given in ((alone, labels.view(16, 1), e), (o, labels, e))
     )
     counted = labels.flatten() >= 0
     assert torch.equal(found[counted], expected[counted]) and torch.equal(found[:, 0], expected[:, 0])
-    losses, moves, classes = run(alone, e, found, signed(30), 10.0, EUCLIDEAN)
-    plain = run(o, e, found, signed(30), 10.0, EUCLIDEAN)
-    assert torch.equal(losses, plain[0]) and torch.equal(moves.view(2, 15, 3).transpose(1, 2), plain[1])
+    losses, moves, classes = run(alone, e, found, signed(16), 10.0, EUCLIDEAN)
+    plain = run(o, e, found, signed(16), 10.0, EUCLIDEAN)
+    assert torch.equal(losses, plain[0]) and torch.equal(moves.view(2, 8, 3).transpose(1, 2), plain[1])
     assert torch.equal(classes, plain[2])
 
 
@@ -302,7 +302,7 @@ def test_the_number_of_operations_does_not_depend_on_the_pixels_and_none_waits_f
     for name in ("_QUERIES", "_ELEMENTS"):  # with few of these, other ways to compute the loss need several chunks
         monkeypatch.setattr(cross_entropy, name, 100)
     counts = []
-    for size in (6, 24):
+    for size in (6, 12):
         o, labels, e = problem(30, 5, size * size)
         with Operations() as seen:
             gradients(o.view(2, 5, size, size), labels.view(2, size, size), e, k=4)
