@@ -42,7 +42,7 @@ test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n $(JOBS) -m "not long"
 
 test-long: $(VENV)/.ready
-	COCOLVIS_BROWSER=required $(BIN)/python -m pytest -n $(JOBS)
+	COCOLVIS_BROWSER=required $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 # Chromium, for the tests of the explorer: make test skips them without it and says so, make test-long fails.
 browser: $(VENV)/.ready
