@@ -28,7 +28,7 @@ def training_curves(run: Run) -> dict[str, Points]:
     of those kept.
     """
     found: dict[str, dict[int, float]] = {LOSS: {}, MIOU: {}}
-    for path in sorted(run.folder.glob("tensorboard/**/events.out.tfevents.*")):
+    for path in sorted(run.folder.glob("tensorboard/**/events.out.tfevents.*"), key=_started):
         for event in _events(path):
             if event.session_log.status == event.session_log.START:  # a resumed training repeats the steps from here on
                 found = {name: {step: v for step, v in points.items() if step < event.step} for name, points in found.items()}
@@ -39,6 +39,11 @@ def training_curves(run: Run) -> dict[str, Points]:
         if checkpoint.step and checkpoint.miou >= 0:
             found[MIOU].setdefault(checkpoint.step, checkpoint.miou)
     return {name: sorted(points.items()) for name, points in found.items()}
+
+
+def _started(path: Path) -> tuple[float, str]:
+    """The time of a file's first event, since names know whole seconds only and end in a number that is not padded."""
+    return next((event.wall_time for event in _events(path)), 0.0), path.name
 
 
 def _events(path: Path) -> Iterator[Any]:

@@ -196,7 +196,11 @@ def test_curves_are_those_of_the_training_and_a_resumed_one_counts_once(run, tmp
     shutil.rmtree(copy.folder / "tensorboard")
     assert training_curves(copy) == {LOSS: [], MIOU: []}
     events(copy, {LOSS: {10: 4.0, 20: 3.0, 30: float("nan"), 40: 9.0}, MIOU: {20: 0.25, 40: 0.9}, "train/lr": {10: 1.0}})
+    (first,) = (copy.folder / "tensorboard" / "ess").iterdir()
+    first = first.rename(first.with_name("events.out.tfevents.1700000000.host.7.9"))
     events(copy, {LOSS: {40: 2.0, 50: 1.5}, MIOU: {40: 0.5}}, purge=31)
+    (second,) = (file for file in first.parent.iterdir() if file != first)
+    second.rename(second.with_name("events.out.tfevents.1700000000.host.7.10"))  # of the same second and process as the first
     assert training_curves(copy) == {LOSS: [(10, 4.0), (20, 3.0), (40, 2.0), (50, 1.5)], MIOU: [(20, 0.25), (40, 0.5)]}
     copy.score(4, {"miou": 0.125})
     assert training_curves(copy)[MIOU] == [(4, 0.125), (20, 0.25), (40, 0.5)]
