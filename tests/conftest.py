@@ -30,6 +30,13 @@ def pytest_runtest_setup(item):
         pytest.skip("needs Linux")
 
 
+@pytest.fixture(autouse=True)
+def one_core(monkeypatch):
+    """Commands that are called in this process start no other ones unless a test asks for them: each takes seconds to start."""
+    for command in ("creation.run", "creation.sample", "inspection.verify"):
+        monkeypatch.setattr(f"cli.cocolvis.{command}.cores", lambda: 1)
+
+
 class Built(NamedTuple):
     """The folders of a COCO + LVIS tree and a data set that was built from it; tests must not change them."""
 

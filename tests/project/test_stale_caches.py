@@ -60,7 +60,15 @@ def test_a_change_of_an_imported_file_compiles_again(package):
     assert called(package) == [9, 0]
 
 
-@pytest.mark.parametrize(("ending", "kept"), [(".nbi", 0), (".nbi", 50), (".nbc", 0), (".nbc", 500)])
+@pytest.mark.parametrize(
+    ("ending", "kept"),
+    [
+        (".nbi", 0),
+        pytest.param(".nbi", 50, marks=pytest.mark.long),
+        pytest.param(".nbc", 0, marks=pytest.mark.long),
+        (".nbc", 500),
+    ],
+)
 def test_a_truncated_cache_is_replaced(package, ending, kept):
     assert called(package) == [2, 0]
     (path,) = package.parent.rglob(f"*{ending}")

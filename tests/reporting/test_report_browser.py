@@ -14,7 +14,7 @@ def browser():
         yield running
 
 
-@pytest.fixture(params=["light", "dark"])
+@pytest.fixture(params=["light", pytest.param("dark", marks=pytest.mark.long)])
 def page(browser, reported, request):
     """The report, opened from the disk; fails the test if anything goes wrong in it, or if it requests anything."""
     problems, address = [], reported.path.as_uri()
