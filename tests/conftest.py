@@ -33,8 +33,8 @@ def pytest_runtest_setup(item):
 @pytest.fixture(autouse=True)
 def one_core(monkeypatch):
     """Commands that are called in this process start no other ones unless a test asks for them: each takes seconds to start."""
-    for command in ("creation.run", "creation.sample", "inspection.verify"):
-        monkeypatch.setattr(f"cli.cocolvis.{command}.cores", lambda: 1)
+    for command in ("run", "sample"):
+        monkeypatch.setattr(f"cli.cocolvis.creation.{command}.cores", lambda: 1)
 
 
 class Built(NamedTuple):

@@ -271,3 +271,17 @@ def test_a_closed_pipe_is_quiet():
 def test_names_in_the_statistics_are_the_vocabulary(sample):
     for row in read("stats", sample.data)["splits"]["val"]["classes"]:
         assert coco_lvis().name(row["class"]) == row["name"] and np.isfinite(row["pixels"])
+
+
+@pytest.mark.parametrize(("cores", "given", "expected"), [(3, (), 3), (64, (), 8), (64, ("--workers", 12), 12)])
+def test_a_build_has_a_process_for_each_core_up_to_eight(sample, tmp_path, monkeypatch, cores, given, expected):
+    seen = []
+
+    def started(**how):
+        seen.append(how["workers"])
+        raise DataError("enough is known")
+
+    monkeypatch.setattr("cli.cocolvis.creation.run.cores", lambda: cores)
+    monkeypatch.setattr("cocolvis.building.build.Build", started)
+    run("build", "--coco", sample.coco, "--lvis", sample.lvis, "--out", tmp_path / "data", *given, code=1)
+    assert seen == [expected]
